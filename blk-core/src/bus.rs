@@ -1,0 +1,195 @@
+//! The machine's side: the small face that every front shows, so that any machine model wires it up in a page.
+
+use serde::{Deserialize, Serialize};
+
+/// Which of a device's address ranges an access is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Region {
+    /// PCI configuration space.
+    Config,
+    /// A base address register's range, be it ports or memory. A device that is not on PCI has its registers in `Bar(0)`;
+    /// the legacy ports of a compatibility-mode IDE controller are the ranges that its BARs would have.
+    Bar(u8),
+}
+
+/// Width of a register access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Width {
+    /// 8 bits.
+    Byte,
+    /// 16 bits.
+    Word,
+    /// 32 bits.
+    Dword,
+    /// 64 bits.
+    Qword,
+}
+
+impl Width {
+    /// The width of an access of `bytes` bytes; `None` for anything but 1, 2, 4 and 8.
+    #[must_use]
+    pub const fn from_bytes(bytes: usize) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            8 => Some(Self::Qword),
+            _ => None,
+        }
+    }
+
+    /// Bytes moved by an access.
+    #[must_use]
+    pub const fn bytes(self) -> u8 {
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Dword => 4,
+            Self::Qword => 8,
+        }
+    }
+
+    /// All ones, as wide as the access: what a read of nothing returns.
+    #[must_use]
+    pub const fn ones(self) -> u64 {
+        match self {
+            Self::Byte => 0xff,
+            Self::Word => 0xffff,
+            Self::Dword => 0xffff_ffff,
+            Self::Qword => u64::MAX,
+        }
+    }
+}
+
+/// Changes of level on a device's interrupt lines, returned rather than called back.
+///
+/// Bit n stands for line n. Lines not in `changed` keep their level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct IrqChange {
+    /// Lines whose level changed.
+    pub changed: u32,
+    /// The new levels of those lines; zero elsewhere.
+    pub level: u32,
+}
+
+impl IrqChange {
+    /// No line changed.
+    pub const NONE: Self = Self { changed: 0, level: 0 };
+
+    /// The difference between two pictures of all lines.
+    #[must_use]
+    pub const fn between(before: u32, after: u32) -> Self {
+        let changed = before ^ after;
+        Self { changed, level: after & changed }
+    }
+
+    /// This change followed by `later`.
+    ///
+    /// A line that went up and down again is still `changed`, with its last level.
+    #[must_use]
+    pub const fn then(self, later: Self) -> Self {
+        Self { changed: self.changed | later.changed, level: (self.level & !later.changed) | later.level }
+    }
+
+    /// The new level of `line`, if it changed.
+    #[must_use]
+    pub const fn line(self, line: u8) -> Option<bool> {
+        let bit = match 1_u32.checked_shl(line as u32) {
+            Some(bit) => bit,
+            None => return None,
+        };
+        if self.changed & bit == 0 { None } else { Some(self.level & bit != 0) }
+    }
+}
+
+/// Whether a register write has taken effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[must_use]
+pub enum WriteStatus {
+    /// It has.
+    Done,
+    /// It has not: the embedder polls, and resumes this vCPU (or answers this message) once
+    /// [`Progress::pending_write`] is false again.
+    Pending,
+}
+
+/// What a register read or write led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Access<T> {
+    /// The value read, or whether the write is done.
+    pub value: T,
+    /// Interrupt lines that changed.
+    pub irq: IrqChange,
+}
+
+impl<T> Access<T> {
+    /// An access that changed no interrupt line.
+    pub const fn quiet(value: T) -> Self {
+        Self { value, irq: IrqChange::NONE }
+    }
+}
+
+/// What a poll led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Progress {
+    /// Interrupt lines that changed.
+    pub irq: IrqChange,
+    /// Work is left that needs no completion: poll again. Otherwise poll after the next register access or when the
+    /// storage has a completion.
+    pub again: bool,
+    /// A register write that returned [`WriteStatus::Pending`], or a reset, is still waiting.
+    pub pending_write: bool,
+}
+
+/// A disk as a machine sees it. `M` is its guest memory, `S` the storage under it; both come in with each call.
+///
+/// A front with several queues or drives takes a slice, one [`Storage`](crate::storage::Storage) handle for each: tags are
+/// per handle. A front with one implements this for a slice too, of which it uses the first.
+///
+/// No callbacks, no stored references, no hidden threads: `&mut self`, with any lock in the embedder's adapter.
+pub trait Device<M: ?Sized, S: ?Sized> {
+    /// A guest reads `width` bytes at `offset` of `region`. Reads of what is not there return zeroes or ones, as the
+    /// bus has it.
+    fn read(&mut self, region: Region, offset: u64, width: Width, memory: &M, storage: &mut S)
+    -> Access<u64>;
+
+    /// A guest writes the low `width` bytes of `value` at `offset` of `region`. Writes to what is not there are ignored.
+    fn write(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<WriteStatus>;
+
+    /// Makes bounded progress: takes requests and completions, returns what changed.
+    fn poll(&mut self, memory: &M, storage: &mut S) -> Progress;
+
+    /// The machine's reset line: held-back requests are dropped, submitted ones awaited, and then the device is as
+    /// after power-on, with nothing left that could land later. While [`Progress::pending_write`] is true it is still
+    /// waiting.
+    fn reset(&mut self, memory: &M, storage: &mut S) -> Progress;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_followed_by_another_keeps_the_last_level() {
+        let up = IrqChange::between(0, 0b11);
+        let down = IrqChange::between(0b11, 0b01);
+        assert_eq!(up.then(down), IrqChange { changed: 0b11, level: 0b01 });
+        assert_eq!(up.then(down).line(1), Some(false));
+        assert_eq!(up.line(2), None);
+        assert_eq!(up.line(32), None);
+    }
+}

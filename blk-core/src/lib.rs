@@ -1,0 +1,37 @@
+//! The vocabulary and the promises of the disk device models.
+//!
+//! A model decodes what a guest does to registers, rings and command blocks into ordered operations on a
+//! [`Storage`](storage::Storage). This crate holds what the models share: units, operations, the storage contract,
+//! guest memory, the durability [plan](order::plan) and the [sequencer](order::Sequencer) that keeps it, the
+//! [machine-facing interface](bus::Device), and, with the feature `sim`, the disk that loses power, the oracle and the
+//! explorer that prove the promises.
+//!
+//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach. The feature `sim`, for tests and for the
+//! proof, brings in `std`.
+
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::arithmetic_side_effects,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
+#[cfg(any(test, feature = "sim"))]
+extern crate std;
+
+pub mod bus;
+pub mod memory;
+pub mod mutant;
+pub mod op;
+pub mod order;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod storage;
+pub mod units;

@@ -1,0 +1,88 @@
+//! Guest memory, as a model sees it: bytes copied in and out once, never references.
+
+use core::sync::atomic::{Ordering, fence};
+
+use crate::op::Segment;
+use crate::units::GuestAddr;
+
+/// The guest gave an address range that is not memory, or not memory that the device may access this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct MemoryError;
+
+/// Memory that a guest shares with its devices.
+///
+/// It comes in with each call and is never stored. Accesses are copies: the guest may change the bytes at any time,
+/// so a model copies once and then validates the copy. An implementation makes every access volatile, and refuses
+/// addresses that belong to device registers, so that DMA never re-enters a device (CVE-2023-0330).
+///
+/// Ring indices need more than copies: an acquire load and a release store of 16 bits, and a full fence.
+pub trait GuestMemory {
+    /// Copies `into.len()` bytes out of guest memory.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if any byte of the range is not readable memory; `into` is then unspecified.
+    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Copies `from` into guest memory.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if any byte of the range is not writable memory; some of it may have been written.
+    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError>;
+
+    /// Loads a little-endian u16 with acquire ordering. `addr` is 2-byte aligned.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if it is not readable memory or not aligned.
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError>;
+
+    /// Stores a little-endian u16 with release ordering. `addr` is 2-byte aligned.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if it is not writable memory or not aligned.
+    fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError>;
+
+    /// Whether `len` bytes from `addr` on are memory that a device may read and write.
+    /// A range that wraps past 2^64 is not.
+    fn contains(&self, addr: GuestAddr, len: u64) -> bool;
+
+    /// Orders every earlier access of this thread before every later one, loads after stores included.
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for &M {
+    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
+        (**self).read(addr, into)
+    }
+
+    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
+        (**self).write(addr, from)
+    }
+
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        (**self).load_u16_acquire(addr)
+    }
+
+    fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
+        (**self).store_u16_release(addr, value)
+    }
+
+    fn contains(&self, addr: GuestAddr, len: u64) -> bool {
+        (**self).contains(addr, len)
+    }
+
+    fn full_fence(&self) {
+        (**self).full_fence();
+    }
+}
+
+/// Whether every guest segment is memory that the device may access.
+#[must_use]
+pub fn all_contained<M: GuestMemory + ?Sized>(memory: &M, segments: &[Segment]) -> bool {
+    segments.iter().all(|segment| match *segment {
+        Segment::Guest { addr, len } => memory.contains(addr, u64::from(len)),
+        Segment::Staging { .. } => true,
+    })
+}

@@ -1,0 +1,103 @@
+//! What a model asks of a storage: operations and the memory that they touch.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Extent, GuestAddr};
+
+/// One operation on a [`Storage`](crate::storage::Storage).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Op {
+    /// Fill the segments from the disk.
+    Read {
+        /// Where to read.
+        extent: Extent,
+    },
+    /// Store the segments on the disk.
+    Write {
+        /// Where to write.
+        extent: Extent,
+        /// Complete only when the data is stable. Submitted only where [`Info::fua`](crate::storage::Info::fua) says
+        /// that the storage can; the sequencer emulates it elsewhere.
+        fua: bool,
+    },
+    /// Make the sectors read back as zeroes.
+    WriteZeroes {
+        /// Where to write.
+        extent: Extent,
+        /// Whether the storage may release the space, provided that it still reads back as zeroes.
+        may_unmap: bool,
+    },
+    /// Release the sectors; what they hold afterwards is either the old data or zeroes.
+    Discard {
+        /// What to release.
+        extent: Extent,
+    },
+    /// Make stable every write whose completion was polled before this was submitted.
+    Flush,
+}
+
+impl Op {
+    /// The sectors that the operation concerns; `None` for a flush.
+    #[must_use]
+    pub const fn extent(&self) -> Option<Extent> {
+        match *self {
+            Self::Read { extent }
+            | Self::Write { extent, .. }
+            | Self::WriteZeroes { extent, .. }
+            | Self::Discard { extent } => Some(extent),
+            Self::Flush => None,
+        }
+    }
+
+    /// Whether the operation changes the disk's contents.
+    #[must_use]
+    pub const fn mutates(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::WriteZeroes { .. } | Self::Discard { .. })
+    }
+}
+
+/// A piece of the memory that an operation reads or writes, in order.
+///
+/// The lengths of an operation's segments add up to the bytes of its extent: the model guarantees it, the storage
+/// checks it. Flush, discard and write-zeroes have no segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Segment {
+    /// Guest memory.
+    Guest {
+        /// First byte.
+        addr: GuestAddr,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// The staging buffer of the operation's slot (see [`Storage::staging`](crate::storage::Storage::staging)).
+    Staging {
+        /// First byte within the buffer.
+        offset: u32,
+        /// Length in bytes.
+        len: u32,
+    },
+}
+
+impl Segment {
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        match *self {
+            Self::Guest { len, .. } | Self::Staging { len, .. } => len,
+        }
+    }
+
+    /// Whether the segment has no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The bytes of all segments together, or `None` if that overflows.
+#[must_use]
+pub fn total_bytes(segments: &[Segment]) -> Option<u64> {
+    segments.iter().try_fold(0_u64, |sum, segment| sum.checked_add(u64::from(segment.len())))
+}

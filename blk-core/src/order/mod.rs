@@ -1,0 +1,7 @@
+//! Order and durability: what a request needs ([`plan`]), and the bookkeeping that sees it through ([`Sequencer`]).
+
+mod plan;
+mod sequencer;
+
+pub use plan::{GuestCache, Order, Plan, Request, plan};
+pub use sequencer::{Done, Hold, Sequencer};

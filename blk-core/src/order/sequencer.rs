@@ -1,0 +1,533 @@
+//! Sees each request of one queue through its plan: drains, flushes, FUA, in fixed slots.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_big_array::BigArray;
+
+use crate::mutant::{Mutant, active};
+use crate::op::{Op, Segment};
+use crate::order::plan::{GuestCache, Order, Plan, Request, plan};
+use crate::storage::{Busy, IoError, Storage};
+use crate::units::Tag;
+
+/// Why a request was not taken. It stays with its owner, unpopped, and is offered again after the next completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Hold {
+    /// The storage is busy.
+    Busy,
+    /// Every slot is in use.
+    Full,
+    /// A barrier runs, or this is one and older requests are in flight.
+    Barrier,
+    /// A reset waits for what was submitted.
+    Resetting,
+}
+
+impl From<Busy> for Hold {
+    fn from(Busy: Busy) -> Self {
+        Self::Busy
+    }
+}
+
+/// A request has ended. Its slot and payload stay until [`Sequencer::release`] or [`Sequencer::advance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Done {
+    /// The slot.
+    pub slot: u16,
+    /// How the last of its operations ended.
+    pub result: Result<(), IoError>,
+}
+
+/// Where a slot stands in its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Stage {
+    /// Unused.
+    Free,
+    /// The flush before the operation is in flight.
+    Before,
+    /// The owner has to supply the segments: the operation can be submitted now.
+    Wanting,
+    /// The operation is in flight.
+    Main,
+    /// The operation is done; the flush after it found the storage busy.
+    AfterRefused,
+    /// The flush after the operation is in flight.
+    After,
+    /// Reported; the owner decides what comes next.
+    Ended,
+    /// Only under a mutant: to be reported without waiting for the storage.
+    AckEarly,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Slot<T> {
+    stage: Stage,
+    generation: u16,
+    plan: Plan,
+    payload: Option<T>,
+}
+
+/// The requests in flight of one queue, at most `N` (128 at most), each with its owner's payload `T`.
+///
+/// The sequencer owns durability and barriers and nothing else: it keeps no segments and no guest addresses. What it
+/// cannot take it refuses with [`Hold`], and the owner leaves the request where the guest put it.
+///
+/// ```text
+/// submit -> Busy/Full/Barrier/Resetting: leave the request unpopped, try again after the next completion
+///        -> slot: [flush] -> (wanting) -> operation -> [flush] -> Done -> release | advance to another operation
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: DeserializeOwned"))]
+pub struct Sequencer<T, const N: usize> {
+    #[serde(with = "BigArray")]
+    slots: [Slot<T>; N],
+    /// Bit n: slot n is in use.
+    used: u128,
+    /// Bit n: slot n is `Wanting`.
+    wanting: u128,
+    /// Bit n: slot n is `AfterRefused`.
+    refused: u128,
+    /// The slot of the barrier that runs.
+    barrier: Option<u16>,
+    resetting: bool,
+    generation: u16,
+    /// Completions that named no operation in flight: a defect of the storage.
+    strays: u32,
+    #[cfg(feature = "mutants")]
+    dirty: bool,
+}
+
+impl<T, const N: usize> Default for Sequencer<T, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T, const N: usize> Sequencer<T, N> {
+    /// One bit for each slot.
+    const ALL: u128 = {
+        assert!(N > 0 && N <= 128, "a sequencer has 1 to 128 slots");
+        u128::MAX >> (128 - N)
+    };
+
+    /// An idle sequencer.
+    #[must_use]
+    pub fn new() -> Self {
+        let empty = Plan { exclusive: false, flush_before: false, op: Op::Flush, flush_after: false };
+        Self {
+            slots: core::array::from_fn(|_| Slot {
+                stage: Stage::Free,
+                generation: 0,
+                plan: empty,
+                payload: None,
+            }),
+            used: 0,
+            wanting: 0,
+            refused: 0,
+            barrier: None,
+            resetting: false,
+            generation: 0,
+            strays: 0,
+            #[cfg(feature = "mutants")]
+            dirty: false,
+        }
+    }
+
+    /// Requests that have a slot.
+    #[must_use]
+    pub const fn in_use(&self) -> u32 {
+        self.used.count_ones()
+    }
+
+    /// Whether no request has a slot.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Whether a reset still waits for operations in flight.
+    #[must_use]
+    pub const fn is_resetting(&self) -> bool {
+        self.resetting
+    }
+
+    /// Completions that named no operation in flight. Always 0 with a storage that keeps the contract.
+    #[must_use]
+    pub const fn strays(&self) -> u32 {
+        self.strays
+    }
+
+    /// The slot that the next [`submit`](Self::submit) will use, so that its staging buffer can be filled beforehand.
+    #[must_use]
+    #[inline]
+    pub fn next_slot(&self) -> Option<u16> {
+        let free = !self.used & Self::ALL;
+        if free == 0 { None } else { u16::try_from(free.trailing_zeros()).ok() }
+    }
+
+    /// The payload of a slot in use.
+    #[inline]
+    pub fn payload(&mut self, slot: u16) -> Option<&mut T> {
+        self.slots.get_mut(usize::from(slot))?.payload.as_mut()
+    }
+
+    /// The slots in use with their payloads, lowest slot first.
+    pub fn payloads(&self) -> impl Iterator<Item = (u16, &T)> {
+        (0..).zip(self.slots.iter()).filter_map(|(slot, s)| Some((slot, s.payload.as_ref()?)))
+    }
+
+    /// Takes a request: plans it for a guest that was told `cache`, and starts it.
+    ///
+    /// If the plan begins with a flush, the segments are not used now: the slot turns up in [`Self::wanting`] when the
+    /// flush is done, and the owner supplies them again with [`Self::supply`].
+    ///
+    /// # Errors
+    /// [`Hold`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
+    #[inline]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "memory and storage come in with each call; the rest is the request"
+    )]
+    pub fn submit<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        request: &Request,
+        cache: GuestCache,
+        segments: &[Segment],
+        payload: T,
+    ) -> Result<u16, Hold> {
+        if self.resetting {
+            return Err(Hold::Resetting);
+        }
+        if self.barrier.is_some() && !active(Mutant::BarrierAdmitsYounger) {
+            return Err(Hold::Barrier);
+        }
+        let slot = self.next_slot().ok_or(Hold::Full)?;
+        let plan = plan(request, cache, storage.info());
+        let drains = plan.exclusive && !drain_dropped(request);
+        if drains && self.used != 0 {
+            return Err(Hold::Barrier);
+        }
+        let stage = self.start(memory, storage, slot, plan, segments)?;
+        self.set(slot, stage, plan);
+        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
+            s.payload = Some(payload);
+        }
+        if plan.exclusive {
+            self.barrier = Some(slot);
+        }
+        Ok(slot)
+    }
+
+    /// Lets a slot that [`Done`] named go on with another operation, keeping its payload and its barrier.
+    ///
+    /// If the storage is busy the slot turns up in [`Self::wanting`] later, and the owner supplies the segments then.
+    pub fn advance<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+        request: &Request,
+        cache: GuestCache,
+        segments: &[Segment],
+    ) {
+        if self.stage(slot) != Some(Stage::Ended) {
+            return;
+        }
+        let plan = plan(request, cache, storage.info());
+        let stage = self.start(memory, storage, slot, plan, segments).unwrap_or(Stage::Wanting);
+        self.set(slot, stage, plan);
+    }
+
+    /// The lowest slot whose segments the owner has to supply again, if there is one, with its operation.
+    #[must_use]
+    #[inline]
+    pub fn wanting(&self) -> Option<(u16, Op)> {
+        if self.wanting == 0 {
+            return None;
+        }
+        let slot = u16::try_from(self.wanting.trailing_zeros()).ok()?;
+        self.slots.get(usize::from(slot)).map(|s| (slot, s.plan.op))
+    }
+
+    /// Supplies the segments of a slot that [`Self::wanting`] named.
+    ///
+    /// # Errors
+    /// [`Busy`] if the storage is busy; the slot goes on wanting them.
+    pub fn supply<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+        segments: &[Segment],
+    ) -> Result<(), Busy> {
+        let Some(s) = self.slots.get(usize::from(slot)).filter(|s| s.stage == Stage::Wanting) else {
+            return Ok(());
+        };
+        // A flush before the operation, if the plan had one, is done.
+        let plan = Plan { flush_before: false, ..s.plan };
+        let stage = self.start(memory, storage, slot, plan, segments).map_err(|_| Busy)?;
+        self.set(slot, stage, plan);
+        Ok(())
+    }
+
+    /// Gives up on a slot that [`Self::wanting`] named or [`Done`] reported, or ends it after Done: the slot is free
+    /// and the payload comes back.
+    #[inline]
+    pub fn release(&mut self, slot: u16) -> Option<T> {
+        let s = self.slots.get_mut(usize::from(slot))?;
+        if !matches!(s.stage, Stage::Ended | Stage::Wanting) {
+            return None;
+        }
+        #[cfg(feature = "mutants")]
+        if s.plan.op.mutates() {
+            self.dirty = true;
+        }
+        let payload = s.payload.take();
+        self.free(slot);
+        payload
+    }
+
+    /// The next request that has ended.
+    ///
+    /// Bounded: each call takes completions from the storage until one ends a request, and no completion begets another.
+    #[inline]
+    pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Option<Done> {
+        if self.refused != 0 {
+            self.retry_refused(memory, storage);
+        }
+        if cfg!(feature = "mutants")
+            && let Some(done) = self.acked_early()
+        {
+            return Some(done);
+        }
+        while let Some(completion) = storage.poll(memory) {
+            let Tag { slot, generation } = completion.tag;
+            let known = self.slots.get(usize::from(slot)).filter(|s| s.generation == generation);
+            let Some((stage, plan)) = known.map(|s| (s.stage, s.plan)) else {
+                self.stray();
+                continue;
+            };
+            if !matches!(stage, Stage::Before | Stage::Main | Stage::After) {
+                self.stray();
+                continue;
+            }
+            if self.resetting {
+                self.free(slot);
+                continue;
+            }
+            let flushed = stage != Stage::Main || plan.op == Op::Flush;
+            let result = match completion.result {
+                Err(_) if flushed && active(Mutant::FlushErrorSwallowed) => Ok(()),
+                result => result,
+            };
+            let next = match (stage, result) {
+                (Stage::Before, Ok(())) => Stage::Wanting,
+                (Stage::Main, Ok(())) if plan.flush_after && !self.skips_flush() => {
+                    self.start_flush(memory, storage, slot).map_or(Stage::AfterRefused, |()| Stage::After)
+                }
+                _ => Stage::Ended,
+            };
+            self.set(slot, next, plan);
+            if next == Stage::Ended {
+                return Some(Done { slot, result });
+            }
+        }
+        None
+    }
+
+    /// Begins a reset: what was not submitted is dropped now, what was is awaited by [`Self::poll`] and not reported.
+    /// The reset is over when [`Self::finish_reset`] says so.
+    pub fn reset(&mut self) {
+        self.resetting = true;
+        self.barrier = None;
+        let without_drain = active(Mutant::ResetWithoutDrain);
+        for slot in (0_u16..).take(N) {
+            let in_flight = matches!(self.stage(slot), Some(Stage::Before | Stage::Main | Stage::After));
+            if !in_flight || without_drain {
+                self.free(slot);
+            }
+        }
+    }
+
+    /// Ends a reset if nothing is in flight any more, or if the storage promises that nothing of it will land. Returns
+    /// whether no reset is under way; where it returns false for long, the device is stuck and says so.
+    pub fn finish_reset<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, storage: &mut S) -> bool {
+        if self.resetting && self.used != 0 && storage.fence() {
+            for slot in (0_u16..).take(N) {
+                self.free(slot);
+            }
+        }
+        if self.used == 0 {
+            self.resetting = false;
+        }
+        !self.resetting
+    }
+
+    /// Submits the first operation of `plan`, and says in which stage that leaves the slot.
+    #[inline]
+    fn start<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+        plan: Plan,
+        segments: &[Segment],
+    ) -> Result<Stage, Busy> {
+        if plan.flush_before {
+            self.start_flush(memory, storage, slot)?;
+            return Ok(Stage::Before);
+        }
+        if plan.op == Op::Flush && (self.flush_dropped(plan.exclusive) || self.skips_flush()) {
+            return Ok(Stage::AckEarly);
+        }
+        let tag = self.next_tag(slot);
+        if cfg!(feature = "mutants") && active(Mutant::HalfWrite) {
+            let (op, half) = first_half(plan.op, segments);
+            storage.submit(memory, tag, op, half.as_ref().map_or(segments, core::slice::from_ref))?;
+        } else {
+            storage.submit(memory, tag, plan.op, segments)?;
+        }
+        self.accept(tag);
+        if plan.flush_after && active(Mutant::FuaFlushBesideWrite) {
+            let beside = Tag { slot, generation: u16::MAX };
+            // The mutant's flush runs beside its write; its completion is a stray.
+            let _ = storage.submit(memory, beside, Op::Flush, &[]);
+        }
+        let early = active(Mutant::WriteAckedAtSubmission) && matches!(plan.op, Op::Write { .. })
+            || active(Mutant::RangeAckedEarly)
+                && matches!(plan.op, Op::WriteZeroes { .. } | Op::Discard { .. });
+        Ok(if early { Stage::AckEarly } else { Stage::Main })
+    }
+
+    fn start_flush<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+    ) -> Result<(), Busy> {
+        let tag = self.next_tag(slot);
+        storage.submit(memory, tag, Op::Flush, &[])?;
+        self.accept(tag);
+        Ok(())
+    }
+
+    /// Offers the flushes that found the storage busy again.
+    #[cold]
+    fn retry_refused<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
+        while self.refused != 0 {
+            let Ok(slot) = u16::try_from(self.refused.trailing_zeros()) else { return };
+            let Some(plan) = self.slots.get(usize::from(slot)).map(|s| s.plan) else { return };
+            if self.start_flush(memory, storage, slot).is_err() {
+                return;
+            }
+            self.set(slot, Stage::After, plan);
+        }
+    }
+
+    #[inline]
+    fn next_tag(&self, slot: u16) -> Tag {
+        Tag { slot, generation: self.generation.wrapping_add(1) & 0x7fff }
+    }
+
+    #[inline]
+    fn accept(&mut self, tag: Tag) {
+        self.generation = tag.generation;
+        if let Some(s) = self.slots.get_mut(usize::from(tag.slot)) {
+            s.generation = tag.generation;
+        }
+    }
+
+    fn stage(&self, slot: u16) -> Option<Stage> {
+        self.slots.get(usize::from(slot)).map(|s| s.stage)
+    }
+
+    #[inline]
+    fn set(&mut self, slot: u16, stage: Stage, plan: Plan) {
+        let bit = bit(slot);
+        self.used |= bit;
+        self.wanting = if stage == Stage::Wanting { self.wanting | bit } else { self.wanting & !bit };
+        self.refused = if stage == Stage::AfterRefused { self.refused | bit } else { self.refused & !bit };
+        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
+            s.stage = stage;
+            s.plan = plan;
+        }
+    }
+
+    #[inline]
+    fn free(&mut self, slot: u16) {
+        let bit = bit(slot);
+        self.used &= !bit;
+        self.wanting &= !bit;
+        self.refused &= !bit;
+        if self.barrier == Some(slot) {
+            self.barrier = None;
+        }
+        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
+            s.stage = Stage::Free;
+            s.payload = None;
+        }
+    }
+
+    #[cold]
+    fn stray(&mut self) {
+        self.strays = self.strays.saturating_add(1);
+        if cfg!(not(feature = "mutants")) {
+            debug_assert!(false, "a completion that names no operation in flight");
+        }
+    }
+
+    // The rest exists for the mutants; without the feature all of it is constant.
+
+    fn flush_dropped(&self, exclusive: bool) -> bool {
+        active(Mutant::FlushWithoutHostFlush) || exclusive && active(Mutant::CacheOffWithoutFlush)
+    }
+
+    /// QEMU's defect (PEERS, 16): the counter that says "something is dirty" is advanced after it was looked at.
+    #[inline(always)]
+    fn skips_flush(&mut self) -> bool {
+        #[cfg(feature = "mutants")]
+        if active(Mutant::FlushSkippedByGeneration) {
+            return !core::mem::take(&mut self.dirty);
+        }
+        false
+    }
+
+    fn acked_early(&mut self) -> Option<Done> {
+        let slot = self.slots.iter().position(|s| s.stage == Stage::AckEarly)?;
+        let slot = u16::try_from(slot).ok()?;
+        let plan = self.slots.get(usize::from(slot))?.plan;
+        self.set(slot, Stage::Ended, plan);
+        Some(Done { slot, result: Ok(()) })
+    }
+}
+
+#[inline]
+fn bit(slot: u16) -> u128 {
+    1_u128.checked_shl(u32::from(slot)).unwrap_or(0)
+}
+
+/// Whether a mutant lets an exclusive request start beside older ones.
+fn drain_dropped(request: &Request) -> bool {
+    match (request.op, request.order) {
+        (Op::Flush, Order::Barrier) => active(Mutant::CacheSwitchInFlight),
+        _ => active(Mutant::BarrierIgnoresOlder),
+    }
+}
+
+/// The mutant's write: the first of two sectors, and the segment that holds it.
+fn first_half(op: Op, segments: &[Segment]) -> (Op, Option<Segment>) {
+    use crate::units::{Extent, SECTOR_BYTES};
+    match (op, segments.first()) {
+        (Op::Write { extent, fua }, Some(&first)) if extent.sectors == 2 => {
+            let half = match first {
+                Segment::Guest { addr, .. } => Segment::Guest { addr, len: SECTOR_BYTES },
+                Segment::Staging { offset, .. } => Segment::Staging { offset, len: SECTOR_BYTES },
+            };
+            (Op::Write { extent: Extent { sectors: 1, ..extent }, fua }, Some(half))
+        }
+        _ => (op, None),
+    }
+}

@@ -1,0 +1,245 @@
+//! The storage under a model: its contract, and the truth about its cache.
+
+use serde::{Deserialize, Serialize};
+
+use crate::op::{Op, Segment};
+use crate::units::{Lba, Tag};
+
+/// What a completed plain write is worth on this storage. The truth about the host, not the guest's wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Cache {
+    /// A completed write is stable (`O_DSYNC`, or a disk without a volatile cache).
+    WriteThrough,
+    /// A completed write may be lost until a flush that was submitted after its completion has completed.
+    WriteBack,
+    /// Nothing is ever stable and a flush does nothing: declared, never silently assumed.
+    Unsafe,
+}
+
+/// What a storage is and what it can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Info {
+    /// Capacity in 512-byte sectors, a multiple of the logical block.
+    pub sectors: u64,
+    /// Smallest addressable unit in bytes: a power of two, 512 at least.
+    pub logical_block_bytes: u32,
+    /// Unit that is written without a read-modify-write: a power of two, at least the logical block.
+    pub physical_block_bytes: u32,
+    /// Preferred transfer in bytes; 0 where nothing is known.
+    pub optimal_io_bytes: u32,
+    /// Writes are refused with [`IoErrorKind::ReadOnly`]. A flush is not.
+    pub read_only: bool,
+    /// Whether seeks cost time.
+    pub rotational: bool,
+    /// What a completed plain write is worth.
+    pub cache: Cache,
+    /// Whether `Op::Write { fua: true }` is honoured natively. Never set by a storage that might ignore it.
+    pub fua: bool,
+    /// Whether write-zeroes and discard are stable on completion. `O_DSYNC` does not make them so.
+    pub range_stable: bool,
+    /// Whether `Op::Discard` releases space; elsewhere it succeeds and leaves the data.
+    pub discard: bool,
+    /// Bytes of the staging buffer of each slot, a multiple of 512; 0 where there is none.
+    pub staging_bytes: u32,
+    /// Most segments that one operation may have.
+    pub segments_max: u16,
+    /// Most bytes that one read or write may move.
+    pub transfer_max_bytes: u32,
+}
+
+impl Info {
+    /// Sectors in a logical block: 1 at least.
+    #[must_use]
+    pub const fn sectors_per_block(&self) -> u64 {
+        let sectors = (self.logical_block_bytes >> 9) as u64;
+        if sectors == 0 { 1 } else { sectors }
+    }
+
+    /// Whether a guest must be shown a volatile write cache: exactly where completed writes are not stable.
+    #[must_use]
+    pub const fn has_volatile_cache(&self) -> bool {
+        !matches!(self.cache, Cache::WriteThrough)
+    }
+}
+
+/// How a host file or device is opened and what its completed writes are then worth.
+///
+/// The names are those of the leading emulator's `cache=` option. The table below is the only place where a mode is
+/// given its meaning: the file backend opens by it, and the crash explorer's disk is built from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum CacheMode {
+    /// Page cache, every write `O_DSYNC`.
+    WriteThrough,
+    /// Page cache, stable after fdatasync.
+    WriteBack,
+    /// `O_DIRECT`; the disk's own cache is volatile until fdatasync.
+    None,
+    /// `O_DIRECT` and `O_DSYNC`.
+    DirectSync,
+    /// Page cache, flushes ignored: nothing is stable.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// Every mode, in the order of the integrity table.
+    pub const ALL: [Self; 5] =
+        [Self::WriteThrough, Self::WriteBack, Self::None, Self::DirectSync, Self::Unsafe];
+
+    /// The name by which an operator gives the mode.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteThrough => "writethrough",
+            Self::WriteBack => "writeback",
+            Self::None => "none",
+            Self::DirectSync => "directsync",
+            Self::Unsafe => "unsafe",
+        }
+    }
+
+    /// Whether the image is opened `O_DIRECT`.
+    #[must_use]
+    pub const fn direct(self) -> bool {
+        matches!(self, Self::None | Self::DirectSync)
+    }
+
+    /// Whether the image is opened `O_DSYNC`.
+    #[must_use]
+    pub fn dsync(self) -> bool {
+        let dropped = crate::mutant::active(crate::mutant::Mutant::DsyncDropped);
+        matches!(self, Self::WriteThrough | Self::DirectSync) && !dropped
+    }
+
+    /// What a completed plain write is worth in this mode.
+    #[must_use]
+    pub fn cache(self) -> Cache {
+        match self {
+            Self::WriteThrough | Self::DirectSync => Cache::WriteThrough,
+            Self::None if crate::mutant::active(crate::mutant::Mutant::DirectTakenAsDurable) => {
+                Cache::WriteThrough
+            }
+            Self::WriteBack | Self::None => Cache::WriteBack,
+            Self::Unsafe => Cache::Unsafe,
+        }
+    }
+}
+
+/// Nothing was taken; the same operation may be submitted again once something has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Busy;
+
+/// Why an operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum IoErrorKind {
+    /// The medium or the host failed it. A short transfer counts as this.
+    Medium,
+    /// The host has no space left.
+    NoSpace,
+    /// The storage is read-only.
+    ReadOnly,
+    /// The range lies outside the storage, or the segments do not add up to it.
+    OutOfRange,
+    /// A segment is not memory that may be accessed.
+    Memory,
+    /// An earlier durable operation failed: until an operator has checked the image, nothing more can be promised.
+    Latched,
+    /// The storage does not do this operation.
+    Unsupported,
+}
+
+/// A failed operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct IoError {
+    /// Why.
+    pub kind: IoErrorKind,
+    /// The first sector concerned, where it is known. A flush names the lowest sector that was dirty.
+    pub lba: Option<Lba>,
+}
+
+impl IoError {
+    /// An error of which no sector is known.
+    #[must_use]
+    pub const fn new(kind: IoErrorKind) -> Self {
+        Self { kind, lba: None }
+    }
+}
+
+impl From<IoErrorKind> for IoError {
+    fn from(kind: IoErrorKind) -> Self {
+        Self::new(kind)
+    }
+}
+
+/// An accepted operation has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Completion {
+    /// The tag that it was submitted with.
+    pub tag: Tag,
+    /// How it ended. A short transfer is an error, never a success.
+    pub result: Result<(), IoError>,
+}
+
+/// A disk's contents, behind asynchronous operations. `M` is the guest memory that its segments live in.
+///
+/// The contract:
+/// - `submit` returns at once. `Busy` means that nothing was taken; `Ok` means exactly one completion, delivered by
+///   a later `poll` and never from inside `submit`.
+/// - Operations in flight may run in any order. Whoever needs an order waits for a completion first.
+/// - A flush covers the writes, write-zeroes and discards whose completions were polled before it was submitted, on
+///   any handle to the same storage.
+/// - A failed durable operation is sticky: from then on flushes, FUA writes and writes fail with
+///   [`IoErrorKind::Latched`]; reads go on. A reset of the device does not clear it.
+/// - Segments are read during `submit` and kept, if need be, by the storage; the caller's slice may go away.
+/// - Ranges are checked against the capacity here too, although the models have checked them.
+pub trait Storage<M: ?Sized> {
+    /// What this storage is. Cheap; models ask at every command.
+    fn info(&self) -> &Info;
+
+    /// Starts an operation.
+    ///
+    /// # Errors
+    /// [`Busy`] if it cannot be taken now.
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy>;
+
+    /// The next completion, if there is one.
+    fn poll(&mut self, memory: &M) -> Option<Completion>;
+
+    /// The staging buffer of `slot`: [`Info::staging_bytes`] long, or empty if there is no such buffer or an operation
+    /// that uses it is in flight. Its contents stay until the next operation of that slot.
+    fn staging(&mut self, slot: u16) -> &mut [u8];
+
+    /// Promises, if it returns true, that nothing submitted before lands any more, in memory or on the disk, and that
+    /// no completion of it will be delivered. A storage that cannot promise this returns false.
+    fn fence(&mut self) -> bool {
+        false
+    }
+}
+
+impl<M: ?Sized, S: Storage<M> + ?Sized> Storage<M> for &mut S {
+    fn info(&self) -> &Info {
+        (**self).info()
+    }
+
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        (**self).submit(memory, tag, op, segments)
+    }
+
+    fn poll(&mut self, memory: &M) -> Option<Completion> {
+        (**self).poll(memory)
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        (**self).staging(slot)
+    }
+
+    fn fence(&mut self) -> bool {
+        (**self).fence()
+    }
+}
