@@ -31,7 +31,10 @@ pub mod memory;
 pub mod mutant;
 pub mod op;
 pub mod order;
+pub mod ram;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod sticky;
 pub mod storage;
+pub mod sync;
 pub mod units;

@@ -1,5 +1,6 @@
 //! Guest memory, as a model sees it: bytes copied in and out once, never references.
 
+use core::cell::Cell;
 use core::sync::atomic::{Ordering, fence};
 
 use crate::op::Segment;
@@ -85,4 +86,64 @@ pub fn all_contained<M: GuestMemory + ?Sized>(memory: &M, segments: &[Segment]) 
         Segment::Guest { addr, len } => memory.contains(addr, u64::from(len)),
         Segment::Staging { .. } => true,
     })
+}
+
+/// Guest memory of a machine with one thread: firmware that polls, fuzzers, benchmarks, tests.
+///
+/// `Cell`s keep it free of `unsafe` and of references that a guest could change under; they also keep it on one
+/// thread. A host whose guests run on other threads brings its own volatile mapping.
+#[derive(Clone, Copy, Debug)]
+pub struct CellMemory<'a> {
+    base: GuestAddr,
+    bytes: &'a [Cell<u8>],
+}
+
+impl<'a> CellMemory<'a> {
+    /// The memory `bytes`, which the guest sees from address `base` on.
+    pub fn new(base: GuestAddr, bytes: &'a mut [u8]) -> Self {
+        Self { base, bytes: Cell::from_mut(bytes).as_slice_of_cells() }
+    }
+
+    fn range(&self, addr: GuestAddr, len: usize) -> Result<&'a [Cell<u8>], MemoryError> {
+        let start = addr.0.checked_sub(self.base.0).and_then(|start| usize::try_from(start).ok());
+        let start = start.ok_or(MemoryError)?;
+        let end = start.checked_add(len).ok_or(MemoryError)?;
+        self.bytes.get(start..end).ok_or(MemoryError)
+    }
+}
+
+impl GuestMemory for CellMemory<'_> {
+    #[inline]
+    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
+        let from = self.range(addr, into.len())?;
+        into.iter_mut().zip(from).for_each(|(to, from)| *to = from.get());
+        Ok(())
+    }
+
+    #[inline]
+    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
+        let into = self.range(addr, from.len())?;
+        into.iter().zip(from).for_each(|(to, from)| to.set(*from));
+        Ok(())
+    }
+
+    #[inline]
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        let mut bytes = [0; 2];
+        self.read(aligned_u16(addr)?, &mut bytes)?;
+        Ok(u16::from_le_bytes(bytes))
+    }
+
+    #[inline]
+    fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
+        self.write(aligned_u16(addr)?, &value.to_le_bytes())
+    }
+
+    fn contains(&self, addr: GuestAddr, len: u64) -> bool {
+        usize::try_from(len).is_ok_and(|len| self.range(addr, len).is_ok())
+    }
+}
+
+fn aligned_u16(addr: GuestAddr) -> Result<GuestAddr, MemoryError> {
+    if addr.0.is_multiple_of(2) { Ok(addr) } else { Err(MemoryError) }
 }

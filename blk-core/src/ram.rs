@@ -1,0 +1,305 @@
+//! A RAM disk, and disks behind `embedded-io`.
+
+use embedded_io::{Read, Seek, SeekFrom, Write};
+
+use crate::memory::MemoryError;
+use crate::storage::{Cache, Info, IoError, IoErrorKind};
+use crate::sync::{Medium, Synchronous};
+use crate::units::{Lba, SECTOR_BYTES};
+
+/// What a plain medium of `bytes` bytes is, with `cache` as its owner declares it.
+#[must_use]
+pub const fn plain_info(bytes: u64, cache: Cache) -> Info {
+    Info {
+        sectors: bytes >> 9,
+        logical_block_bytes: SECTOR_BYTES,
+        physical_block_bytes: SECTOR_BYTES,
+        optimal_io_bytes: 0,
+        read_only: false,
+        rotational: false,
+        cache,
+        fua: false,
+        range_stable: false,
+        discard: false,
+        staging_bytes: 0,
+        segments_max: 126,
+        transfer_max_bytes: 1 << 20,
+    }
+}
+
+/// A disk in memory.
+pub type RamDisk<'a, const N: usize> = Synchronous<'a, Ram<'a>, N>;
+
+/// The memory of a [`RamDisk`].
+#[derive(Debug)]
+pub struct Ram<'a> {
+    bytes: &'a mut [u8],
+    info: Info,
+}
+
+impl<'a> Ram<'a> {
+    /// A disk in `bytes`, of which whole sectors are used. RAM forgets when the power goes, so it is declared as
+    /// [`Cache::Unsafe`] unless [`Self::with_cache`] says that it is, for example, battery-backed.
+    pub const fn new(bytes: &'a mut [u8]) -> Self {
+        let info = plain_info(bytes.len() as u64, Cache::Unsafe);
+        Self { bytes, info }
+    }
+
+    /// Declares what a completed write is worth.
+    #[must_use]
+    pub const fn with_cache(self, cache: Cache) -> Self {
+        Self { info: Info { cache, ..self.info }, ..self }
+    }
+
+    /// Declares the medium read-only.
+    #[must_use]
+    pub const fn read_only(self) -> Self {
+        Self { info: Info { read_only: true, ..self.info }, ..self }
+    }
+
+    /// Declares another logical block size, a power of two from 512 on; the capacity becomes a multiple of it.
+    #[must_use]
+    pub const fn with_logical_block(self, bytes: u32) -> Self {
+        let mut info = self.info;
+        info.logical_block_bytes = bytes;
+        if info.physical_block_bytes < bytes {
+            info.physical_block_bytes = bytes;
+        }
+        info.sectors &= !(info.sectors_per_block().wrapping_sub(1));
+        Self { info, ..self }
+    }
+
+    /// The disk's contents.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    fn range(&mut self, offset: u64, len: usize) -> Result<&mut [u8], IoError> {
+        let start = usize::try_from(offset).map_err(|_| IoErrorKind::OutOfRange)?;
+        let end = start.checked_add(len).ok_or(IoErrorKind::OutOfRange)?;
+        self.bytes.get_mut(start..end).ok_or_else(|| IoErrorKind::OutOfRange.into())
+    }
+}
+
+impl Medium for Ram<'_> {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn read(
+        &mut self,
+        offset: u64,
+        len: usize,
+        mut sink: impl FnMut(&[u8]) -> Result<(), MemoryError>,
+    ) -> Result<(), IoError> {
+        Ok(sink(self.range(offset, len)?)?)
+    }
+
+    fn write(
+        &mut self,
+        offset: u64,
+        len: usize,
+        mut source: impl FnMut(&mut [u8]) -> Result<(), MemoryError>,
+    ) -> Result<(), IoError> {
+        Ok(source(self.range(offset, len)?)?)
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+/// A medium behind the `embedded-io` traits: flash, an SD card, a serial line to another machine.
+///
+/// `Write::flush` has to reach the medium; whoever passes a `T` whose flush does less declares [`Cache::Unsafe`].
+#[derive(Debug)]
+pub struct IoMedium<T> {
+    io: T,
+    info: Info,
+}
+
+impl<T: Read + Write + Seek> IoMedium<T> {
+    /// A disk of `bytes` bytes, of which whole sectors are used, behind `io`.
+    pub const fn new(io: T, bytes: u64, cache: Cache) -> Self {
+        Self { io, info: plain_info(bytes, cache) }
+    }
+
+    /// Moves `len` bytes at `offset` through a buffer of one sector.
+    fn pieces(
+        &mut self,
+        offset: u64,
+        len: usize,
+        mut piece: impl FnMut(&mut T, &mut [u8]) -> Result<(), IoErrorKind>,
+    ) -> Result<(), IoError> {
+        let mut buffer = [0; SECTOR_BYTES as usize];
+        let mut lba = offset >> 9;
+        self.io.seek(SeekFrom::Start(offset)).map_err(|_| medium_error(lba))?;
+        let mut left = len;
+        while left > 0 {
+            let now = left.min(buffer.len());
+            let bytes = buffer.get_mut(..now).ok_or(IoErrorKind::OutOfRange)?;
+            piece(&mut self.io, bytes).map_err(|kind| IoError { kind, ..medium_error(lba) })?;
+            left = left.saturating_sub(now);
+            lba = lba.saturating_add(1);
+        }
+        Ok(())
+    }
+}
+
+const fn medium_error(lba: u64) -> IoError {
+    IoError { kind: IoErrorKind::Medium, lba: Some(Lba(lba)) }
+}
+
+impl<T: Read + Write + Seek> Medium for IoMedium<T> {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn read(
+        &mut self,
+        offset: u64,
+        len: usize,
+        mut sink: impl FnMut(&[u8]) -> Result<(), MemoryError>,
+    ) -> Result<(), IoError> {
+        self.pieces(offset, len, |io, bytes| {
+            io.read_exact(bytes).map_err(|_| IoErrorKind::Medium)?;
+            sink(bytes).map_err(|MemoryError| IoErrorKind::Memory)
+        })
+    }
+
+    fn write(
+        &mut self,
+        offset: u64,
+        len: usize,
+        mut source: impl FnMut(&mut [u8]) -> Result<(), MemoryError>,
+    ) -> Result<(), IoError> {
+        self.pieces(offset, len, |io, bytes| {
+            source(bytes).map_err(|MemoryError| IoErrorKind::Memory)?;
+            io.write_all(bytes).map_err(|_| IoErrorKind::Medium)
+        })
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        self.io.flush().map_err(|_| IoErrorKind::Medium.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use super::*;
+    use crate::memory::CellMemory;
+    use crate::op::{Op, Segment};
+    use crate::storage::Storage;
+    use crate::units::{Extent, GuestAddr, Tag};
+
+    const TAG: Tag = Tag { slot: 1, generation: 7 };
+    const PAGE: Segment = Segment::Guest { addr: GuestAddr(0x1000), len: 1024 };
+    const STAGED: Segment = Segment::Staging { offset: 512, len: 1024 };
+
+    fn run<D: Medium>(
+        disk: &mut Synchronous<'_, D, 2>,
+        memory: &CellMemory<'_>,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<(), IoErrorKind> {
+        disk.submit(memory, TAG, op, segments).unwrap();
+        let completion = Storage::<CellMemory<'_>>::poll(disk, memory).unwrap();
+        assert_eq!(completion.tag, TAG);
+        completion.result.map_err(|error| error.kind)
+    }
+
+    #[test]
+    fn data_goes_from_guest_to_disk_to_staging() {
+        let (mut bytes, mut staging, mut ram) = (vec![0; 8192], vec![0; 4096], vec![0; 8192]);
+        let memory = CellMemory::new(GuestAddr(0), &mut ram);
+        let mut disk = RamDisk::<2>::new(Ram::new(&mut bytes), &mut staging);
+        memory_fill(&memory, 0x1000, 1024);
+        let extent = Extent::new(3, 2);
+        run(&mut disk, &memory, Op::Write { extent, fua: false }, &[PAGE]).unwrap();
+        run(&mut disk, &memory, Op::Read { extent }, &[STAGED]).unwrap();
+        let staged = Storage::<CellMemory<'_>>::staging(&mut disk, 1);
+        assert_eq!(staged.len(), 2048);
+        assert!(staged[512..1536].iter().enumerate().all(|(i, byte)| *byte == i as u8));
+        assert!(staged[..512].iter().all(|byte| *byte == 0));
+        run(&mut disk, &memory, Op::WriteZeroes { extent: Extent::new(4, 1), may_unmap: true }, &[]).unwrap();
+        assert!(disk.medium().bytes()[2048..2560].iter().all(|byte| *byte == 0));
+        assert_eq!(disk.medium().bytes()[1537], 1);
+    }
+
+    fn memory_fill(memory: &CellMemory<'_>, at: u64, len: usize) {
+        use crate::memory::GuestMemory;
+        let bytes: vec::Vec<u8> = (0..len).map(|i| i as u8).collect();
+        memory.write(GuestAddr(at), &bytes).unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_moves_nothing() {
+        let (mut bytes, mut ram) = (vec![0; 2048], vec![1; 8192]);
+        let memory = CellMemory::new(GuestAddr(0), &mut ram);
+        let mut disk = RamDisk::<2>::new(Ram::new(&mut bytes), &mut []);
+        let write = |start, sectors| Op::Write { extent: Extent::new(start, sectors), fua: false };
+        assert_eq!(run(&mut disk, &memory, write(3, 2), &[PAGE]), Err(IoErrorKind::OutOfRange));
+        assert_eq!(run(&mut disk, &memory, write(u64::MAX, 2), &[PAGE]), Err(IoErrorKind::OutOfRange));
+        assert_eq!(run(&mut disk, &memory, write(0, 1), &[PAGE]), Err(IoErrorKind::OutOfRange));
+        assert_eq!(run(&mut disk, &memory, write(0, 2), &[STAGED]), Err(IoErrorKind::Memory));
+        assert!(disk.medium().bytes().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_full_completion_queue_is_busy_and_takes_nothing() {
+        let (mut bytes, mut ram) = (vec![0; 2048], vec![0; 8]);
+        let memory = CellMemory::new(GuestAddr(0), &mut ram);
+        let mut disk = RamDisk::<2>::new(Ram::new(&mut bytes), &mut []);
+        assert!(disk.submit(&memory, TAG, Op::Flush, &[]).is_ok());
+        assert!(disk.submit(&memory, TAG, Op::Flush, &[]).is_ok());
+        assert!(disk.submit(&memory, TAG, Op::Flush, &[]).is_err());
+    }
+
+    /// Flash whose flush fails once and then "succeeds".
+    struct FailsOnce(std::io::Cursor<vec::Vec<u8>>, bool);
+
+    impl embedded_io::ErrorType for FailsOnce {
+        type Error = embedded_io::ErrorKind;
+    }
+    impl Read for FailsOnce {
+        fn read(&mut self, buf: &mut [u8]) -> Result<usize, Self::Error> {
+            std::io::Read::read(&mut self.0, buf).map_err(|_| embedded_io::ErrorKind::Other)
+        }
+    }
+    impl Write for FailsOnce {
+        fn write(&mut self, buf: &[u8]) -> Result<usize, Self::Error> {
+            std::io::Write::write(&mut self.0, buf).map_err(|_| embedded_io::ErrorKind::Other)
+        }
+        fn flush(&mut self) -> Result<(), Self::Error> {
+            if core::mem::replace(&mut self.1, true) { Ok(()) } else { Err(embedded_io::ErrorKind::Other) }
+        }
+    }
+    impl Seek for FailsOnce {
+        fn seek(&mut self, pos: SeekFrom) -> Result<u64, Self::Error> {
+            let SeekFrom::Start(offset) = pos else { return Err(embedded_io::ErrorKind::Unsupported) };
+            self.0.set_position(offset);
+            Ok(offset)
+        }
+    }
+
+    #[test]
+    fn a_failed_flush_latches_although_the_next_would_succeed() {
+        let mut ram = vec![5; 8192];
+        let memory = CellMemory::new(GuestAddr(0), &mut ram);
+        let io = FailsOnce(std::io::Cursor::new(vec![0; 4096]), false);
+        let mut disk = Synchronous::<_, 2>::new(IoMedium::new(io, 4096, Cache::WriteBack), &mut []);
+        let extent = Extent::new(1, 2);
+        run(&mut disk, &memory, Op::Write { extent, fua: false }, &[PAGE]).unwrap();
+        assert_eq!(run(&mut disk, &memory, Op::Flush, &[]), Err(IoErrorKind::Medium));
+        assert_eq!(run(&mut disk, &memory, Op::Flush, &[]), Err(IoErrorKind::Latched));
+        assert_eq!(
+            run(&mut disk, &memory, Op::Write { extent, fua: false }, &[PAGE]),
+            Err(IoErrorKind::Latched)
+        );
+        assert_eq!(run(&mut disk, &memory, Op::Read { extent }, &[PAGE]), Ok(()), "plain reads go on");
+        assert!(disk.into_medium().io.0.into_inner()[512..1536].iter().all(|byte| *byte == 5));
+    }
+}

@@ -1,0 +1,157 @@
+//! The latch, for a storage that reports a lost write once and then forgets it.
+
+use heapless::Deque;
+
+use crate::op::{Op, Segment};
+use crate::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use crate::units::Tag;
+
+/// Makes the failure of a durable operation sticky, for a [`Storage`] that is not so by itself.
+///
+/// After a failed flush, FUA write, or write that is stable at once, the host may have dropped the data and believe it
+/// clean: no later flush can be believed. From then on flushes and mutations end with [`IoErrorKind::Latched`] and plain
+/// reads go on. Nothing but an operator's restart on a checked image clears it, so there is no method that does.
+///
+/// One latch covers one handle. A storage with several handles keeps its latch behind all of them instead.
+#[derive(Debug)]
+pub struct Sticky<S, const N: usize> {
+    inner: S,
+    /// The durable operations in flight.
+    durable: [Option<Tag>; N],
+    /// What was refused because of the latch, and is still to be reported.
+    refused: Deque<Tag, N>,
+    latched: bool,
+}
+
+impl<S, const N: usize> Sticky<S, N> {
+    /// A latch around `inner`, for at most `N` durable operations in flight.
+    pub const fn new(inner: S) -> Self {
+        Self { inner, durable: [None; N], refused: Deque::new(), latched: false }
+    }
+
+    /// Whether a durable operation has failed.
+    pub const fn is_latched(&self) -> bool {
+        self.latched
+    }
+}
+
+impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for Sticky<S, N> {
+    fn info(&self) -> &Info {
+        self.inner.info()
+    }
+
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.latched && (op.mutates() || op == Op::Flush) {
+            return self.refused.push_back(tag).map_err(|_| Busy);
+        }
+        let info = self.inner.info();
+        let durable = match op {
+            Op::Flush | Op::Write { fua: true, .. } => true,
+            Op::Write { .. } => info.cache == Cache::WriteThrough,
+            Op::WriteZeroes { .. } | Op::Discard { .. } => info.range_stable,
+            Op::Read { .. } => false,
+        };
+        if !durable {
+            return self.inner.submit(memory, tag, op, segments);
+        }
+        let entry = self.durable.iter_mut().find(|entry| entry.is_none()).ok_or(Busy)?;
+        self.inner.submit(memory, tag, op, segments)?;
+        *entry = Some(tag);
+        Ok(())
+    }
+
+    fn poll(&mut self, memory: &M) -> Option<Completion> {
+        if let Some(tag) = self.refused.pop_front() {
+            return Some(Completion { tag, result: Err(IoError::new(IoErrorKind::Latched)) });
+        }
+        let mut completion = self.inner.poll(memory)?;
+        let entry = self.durable.iter_mut().find(|entry| **entry == Some(completion.tag));
+        let durable = entry.is_some();
+        if let Some(entry) = entry {
+            *entry = None;
+        }
+        // Tested at completion: an operation that was in flight beside the one that failed may have "succeeded" only
+        // because the host had already reported, and forgotten, the error.
+        if durable {
+            match completion.result {
+                Ok(()) if self.latched => completion.result = Err(IoError::new(IoErrorKind::Latched)),
+                Ok(()) => {}
+                Err(error) => self.latched |= !is_refusal(error.kind),
+            }
+        }
+        Some(completion)
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        self.inner.staging(slot)
+    }
+
+    fn fence(&mut self) -> bool {
+        let fenced = self.inner.fence();
+        if fenced {
+            self.durable = [None; N];
+            self.refused.clear();
+        }
+        fenced
+    }
+}
+
+/// Whether an error says that nothing was attempted, so that nothing was lost.
+const fn is_refusal(kind: IoErrorKind) -> bool {
+    matches!(
+        kind,
+        IoErrorKind::ReadOnly | IoErrorKind::OutOfRange | IoErrorKind::Memory | IoErrorKind::Unsupported
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ram::plain_info;
+    use crate::units::Extent;
+
+    /// Two flushes at once: the host gives the error to one of them only, the other "succeeds".
+    struct OneOfTwo {
+        info: Info,
+        results: Deque<Completion, 4>,
+    }
+
+    impl Storage<()> for OneOfTwo {
+        fn info(&self) -> &Info {
+            &self.info
+        }
+        fn submit(&mut self, _: &(), tag: Tag, op: Op, _: &[Segment]) -> Result<(), Busy> {
+            let first = self.results.is_empty();
+            let result = if first && op == Op::Flush { Err(IoErrorKind::Medium.into()) } else { Ok(()) };
+            self.results.push_back(Completion { tag, result }).map_err(|_| Busy)
+        }
+        fn poll(&mut self, _: &()) -> Option<Completion> {
+            self.results.pop_front()
+        }
+        fn staging(&mut self, _: u16) -> &mut [u8] {
+            &mut []
+        }
+    }
+
+    #[test]
+    fn of_two_flushes_in_flight_neither_succeeds_when_one_fails() {
+        let inner = OneOfTwo { info: plain_info(4096, Cache::WriteBack), results: Deque::new() };
+        let mut sticky = Sticky::<_, 4>::new(inner);
+        let tag = |generation| Tag { slot: 0, generation };
+        let write = Op::Write { extent: Extent::new(0, 1), fua: false };
+        sticky.submit(&(), tag(1), Op::Flush, &[]).unwrap();
+        sticky.submit(&(), tag(2), Op::Flush, &[]).unwrap();
+        let mut next = || sticky.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
+        assert_eq!(next(), Some((1, Err(IoErrorKind::Medium))));
+        assert_eq!(next(), Some((2, Err(IoErrorKind::Latched))));
+        assert_eq!(next(), None);
+        assert!(sticky.is_latched());
+        sticky.submit(&(), tag(3), write, &[]).unwrap();
+        sticky.submit(&(), tag(4), Op::Flush, &[]).unwrap();
+        sticky.submit(&(), tag(5), Op::Read { extent: Extent::new(0, 1) }, &[]).unwrap();
+        let mut next = || sticky.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
+        assert_eq!(next(), Some((3, Err(IoErrorKind::Latched))));
+        assert_eq!(next(), Some((4, Err(IoErrorKind::Latched))));
+        assert_eq!(next(), Some((5, Ok(()))), "plain reads go on");
+    }
+}
