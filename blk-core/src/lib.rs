@@ -34,6 +34,7 @@ pub mod order;
 pub mod ram;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod snapshot;
 pub mod sticky;
 pub mod storage;
 pub mod sync;

@@ -2,6 +2,8 @@
 
 mod plan;
 mod sequencer;
+#[cfg(test)]
+mod tests;
 
 pub use plan::{GuestCache, Order, Plan, Request, plan};
 pub use sequencer::{Done, Hold, Sequencer};
