@@ -128,4 +128,11 @@ pub trait Guest<M: ?Sized, S: ?Sized>: Clone + Serialize {
 
     /// Whether the bus advertises a volatile write cache at this moment, as the guest would read it.
     fn write_cache(&self) -> bool;
+
+    /// Whether, for what is issued at this moment, a barrier is promised to hold across a power cut too: neither it nor
+    /// anything after it is on the medium without everything before it. By default exactly while no volatile write
+    /// cache is advertised, as for SCSI's ORDERED. A front whose barrier flushes, as virtio's does, always promises it.
+    fn ordered_crash(&self) -> bool {
+        !self.write_cache()
+    }
 }

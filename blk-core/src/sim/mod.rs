@@ -3,6 +3,18 @@
 //!
 //! A front takes part by a [`Guest`]: a small driver that speaks the front's own bytes, registers, rings or command blocks.
 
-mod guest;
+#![allow(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "the proof is a test: a panic in it is a failed test, and no guest's machine runs it"
+)]
 
+mod disk;
+mod guest;
+mod memory;
+mod value;
+
+pub use disk::{DiskConfig, Fate, SimDisk, SimHandle, TRACKED};
 pub use guest::{Action, Ended, Guest, Outcome, SectorRun, layout};
+pub use memory::SimMemory;
+pub use value::{GARBAGE, INITIAL, STEPS_MAX, ValueSet, ZEROES, written_by};

@@ -1,0 +1,207 @@
+//! A front's handle to the disk: takes operations, hands out completions.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::vec::Vec;
+
+use heapless::Vec as FixedVec;
+use serde::{Serialize, Serializer};
+
+use super::{Change, DiskConfig, InFlight, SEGMENTS_MAX, Shared, TRACKED, Work, gather, scatter};
+use crate::op::{Op, Segment, total_bytes};
+use crate::sim::memory::{Bytes, SimMemory, uniform};
+use crate::sim::value::{GARBAGE, INITIAL, STEPS_MAX, ZEROES};
+use crate::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
+use crate::units::{Extent, SECTOR_BYTES, Tag};
+
+const SECTOR: usize = SECTOR_BYTES as usize;
+
+/// One of the handles of a [`SimDisk`](super::SimDisk): tags are its own, the medium is shared.
+#[derive(Clone, Debug)]
+pub struct SimHandle {
+    index: u8,
+    depth: usize,
+    fence: bool,
+    info: Info,
+    pub(super) shared: Rc<RefCell<Shared>>,
+    /// In the order of submission.
+    pub(super) in_flight: Vec<InFlight>,
+    /// In the order of completion.
+    pub(super) completed: Vec<Completion>,
+    /// The buffers that were touched, by slot. One that was not is all zeroes.
+    staging: Vec<(u16, Vec<u8>)>,
+}
+
+impl SimHandle {
+    pub(super) fn new(index: u8, config: &DiskConfig, info: Info, shared: Rc<RefCell<Shared>>) -> Self {
+        Self {
+            index,
+            depth: config.depth,
+            fence: config.fence,
+            info,
+            shared,
+            in_flight: Vec::new(),
+            completed: Vec::new(),
+            staging: Vec::new(),
+        }
+    }
+
+    /// Writes the values read into the segments of the operation.
+    pub(super) fn scatter(
+        &mut self,
+        memory: &SimMemory,
+        slot: u16,
+        segments: &[Segment],
+        values: &[u8],
+    ) -> Result<(), IoError> {
+        let mut data: Vec<u8> = values.iter().flat_map(|&value| [value; SECTOR]).collect();
+        scatter(memory, segments, self.buffer(slot), &mut data)
+    }
+
+    fn buffer(&mut self, slot: u16) -> &mut [u8] {
+        let at = match self.staging.binary_search_by_key(&slot, |entry| entry.0) {
+            Ok(at) => at,
+            Err(at) => {
+                self.staging.insert(at, (slot, std::vec![0; self.info.staging_bytes as usize]));
+                at
+            }
+        };
+        &mut self.staging[at].1
+    }
+
+    /// What is to be done for `op`, or why it is refused.
+    fn work(
+        &mut self,
+        memory: &SimMemory,
+        slot: u16,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Work, IoErrorKind> {
+        self.check(op, segments)?;
+        if self.shared.borrow().latched && !matches!(op, Op::Read { .. }) {
+            return Err(IoErrorKind::Latched);
+        }
+        let (changes, stable) = match op {
+            Op::Read { .. } => {
+                return FixedVec::from_slice(segments).map(Work::Read).map_err(|_| IoErrorKind::OutOfRange);
+            }
+            Op::Flush => {
+                let covered = self.shared.borrow().coverage(usize::from(self.index));
+                return Ok(Work::Flush { covered });
+            }
+            Op::Write { fua: true, .. } if !self.info.fua => return Err(IoErrorKind::Unsupported),
+            Op::Write { extent, fua } => {
+                let shared = self.shared.borrow();
+                let stable = (fua || shared.writes_stable) && shared.flushes;
+                drop(shared);
+                (self.written(memory, slot, extent, segments)?, stable)
+            }
+            Op::WriteZeroes { extent, .. } => (changes(extent, |_| Change::Set(ZEROES)), false),
+            Op::Discard { extent } => (changes(extent, |_| Change::Discard), false),
+        };
+        let strays = op.extent().is_some_and(|extent| !extent.fits(TRACKED as u64));
+        self.shared.borrow_mut().strayed |= strays;
+        Ok(Work::Mutate { changes, stable })
+    }
+
+    fn check(&self, op: Op, segments: &[Segment]) -> Result<(), IoErrorKind> {
+        let bytes = match op {
+            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
+            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
+        };
+        let fits = op.extent().is_none_or(|extent| extent.fits(self.info.sectors));
+        let sound = bytes.is_some_and(|bytes| bytes <= u64::from(self.info.transfer_max_bytes))
+            && total_bytes(segments) == bytes
+            && segments.len() <= SEGMENTS_MAX;
+        if fits && sound { Ok(()) } else { Err(IoErrorKind::OutOfRange) }
+    }
+
+    fn written(
+        &mut self,
+        memory: &SimMemory,
+        slot: u16,
+        extent: Extent,
+        segments: &[Segment],
+    ) -> Result<[Change; TRACKED], IoErrorKind> {
+        let mut data = std::vec![0; extent.bytes().unwrap_or(0) as usize];
+        // Where no segment is staged, the buffer is not looked at, and not made.
+        let staged = segments.iter().any(|segment| matches!(segment, Segment::Staging { .. }));
+        let staging = if staged { self.buffer(slot) } else { &mut [] };
+        gather(memory, segments, staging, &mut data).map_err(|error| error.kind)?;
+        Ok(changes(extent, |at| Change::Set(value_of(&data[at * SECTOR..(at + 1) * SECTOR]))))
+    }
+}
+
+impl Storage<SimMemory> for SimHandle {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn submit(&mut self, memory: &SimMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.in_flight.len() + self.completed.len() >= self.depth {
+            return Err(Busy);
+        }
+        let work = self.work(memory, tag.slot, op, segments).unwrap_or_else(Work::Refused);
+        self.in_flight.push(InFlight { tag, op, work });
+        Ok(())
+    }
+
+    fn poll(&mut self, _memory: &SimMemory) -> Option<Completion> {
+        if self.completed.is_empty() {
+            return None;
+        }
+        let completion = self.completed.remove(0);
+        self.shared.borrow_mut().polled(self.index, completion.tag);
+        Some(completion)
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        let in_use = self.in_flight.iter().any(|pending| {
+            pending.tag.slot == slot && matches!(pending.op, Op::Read { .. } | Op::Write { .. })
+        });
+        if in_use || self.info.staging_bytes == 0 { &mut [] } else { self.buffer(slot) }
+    }
+
+    fn fence(&mut self) -> bool {
+        if !self.fence {
+            return false;
+        }
+        let mut shared = self.shared.borrow_mut();
+        for InFlight { tag, work, .. } in self.in_flight.drain(..) {
+            if let Work::Mutate { changes, .. } = work {
+                shared.persist_perhaps(usize::from(self.index), tag, changes);
+                shared.polled(self.index, tag);
+            }
+        }
+        for completion in self.completed.drain(..) {
+            shared.polled(self.index, completion.tag);
+        }
+        true
+    }
+}
+
+impl Serialize for SimHandle {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let staging: Vec<_> = self.staging.iter().map(|(slot, bytes)| (slot, Bytes(bytes))).collect();
+        (&self.in_flight, &self.completed, staging).serialize(serializer)
+    }
+}
+
+/// The changes to the tracked sectors of `extent`; `change` gets the position within the extent.
+fn changes(extent: Extent, change: impl Fn(usize) -> Change) -> [Change; TRACKED] {
+    core::array::from_fn(|sector| {
+        let sector = Extent::new(sector as u64, 1);
+        if extent.overlaps(sector) {
+            change((sector.start.0 - extent.start.0) as usize)
+        } else {
+            Change::Keep
+        }
+    })
+}
+
+fn value_of(bytes: &[u8]) -> u8 {
+    match uniform(bytes) {
+        Some(value) if value <= STEPS_MAX || value == INITIAL => value,
+        _ => GARBAGE,
+    }
+}
