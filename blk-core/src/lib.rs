@@ -39,3 +39,4 @@ pub mod sticky;
 pub mod storage;
 pub mod sync;
 pub mod units;
+pub mod virtq;

@@ -1,0 +1,274 @@
+//! The device's side of virtqueues (VIRTIO 1.3, 2.6 to 2.8): bounded walks over what a driver alleges.
+//!
+//! Split rings, with indirect descriptors and EVENT_IDX. A [`Queue`] hides the format: packed rings join as another
+//! variant of its ring, behind the same calls.
+//!
+//! ```text
+//! peek -> head -> walk (each descriptor copied once) -> pop     (or leave it: the same head is peeked again)
+//! complete, complete, ... -> publish: one index update, and whether to interrupt
+//! rearm: ask for a notification, and look whether one was just missed
+//! ```
+//!
+//! Whatever a driver does wrong that leaves no sane way on breaks the queue ([`QueueError`]): it does nothing more
+//! until it is reset, and the device sets DEVICE_NEEDS_RESET (2.1.2).
+
+mod split;
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::{GuestMemory, MemoryError};
+use crate::units::GuestAddr;
+
+/// Most descriptors in a chain, and the largest queue. Indirect tables may be longer than the queue, since drivers make
+/// them so (Linux `virtqueue_add_split`), but not longer than this.
+pub const SIZE_MAX: u16 = 1024;
+
+/// What the driver did that broke the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum QueueError {
+    /// The size is no power of two, 0, or larger than offered (2.7).
+    Size,
+    /// A ring part is not aligned as 2.7 has it, or its end wraps past 2^64.
+    Layout,
+    /// A ring part or a descriptor table is not memory.
+    Memory,
+    /// The available index went back, or ran ahead of what the ring can hold (CVE-2016-5403).
+    AvailableIndex,
+    /// An available ring entry names no descriptor.
+    Head,
+    /// A descriptor's `next` lies outside its table.
+    Next,
+    /// The chain is longer than the queue, or than [`SIZE_MAX`] in an indirect table: a loop.
+    TooLong,
+    /// A buffer's end wraps past 2^64.
+    Wraps,
+    /// A device-readable buffer follows a device-writable one (2.7.4.2).
+    Order,
+    /// An indirect descriptor without the feature (2.7.5.3.1).
+    IndirectNotNegotiated,
+    /// An indirect descriptor within an indirect table (2.7.5.3.1).
+    IndirectNested,
+    /// An indirect descriptor that has a `next` (2.7.5.3.1).
+    IndirectChained,
+    /// An indirect table's length is 0 or no multiple of 16 (2.7.5.3.2).
+    IndirectLength,
+    /// The chain is of no use to the device that it was given to, and there is no way to say so in it.
+    Unanswerable,
+}
+
+impl From<MemoryError> for QueueError {
+    fn from(MemoryError: MemoryError) -> Self {
+        Self::Memory
+    }
+}
+
+/// A piece of a chain. Never empty, and its end does not wrap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Buffer {
+    /// First byte.
+    pub addr: GuestAddr,
+    /// Length in bytes, 1 at least.
+    pub len: u32,
+    /// Whether the device writes it; it reads it otherwise.
+    pub writable: bool,
+}
+
+/// Where the driver put a ring, as it wrote it into registers. An allegation until [`Queue::enable`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Setup {
+    /// Entries.
+    pub size: u16,
+    /// Descriptor table.
+    pub descriptors: GuestAddr,
+    /// Driver area: the available ring.
+    pub driver: GuestAddr,
+    /// Device area: the used ring.
+    pub device: GuestAddr,
+}
+
+/// The negotiated features that matter to a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct RingFeatures {
+    /// VIRTIO_F_INDIRECT_DESC (28).
+    pub indirect: bool,
+    /// VIRTIO_F_EVENT_IDX (29).
+    pub event_idx: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum State {
+    /// Not enabled, or reset.
+    Off,
+    /// Enabled, with a split ring. A packed one will stand beside it.
+    Split(split::Ring),
+    /// Broken until reset.
+    Broken(QueueError),
+}
+
+/// One virtqueue, seen by the device: its registers, and the ring once it is enabled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Queue {
+    size_max: u16,
+    setup: Setup,
+    state: State,
+}
+
+impl Queue {
+    /// A queue that is off, of at most `size_max` entries: a power of two, [`SIZE_MAX`] at most; anything else is
+    /// rounded down to that.
+    #[must_use]
+    pub fn new(size_max: u16) -> Self {
+        let size_max = match size_max.min(SIZE_MAX).checked_ilog2() {
+            Some(log) => 1_u16.wrapping_shl(log),
+            None => 1,
+        };
+        Self { size_max, setup: Setup { size: size_max, ..Setup::default() }, state: State::Off }
+    }
+
+    /// Most entries that the driver may choose.
+    #[must_use]
+    pub const fn size_max(&self) -> u16 {
+        self.size_max
+    }
+
+    /// The setup, as the driver wrote it.
+    #[must_use]
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The setup, for the driver's writes. `None` once the queue is enabled: it is fixed then (4.1.4.3.2).
+    pub const fn setup_mut(&mut self) -> Option<&mut Setup> {
+        match self.state {
+            State::Off => Some(&mut self.setup),
+            State::Split(_) | State::Broken(_) => None,
+        }
+    }
+
+    /// Whether the driver has enabled the queue: it may be broken by now.
+    #[must_use]
+    pub const fn is_enabled(&self) -> bool {
+        !matches!(self.state, State::Off)
+    }
+
+    /// Whether there is a ring to be worked on.
+    #[must_use]
+    #[inline]
+    pub const fn is_running(&self) -> bool {
+        matches!(self.state, State::Split(_))
+    }
+
+    /// What broke the queue, if it is broken.
+    #[must_use]
+    pub const fn error(&self) -> Option<QueueError> {
+        match self.state {
+            State::Broken(error) => Some(error),
+            State::Off | State::Split(_) => None,
+        }
+    }
+
+    /// Enables the queue with a split ring at its beginning.
+    ///
+    /// # Errors
+    /// [`QueueError::Size`] or [`QueueError::Layout`]; the queue is then broken.
+    pub fn enable(&mut self, features: RingFeatures) -> Result<(), QueueError> {
+        match split::Ring::new(&self.setup, self.size_max, features) {
+            Ok(ring) => self.state = State::Split(ring),
+            Err(error) => return Err(self.break_with(error)),
+        }
+        Ok(())
+    }
+
+    /// Turns the queue off and forgets the ring and its setup, as a reset does.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.size_max);
+    }
+
+    /// Breaks the queue for a reason that its owner found, and returns that.
+    #[cold]
+    pub const fn break_with(&mut self, error: QueueError) -> QueueError {
+        self.state = State::Broken(error);
+        error
+    }
+
+    /// The head of the next chain, if there is one. It stays the next until [`Self::pop`].
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
+    #[inline]
+    pub fn peek<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(None) };
+        ring.peek(memory).map_err(|error| self.break_with(error))
+    }
+
+    /// Takes the chain that was peeked last: the device now owes its completion.
+    #[inline]
+    pub const fn pop(&mut self) {
+        if let State::Split(ring) = &mut self.state {
+            ring.pop();
+        }
+    }
+
+    /// Visits the buffers of the chain at `head` in order: the readable ones, then the writable ones. Empty buffers are
+    /// left out. Each descriptor is copied out of guest memory once.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken, and some buffers may have been visited.
+    #[inline]
+    pub fn walk<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        visit: impl FnMut(Buffer),
+    ) -> Result<(), QueueError> {
+        let State::Split(ring) = &self.state else { return Ok(()) };
+        ring.walk(memory, head, visit).map_err(|error| self.break_with(error))
+    }
+
+    /// Returns the chain at `head` to the driver, with `written` bytes written into it. The driver sees it after the
+    /// next [`Self::publish`].
+    ///
+    /// `written` must not be more than the device wrote: drivers take it as initialised (CVE-2024-8612).
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken.
+    #[inline]
+    pub fn complete<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(()) };
+        ring.complete(memory, head, written).map_err(|error| self.break_with(error))
+    }
+
+    /// Shows the driver everything completed since the last time, and returns whether it wants an interrupt for it.
+    /// Cheap if there is nothing.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken.
+    #[inline]
+    pub fn publish<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(false) };
+        ring.publish(memory).map_err(|error| self.break_with(error))
+    }
+
+    /// Asks the driver to notify the device of the next chain, and returns whether there is one already: it came before
+    /// the driver could see the request, and no notification will. Call it when [`Self::peek`] finds nothing more.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken.
+    #[inline]
+    pub fn rearm<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(false) };
+        ring.rearm(memory).map_err(|error| self.break_with(error))
+    }
+}
+
+#[cfg(test)]
+mod tests;
