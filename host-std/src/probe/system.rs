@@ -1,0 +1,433 @@
+//! What a probe asks of the system: facts about files, and the roots of /proc and /sys.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, IFlags, OFlags, SeekFrom, StatxAttributes, StatxFlags};
+use rustix::ioctl::{Opcode, opcode};
+
+use super::ioctl;
+
+/// The number of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct DevNo {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+impl DevNo {
+    /// Reads `major:minor`, as the attribute `dev` in sysfs has it.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim().split_once(':')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for DevNo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// What a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Regular,
+    Directory,
+    Block(DevNo),
+    Other,
+}
+
+/// Whether a file can be opened `O_DIRECT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direct {
+    No,
+    /// With these alignments in bytes; 0 where the kernel does not tell them.
+    Yes {
+        memory_bytes: u32,
+        offset_bytes: u32,
+    },
+    Unknown,
+}
+
+/// How a file's bytes are laid out. Counts of bytes within the file's size, unless said otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Extents {
+    /// Not allocated.
+    pub(super) holes_bytes: u64,
+    /// Allocated and never written.
+    pub(super) unwritten_bytes: u64,
+    /// Shared with another file: the next write moves it.
+    pub(super) shared_bytes: u64,
+    /// Not yet given a place on the disk: dirty in the page cache.
+    pub(super) delayed_bytes: u64,
+    /// Compressed or encrypted in place.
+    pub(super) encoded_bytes: u64,
+}
+
+/// The facts about one file.
+#[derive(Clone, Debug)]
+pub(super) struct FileFacts {
+    /// The path, with symbolic links resolved.
+    pub(super) path: PathBuf,
+    pub(super) kind: FileKind,
+    /// The device of the filesystem that the file is on.
+    pub(super) dev: DevNo,
+    pub(super) mount_id: Option<u64>,
+    /// `f_type` of statfs(2).
+    pub(super) fs_magic: u64,
+    pub(super) size_bytes: u64,
+    pub(super) direct: Direct,
+    /// `None` where the file cannot be opened or the filesystem does not tell.
+    pub(super) extents: Option<Extents>,
+    pub(super) flags: IFlags,
+    pub(super) dax: bool,
+}
+
+/// The system that is probed: this one, or a synthetic tree.
+pub(super) trait System {
+    /// The directory under which `proc` and `sys` lie.
+    fn root(&self) -> &Path;
+
+    /// The facts about the file at `path`, which need not be canonical.
+    fn file(&self, path: &Path) -> io::Result<FileFacts>;
+
+    /// The target types of a device-mapper device's table, if they can be read.
+    fn dm_targets(&self, dev: DevNo) -> Option<Vec<String>>;
+
+    /// Whether an NVMe controller says that it has a volatile write cache, if it can be asked.
+    fn nvme_volatile_cache(&self, name: &str) -> Option<bool>;
+}
+
+/// This machine.
+pub(super) struct Host;
+
+impl System for Host {
+    fn root(&self) -> &Path {
+        Path::new("/")
+    }
+
+    fn file(&self, path: &Path) -> io::Result<FileFacts> {
+        let path = fs::canonicalize(path)?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | StatxFlags::DIOALIGN;
+        let stat = rustix::fs::statx(rustix::fs::CWD, &path, AtFlags::empty(), wanted)?;
+        let file_type = fs::metadata(&path)?.file_type();
+        let kind = if file_type.is_file() {
+            FileKind::Regular
+        } else if file_type.is_dir() {
+            FileKind::Directory
+        } else if file_type.is_block_device() {
+            FileKind::Block(DevNo { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
+        } else {
+            FileKind::Other
+        };
+        // Only what can be an image is opened: opening a FIFO or a terminal may do things to it.
+        let open = if kind == FileKind::Other { None } else { read_only(&path, OFlags::empty()).ok() };
+        let got = StatxFlags::from_bits_retain(stat.stx_mask);
+        let direct = match (got.contains(StatxFlags::DIOALIGN), kind) {
+            (_, FileKind::Directory) => direct_in_directory(&path),
+            (true, _) if stat.stx_dio_offset_align == 0 => Direct::No,
+            (true, _) => {
+                Direct::Yes { memory_bytes: stat.stx_dio_mem_align, offset_bytes: stat.stx_dio_offset_align }
+            }
+            (false, _) if open.is_some() => direct_by_opening(read_only(&path, OFlags::DIRECT)),
+            (false, _) => Direct::Unknown,
+        };
+        let size_bytes = match (&open, kind) {
+            (Some(file), FileKind::Block(_)) => rustix::fs::seek(file, SeekFrom::End(0))?,
+            _ => stat.stx_size,
+        };
+        let extents = match (&open, kind) {
+            (Some(file), FileKind::Regular) => extents(file, size_bytes),
+            _ => None,
+        };
+        let flags = match (&open, kind) {
+            (Some(file), FileKind::Regular | FileKind::Directory) => {
+                rustix::fs::ioctl_getflags(file).unwrap_or(IFlags::empty())
+            }
+            _ => IFlags::empty(),
+        };
+        Ok(FileFacts {
+            kind,
+            dev: DevNo { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
+            mount_id: got.contains(StatxFlags::MNT_ID).then_some(stat.stx_mnt_id),
+            // `f_type` is a signed long on some architectures, with no magic number above 32 bits.
+            fs_magic: u64::from(rustix::fs::statfs(&path)?.f_type as u32),
+            size_bytes,
+            direct,
+            extents,
+            flags,
+            dax: stat.stx_attributes.contains(StatxAttributes::DAX),
+            path,
+        })
+    }
+
+    fn dm_targets(&self, dev: DevNo) -> Option<Vec<String>> {
+        let control = OpenOptions::new().read(true).write(true).open("/dev/mapper/control").ok()?;
+        let mut request = Box::new(DmIoctl::status(dev));
+        // SAFETY: DM_TABLE_STATUS reads `data_size` bytes, which is the size of `DmIoctl`, and writes no more
+        // (drivers/md/dm-ioctl.c, `copy_params` and `ctl_ioctl`). Any bytes are a valid `DmIoctl`.
+        unsafe { ioctl::call::<DM_TABLE_STATUS, _>(&control, &mut *request) }.ok()?;
+        dm_target_types(&request.data, request.data_start, request.target_count)
+    }
+
+    fn nvme_volatile_cache(&self, name: &str) -> Option<bool> {
+        let device = read_only(&Path::new("/dev").join(name), OFlags::empty()).ok()?;
+        let mut answer = Box::new([0u8; NVME_IDENTIFY_BYTES as usize]);
+        let mut command = NvmeAdminCmd {
+            opcode: 6, // Identify
+            address: answer.as_mut_ptr().expose_provenance() as u64,
+            data_bytes: NVME_IDENTIFY_BYTES,
+            cdw10: 1, // CNS: Identify Controller
+            ..Default::default()
+        };
+        // SAFETY: NVME_IOCTL_ADMIN_CMD reads and writes one `nvme_admin_cmd` and, for Identify, writes at most `data_bytes`
+        // bytes to `address`, which is a live buffer of just that size that nothing else refers to meanwhile.
+        let status = unsafe { ioctl::call::<NVME_ADMIN_CMD, _>(&device, &mut command) }.ok()?;
+        // Identify Controller, byte 525 bit 0: a volatile write cache is present (`struct nvme_id_ctrl`, `vwc`, in linux/nvme.h).
+        (status == 0).then_some(answer[525] & 1 != 0)
+    }
+}
+
+fn read_only(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+fn direct_by_opening(opened: io::Result<File>) -> Direct {
+    match opened {
+        Ok(_) => Direct::Yes { memory_bytes: 0, offset_bytes: 0 },
+        // open(2): EINVAL, the filesystem does not support O_DIRECT.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Direct::No,
+        Err(_) => Direct::Unknown,
+    }
+}
+
+/// Tries an unnamed file, which leaves no trace.
+fn direct_in_directory(directory: &Path) -> Direct {
+    let unnamed = |flags: OFlags| {
+        let flags = flags | OFlags::TMPFILE;
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(flags.bits().cast_signed())
+            .open(directory)
+    };
+    let Ok(file) = unnamed(OFlags::empty()) else { return Direct::Unknown };
+    match rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(stat) if StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN) => {
+            match stat.stx_dio_offset_align {
+                0 => Direct::No,
+                offset_bytes => Direct::Yes { memory_bytes: stat.stx_dio_mem_align, offset_bytes },
+            }
+        }
+        _ => direct_by_opening(unnamed(OFlags::DIRECT)),
+    }
+}
+
+/// How the first `size_bytes` bytes of `file` are laid out, by FIEMAP or else by SEEK_HOLE.
+fn extents(file: &File, size_bytes: u64) -> Option<Extents> {
+    extents_by_fiemap(file, size_bytes).or_else(|| {
+        let mut found = Extents::default();
+        let mut at = 0;
+        while at < size_bytes {
+            let hole = rustix::fs::seek(file, SeekFrom::Hole(at)).ok()?.min(size_bytes);
+            let data = match rustix::fs::seek(file, SeekFrom::Data(hole)) {
+                Ok(data) => data.min(size_bytes),
+                Err(rustix::io::Errno::NXIO) => size_bytes,
+                Err(_) => return None,
+            };
+            found.holes_bytes += data - hole;
+            if data <= at {
+                break;
+            }
+            at = data;
+        }
+        Some(found)
+    })
+}
+
+/// Extents asked for at a time.
+const EXTENTS: usize = 128;
+
+/// `struct fiemap` of linux/fiemap.h with room for [`EXTENTS`] extents.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; EXTENTS],
+}
+
+/// `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const FIEMAP_HEADER_BYTES: usize = 32;
+const _: () = assert!(size_of::<FiemapExtent>() == 56);
+const _: () = assert!(size_of::<Fiemap>() == FIEMAP_HEADER_BYTES + EXTENTS * 56);
+/// `FS_IOC_FIEMAP`: the number's size is that of the header alone.
+const FIEMAP: Opcode = opcode::read_write::<[u8; FIEMAP_HEADER_BYTES]>(b'f', 11);
+const FIEMAP_LAST: u32 = 0x1;
+const FIEMAP_DELAYED: u32 = 0x4;
+const FIEMAP_ENCODED: u32 = 0x8;
+const FIEMAP_UNWRITTEN: u32 = 0x800;
+const FIEMAP_SHARED: u32 = 0x2000;
+
+fn extents_by_fiemap(file: &File, size_bytes: u64) -> Option<Extents> {
+    let mut found = Extents::default();
+    let mut at = 0;
+    while at < size_bytes {
+        let mut map = Box::new(Fiemap {
+            start: at,
+            length: size_bytes - at,
+            flags: 0,
+            mapped: 0,
+            count: EXTENTS as u32,
+            reserved: 0,
+            extents: [FiemapExtent::default(); EXTENTS],
+        });
+        // SAFETY: FS_IOC_FIEMAP reads and writes the header and writes at most `count` extents behind it
+        // (fs/ioctl.c, `ioctl_fiemap`), which are within `Fiemap`; all its fields are plain integers.
+        unsafe { ioctl::call::<FIEMAP, _>(file, &mut *map) }.ok()?;
+        let mut last = true;
+        for extent in map.extents.iter().take(map.mapped as usize) {
+            let end = extent.logical.saturating_add(extent.length).min(size_bytes);
+            let start = extent.logical.clamp(at, end.max(at));
+            let end = end.max(start);
+            found.holes_bytes += start - at;
+            let length = end - start;
+            for (flag, count) in [
+                (FIEMAP_DELAYED, &mut found.delayed_bytes),
+                (FIEMAP_ENCODED, &mut found.encoded_bytes),
+                (FIEMAP_UNWRITTEN, &mut found.unwritten_bytes),
+                (FIEMAP_SHARED, &mut found.shared_bytes),
+            ] {
+                *count += if extent.flags & flag != 0 { length } else { 0 };
+            }
+            at = end;
+            // An extent of no length would be asked for for ever.
+            last = extent.flags & FIEMAP_LAST != 0 || extent.length == 0;
+        }
+        if last {
+            found.holes_bytes += size_bytes - at;
+            break;
+        }
+    }
+    Some(found)
+}
+
+const DM_IOCTL_BYTES: usize = 312;
+const DM_DATA_BYTES: usize = 16 * 1024;
+/// `DM_TABLE_STATUS` of linux/dm-ioctl.h: the number's size is that of the header alone.
+const DM_TABLE_STATUS: Opcode = opcode::read_write::<[u8; DM_IOCTL_BYTES]>(0xfd, 12);
+/// `DM_NOFLUSH_FLAG`: the question commits nothing.
+const DM_NOFLUSH: u32 = 1 << 11;
+
+/// `struct dm_ioctl` and room for its answer. Without `DM_STATUS_TABLE_FLAG` the answer holds no keys.
+#[repr(C)]
+struct DmIoctl {
+    version: [u32; 3],
+    data_size: u32,
+    data_start: u32,
+    target_count: u32,
+    open_count: i32,
+    flags: u32,
+    event_nr: u32,
+    padding: u32,
+    dev: u64,
+    name: [u8; 128],
+    uuid: [u8; 129],
+    tail: [u8; 7],
+    data: [u8; DM_DATA_BYTES],
+}
+
+const _: () = assert!(std::mem::offset_of!(DmIoctl, data) == DM_IOCTL_BYTES);
+const _: () = assert!(size_of::<DmIoctl>() == DM_IOCTL_BYTES + DM_DATA_BYTES);
+
+impl DmIoctl {
+    fn status(dev: DevNo) -> Self {
+        // `huge_encode_dev`.
+        let minor = u64::from(dev.minor);
+        let dev = (minor & 0xff) | (u64::from(dev.major) << 8) | ((minor & !0xff) << 12);
+        Self {
+            version: [4, 0, 0],
+            data_size: size_of::<Self>() as u32,
+            data_start: DM_IOCTL_BYTES as u32,
+            target_count: 0,
+            open_count: 0,
+            flags: DM_NOFLUSH,
+            event_nr: 0,
+            padding: 0,
+            dev,
+            name: [0; 128],
+            uuid: [0; 129],
+            tail: [0; 7],
+            data: [0; DM_DATA_BYTES],
+        }
+    }
+}
+
+/// The types in a run of `struct dm_target_spec`: `sector_start, length: u64; status: i32; next: u32; type: [u8; 16]`, where
+/// `next` counts from the first of them (drivers/md/dm-ioctl.c, `retrieve_status`).
+fn dm_target_types(data: &[u8], data_start: u32, count: u32) -> Option<Vec<String>> {
+    let specs = data.get((data_start as usize).checked_sub(DM_IOCTL_BYTES)?..)?;
+    let mut types = Vec::new();
+    let mut at = 0;
+    for _ in 0..count {
+        let spec = specs.get(at..)?.get(..40)?;
+        let name = spec[24..].split(|&byte| byte == 0).next()?;
+        types.push(String::from_utf8_lossy(name).into_owned());
+        at = u32::from_ne_bytes(spec[20..24].try_into().ok()?) as usize;
+    }
+    Some(types)
+}
+
+const NVME_IDENTIFY_BYTES: u32 = 4096;
+const NVME_ADMIN_CMD: Opcode = opcode::read_write::<NvmeAdminCmd>(b'N', 0x41);
+
+/// `struct nvme_passthru_cmd` of linux/nvme_ioctl.h.
+#[repr(C)]
+#[derive(Default)]
+struct NvmeAdminCmd {
+    opcode: u8,
+    flags: u8,
+    reserved: u16,
+    nsid: u32,
+    cdw2: u32,
+    cdw3: u32,
+    metadata: u64,
+    address: u64,
+    metadata_bytes: u32,
+    data_bytes: u32,
+    cdw10: u32,
+    cdw11_to_15: [u32; 5],
+    timeout_ms: u32,
+    result: u32,
+}
+
+const _: () = assert!(size_of::<NvmeAdminCmd>() == 72);
+
+/// A device attribute or another small file: its text without blanks at the ends.
+pub(super) fn attribute(path: &Path) -> Option<String> {
+    // sysfs attributes are a page at most.
+    let file = File::open(path).ok()?;
+    let mut bytes = vec![0; 4096];
+    let length = file.read_at(&mut bytes, 0).ok()?;
+    bytes.truncate(length);
+    Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
