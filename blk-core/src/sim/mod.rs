@@ -9,12 +9,20 @@
     reason = "the proof is a test: a panic in it is a failed test, and no guest's machine runs it"
 )]
 
+mod cell;
 mod disk;
+mod explore;
 mod guest;
 mod memory;
+mod oracle;
+mod state;
 mod value;
 
+pub use cell::{Cell, Counterexample, Progress, Report, Verdict};
 pub use disk::{DiskConfig, Fate, SimDisk, SimHandle, TRACKED};
+pub use explore::{explore, sample};
 pub use guest::{Action, Ended, Guest, Outcome, SectorRun, layout};
 pub use memory::SimMemory;
+pub use oracle::{Oracle, Violation, Why};
+pub use state::SimGuest;
 pub use value::{GARBAGE, INITIAL, STEPS_MAX, ValueSet, ZEROES, written_by};

@@ -1,0 +1,133 @@
+//! What is explored, and what came out of it.
+
+use core::fmt;
+use core::time::Duration;
+use std::string::String;
+use std::vec::Vec;
+
+use crate::sim::disk::DiskConfig;
+use crate::sim::guest::{Action, SectorRun};
+use crate::sim::oracle::Violation;
+use crate::storage::CacheMode;
+
+/// One cell of the integrity table: a disk, and bounds on what happens to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The disk.
+    pub disk: DiskConfig,
+    /// Longest program, in steps: [`STEPS_MAX`](crate::sim::STEPS_MAX) at most.
+    pub length: u8,
+    /// Durable operations that the host may fail.
+    pub errors: u8,
+    /// Power cuts from which the program goes on. One is checked in every state anyway.
+    pub power_cuts: u8,
+    /// The program needs its ordered writes to be barriers, although the guest issues them as plain writes and does not
+    /// drain: I8.
+    pub needs_barriers: bool,
+}
+
+impl Cell {
+    /// All programs of up to `length` steps on a disk opened in `mode`, with one error and one power cut on the way.
+    #[must_use]
+    pub const fn new(mode: CacheMode, length: u8) -> Self {
+        Self { disk: DiskConfig::new(mode), length, errors: 1, power_cuts: 1, needs_barriers: false }
+    }
+}
+
+/// How far an exploration is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Distinct states seen.
+    pub states: u64,
+    /// Transitions tried.
+    pub transitions: u64,
+    /// Distinct programs begun, of whatever length.
+    pub programs: u64,
+}
+
+/// What an exploration found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Whether the promises hold.
+    pub verdict: Verdict,
+    /// How much was explored. Of a violation: before it was found.
+    pub explored: Progress,
+    /// Time taken, the search for a minimal counterexample included.
+    pub elapsed: Duration,
+}
+
+/// Whether the promises hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// In every state that was explored, and all were, if this is not of a sampler.
+    Safe,
+    /// Not here.
+    Unsafe(Counterexample),
+    /// The caller stopped it; nothing was found so far.
+    Stopped,
+}
+
+/// A history that breaks a promise: of an exploration the shortest program, and of that the fewest events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counterexample {
+    /// The program.
+    pub program: Vec<Action>,
+    /// What happened, in words; the last line says what is broken.
+    pub events: Vec<String>,
+    /// What is broken.
+    pub violation: Violation,
+    /// The seed of the random walk that found it.
+    pub seed: Option<u64>,
+}
+
+impl Report {
+    /// Whether everything was explored and every promise held.
+    #[must_use]
+    pub const fn is_safe(&self) -> bool {
+        matches!(self.verdict, Verdict::Safe)
+    }
+
+    /// The counterexample, if there is one.
+    #[must_use]
+    pub const fn counterexample(&self) -> Option<&Counterexample> {
+        match &self.verdict {
+            Verdict::Unsafe(counterexample) => Some(counterexample),
+            Verdict::Safe | Verdict::Stopped => None,
+        }
+    }
+}
+
+impl fmt::Display for Counterexample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(seed) = self.seed {
+            writeln!(f, "seed {seed}")?;
+        }
+        self.events.iter().try_for_each(|event| writeln!(f, "{event}"))
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write(run) => write!(f, "write {run}"),
+            Self::WriteFua(run) => write!(f, "FUA write {run}"),
+            Self::WriteOrdered(run) => write!(f, "ordered write {run}"),
+            Self::WriteZeroes(run) => write!(f, "write zeroes to {run}"),
+            Self::Discard(run) => write!(f, "discard {run}"),
+            Self::Read(run) => write!(f, "read {run}"),
+            Self::Flush => f.write_str("flush"),
+            Self::CacheOff => f.write_str("turn the write cache off"),
+            Self::CacheOn => f.write_str("turn the write cache on"),
+            Self::Reset => f.write_str("reset"),
+        }
+    }
+}
+
+impl fmt::Display for SectorRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.count {
+            1 => write!(f, "sector {}", self.first),
+            _ => write!(f, "sectors {} to {}", self.first, self.sectors().end.saturating_sub(1)),
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Explores every schedule and every crash point of every program, or walks at random through long ones.
+//!
+//! A state is known by a 64-bit XXH3 hash of its canonical encoding. Of n states, two share a hash, so that one of them
+//! is not explored, with a probability of about n^2 / 2^65: less than one in 200,000 for 13 million states.
+
+use core::hash::{BuildHasherDefault, Hasher};
+use core::ops::ControlFlow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Instant;
+use std::vec::Vec;
+
+use postcard::ser_flavors::Flavor;
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::sim::cell::{Cell, Counterexample, Progress, Report, Verdict};
+use crate::sim::disk::{Fate, SimHandle};
+use crate::sim::memory::SimMemory;
+use crate::sim::oracle::Violation;
+use crate::sim::state::{Event, SimGuest, State};
+
+/// Transitions between two looks at whether to go on.
+const WATCH_EVERY: u64 = 1 << 12;
+
+/// Explores all programs of up to `cell.length` steps that `boot`'s guest can express, with every schedule of the host,
+/// every injected error and every power cut within the cell's bounds.
+///
+/// `boot` brings a device up without touching the disk; every state and every power cut starts from what it returns.
+/// `watch` is called every few thousand transitions and may stop the search.
+///
+/// A counterexample is minimal: no shorter program has one, and no history of a program of its length has fewer events.
+pub fn explore<G: SimGuest>(
+    boot: &dyn Fn(&SimMemory, &mut [SimHandle]) -> G,
+    cell: &Cell,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Report {
+    let started = Instant::now();
+    let booted = State::boot(cell, boot);
+    let mut search = Search::new(&booted, cell.length, u16::MAX, watch);
+    let found = search.run();
+    let explored = search.progress();
+    let verdict = match found {
+        Found::Nothing => Verdict::Safe,
+        Found::Stopped => Verdict::Stopped,
+        Found::Violation(path, violation) => {
+            let (path, violation) = minimize(&booted, cell.length, (path, violation), watch);
+            Verdict::Unsafe(counterexample(&booted, &path, violation, None))
+        }
+    };
+    Report { verdict, explored, elapsed: started.elapsed() }
+}
+
+/// Walks at random through programs of `cell.length` steps, `walks` times, each from a seed of its own: `seed` and the
+/// numbers that follow it. A counterexample names its seed; one walk from it finds it again.
+pub fn sample<G: SimGuest>(
+    boot: &dyn Fn(&SimMemory, &mut [SimHandle]) -> G,
+    cell: &Cell,
+    seed: u64,
+    walks: u64,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Report {
+    let started = Instant::now();
+    let booted = State::boot(cell, boot);
+    let mut explored = Progress::default();
+    let mut verdict = Verdict::Safe;
+    for seed in (0..walks).map(|walk| seed.wrapping_add(walk)) {
+        explored.programs += 1;
+        if let Err((path, violation)) = walk(&booted, cell.length, seed, &mut explored) {
+            verdict = Verdict::Unsafe(counterexample(&booted, &path, violation, Some(seed)));
+            break;
+        }
+        if watch(explored).is_break() {
+            verdict = Verdict::Stopped;
+            break;
+        }
+    }
+    Report { verdict, explored, elapsed: started.elapsed() }
+}
+
+enum Found {
+    Nothing,
+    Stopped,
+    Violation(Vec<Event>, Violation),
+}
+
+/// A depth-first search: memory for what was seen, and for one path.
+struct Search<'a, G> {
+    booted: &'a State<G>,
+    length: u8,
+    /// Most events in a history.
+    events_max: u16,
+    /// The states seen, with the fewest events that led to each.
+    seen: HashMap<u64, u16, BuildHasherDefault<PassThrough>>,
+    programs: HashMap<u64, (), BuildHasherDefault<PassThrough>>,
+    transitions: u64,
+    encoding: Vec<u8>,
+    watch: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+}
+
+struct Frame<G> {
+    state: State<G>,
+    /// What can happen, and how much of it was tried.
+    events: Vec<Event>,
+    tried: usize,
+    /// The program so far.
+    program: u64,
+}
+
+impl<'a, G: SimGuest> Search<'a, G> {
+    fn new(
+        booted: &'a State<G>,
+        length: u8,
+        events_max: u16,
+        watch: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Self {
+        Self {
+            booted,
+            length,
+            events_max,
+            seen: HashMap::default(),
+            programs: HashMap::default(),
+            transitions: 0,
+            encoding: Vec::new(),
+            watch,
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            states: self.seen.len() as u64,
+            transitions: self.transitions,
+            programs: self.programs.len() as u64,
+        }
+    }
+
+    fn run(&mut self) -> Found {
+        let mut spare = Vec::new();
+        let mut path = std::vec![self.frame(self.booted.clone(), 0, &mut spare)];
+        while let Some(frame) = path.last_mut() {
+            let Some(&event) = frame.events.get(frame.tried) else {
+                spare.extend(path.pop().map(|frame| frame.events));
+                continue;
+            };
+            frame.tried += 1;
+            self.transitions += 1;
+            if self.transitions.is_multiple_of(WATCH_EVERY) {
+                let progress = self.progress();
+                if (self.watch)(progress).is_break() {
+                    return Found::Stopped;
+                }
+            }
+            let program = self.follow(frame.program, event);
+            let mut state = frame.state.clone();
+            if let Err(violation) = state.apply(event, self.booted, &mut |_| {}) {
+                let events = path.iter().map(|frame| frame.events[frame.tried - 1]).collect();
+                return Found::Violation(events, violation);
+            }
+            let events = path.len() as u16;
+            if events < self.events_max && self.is_new(&state, events) {
+                path.push(self.frame(state, program, &mut spare));
+            }
+        }
+        Found::Nothing
+    }
+
+    fn frame(&self, state: State<G>, program: u64, spare: &mut Vec<Vec<Event>>) -> Frame<G> {
+        let mut events = spare.pop().unwrap_or_default();
+        events.clear();
+        state.events(self.length, &mut events);
+        Frame { state, events, tried: 0, program }
+    }
+
+    /// The program after `event`.
+    fn follow(&mut self, program: u64, event: Event) -> u64 {
+        let Event::Issue(action) = event else { return program };
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&program.to_le_bytes());
+        // An action encodes in 3 bytes at most: its name, and a run of sectors.
+        let longer = match postcard::to_slice(&action, &mut bytes[8..]) {
+            Ok(_) => xxh3_64(&bytes),
+            Err(_) => program,
+        };
+        self.programs.insert(longer, ());
+        longer
+    }
+
+    /// Whether `state` was not seen before after as few events.
+    fn is_new(&mut self, state: &State<G>, events: u16) -> bool {
+        self.encoding.clear();
+        let hash = encode(state, &mut self.encoding);
+        match self.seen.entry(hash) {
+            Entry::Vacant(entry) => {
+                entry.insert(events);
+                true
+            }
+            // Where histories are not bounded, how a state was reached does not matter.
+            Entry::Occupied(mut entry) => {
+                let sooner = self.events_max != u16::MAX && events < *entry.get();
+                if sooner {
+                    entry.insert(events);
+                }
+                sooner
+            }
+        }
+    }
+}
+
+/// The shortest program that has a counterexample, and of those the fewest events.
+fn minimize<G: SimGuest>(
+    booted: &State<G>,
+    length: u8,
+    found: (Vec<Event>, Violation),
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> (Vec<Event>, Violation) {
+    let mut best = found;
+    let mut shortest = length;
+    for shorter in 1..length {
+        match Search::new(booted, shorter, u16::MAX, watch).run() {
+            Found::Nothing => {}
+            Found::Stopped => return best,
+            Found::Violation(path, violation) => {
+                best = (path, violation);
+                shortest = shorter;
+                break;
+            }
+        }
+    }
+    for events_max in 1..best.0.len() as u16 {
+        match Search::new(booted, shortest, events_max, watch).run() {
+            Found::Nothing => {}
+            Found::Stopped => return best,
+            Found::Violation(path, violation) => return (path, violation),
+        }
+    }
+    best
+}
+
+fn counterexample<G: SimGuest>(
+    booted: &State<G>,
+    path: &[Event],
+    violation: Violation,
+    seed: Option<u64>,
+) -> Counterexample {
+    let program = path.iter().filter_map(|event| match event {
+        Event::Issue(action) => Some(*action),
+        _ => None,
+    });
+    Counterexample {
+        program: program.collect(),
+        events: booted.clone().tell(path, violation),
+        violation,
+        seed,
+    }
+}
+
+fn walk<G: SimGuest>(
+    booted: &State<G>,
+    length: u8,
+    seed: u64,
+    explored: &mut Progress,
+) -> Result<(), (Vec<Event>, Violation)> {
+    let mut random = SplitMix(seed);
+    let mut state = booted.clone();
+    let mut path = Vec::new();
+    let mut events = Vec::new();
+    loop {
+        events.clear();
+        state.events(length, &mut events);
+        // A program is mostly issued and completed; power cuts and errors are rare, so that it gets somewhere first.
+        let kind = match random.below(64) {
+            0 => 0,
+            1..4 => 1,
+            4..34 => 2,
+            _ => 3,
+        };
+        let picked = |event: &Event| match event {
+            Event::PowerCut { .. } => kind == 0,
+            Event::Complete { fate: Fate::Fails, .. } => kind == 1,
+            Event::Issue(_) => kind == 2,
+            Event::Complete { .. } => kind == 3,
+        };
+        if events.iter().any(picked) {
+            events.retain(picked);
+        }
+        let Some(&event) = events.get(random.below(events.len() as u64) as usize) else { return Ok(()) };
+        path.push(event);
+        explored.states += 1;
+        explored.transitions += 1;
+        if let Err(violation) = state.apply(event, booted, &mut |_| {}) {
+            return Err((path, violation));
+        }
+    }
+}
+
+/// The hash of the canonical encoding of `state`.
+fn encode(state: &impl Serialize, into: &mut Vec<u8>) -> u64 {
+    let encoded = postcard::serialize_with_flavor(state, Encoding(into));
+    assert!(encoded.is_ok(), "a state of plain data has an encoding");
+    xxh3_64(into)
+}
+
+struct Encoding<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Encoding<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// For keys that are hashes already.
+#[derive(Default)]
+struct PassThrough(u64);
+
+impl Hasher for PassThrough {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        debug_assert!(false, "only u64 keys");
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+/// SplitMix64: every seed is a good seed.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound.max(1)
+    }
+}
