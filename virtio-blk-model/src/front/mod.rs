@@ -1,0 +1,3 @@
+//! Transports: how a guest reaches the device.
+
+pub mod mmio;

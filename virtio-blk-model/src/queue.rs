@@ -1,0 +1,529 @@
+//! A request queue: a ring and the requests in flight. A unit of its own, so that a host can give each its thread.
+
+use blk_core::memory::GuestMemory;
+use blk_core::mutant::{Mutant, active};
+use blk_core::op::{Op, Segment, total_bytes};
+use blk_core::order::{Done, GuestCache, Hold, Order, Request, Sequencer};
+use blk_core::storage::{IoError, IoErrorKind, Storage};
+use blk_core::units::GuestAddr;
+use blk_core::virtq::{self, QueueError};
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+
+use crate::chain::{Chain, copy_in, copy_out};
+use crate::command::{self, Command, RANGES_MAX};
+use crate::wire::{Features, RangeSegment, Status};
+
+/// What a queue has to know of the device to take a request: a snapshot, small enough to be copied for each.
+///
+/// Where queues have threads of their own, the device publishes a new one with a higher epoch, and a change is complete
+/// when every queue [is quiet](Queue::is_quiet) in that epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Policy {
+    /// The negotiated features.
+    #[cfg_attr(feature = "defmt", defmt(Debug2Format))]
+    pub features: Features,
+    /// What the driver was told about the write cache.
+    pub cache: GuestCache,
+    /// Whether changes are refused, by configuration.
+    pub read_only: bool,
+    /// Requests may be taken: the driver is ready and no change is under way.
+    pub open: bool,
+    /// Counts the changes.
+    pub epoch: u32,
+}
+
+/// What a poll of a queue led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct QueueProgress {
+    /// The driver wants a used-buffer interrupt.
+    pub interrupt: bool,
+    /// The budget ran out: poll again. Otherwise poll when the driver notifies or the storage has a completion.
+    pub again: bool,
+}
+
+/// A request in flight: what is left to do once the storage is done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Owner {
+    /// The driver's, in a chain.
+    Driver {
+        /// The chain's head.
+        head: u16,
+        /// Where the status byte goes.
+        status: GuestAddr,
+        /// Bytes written into the chain on success, the status byte among them.
+        written: u32,
+        /// Only under a mutant: what a reset executes once more.
+        #[cfg(feature = "mutants")]
+        again: Option<(Op, Segment)>,
+    },
+    /// The device's own flush, as the cache is turned off.
+    CacheOff,
+}
+
+/// What is left of a discard or write-zeroes of several segments.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Ranges {
+    slot: u16,
+    cache: GuestCache,
+    /// The next operation is the last of these.
+    ops: Vec<Op, RANGES_MAX>,
+}
+
+/// How far taking a request came.
+enum Taken {
+    /// Its slot has it.
+    Submitted,
+    /// It is over already.
+    Answered(Status, u32),
+}
+
+/// A ring and its requests in flight, at most `N`.
+///
+/// It is polled by whoever owns it, with the storage handle that is its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Queue<const N: usize> {
+    ring: virtq::Queue,
+    slots: Sequencer<Owner, N>,
+    /// One request of several ranges at a time; the next one waits in the ring.
+    ranges: Option<Ranges>,
+    /// The epoch of the policy seen last.
+    epoch: u32,
+    /// How the flush that turns the cache off ended, until it is asked for.
+    flushed: Option<bool>,
+    /// The device's serial, for GET_ID.
+    id: [u8; 20],
+    #[cfg(feature = "mutants")]
+    again: Vec<(Op, Segment), 4>,
+}
+
+impl<const N: usize> Queue<N> {
+    /// An idle queue of at most `size_max` entries, for a device that calls itself `id`.
+    #[must_use]
+    pub fn new(size_max: u16, id: [u8; 20]) -> Self {
+        Self {
+            ring: virtq::Queue::new(size_max),
+            slots: Sequencer::new(),
+            ranges: None,
+            epoch: 0,
+            flushed: None,
+            id,
+            #[cfg(feature = "mutants")]
+            again: Vec::new(),
+        }
+    }
+
+    /// The ring and its registers.
+    #[must_use]
+    pub const fn ring(&self) -> &virtq::Queue {
+        &self.ring
+    }
+
+    /// The ring, for a front that sets it up.
+    pub const fn ring_mut(&mut self) -> &mut virtq::Queue {
+        &mut self.ring
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub const fn in_flight(&self) -> u32 {
+        self.slots.in_use()
+    }
+
+    /// Whether the queue has seen `epoch` and has nothing in flight.
+    #[must_use]
+    pub const fn is_quiet(&self, epoch: u32) -> bool {
+        self.epoch == epoch && self.slots.is_idle()
+    }
+
+    /// Whether a reset of the queue still waits for operations in flight.
+    #[must_use]
+    pub const fn is_resetting(&self) -> bool {
+        self.slots.is_resetting()
+    }
+
+    /// Takes completions and requests until there are no more, or as many as the ring has entries.
+    ///
+    /// `policy` is asked after the available index was read, so that a request made after a change is taken under it.
+    #[inline]
+    pub fn poll<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: impl Fn() -> Policy,
+    ) -> QueueProgress {
+        if self.slots.is_resetting() {
+            self.finish_reset(memory, storage);
+            return QueueProgress::default();
+        }
+        let mut budget = self.ring.setup().size;
+        // An error has broken the ring, which says so by itself; completions go on being taken.
+        let drained = self.run(memory, storage, &policy, &mut budget).unwrap_or(true);
+        let interrupt = self.ring.publish(memory).unwrap_or(false);
+        QueueProgress { interrupt, again: !drained }
+    }
+
+    /// Submits the flush that turns the cache off. The queue, like all others, is to be quiet.
+    ///
+    /// # Errors
+    /// [`Hold`] if it cannot be taken now.
+    pub fn flush<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+    ) -> Result<(), Hold> {
+        let request = Request::new(Op::Flush).ordered(Order::Barrier);
+        let cache = GuestCache::WriteBack;
+        self.slots.submit(memory, storage, &request, cache, &[], Owner::CacheOff).map(drop)
+    }
+
+    /// How the flush that [`Self::flush`] submitted ended, once it has.
+    pub const fn take_flushed(&mut self) -> Option<bool> {
+        self.flushed.take()
+    }
+
+    /// Begins a reset: the ring is forgotten, and no guest memory of it is touched any more; what the storage has is
+    /// awaited by [`Self::poll`] while [`Self::is_resetting`].
+    pub fn reset(&mut self) {
+        #[cfg(feature = "mutants")]
+        if active(Mutant::ResetReexecutes) {
+            let owners = self.slots.payloads().filter_map(|(_, owner)| match owner {
+                Owner::Driver { again, .. } => *again,
+                Owner::CacheOff => None,
+            });
+            self.again = owners.take(4).collect();
+        }
+        self.ring.reset();
+        self.slots.reset();
+        self.ranges = None;
+        self.flushed = None;
+    }
+
+    /// Goes on with a reset, and returns whether it is over. Bounded by what is in flight.
+    pub fn finish_reset<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> bool {
+        // Completions are swallowed: their requests are gone.
+        while self.slots.poll(memory, storage).is_some() {}
+        let over = self.slots.finish_reset(storage);
+        #[cfg(feature = "mutants")]
+        if over {
+            for (op, segment) in core::mem::take(&mut self.again) {
+                let stray = blk_core::units::Tag { slot: 0, generation: u16::MAX };
+                let _ = storage.submit(memory, stray, op, &[segment]);
+            }
+        }
+        over
+    }
+
+    /// Only under a mutant: forgets what is in flight instead of awaiting it.
+    pub(crate) fn forget_in_flight(&mut self) {
+        self.slots = Sequencer::new();
+    }
+
+    /// Returns whether the ring was drained, or left for a reason that a completion or the device will remove.
+    #[inline]
+    fn run<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: &impl Fn() -> Policy,
+        budget: &mut u16,
+    ) -> Result<bool, QueueError> {
+        loop {
+            let before = *budget;
+            let mut completed = false;
+            while let Some(done) = self.slots.poll(memory, storage) {
+                completed = true;
+                self.end(memory, storage, done)?;
+            }
+            if self.slots.wanting().is_some() {
+                self.supply(memory, storage)?;
+            }
+            let held = self.take_all(memory, storage, policy, budget)?;
+            if *budget == 0 {
+                return Ok(false);
+            }
+            if *budget != before || completed {
+                // A synchronous storage has completed by now.
+                continue;
+            }
+            if held || !self.ring.rearm(memory)? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes requests until there are none, the budget is used up, or one has to wait; returns whether one does.
+    #[inline]
+    fn take_all<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: &impl Fn() -> Policy,
+        budget: &mut u16,
+    ) -> Result<bool, QueueError> {
+        while *budget != 0 {
+            let head = self.ring.peek(memory)?;
+            let policy = policy();
+            self.epoch = policy.epoch;
+            let Some(head) = head else { return Ok(false) };
+            if !policy.open || self.slots.next_slot().is_none() {
+                return Ok(true);
+            }
+            let mut chain = Chain::new();
+            self.ring.walk(memory, head, |buffer| chain.add(memory, buffer))?;
+            let Some(status) = chain.finish() else {
+                return Err(self.ring.break_with(QueueError::Unanswerable));
+            };
+            match self.take(memory, storage, &policy, &chain, head, status) {
+                Ok(Taken::Submitted) => self.ring.pop(),
+                Ok(Taken::Answered(answer, written)) => {
+                    self.ring.pop();
+                    self.answer(memory, head, status, answer, written)?;
+                }
+                Err(_) => return Ok(true),
+            }
+            *budget = budget.saturating_sub(1);
+        }
+        Ok(false)
+    }
+
+    /// Decodes a request and starts it.
+    #[inline]
+    fn take<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: &Policy,
+        chain: &Chain,
+        head: u16,
+        status: GuestAddr,
+    ) -> Result<Taken, Hold> {
+        let refuse = |status| Ok(Taken::Answered(status, 1));
+        let info = storage.info();
+        // PEERS, defect 5: a header that is too short is an error, not an accident.
+        let Some(header) = chain.header() else { return refuse(Status::IoErr) };
+        let read_only = policy.read_only || info.read_only;
+        let (command, order) = match command::decode(&header, policy.features, info, read_only) {
+            Ok(decoded) => decoded,
+            Err(status) => return refuse(status),
+        };
+        let (sector, (segments, bytes)) = match command {
+            Command::Read { sector } => (sector, chain.writable()),
+            Command::Write { sector, .. } => (sector, chain.readable()),
+            // Also if it brings data, or none: PEERS, defect 6.
+            Command::Flush => {
+                let request = Request::new(Op::Flush).ordered(order);
+                return self.submit(memory, storage, policy, &request, &[], driver(head, status, 1));
+            }
+            Command::Discard | Command::WriteZeroes => {
+                return self.take_ranges(memory, storage, policy, (command, order), chain, (head, status));
+            }
+            Command::GetId => return Ok(self.identify(memory, chain)),
+            Command::Unknown { .. } => return refuse(Status::Unsupported),
+        };
+        let extent = match command::transfer(sector, bytes, info) {
+            Ok(extent) => extent,
+            Err(status) => return refuse(status),
+        };
+        if segments.len() > usize::from(info.segments_max) {
+            return refuse(Status::IoErr);
+        }
+        let (op, fua, data) = match command {
+            Command::Write { fua, .. } => (Op::Write { extent, fua: false }, fua, 0),
+            _ => (Op::Read { extent }, false, u32::try_from(bytes).unwrap_or(0)),
+        };
+        let request = Request::new(op).with_fua(fua).ordered(order);
+        let owner = driver(head, status, data.saturating_add(1));
+        self.submit(memory, storage, policy, &request, segments, owner)
+    }
+
+    #[inline]
+    fn submit<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: &Policy,
+        request: &Request,
+        segments: &[Segment],
+        owner: Owner,
+    ) -> Result<Taken, Hold> {
+        #[cfg(feature = "mutants")]
+        let owner = match (owner, segments) {
+            (Owner::Driver { head, status, written, .. }, &[segment]) => {
+                Owner::Driver { head, status, written, again: Some((request.op, segment)) }
+            }
+            (owner, _) => owner,
+        };
+        self.slots.submit(memory, storage, request, policy.cache, segments, owner)?;
+        Ok(Taken::Submitted)
+    }
+
+    /// Starts a discard or write-zeroes. All segments are copied and checked before any is done.
+    fn take_ranges<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: &Policy,
+        (command, order): (Command, Order),
+        chain: &Chain,
+        (head, status): (u16, GuestAddr),
+    ) -> Result<Taken, Hold> {
+        let (segments, bytes) = chain.readable();
+        let mut buffer = [0; RANGES_MAX * size_of::<RangeSegment>()];
+        let copied = usize::try_from(bytes).ok().and_then(|bytes| {
+            let into = buffer.get_mut(..bytes)?;
+            copy_out(memory, segments, into)?;
+            Some(&*into)
+        });
+        let Some(copied) = copied else { return Ok(Taken::Answered(Status::IoErr, 1)) };
+        let mut ops = match command::ranges(command, copied, storage.info()) {
+            Ok(ops) => ops,
+            Err(status) => return Ok(Taken::Answered(status, 1)),
+        };
+        ops.reverse();
+        if ops.len() > 1 && self.ranges.is_some() {
+            return Err(Hold::Full);
+        }
+        let Some(first) = ops.pop() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
+        let slot = self.slots.next_slot().ok_or(Hold::Full)?;
+        let request = Request::new(first).ordered(order);
+        self.submit(memory, storage, policy, &request, &[], driver(head, status, 1))?;
+        if !ops.is_empty() {
+            self.ranges = Some(Ranges { slot, cache: policy.cache, ops });
+        }
+        Ok(Taken::Submitted)
+    }
+
+    /// GET_ID: 20 bytes, padded with zeroes (5.2.6.1), or as many as there is room for.
+    fn identify<M: GuestMemory + ?Sized>(&self, memory: &M, chain: &Chain) -> Taken {
+        let (segments, _) = chain.writable();
+        match copy_in(memory, segments, &self.id) {
+            Some(written) => Taken::Answered(Status::Ok, written.saturating_add(1)),
+            None => Taken::Answered(Status::IoErr, 1),
+        }
+    }
+
+    /// The storage is done with a slot.
+    #[inline]
+    fn end<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        done: Done,
+    ) -> Result<(), QueueError> {
+        let Done { slot, result } = done;
+        if self.ranges.as_ref().is_some_and(|ranges| ranges.slot == slot)
+            && self.advance(memory, storage, done)
+        {
+            return Ok(());
+        }
+        self.release(memory, slot, result)
+    }
+
+    /// Goes on with the next range of a request, if there is one and nothing failed.
+    #[cold]
+    fn advance<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        done: Done,
+    ) -> bool {
+        let next = self.ranges.as_mut().filter(|_| done.result.is_ok());
+        let Some((op, cache)) = next.and_then(|ranges| Some((ranges.ops.pop()?, ranges.cache))) else {
+            self.ranges = None;
+            return false;
+        };
+        self.slots.advance(memory, storage, done.slot, &Request::new(op), cache, &[]);
+        true
+    }
+
+    /// Supplies the segments of operations that waited for a flush or for the storage.
+    ///
+    /// The sequencer keeps none, so the chain is walked again. A driver that has changed it meanwhile finds its request
+    /// failed if the data no longer fits: the operation itself stays as it was decoded.
+    #[cold]
+    fn supply<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+    ) -> Result<(), QueueError> {
+        while let Some((slot, op)) = self.slots.wanting() {
+            let head = match self.slots.payload(slot) {
+                Some(&mut Owner::Driver { head, .. }) => head,
+                _ => return Ok(()),
+            };
+            let mut chain = Chain::new();
+            let segments = match op {
+                Op::Read { .. } | Op::Write { .. } => {
+                    self.ring.walk(memory, head, |buffer| chain.add(memory, buffer))?;
+                    chain.finish();
+                    if op.mutates() { chain.readable().0 } else { chain.writable().0 }
+                }
+                Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => &[],
+            };
+            let fits = match op {
+                Op::Read { extent } | Op::Write { extent, .. } => total_bytes(segments) == extent.bytes(),
+                _ => true,
+            };
+            if !fits {
+                self.release(memory, slot, Err(IoErrorKind::Memory.into()))?;
+            } else if self.slots.supply(memory, storage, slot, segments).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees a slot and answers its request.
+    #[inline]
+    fn release<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        slot: u16,
+        result: Result<(), IoError>,
+    ) -> Result<(), QueueError> {
+        match self.slots.release(slot) {
+            Some(Owner::Driver { head, status, written, .. }) => {
+                // On an error only the status byte is known to be written (CVE-2024-8612).
+                let written = if result.is_ok() { written } else { 1 };
+                self.answer(memory, head, status, Status::from(result), written)
+            }
+            Some(Owner::CacheOff) => {
+                self.flushed = Some(result.is_ok());
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the status byte and returns the chain.
+    #[inline]
+    fn answer<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        at: GuestAddr,
+        status: Status,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        if !self.ring.is_running() {
+            return Ok(());
+        }
+        if memory.write(at, &[status as u8]).is_err() {
+            return Err(self.ring.break_with(QueueError::Memory));
+        }
+        self.ring.complete(memory, head, written)
+    }
+}
+
+const fn driver(head: u16, status: GuestAddr, written: u32) -> Owner {
+    Owner::Driver {
+        head,
+        status,
+        written,
+        #[cfg(feature = "mutants")]
+        again: None,
+    }
+}

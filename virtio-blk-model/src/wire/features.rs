@@ -1,0 +1,66 @@
+//! Feature bits and the device status.
+
+use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
+
+bitflags! {
+    /// Feature bits that the device knows: VIRTIO 1.3, 5.2.3 and 6.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct Features: u64 {
+        /// Request barriers. Legacy: 5.2.3.1.
+        const BARRIER = 1 << 0;
+        /// `size_max` is valid.
+        const SIZE_MAX = 1 << 1;
+        /// `seg_max` is valid.
+        const SEG_MAX = 1 << 2;
+        /// The disk is read-only.
+        const RO = 1 << 5;
+        /// `blk_size` is valid.
+        const BLK_SIZE = 1 << 6;
+        /// The flush command. Called WCE in legacy drivers.
+        const FLUSH = 1 << 9;
+        /// `topology` is valid.
+        const TOPOLOGY = 1 << 10;
+        /// `writeback` is valid, and writable.
+        const CONFIG_WCE = 1 << 11;
+        /// `num_queues` is valid.
+        const MQ = 1 << 12;
+        /// The discard command.
+        const DISCARD = 1 << 13;
+        /// The write-zeroes command.
+        const WRITE_ZEROES = 1 << 14;
+        /// Experimental: flags in the request header. virtio-spec issue 237; not in VIRTIO 1.3.
+        const REQ_FLAGS = 1 << 18;
+        /// Experimental: the FUA flag of a write. virtio-spec issue 237; not in VIRTIO 1.3.
+        const REQ_FLAGS_OUT_FUA = 1 << 19;
+        /// Buffers may be cut in any way. Always so in a modern device.
+        const ANY_LAYOUT = 1 << 27;
+        /// Indirect descriptors.
+        const INDIRECT_DESC = 1 << 28;
+        /// Notifications and interrupts by ring index.
+        const EVENT_IDX = 1 << 29;
+        /// Not a legacy device or driver.
+        const VERSION_1 = 1 << 32;
+        /// A single queue may be reset.
+        const RING_RESET = 1 << 40;
+    }
+}
+
+bitflags! {
+    /// The device status field (VIRTIO 1.3, 2.1).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct DeviceStatus: u8 {
+        /// The guest has seen the device.
+        const ACKNOWLEDGE = 1;
+        /// The guest has a driver for it.
+        const DRIVER = 2;
+        /// The driver is ready.
+        const DRIVER_OK = 4;
+        /// The features are agreed.
+        const FEATURES_OK = 8;
+        /// The device cannot go on until it is reset.
+        const NEEDS_RESET = 64;
+        /// The driver gave up.
+        const FAILED = 128;
+    }
+}
