@@ -17,9 +17,11 @@ pub(super) fn layer(system: &dyn System, device: &Device, depth: u32) -> Layer {
     let kind = kind(name, &model);
     let mut layer = Layer::new(kind, title, depth);
     match kind {
-        LayerKind::Memory => {
-            layer.loses("a block device in memory", "flushes succeed and store nothing", "use a disk")
-        }
+        LayerKind::Memory => layer.loses(
+            "a block device in memory",
+            "flushes succeed and store nothing",
+            "keep images on a disk",
+        ),
         LayerKind::Remote => remote(&mut layer, device),
         _ => {
             if let Some(what) = virtual_disk(name, &model) {

@@ -135,8 +135,12 @@ impl System for Host {
             (false, _) if open.is_some() => direct_by_opening(read_only(&path, OFlags::DIRECT)),
             (false, _) => Direct::Unknown,
         };
-        let size_bytes = match (&open, kind) {
-            (Some(file), FileKind::Block(_)) => rustix::fs::seek(file, SeekFrom::End(0))?,
+        let size_bytes = match kind {
+            FileKind::Block(dev) => {
+                // In units of 512 bytes (block/genhd.c, `part_size_show`); readable where the device is not.
+                let sectors = attribute(Path::new(&format!("/sys/dev/block/{dev}/size")));
+                sectors.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0).saturating_mul(512)
+            }
             _ => stat.stx_size,
         };
         let extents = match (&open, kind) {
