@@ -1,0 +1,373 @@
+//! The image: opened by its cache mode, locked, measured.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use blk_core::storage::{Cache, CacheMode, Info};
+use blk_core::units::SECTOR_BYTES;
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat, StatxFlags, fallocate, fstat, fstatfs,
+    ioctl_blkpbszget, ioctl_blksszget, major, minor, open, seek, statx,
+};
+use rustix::io::Errno;
+
+use super::file::FileOptions;
+use super::iovecs::SEGMENTS_MAX;
+use super::lock;
+
+/// Bytes of a staging buffer.
+pub(super) const STAGING_BYTES: u32 = 64 * 1024;
+/// Bytes that one read or write may move: the most that one ATA command can (65,536 sectors), below what Linux moves
+/// in one call (`MAX_RW_COUNT`).
+pub(super) const TRANSFER_MAX_BYTES: u32 = 32 * 1024 * 1024;
+/// Largest block that direct I/O may demand: the largest page of an architecture that Linux runs on.
+const ALIGN_MAX: u32 = 64 * 1024;
+
+/// An image could not be opened. The text names the file, what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The kernel refused.
+    #[error("{path}: cannot {what}: {errno}{remedy}")]
+    System {
+        /// The image.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's error.
+        errno: Errno,
+        /// What to do; empty where nothing is known.
+        remedy: &'static str,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("{path}: neither a regular file nor a block device; give the path of an image or a disk")]
+    NotADisk {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Nothing in it.
+    #[error("{path}: has no capacity; give it one, for example: truncate -s 1G {path}")]
+    Empty {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The size is not a multiple of a block.
+    #[error(
+        "{path}: {bytes} bytes are not a multiple of {unit}, {why}; extend it: truncate -s %{unit} {path}{or}"
+    )]
+    OddSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// What it has to be a multiple of.
+        unit: u32,
+        /// What that unit is.
+        why: &'static str,
+        /// Another remedy; empty where there is none.
+        or: &'static str,
+    },
+    /// Another program uses the image.
+    #[error("{path}: in use by another program ({detail}); stop that program{or}")]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// How it is known.
+        detail: &'static str,
+        /// Another remedy; empty where there is none.
+        or: &'static str,
+    },
+    /// An option's value cannot be.
+    #[error("{path}: option {option}: {value} is not possible; {remedy}")]
+    Option {
+        /// The image.
+        path: PathBuf,
+        /// The field of [`FileOptions`].
+        option: &'static str,
+        /// Its value.
+        value: u64,
+        /// What is possible.
+        remedy: &'static str,
+    },
+}
+
+/// What kind of file the image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Block,
+}
+
+/// An open image.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) info: Info,
+    pub(super) kind: Kind,
+    /// Every write is made on a file opened `O_DSYNC`.
+    pub(super) dsync: bool,
+    /// What direct I/O demands of addresses and of offsets and lengths, in bytes; `None` where the page cache takes anything.
+    pub(super) direct: Option<Alignment>,
+    /// Unit in bytes of the range operations of a block device; 1 for a file.
+    pub(super) range_unit: u64,
+    path: PathBuf,
+    flags: OFlags,
+    /// Holds the locks.
+    file: OwnedFd,
+}
+
+/// What direct I/O demands, in bytes: powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Alignment {
+    pub(super) memory: u32,
+    pub(super) offset: u32,
+}
+
+impl Image {
+    pub(super) fn open(path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
+        let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        let mut flags = access | OFlags::CLOEXEC;
+        flags.set(OFlags::DIRECT, options.mode.direct());
+        flags.set(OFlags::DSYNC, options.mode.dsync());
+        let file = open(path, flags | OFlags::NONBLOCK, Mode::empty()).map_err(|errno| {
+            let remedy = match errno {
+                Errno::INVAL if options.mode.direct() => {
+                    "; this file system has no O_DIRECT: use cache mode writeback or writethrough"
+                }
+                Errno::ROFS | Errno::ACCESS | Errno::PERM => "; check its permissions, or open it read_only",
+                _ => "",
+            };
+            system(path, "open it", remedy)(errno)
+        })?;
+        let stat = fstat(&file).map_err(system(path, "stat it", ""))?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::File,
+            FileType::BlockDevice => Kind::Block,
+            _ => return Err(OpenError::NotADisk { path: path.into() }),
+        };
+        let exclusive = kind == Kind::Block && options.lock && !options.read_only;
+        let again = if exclusive { flags | OFlags::EXCL } else { flags };
+        let file = reopen(path, &file, again).map_err(|errno| match errno {
+            Errno::BUSY => OpenError::InUse {
+                path: path.into(),
+                detail: "it is mounted, or part of another device",
+                or: ", or unmount it",
+            },
+            errno => system(path, "open it again", "; is /proc mounted?")(errno),
+        })?;
+        if options.lock {
+            lock::take(file.as_fd(), options.read_only).map_err(|errno| match errno {
+                Errno::AGAIN => {
+                    OpenError::InUse { path: path.into(), detail: "it holds the image lock", or: "" }
+                }
+                errno => system(path, "lock it", "; option lock turns the lock off")(errno),
+            })?;
+        }
+        Self::measure(path, options, flags, file, kind, &stat)
+    }
+
+    fn measure(
+        path: &Path,
+        options: &FileOptions,
+        flags: OFlags,
+        file: OwnedFd,
+        kind: Kind,
+        stat: &Stat,
+    ) -> Result<Self, OpenError> {
+        let fail = |what| system(path, what, "");
+        let device = match kind {
+            Kind::File => stat.st_dev,
+            Kind::Block => stat.st_rdev,
+        };
+        let (bytes, unit, physical) = match kind {
+            Kind::File => {
+                let block = u32::try_from(stat.st_blksize).unwrap_or(0);
+                (u64::try_from(stat.st_size).unwrap_or(0), SECTOR_BYTES, block)
+            }
+            Kind::Block => (
+                seek(&file, SeekFrom::End(0)).map_err(fail("find its size"))?,
+                ioctl_blksszget(&file).map_err(fail("find its block size"))?,
+                ioctl_blkpbszget(&file).map_err(fail("find its block size"))?,
+            ),
+        };
+        let direct = if options.mode.direct() { Some(alignment(path, &file, kind, unit)?) } else { None };
+        let logical = options.logical_block_bytes.unwrap_or(unit);
+        check_sizes(path, bytes, logical, direct)?;
+        let physical = if physical.is_power_of_two() { physical.max(logical) } else { logical };
+        let info = Info {
+            sectors: bytes / u64::from(SECTOR_BYTES),
+            logical_block_bytes: logical,
+            physical_block_bytes: physical,
+            optimal_io_bytes: queue_limit(device, "optimal_io_size").unwrap_or(0),
+            read_only: options.read_only,
+            rotational: queue_limit(device, "rotational") == Some(1),
+            cache: options.mode.cache(),
+            fua: options.mode != CacheMode::Unsafe
+                && options.native_fua
+                && honours_dsync(&file, kind, direct),
+            range_stable: false,
+            discard: !options.read_only && discards(&file, kind, bytes, device),
+            staging_bytes: STAGING_BYTES,
+            segments_max: SEGMENTS_MAX,
+            transfer_max_bytes: TRANSFER_MAX_BYTES,
+        };
+        Ok(Self {
+            info,
+            kind,
+            dsync: options.mode.dsync(),
+            direct,
+            range_unit: if kind == Kind::Block { u64::from(unit) } else { 1 },
+            path: path.into(),
+            flags,
+            file,
+        })
+    }
+
+    /// Another open file description of the same image, opened in the same way.
+    ///
+    /// Each thread has one of its own: Linux reports a writeback error once *per open file description*, so that on a shared
+    /// one, one thread's write could take the error that was another's to see (SEMANTICS, 6).
+    pub(super) fn another(&self) -> Result<OwnedFd, OpenError> {
+        reopen(&self.path, &self.file, self.flags).map_err(system(
+            &self.path,
+            "open it again",
+            "; is /proc mounted?",
+        ))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether completed flushes mean anything.
+    pub(super) fn flushes(&self) -> bool {
+        self.info.cache != Cache::Unsafe
+    }
+}
+
+fn system<'a>(
+    path: &'a Path,
+    what: &'static str,
+    remedy: &'static str,
+) -> impl Fn(Errno) -> OpenError + use<'a> {
+    move |errno| OpenError::System { path: path.into(), what, errno, remedy }
+}
+
+/// Opens what `file` is open on once more. Through /proc, where no rename can come in between; by its path where there
+/// is no /proc, and then it has to be the same file.
+fn reopen(path: &Path, file: &OwnedFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty()) {
+        Err(Errno::NOENT) => {
+            let again = open(path, flags, Mode::empty())?;
+            let (a, b) = (fstat(file)?, fstat(&again)?);
+            if (a.st_dev, a.st_ino, a.st_rdev) == (b.st_dev, b.st_ino, b.st_rdev) {
+                Ok(again)
+            } else {
+                Err(Errno::STALE)
+            }
+        }
+        result => result,
+    }
+}
+
+fn check_sizes(path: &Path, bytes: u64, logical: u32, direct: Option<Alignment>) -> Result<(), OpenError> {
+    if bytes == 0 {
+        return Err(OpenError::Empty { path: path.into() });
+    }
+    if !logical.is_power_of_two() || !(SECTOR_BYTES..=ALIGN_MAX).contains(&logical) {
+        return Err(OpenError::Option {
+            path: path.into(),
+            option: "logical_block_bytes",
+            value: logical.into(),
+            remedy: "give a power of two from 512 to 65536",
+        });
+    }
+    let direct = direct.map_or(1, |direct| direct.offset);
+    let rules = [
+        (SECTOR_BYTES, "a sector", ""),
+        (logical, "the logical block (option logical_block_bytes)", ", or give a smaller logical block"),
+        (direct, "the block of direct I/O", ", or use cache mode writeback or writethrough"),
+    ];
+    for (unit, why, or) in rules {
+        if !bytes.is_multiple_of(u64::from(unit)) {
+            return Err(OpenError::OddSize { path: path.into(), bytes, unit, why, or });
+        }
+    }
+    Ok(())
+}
+
+/// What direct I/O on this file demands: asked of the kernel, since 6.1 (statx(2), STATX_DIOALIGN).
+fn alignment(path: &Path, file: &OwnedFd, kind: Kind, unit: u32) -> Result<Alignment, OpenError> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted).map_err(system(path, "stat it", ""))?;
+    let none = OpenError::System {
+        path: path.into(),
+        what: "use O_DIRECT on it",
+        errno: Errno::OPNOTSUPP,
+        remedy: "; use cache mode writeback or writethrough",
+    };
+    let align = if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 {
+        Alignment { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align }
+    } else if kind == Kind::Block {
+        // open(2), NOTES, O_DIRECT: since Linux 2.6 the logical block size of the device suffices.
+        Alignment { memory: unit, offset: unit }
+    } else if file_system(file.as_fd()) == Some(TMPFS) {
+        // tmpfs takes O_DIRECT since 6.6, and serves it from the page cache.
+        Alignment { memory: 1, offset: 1 }
+    } else {
+        Alignment { memory: 4096, offset: 4096 }
+    };
+    let possible = |n: u32| n.is_power_of_two() && n <= ALIGN_MAX;
+    if possible(align.memory) && possible(align.offset) { Ok(align) } else { Err(none) }
+}
+
+// Linux, include/uapi/linux/magic.h.
+const EXT4: u32 = 0xEF53;
+const XFS: u32 = 0x5846_5342;
+const BTRFS: u32 = 0x9123_683E;
+const F2FS: u32 = 0xF2F5_2010;
+const TMPFS: u32 = 0x0102_1994;
+
+fn file_system(file: BorrowedFd<'_>) -> Option<u32> {
+    // The type of the field differs between architectures; a magic number has 32 bits.
+    fstatfs(file).ok().map(|fs| (fs.f_type as u64 & 0xffff_ffff) as u32)
+}
+
+/// Whether a write with `RWF_DSYNC` is known to be stable when it is done: block devices and the file systems whose writes
+/// end in `generic_write_sync` or in iomap's counterpart. (On tmpfs it is worth what fdatasync is worth there: nothing.)
+/// Elsewhere the sequencer flushes after the write instead.
+fn honours_dsync(file: &OwnedFd, kind: Kind, direct: Option<Alignment>) -> bool {
+    let known =
+        kind == Kind::Block || matches!(file_system(file.as_fd()), Some(EXT4 | XFS | BTRFS | F2FS | TMPFS));
+    known && kernel_knows_dsync(file, direct)
+}
+
+/// Whether this kernel takes `RWF_DSYNC` (since 4.7). A read proves it: the flags of reads and writes are checked by one
+/// function (`kiocb_set_rw_flags`), before any data moves.
+fn kernel_knows_dsync(file: &OwnedFd, direct: Option<Alignment>) -> bool {
+    #[repr(align(65536))]
+    struct Block([u8; ALIGN_MAX as usize]);
+    let mut block = Box::new(Block([0; ALIGN_MAX as usize]));
+    let len = direct.map_or(SECTOR_BYTES, |direct| direct.offset.max(SECTOR_BYTES));
+    let iovec = libc::iovec { iov_base: block.0.as_mut_ptr().cast(), iov_len: len as usize };
+    // SAFETY: one iovec, whose `len` bytes are inside `block` (`len` is at most ALIGN_MAX), which outlives the call.
+    unsafe { libc::preadv2(file.as_raw_fd(), &raw const iovec, 1, 0, libc::RWF_DSYNC) >= 0 }
+}
+
+/// Whether discarding releases space, found without touching data.
+fn discards(file: &OwnedFd, kind: Kind, bytes: u64, device: u64) -> bool {
+    match kind {
+        Kind::Block => queue_limit(device, "discard_max_bytes").is_some_and(|max: u64| max != 0),
+        Kind::File => {
+            // A hole behind the end of the file changes nothing.
+            let beyond = bytes.next_multiple_of(u64::from(ALIGN_MAX));
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(file, hole, beyond, u64::from(ALIGN_MAX)).is_ok()
+        }
+    }
+}
+
+/// A limit of a device's request queue from sysfs (Linux, Documentation/ABI/stable/sysfs-block); a partition's is its disk's.
+fn queue_limit<T: std::str::FromStr>(device: u64, name: &str) -> Option<T> {
+    let (major, minor) = (major(device), minor(device));
+    let read = |queue| std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/{name}"));
+    read("queue").or_else(|_| read("../queue")).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,137 @@
+//! An operation in flight, and the way back to the handle that submitted it.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use blk_core::op::Op;
+use blk_core::storage::IoError;
+use blk_core::units::Tag;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::iovecs::IoVecs;
+use super::queue::lock;
+use crate::memory::Anchor;
+
+/// One operation. Allocated with its handle; it moves from the handle to a thread and back by pointer, so that exactly
+/// one of them has it.
+pub(super) struct Job {
+    pub(super) tag: Tag,
+    pub(super) op: Op,
+    /// The memory of a read or write; kept mapped by `anchor` and, for staging, by `home`.
+    pub(super) iovecs: IoVecs,
+    /// Whether `iovecs` names the staging buffer of `tag.slot`.
+    pub(super) staged: bool,
+    pub(super) anchor: Option<Anchor>,
+    pub(super) result: Result<(), IoError>,
+    pub(super) home: Arc<Home>,
+}
+
+impl Job {
+    pub(super) fn new(home: Arc<Home>) -> Self {
+        Self {
+            tag: Tag { slot: 0, generation: 0 },
+            op: Op::Flush,
+            iovecs: IoVecs::new(),
+            staged: false,
+            anchor: None,
+            result: Ok(()),
+            home,
+        }
+    }
+
+    /// Ends the operation and hands the job back to its handle.
+    pub(super) fn complete(mut self: Box<Self>, result: Result<(), IoError>) {
+        self.result = result;
+        self.iovecs.clear();
+        self.anchor = None;
+        let home = Arc::clone(&self.home);
+        home.put(self);
+    }
+}
+
+/// Where a handle's jobs come back to.
+pub(super) struct Home {
+    arrived: Mutex<Arrived>,
+    /// How many jobs are in `arrived`: spares a poll that finds none the lock.
+    count: AtomicUsize,
+    /// Signalled when a job arrives and the handle has asked for it.
+    wake: OwnedFd,
+    /// Keeps the staging buffers mapped for the operations that use them.
+    _staging: Anchor,
+}
+
+struct Arrived {
+    jobs: VecDeque<Box<Job>>,
+    /// The handle asked to be woken, and has not been.
+    armed: bool,
+    /// The eventfd has been written and not read since.
+    signalled: bool,
+    /// The handle is gone: jobs are dropped.
+    closed: bool,
+}
+
+impl Home {
+    pub(super) fn new(depth: usize, staging: Anchor) -> rustix::io::Result<Self> {
+        let jobs = VecDeque::with_capacity(depth);
+        Ok(Self {
+            arrived: Mutex::new(Arrived { jobs, armed: false, signalled: false, closed: false }),
+            count: AtomicUsize::new(0),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            _staging: staging,
+        })
+    }
+
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn put(&self, job: Box<Job>) {
+        let mut arrived = lock(&self.arrived);
+        if arrived.closed {
+            drop(arrived);
+            // Outside the lock: this may be the last owner of `self`.
+            drop(job);
+            return;
+        }
+        arrived.jobs.push_back(job);
+        self.count.store(arrived.jobs.len(), Ordering::Release);
+        if std::mem::take(&mut arrived.armed) {
+            arrived.signalled = true;
+            // Under the lock, so that `arm` reads what this wrote. It cannot fail: the counter is 0 or 1.
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Exchanges the jobs that have arrived for `empty`, an empty queue with room for as many. Returns whether there are any.
+    pub(super) fn take(&self, empty: &mut VecDeque<Box<Job>>) -> bool {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut arrived = lock(&self.arrived);
+        std::mem::swap(&mut arrived.jobs, empty);
+        self.count.store(0, Ordering::Release);
+        !empty.is_empty()
+    }
+
+    /// Asks for the eventfd to be signalled when the next job arrives. Returns false if one has arrived already.
+    pub(super) fn arm(&self) -> bool {
+        let mut arrived = lock(&self.arrived);
+        if std::mem::take(&mut arrived.signalled) {
+            // Not empty, since `signalled` says so; it is non-blocking all the same.
+            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        }
+        arrived.armed = arrived.jobs.is_empty();
+        arrived.armed
+    }
+
+    /// The handle goes away: jobs that have arrived, and those that will, are dropped.
+    pub(super) fn close(&self) {
+        let mut arrived = lock(&self.arrived);
+        arrived.closed = true;
+        let jobs = std::mem::take(&mut arrived.jobs);
+        drop(arrived);
+        drop(jobs);
+    }
+}

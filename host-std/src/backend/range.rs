@@ -1,0 +1,153 @@
+//! Zeroes and discards: by the file system or the device where it can, by writing zeroes where it must.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use blk_core::storage::IoError;
+use blk_core::units::Extent;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::bounce::Source;
+use super::engine::Worker;
+use super::host::Host;
+use super::image::Kind;
+use super::iovecs::IoVecs;
+use super::transfer::{bytes_of, kind};
+use crate::memory::HostRange;
+
+/// One way to zero a range without writing it.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Release the blocks; they read back as zeroes. On a block device: zero, by unmapping if that zeroes.
+    Punch,
+    /// Zero and keep the blocks.
+    ZeroRange,
+    /// `BLKZEROOUT`: the device zeroes and keeps the blocks, or the kernel writes them.
+    BlockZero,
+}
+
+impl<H: Host> Worker<H> {
+    pub(super) fn write_zeroes(&mut self, extent: Extent, may_unmap: bool) -> Result<(), IoError> {
+        let ways: &[Way] = match (self.shared.image.kind, may_unmap) {
+            (Kind::File, true) => &[Way::Punch, Way::ZeroRange],
+            (Kind::File, false) => &[Way::ZeroRange],
+            (Kind::Block, true) => &[Way::Punch, Way::BlockZero],
+            (Kind::Block, false) => &[Way::BlockZero],
+        };
+        self.change(extent, |worker, range| {
+            if worker.in_range_units(&range) {
+                for &way in ways {
+                    match worker.retry(|| worker.zero_by(way, &range)) {
+                        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY) => {}
+                        result => return result.map_err(|errno| failed(errno, extent)),
+                    }
+                }
+            }
+            worker.write_zero_bytes(range)
+        })
+    }
+
+    /// Releases the blocks of a file, and lets a device discard. What it does not do, or not for parts of its blocks, stays:
+    /// a discard may leave the data.
+    pub(super) fn discard(&mut self, extent: Extent) -> Result<(), IoError> {
+        if !self.shared.image.info.discard {
+            return Ok(());
+        }
+        self.change(extent, |worker, range| {
+            let unit = worker.shared.image.range_unit;
+            let inner = range.start.next_multiple_of(unit)..range.end - range.end % unit;
+            if inner.is_empty() {
+                return Ok(());
+            }
+            let (host, file) = (&worker.shared.host, worker.file.as_fd());
+            let result = worker.retry(|| match worker.shared.image.kind {
+                Kind::File => worker.zero_by(Way::Punch, &inner),
+                Kind::Block => host.block_discard(file, inner.start, inner.end - inner.start),
+            });
+            match result {
+                Err(Errno::OPNOTSUPP) => Ok(()),
+                result => result.map_err(|errno| failed(errno, extent)),
+            }
+        })
+    }
+
+    /// Runs a change of a range: alone on its blocks, and dirty until a flush, since `O_DSYNC` does not cover it.
+    fn change(
+        &mut self,
+        extent: Extent,
+        f: impl FnOnce(&mut Self, Range<u64>) -> Result<(), IoError>,
+    ) -> Result<(), IoError> {
+        let (offset, bytes) = bytes_of(extent)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        let range = offset..offset + bytes;
+        let _held = shared.ranges.as_ref().map(|ranges| ranges.hold(self.id, self.blocks(range.clone())));
+        shared.latch.dirty(extent.start);
+        let result = f(self, range);
+        shared.latch.dirty(extent.start);
+        result
+    }
+
+    fn in_range_units(&self, range: &Range<u64>) -> bool {
+        (range.start | range.end) & (self.shared.image.range_unit - 1) == 0
+    }
+
+    fn zero_by(&self, way: Way, range: &Range<u64>) -> rustix::io::Result<()> {
+        let (host, file) = (&self.shared.host, self.file.as_fd());
+        let (offset, bytes) = (range.start, range.end - range.start);
+        let keep = FallocateFlags::KEEP_SIZE;
+        match way {
+            Way::Punch => host.fallocate(file, FallocateFlags::PUNCH_HOLE | keep, offset, bytes),
+            Way::ZeroRange => host.fallocate(file, FallocateFlags::ZERO_RANGE | keep, offset, bytes),
+            Way::BlockZero => host.block_zero(file, offset, bytes),
+        }
+    }
+
+    fn retry(&self, f: impl Fn() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+        loop {
+            match f() {
+                Err(Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn write_zero_bytes(&mut self, range: Range<u64>) -> Result<(), IoError> {
+        if self.blocks(range.clone()) != range {
+            return self.bounce_write(range, Source::Zeroes, false);
+        }
+        let mut iovecs = IoVecs::new();
+        let mut at = range.start;
+        while at < range.end {
+            iovecs.clear();
+            let mut end = at;
+            while end < range.end {
+                let len = (range.end - end).min(ZEROES.0.len() as u64);
+                let zeroes = HostRange { start: NonNull::from(&ZEROES.0).cast(), len: len as usize };
+                // SAFETY: a static is always mapped. The list is only written *from*, so that it need not be writable and that a
+                // shared reference to the static does no harm.
+                if unsafe { iovecs.push(zeroes) }.is_err() {
+                    break;
+                }
+                end += len;
+            }
+            self.write_all(&mut iovecs, at, false)?;
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// Zeroes to write, aligned for direct I/O.
+#[repr(align(65536))]
+struct Zeroes([u8; 65536]);
+static ZEROES: Zeroes = Zeroes([0; 65536]);
+
+fn failed(errno: Errno, extent: Extent) -> IoError {
+    IoError { kind: kind(errno), lba: Some(extent.start) }
+}

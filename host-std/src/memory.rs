@@ -1,0 +1,368 @@
+//! Guest memory mapped into this process: what the kernel reads and writes in place.
+
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::units::GuestAddr;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+/// Keeps a mapping alive: the addresses that [`HostMemory::host_range`] returned stay mapped as long as it lives.
+pub type Anchor = Arc<dyn Any + Send + Sync>;
+
+/// Contiguous bytes of guest memory in this process.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRange {
+    /// First byte.
+    pub start: NonNull<u8>,
+    /// Bytes from there on: 1 at least.
+    pub len: usize,
+}
+
+/// Guest memory of which the kernel can be given addresses.
+///
+/// # Safety
+/// Every range that [`host_range`](Self::host_range) returns must be mapped, readable and writable, and no Rust
+/// reference to it may exist, for as long as the [`anchor`](Self::anchor) taken at the same time lives.
+pub unsafe trait HostMemory: GuestMemory {
+    /// The longest contiguous part, `len` bytes at most, of guest memory from `addr` on; `None` if `addr` is not memory
+    /// or `len` is 0. What does not fit in one part is asked for again further on.
+    fn host_range(&self, addr: GuestAddr, len: usize) -> Option<HostRange>;
+
+    /// Keeps what `host_range` returned mapped. Cheap: an operation in flight holds one.
+    fn anchor(&self) -> Anchor;
+}
+
+/// Guest memory mapped into this process: one region or several, over vm-memory's mapping.
+///
+/// A clone is another handle to the same memory. Accesses are volatile copies; the guest, other threads and the kernel
+/// may change the bytes at any time.
+#[derive(Clone, Debug)]
+pub struct MappedMemory(Arc<Regions>);
+
+/// The mapping could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MappingError {
+    /// The regions overlap, are out of order, wrap, or the kernel refused to map them.
+    #[error("cannot map guest memory: {0}; give regions in ascending order that do not overlap")]
+    Mapping(#[from] vm_memory::mmap::FromRangesError),
+    /// A memory file could not be made or sized.
+    #[error("cannot make a memory file of {bytes} bytes for guest memory: {errno}")]
+    MemoryFile {
+        /// Its size.
+        bytes: usize,
+        /// Why.
+        errno: rustix::io::Errno,
+    },
+}
+
+impl MappedMemory {
+    /// Anonymous, zeroed memory of this process alone: regions of (address, bytes), in ascending order.
+    ///
+    /// # Errors
+    /// [`MappingError`] if the regions overlap or cannot be mapped.
+    pub fn anonymous(regions: &[(GuestAddr, usize)]) -> Result<Self, MappingError> {
+        let ranges: Vec<_> = regions.iter().map(|&(addr, bytes)| (GuestAddress(addr.0), bytes)).collect();
+        Ok(Self::from(GuestMemoryMmap::from_ranges(&ranges)?))
+    }
+
+    /// The same over memory files (memfd), one for each region in order, that another process can map too.
+    ///
+    /// # Errors
+    /// [`MappingError`] if a file cannot be made, or the regions overlap or cannot be mapped.
+    pub fn shared(regions: &[(GuestAddr, usize)]) -> Result<Self, MappingError> {
+        let mut ranges = Vec::with_capacity(regions.len());
+        for &(addr, bytes) in regions {
+            let file = memory_file(bytes).map_err(|errno| MappingError::MemoryFile { bytes, errno })?;
+            ranges.push((GuestAddress(addr.0), bytes, Some(FileOffset::new(file.into(), 0))));
+        }
+        Ok(Self::from(GuestMemoryMmap::from_ranges_with_files(ranges)?))
+    }
+
+    /// The mapping below, as other crates of the field take it (vhost, for one).
+    #[must_use]
+    pub fn mapping(&self) -> &GuestMemoryMmap {
+        &self.0.mapping
+    }
+}
+
+fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
+    let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, bytes as u64)?;
+    Ok(file)
+}
+
+impl From<GuestMemoryMmap> for MappedMemory {
+    fn from(mapping: GuestMemoryMmap) -> Self {
+        let table = mapping.iter().filter_map(Region::new).collect();
+        Self(Arc::new(Regions { table, mapping }))
+    }
+}
+
+#[derive(Debug)]
+struct Regions {
+    /// Sorted by address, as the mapping is. Flat, so that a look-up follows no pointer but its own.
+    table: Box<[Region]>,
+    /// Owns what the table points to.
+    mapping: GuestMemoryMmap,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    start: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+// SAFETY: a `Region` is an address and a length. What it points to is only ever accessed through raw pointers, volatile
+// or atomic, and is meant to be changed by others; `Regions::mapping` keeps it mapped.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`: a shared `Region` gives out addresses, never references.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// `None` for what is not mapped readable and writable: it is no memory to a device.
+    fn new(region: &GuestRegionMmap) -> Option<Self> {
+        let mapping = region.get_mmap();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let host = NonNull::new(mapping.as_ptr()).filter(|_| mapping.prot() & access == access)?;
+        Some(Self { start: region.start_addr().0, len: region.len(), host })
+    }
+}
+
+impl MappedMemory {
+    /// The bytes from `addr` to the end of its region.
+    #[inline]
+    fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
+        // Few regions: the scan beats a search, and the first (low memory) is the likeliest.
+        for region in &self.0.table {
+            let offset = addr.0.wrapping_sub(region.start);
+            if offset < region.len {
+                let offset = usize::try_from(offset).ok()?;
+                // SAFETY: `offset` is less than the length of the region, which is one mapping from `host` on.
+                let start = unsafe { region.host.add(offset) };
+                return Some(HostRange { start, len: usize::try_from(region.len).ok()? - offset });
+            }
+        }
+        None
+    }
+
+    /// Calls `each` with every contiguous part of a range, and the position of that part in it.
+    #[inline]
+    fn parts(
+        &self,
+        addr: GuestAddr,
+        len: usize,
+        mut each: impl FnMut(usize, HostRange),
+    ) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < len {
+            let at = addr.checked_add(done as u64).ok_or(MemoryError)?;
+            let range = self.host_range(at, len - done).ok_or(MemoryError)?;
+            each(done, range);
+            done += range.len;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn u16_at(&self, addr: GuestAddr) -> Result<&AtomicU16, MemoryError> {
+        let range = self.rest(addr).filter(|range| range.len >= 2).ok_or(MemoryError)?;
+        let at = range.start.cast::<AtomicU16>();
+        if !at.is_aligned() {
+            return Err(MemoryError);
+        }
+        // SAFETY: two mapped, aligned bytes that live as long as `self`. Rust code accesses them only atomically or volatile
+        // as memory shared with others; an atomic has interior mutability, so the reference asserts nothing about them.
+        Ok(unsafe { at.as_ref() })
+    }
+}
+
+impl GuestMemory for MappedMemory {
+    #[inline]
+    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
+        self.parts(addr, into.len(), |at, range| {
+            // SAFETY: the range is mapped, `self` keeps it so, and `into[at..]` holds `range.len` bytes at least.
+            unsafe { copy_out(range.start, &mut into[at..at + range.len]) }
+        })
+    }
+
+    #[inline]
+    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
+        self.parts(addr, from.len(), |at, range| {
+            // SAFETY: the range is mapped and writable, and `self` keeps it so; `from[at..]` holds `range.len` bytes at least.
+            unsafe { copy_in(&from[at..at + range.len], range.start) }
+        })
+    }
+
+    #[inline]
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        Ok(u16::from_le(self.u16_at(addr)?.load(Ordering::Acquire)))
+    }
+
+    #[inline]
+    fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
+        self.u16_at(addr)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    #[inline]
+    fn contains(&self, addr: GuestAddr, len: u64) -> bool {
+        if addr.checked_add(len).is_none() {
+            return false;
+        }
+        let mut done = 0;
+        while done < len {
+            let Some(range) = addr.checked_add(done).and_then(|at| self.rest(at)) else { return false };
+            done = done.saturating_add(range.len as u64);
+        }
+        true
+    }
+}
+
+// SAFETY: `rest` returns bytes of regions of `self.0.mapping`, mapped readable and writable; the anchor is that mapping's
+// owner. This module makes references to guest bytes only as `AtomicU16`, which may be changed from elsewhere.
+unsafe impl HostMemory for MappedMemory {
+    #[inline]
+    fn host_range(&self, addr: GuestAddr, len: usize) -> Option<HostRange> {
+        let rest = self.rest(addr).filter(|_| len != 0)?;
+        Some(HostRange { start: rest.start, len: rest.len.min(len) })
+    }
+
+    #[inline]
+    fn anchor(&self) -> Anchor {
+        Arc::clone(&self.0) as Anchor
+    }
+}
+
+/// Copies memory that others may change meanwhile, each byte read once: in words where `from` is aligned for it.
+///
+/// # Safety
+/// `into.len()` bytes from `from` on are mapped and readable during the call.
+#[inline]
+pub(crate) unsafe fn copy_out(from: NonNull<u8>, into: &mut [u8]) {
+    let mut from = from.as_ptr().cast_const();
+    let mut into = into;
+    if from.cast::<u64>().is_aligned() {
+        let (words, tail) = into.as_chunks_mut::<8>();
+        for word in words {
+            // SAFETY: eight bytes of the range remain, and `from` is aligned for a word, as it is moved on by words only.
+            unsafe {
+                *word = from.cast::<u64>().read_volatile().to_ne_bytes();
+                from = from.add(8);
+            }
+        }
+        into = tail;
+    }
+    for byte in into {
+        // SAFETY: a byte of the range remains for each one left in `into`.
+        unsafe {
+            *byte = from.read_volatile();
+            from = from.add(1);
+        }
+    }
+}
+
+/// Copies into memory that others may access meanwhile, each byte written once: in words where `into` is aligned for it.
+///
+/// # Safety
+/// `from.len()` bytes from `into` on are mapped and writable during the call.
+#[inline]
+pub(crate) unsafe fn copy_in(from: &[u8], into: NonNull<u8>) {
+    let mut from = from;
+    let mut into = into.as_ptr();
+    if into.cast::<u64>().is_aligned() {
+        let (words, tail) = from.as_chunks::<8>();
+        for word in words {
+            // SAFETY: eight bytes of the range remain, and `into` is aligned for a word, as it is moved on by words only.
+            unsafe {
+                into.cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
+                into = into.add(8);
+            }
+        }
+        from = tail;
+    }
+    for byte in from {
+        // SAFETY: a byte of the range remains for each one left in `from`.
+        unsafe {
+            into.write_volatile(*byte);
+            into = into.add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: GuestAddr = GuestAddr(0x1000);
+
+    fn two_regions() -> MappedMemory {
+        // Adjacent for the guest, apart in this process.
+        MappedMemory::anonymous(&[(A, 0x1000), (GuestAddr(0x2000), 0x1000), (GuestAddr(0x8000), 0x1000)])
+            .unwrap()
+    }
+
+    #[test]
+    fn copies_cross_from_one_region_into_the_next_and_stop_at_a_hole() {
+        let memory = two_regions();
+        let data: Vec<u8> = (0..=255).collect();
+        for start in [0x1f81, 0x1f80, 0x1000, 0x2f00] {
+            let mut back = [0; 256];
+            memory.write(GuestAddr(start), &data).unwrap();
+            memory.read(GuestAddr(start), &mut back).unwrap();
+            assert_eq!(back.as_slice(), data, "{start:#x}");
+        }
+        assert_eq!(memory.write(GuestAddr(0x2f01), &data), Err(MemoryError));
+        assert_eq!(memory.read(GuestAddr(0xfff), &mut [0]), Err(MemoryError));
+        assert!(memory.contains(A, 0x2000) && !memory.contains(A, 0x2001));
+        assert!(!memory.contains(GuestAddr(0x0), 1) && memory.contains(GuestAddr(0x8fff), 1));
+    }
+
+    #[test]
+    fn a_range_that_wraps_past_2_to_the_64_is_not_memory() {
+        let top = MappedMemory::anonymous(&[(GuestAddr(u64::MAX - 0xffff), 0x1000)]).unwrap();
+        assert!(top.contains(GuestAddr(u64::MAX - 0xffff), 0x1000));
+        assert!(!top.contains(GuestAddr(u64::MAX - 0xffff), u64::MAX));
+        assert_eq!(top.read(GuestAddr(u64::MAX), &mut [0; 2]), Err(MemoryError));
+        assert_eq!(two_regions().read(GuestAddr(u64::MAX), &mut [0; 2]), Err(MemoryError));
+    }
+
+    #[test]
+    fn indices_are_little_endian_aligned_and_inside_one_region() {
+        let memory = two_regions();
+        memory.store_u16_release(A, 0x1234).unwrap();
+        let mut bytes = [0; 2];
+        memory.read(A, &mut bytes).unwrap();
+        assert_eq!(bytes, [0x34, 0x12]);
+        assert_eq!(memory.load_u16_acquire(A), Ok(0x1234));
+        assert_eq!(memory.load_u16_acquire(GuestAddr(0x1001)), Err(MemoryError));
+        assert_eq!(memory.load_u16_acquire(GuestAddr(0x9000)), Err(MemoryError));
+    }
+
+    #[test]
+    fn an_anchor_outlives_the_memory_that_gave_it() {
+        let memory = MappedMemory::shared(&[(A, 0x1000)]).unwrap();
+        memory.write(A, b"kept").unwrap();
+        let range = memory.host_range(A, 4).unwrap();
+        let anchor = memory.anchor();
+        drop(memory);
+        let mut bytes = [0; 4];
+        // SAFETY: the anchor keeps the range mapped.
+        unsafe { copy_out(range.start, &mut bytes) };
+        assert_eq!(&bytes, b"kept");
+        drop(anchor);
+    }
+
+    #[test]
+    fn regions_out_of_order_are_refused_with_the_remedy() {
+        let error = MappedMemory::anonymous(&[(GuestAddr(0x2000), 0x1000), (A, 0x1000)]).unwrap_err();
+        assert!(error.to_string().contains("ascending order"), "{error}");
+    }
+}
