@@ -1,0 +1,62 @@
+//! Why a command failed, and the one place where that becomes register contents.
+
+use blk_core::storage::{IoError, IoErrorKind};
+use serde::{Deserialize, Serialize};
+
+use crate::wire::ErrorBits;
+
+/// Why a command failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Failure {
+    /// The command, or a field of it, is not supported; or it was cut short.
+    Aborted,
+    /// An address is beyond the end of the disk; the first such block, where the registers can say it.
+    NoSuchAddress,
+    /// The storage failed it.
+    Io {
+        /// How.
+        error: IoError,
+        /// Whether it was a read from the medium.
+        reading: bool,
+    },
+}
+
+/// A failure as the registers show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Error register.
+    pub error: ErrorBits,
+    /// Status bit DF.
+    pub fault: bool,
+    /// First block in error, in 512-byte sectors.
+    pub sector: Option<u64>,
+}
+
+impl Failure {
+    /// How the registers show it (ACS-3, clause 6.2 and 6.3).
+    #[must_use]
+    pub fn report(self) -> Report {
+        let plain = |error| Report { error, fault: false, sector: None };
+        match self {
+            Self::Aborted => plain(ErrorBits::ABRT),
+            Self::NoSuchAddress => plain(ErrorBits::IDNF),
+            Self::Io { error: IoError { kind, lba }, reading } => {
+                let error = match kind {
+                    IoErrorKind::Medium if reading => ErrorBits::UNC,
+                    IoErrorKind::OutOfRange => ErrorBits::IDNF,
+                    _ => ErrorBits::ABRT,
+                };
+                // "A condition where continued operation may affect user data integrity": only a restart ends it.
+                let fault = kind == IoErrorKind::Latched;
+                Report { error, fault, sector: lba.map(|lba| lba.0) }
+            }
+        }
+    }
+
+    /// Whether guest memory was at fault, which a DMA engine reports as its own error.
+    #[must_use]
+    pub const fn is_memory(self) -> bool {
+        matches!(self, Self::Io { error: IoError { kind: IoErrorKind::Memory, .. }, .. })
+    }
+}

@@ -1,0 +1,195 @@
+//! IDENTIFY DEVICE data, made from the opcode table, the storage and the settings.
+
+use blk_core::storage::Info;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::settings::{Settings, TransferMode};
+use super::{DriveConfig, dsm_blocks_max, multiple_max};
+use crate::command::{Advertised, Geometry, Row, TABLE};
+use crate::wire::IdentifyData;
+
+/// What IDENTIFY tells.
+pub(super) struct Identity<'a> {
+    pub(super) config: &'a DriveConfig,
+    pub(super) settings: &'a Settings,
+    pub(super) smart_enabled: bool,
+    pub(super) dma: bool,
+    pub(super) info: &'a Info,
+}
+
+/// A word whose bits 15:14 are 01b, which is what makes it valid.
+const VALID: u16 = 0x4000;
+
+impl Identity<'_> {
+    /// The 512 bytes (clause and words as in [`IdentifyData`]).
+    pub(super) fn page(&self) -> [u8; 512] {
+        let mut data = IdentifyData::new_zeroed();
+        data.general = U16::new(0x0040);
+        self.strings(&mut data);
+        self.capacity(&mut data);
+        self.geometry(&mut data);
+        self.transfers(&mut data);
+        self.command_sets(&mut data);
+        // ATA-4 to ACS-2; Linux asks for 7 or more before it believes in TRIM (`ata_id_has_trim`).
+        data.major_version = U16::new(0x03f0);
+        data.rotation_rate = U16::new(u16::from(!self.info.rotational));
+        data.alignment = U16::new(VALID);
+
+        let mut page = [0; 512];
+        for (to, from) in page.iter_mut().zip(data.as_bytes()) {
+            *to = *from;
+        }
+        let [rest @ .., signature, checksum] = &mut page;
+        *signature = 0xa5;
+        *checksum = rest.iter().fold(0x5b_u8, |sum, &byte| sum.wrapping_sub(byte));
+        page
+    }
+
+    fn strings(&self, data: &mut IdentifyData) {
+        data.serial = swapped(self.config.serial);
+        data.firmware = swapped(self.config.firmware);
+        data.model = swapped(self.config.model);
+        if let Some(name) = self.config.world_wide_name {
+            let [a, b, c, d, e, f, g, h] = name.to_be_bytes();
+            data.world_wide_name = [[a, b], [c, d], [e, f], [g, h]].map(|w| U16::new(u16::from_be_bytes(w)));
+        }
+    }
+
+    fn blocks(&self) -> u64 {
+        self.info.sectors.checked_div(self.info.sectors_per_block()).unwrap_or(0)
+    }
+
+    fn capacity(&self, data: &mut IdentifyData) {
+        let blocks = self.blocks();
+        data.lba28_sectors = U32::new(u32::try_from(blocks.min(LBA28_BLOCKS_MAX)).unwrap_or(0));
+        data.lba48_sectors = U64::new(blocks.min(LBA48_BLOCKS_MAX));
+        let mut size = VALID;
+        if self.info.logical_block_bytes > 512 {
+            size |= 1 << 12;
+            data.logical_sector_words = U32::new(self.info.logical_block_bytes >> 1);
+        }
+        let ratio = self.info.physical_block_bytes.checked_div(self.info.logical_block_bytes).unwrap_or(1);
+        let log2 = ratio.checked_ilog2().unwrap_or(0).min(15);
+        if log2 > 0 {
+            size |= 1 << 13 | u16::try_from(log2).unwrap_or(0);
+        }
+        data.sector_size = U16::new(size);
+    }
+
+    fn geometry(&self, data: &mut IdentifyData) {
+        // The default translation is shown up to 16,383 cylinders (ATA/ATAPI-5, annex C).
+        let blocks = self.blocks();
+        let cylinders = Geometry::DEFAULT.cylinders(blocks).min(16_383);
+        data.cylinders = U16::new(cylinders);
+        data.heads = U16::new(u16::from(Geometry::DEFAULT.heads()));
+        data.sectors_per_track = U16::new(u16::from(Geometry::DEFAULT.sectors_per_track()));
+        let current = self.settings.geometry;
+        let cylinders = if current == Geometry::DEFAULT { cylinders } else { current.cylinders(blocks) };
+        data.current_cylinders = U16::new(cylinders);
+        data.current_heads = U16::new(u16::from(current.heads()));
+        data.current_sectors_per_track = U16::new(u16::from(current.sectors_per_track()));
+        let reach = u32::from(cylinders)
+            .saturating_mul(u32::from(current.heads()))
+            .saturating_mul(u32::from(current.sectors_per_track()));
+        data.current_sectors = U32::new(reach);
+        data.validity = U16::new(0b111);
+    }
+
+    fn transfers(&self, data: &mut IdentifyData) {
+        data.multiple_max = U16::new(0x8000 | u16::from(multiple_max(self.info)));
+        if self.settings.multiple != 0 {
+            data.multiple = U16::new(0x0100 | u16::from(self.settings.multiple));
+        }
+        // LBA, IORDY and that it can be disabled; DMA comes from the table.
+        data.capabilities = U16::new(0x0e00);
+        data.capabilities_2 = U16::new(VALID);
+        data.pio_modes = U16::new(0b11);
+        data.cycle_times = [U16::new(120); 4];
+        data.hardware_reset = U16::new(VALID | 0x2001);
+        if self.dma {
+            let modes = |max: u8, selected: Option<u8>| {
+                let below = 1_u16.checked_shl(u32::from(max).saturating_add(1)).unwrap_or(0).wrapping_sub(1);
+                below | selected.and_then(|mode| 0x0100_u16.checked_shl(u32::from(mode))).unwrap_or(0)
+            };
+            let (multiword, ultra) = match self.settings.transfer {
+                TransferMode::Pio => (None, None),
+                TransferMode::Multiword(mode) => (Some(mode), None),
+                TransferMode::Ultra(mode) => (None, Some(mode)),
+            };
+            data.multiword_dma = U16::new(modes(TransferMode::MULTIWORD_MAX, multiword));
+            data.ultra_dma = U16::new(modes(TransferMode::ULTRA_MAX, ultra));
+        }
+    }
+
+    fn command_sets(&self, data: &mut IdentifyData) {
+        let mut supported = [0, VALID, VALID];
+        for row in TABLE {
+            for &bit in row.advertised.iter().filter(|&&bit| self.all_available(bit)) {
+                match bit {
+                    Advertised::Both(82, bit) => set(&mut supported[0], bit),
+                    Advertised::Both(83, bit) => set(&mut supported[1], bit),
+                    Advertised::Both(_, bit) => set(&mut supported[2], bit),
+                    Advertised::Bit(49, bit) => or(&mut data.capabilities, bit),
+                    Advertised::Bit(_, bit) => {
+                        or(&mut data.data_set_management, bit);
+                        data.dsm_blocks_max = U16::new(dsm_blocks_max(self.info));
+                    }
+                }
+            }
+        }
+        if self.config.world_wide_name.is_some() {
+            set(&mut supported[2], 8);
+        }
+        let volatile = self.info.has_volatile_cache();
+        if volatile {
+            set(&mut supported[0], 5);
+        }
+        set(&mut supported[0], 6);
+
+        let mut enabled = supported;
+        clear_unless(&mut enabled[0], 0, self.smart_enabled);
+        clear_unless(&mut enabled[0], 5, self.settings.write_cache);
+        clear_unless(&mut enabled[0], 6, self.settings.look_ahead);
+        // Word 86 has no validity bits: its bit 15 says that words 119-120 are valid, and bit 14 is reserved.
+        enabled[1] &= !VALID;
+        let [s0, s1, s2] = supported;
+        let [e0, e1, e2] = enabled;
+        data.command_sets = [s0, s1, s2, e0, e1, e2].map(U16::new);
+    }
+
+    /// Whether every row that a bit tells of is there.
+    fn all_available(&self, bit: Advertised) -> bool {
+        let mut rows = TABLE.iter().filter(|row| row.advertised.contains(&bit));
+        rows.all(|row: &Row| row.available(self.info, self.dma))
+    }
+}
+
+/// Blocks that 28-bit commands reach.
+pub(super) const LBA28_BLOCKS_MAX: u64 = (1 << 28) - 1;
+/// Blocks that 48-bit commands reach.
+pub(super) const LBA48_BLOCKS_MAX: u64 = 1 << 48;
+
+fn set(word: &mut u16, bit: u8) {
+    *word |= 1_u16.checked_shl(u32::from(bit)).unwrap_or(0);
+}
+
+fn clear_unless(word: &mut u16, bit: u8, keep: bool) {
+    if !keep {
+        *word &= !1_u16.checked_shl(u32::from(bit)).unwrap_or(0);
+    }
+}
+
+fn or(word: &mut U16, bit: u8) {
+    let mut value = word.get();
+    set(&mut value, bit);
+    *word = U16::new(value);
+}
+
+/// A string with the two characters of each word swapped.
+fn swapped<const N: usize>(mut text: [u8; N]) -> [u8; N] {
+    for pair in text.chunks_exact_mut(2) {
+        pair.reverse();
+    }
+    text
+}

@@ -1,0 +1,142 @@
+//! SMART: its state, and the pages that it reads out. The model has no attributes; nothing wears out here.
+
+use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::U16;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::wire::{LogDirectory, SelfTestEntry, SelfTestLog, SmartData, SummaryErrorLog};
+
+/// Entries of the self-test log.
+const SELF_TESTS: usize = 21;
+
+/// SMART state. It outlives resets, as it does in a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Smart {
+    /// SMART ENABLE / DISABLE OPERATIONS.
+    pub enabled: bool,
+    /// Newest entry of the self-test log, 1 to 21; 0 for none.
+    newest: u8,
+    /// The tests in the log, by their selectors.
+    tests: [u8; SELF_TESTS],
+}
+
+impl Default for Smart {
+    fn default() -> Self {
+        Self { enabled: true, newest: 0, tests: [0; SELF_TESTS] }
+    }
+}
+
+impl Smart {
+    /// Runs a self-test, which ends at once and finds nothing, and logs it.
+    ///
+    /// The index goes from 21 back to 1, not to 0, and never leaves the log (CVE-2014-2894).
+    pub fn self_test(&mut self, selector: u8) {
+        self.newest = if usize::from(self.newest) < SELF_TESTS { self.newest.saturating_add(1) } else { 1 };
+        if let Some(test) = self.tests.get_mut(usize::from(self.newest).saturating_sub(1)) {
+            *test = selector;
+        }
+    }
+
+    /// SMART READ DATA.
+    #[must_use]
+    pub fn data() -> [u8; 512] {
+        let mut data = SmartData::new_zeroed();
+        data.revision = U16::new(0x10);
+        data.offline_capability = 0x10;
+        data.capability = U16::new(3);
+        data.error_logging = 1;
+        data.short_test_minutes = 1;
+        data.extended_test_minutes = 1;
+        summed(data.as_bytes())
+    }
+
+    /// SMART READ THRESHOLDS, which no standard after ATA-3 has and every monitoring tool sends.
+    #[must_use]
+    pub fn thresholds() -> [u8; 512] {
+        let mut data = SmartData::new_zeroed();
+        data.revision = U16::new(0x10);
+        summed(data.as_bytes())
+    }
+
+    /// The single page of the SMART log at `address`, or `None` if there is no such log.
+    #[must_use]
+    pub fn log(&self, address: u8) -> Option<[u8; 512]> {
+        match address {
+            0x00 => {
+                let mut directory = LogDirectory::new_zeroed();
+                directory.version = U16::new(1);
+                for (address, blocks) in (1..=u8::MAX).zip(directory.blocks.iter_mut()) {
+                    *blocks = U16::new(u16::from(matches!(address, 0x01 | 0x06)));
+                }
+                page(directory.as_bytes())
+            }
+            0x01 => {
+                let mut log = SummaryErrorLog::new_zeroed();
+                log.version = 1;
+                Some(summed(log.as_bytes()))
+            }
+            0x06 => {
+                let mut log = SelfTestLog::new_zeroed();
+                log.revision = U16::new(1);
+                log.index = self.newest;
+                for (entry, &test) in log.entries.iter_mut().zip(&self.tests) {
+                    *entry = SelfTestEntry { test, ..SelfTestEntry::new_zeroed() };
+                }
+                Some(summed(log.as_bytes()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The single page of the general purpose log at `address` (READ LOG EXT): the directory, which lists no other.
+#[must_use]
+pub(super) fn general_log(address: u8) -> Option<[u8; 512]> {
+    if address != 0 {
+        return None;
+    }
+    let mut directory = LogDirectory::new_zeroed();
+    directory.version = U16::new(1);
+    page(directory.as_bytes())
+}
+
+fn page(bytes: &[u8]) -> Option<[u8; 512]> {
+    bytes.try_into().ok()
+}
+
+/// The page with its last byte such that all bytes add up to zero.
+pub(super) fn summed(bytes: &[u8]) -> [u8; 512] {
+    let mut page = [0; 512];
+    for (to, from) in page.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    let [rest @ .., checksum] = &mut page;
+    *checksum = rest.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte));
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CVE-2014-2894.
+    #[test]
+    fn the_self_test_index_wraps_from_21_to_1_and_stays_in_the_log() {
+        let mut smart = Smart::default();
+        for run in 0..64_u8 {
+            smart.self_test(1);
+            assert_eq!(smart.newest, run % 21 + 1);
+            let log = smart.log(6).unwrap();
+            assert_eq!(log[508], smart.newest);
+        }
+    }
+
+    #[test]
+    fn every_page_with_a_checksum_adds_up_to_zero() {
+        let smart = Smart::default();
+        for page in [Smart::data(), Smart::thresholds(), smart.log(1).unwrap(), smart.log(6).unwrap()] {
+            assert_eq!(page.iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte)), 0);
+        }
+        assert_eq!(smart.log(2), None);
+    }
+}

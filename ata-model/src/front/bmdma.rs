@@ -1,0 +1,272 @@
+//! One channel's half of a PCI IDE bus master ("Programming Interface for Bus Master IDE Controller", revision 1.0).
+
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::op::Segment;
+use blk_core::units::GuestAddr;
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::wire::Prd;
+
+/// Most segments of one storage operation. What a table scatters wider goes in several, or through the staging buffer.
+pub(super) const SEGMENTS: usize = 64;
+
+/// The segments of one storage operation.
+pub(super) type Segments = Vec<Segment, SEGMENTS>;
+
+/// Command register: Start.
+const START: u8 = 0x01;
+/// Command register: the transfer is to memory.
+const TO_MEMORY: u8 = 0x08;
+/// Status register: Active, Error, Interrupt, and the two bits by which firmware marks drives as ready for DMA.
+const ACTIVE: u8 = 0x01;
+const ERROR: u8 = 0x02;
+const INTERRUPT: u8 = 0x04;
+const CAPABLE: u8 = 0x60;
+
+/// The registers of one channel, eight bytes of I/O space, and the transfer that Start began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BusMaster {
+    command: u8,
+    /// Error, Interrupt and the capability bits; Active is `cursor`.
+    status: u8,
+    table: u32,
+    cursor: Option<Cursor>,
+}
+
+/// What a write to the registers asks the channel to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Nothing,
+    Start,
+    /// Start was cleared in mid-transfer: "all state information is lost" (1.1, table 2).
+    Abort,
+}
+
+impl BusMaster {
+    /// Reads the byte at `offset`: command, reserved, status, reserved, table pointer.
+    #[must_use]
+    pub fn read(&self, offset: u8) -> u8 {
+        let [t0, t1, t2, t3] = self.table.to_le_bytes();
+        match offset {
+            0 => self.command,
+            2 => self.status | if self.cursor.is_some() { ACTIVE } else { 0 },
+            4 => t0,
+            5 => t1,
+            6 => t2,
+            7 => t3,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn write(&mut self, offset: u8, value: u8) -> Asked {
+        match offset {
+            0 => return self.write_command(value),
+            // Error and Interrupt are cleared by writing ones.
+            2 => {
+                let latched = self.status & !value & (ERROR | INTERRUPT);
+                self.status = latched | (value & CAPABLE);
+            }
+            4..=7 => {
+                let mut bytes = self.table.to_le_bytes();
+                if let Some(byte) = bytes.get_mut(usize::from(offset & 3)) {
+                    *byte = value;
+                }
+                self.table = u32::from_le_bytes(bytes) & !3;
+            }
+            _ => {}
+        }
+        Asked::Nothing
+    }
+
+    fn write_command(&mut self, value: u8) -> Asked {
+        let before = core::mem::replace(&mut self.command, value & (START | TO_MEMORY));
+        match (before & START != 0, value & START != 0) {
+            (false, true) => {
+                self.cursor = Some(Cursor::new(self.table));
+                Asked::Start
+            }
+            (true, false) if self.cursor.take().is_some() => Asked::Abort,
+            _ => Asked::Nothing,
+        }
+    }
+
+    /// Whether data goes to memory.
+    pub(super) const fn goes_to_memory(&self) -> bool {
+        self.command & TO_MEMORY != 0
+    }
+
+    /// Whether Start is set, be there anything left of the table or not.
+    pub(super) const fn started(&self) -> bool {
+        self.command & START != 0
+    }
+
+    pub(super) const fn cursor(&self) -> Option<Cursor> {
+        self.cursor
+    }
+
+    /// The transfer has come as far as `cursor`.
+    pub(super) const fn moved(&mut self, cursor: Cursor) {
+        self.cursor = Some(cursor);
+    }
+
+    /// The drive's command has ended well. Active stays set where the table describes more than it moved (1.2, table 4).
+    pub(super) fn complete(&mut self) {
+        self.cursor = self.cursor.filter(|cursor| !cursor.is_exhausted());
+    }
+
+    /// The transfer is over, whatever is left of the table.
+    pub(super) const fn stop(&mut self) {
+        self.cursor = None;
+    }
+
+    /// The transfer met memory that is none.
+    pub(super) const fn fault(&mut self) {
+        self.cursor = None;
+        self.status |= ERROR;
+    }
+
+    /// The drive's interrupt line has gone up.
+    pub(super) const fn interrupt(&mut self) {
+        self.status |= INTERRUPT;
+    }
+}
+
+/// A place in a PRD table: the entry that comes next and what is left of the region before it.
+///
+/// A table ends with the entry that says so, or at the 64 KiB boundary that it may not cross (1.2): 8,192 entries bound
+/// every walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Cursor {
+    entry: u32,
+    last: bool,
+    region: u32,
+    left: u32,
+}
+
+impl Cursor {
+    /// The start of the table at `table`.
+    #[must_use]
+    pub const fn new(table: u32) -> Self {
+        Self { entry: table, last: false, region: 0, left: 0 }
+    }
+
+    /// Whether nothing is left of the table.
+    #[must_use]
+    pub const fn is_exhausted(&self) -> bool {
+        self.last && self.left == 0
+    }
+
+    /// Takes the next at most `bytes_max` bytes, or `None` at the end of the table.
+    fn take<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        bytes_max: u32,
+    ) -> Result<Option<(GuestAddr, u32)>, MemoryError> {
+        if self.left == 0 && !self.fetch(memory)? {
+            return Ok(None);
+        }
+        let len = self.left.min(bytes_max);
+        let addr = GuestAddr(u64::from(self.region));
+        self.region = self.region.wrapping_add(len);
+        self.left = self.left.saturating_sub(len);
+        Ok(Some((addr, len)))
+    }
+
+    /// Reads the next entry, once. Returns false at the end of the table.
+    fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, MemoryError> {
+        if self.last {
+            return Ok(false);
+        }
+        let mut prd = Prd::new_zeroed();
+        memory.read(GuestAddr(u64::from(self.entry)), prd.as_mut_bytes())?;
+        self.entry = self.entry.wrapping_add(8);
+        self.last = prd.flags.get() & Prd::END_OF_TABLE != 0 || self.entry & 0xffff == 0;
+        self.region = prd.base.get() & !1;
+        self.left = match u32::from(prd.bytes.get() & !1) {
+            0 => 0x1_0000,
+            bytes => bytes,
+        };
+        // Addresses have 32 bits; a region that reaches past them is no memory. Its end may be 2^32 itself.
+        let last_byte = self.region.checked_add(self.left.wrapping_sub(1));
+        last_byte.map(|_| true).ok_or(MemoryError)
+    }
+
+    /// Lists the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
+    /// bytes that are. Neighbours become one segment.
+    pub(super) fn gather<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        bytes: u32,
+        segments_max: usize,
+        list: &mut Segments,
+    ) -> Result<u32, MemoryError> {
+        let mut got = 0_u32;
+        while got < bytes {
+            let before = *self;
+            let Some((addr, len)) = self.take(memory, bytes.saturating_sub(got))? else { break };
+            if !memory.contains(addr, u64::from(len)) {
+                return Err(MemoryError);
+            }
+            if !append(list, addr, len, segments_max) {
+                *self = before;
+                break;
+            }
+            got = got.saturating_add(len);
+        }
+        Ok(got)
+    }
+
+    /// Copies the next bytes out of memory; returns how many the table had.
+    pub(super) fn copy_out<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        mut into: &mut [u8],
+    ) -> Result<u32, MemoryError> {
+        let mut copied = 0_u32;
+        while !into.is_empty() {
+            let room = u32::try_from(into.len()).unwrap_or(u32::MAX);
+            let Some((addr, len)) = self.take(memory, room)? else { break };
+            let Some((piece, rest)) = into.split_at_mut_checked(to_usize(len)) else { break };
+            memory.read(addr, piece)?;
+            into = rest;
+            copied = copied.saturating_add(len);
+        }
+        Ok(copied)
+    }
+
+    /// Copies bytes into memory; returns how many the table had room for.
+    pub(super) fn copy_in<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        mut from: &[u8],
+    ) -> Result<u32, MemoryError> {
+        let mut copied = 0_u32;
+        while !from.is_empty() {
+            let room = u32::try_from(from.len()).unwrap_or(u32::MAX);
+            let Some((addr, len)) = self.take(memory, room)? else { break };
+            let Some((piece, rest)) = from.split_at_checked(to_usize(len)) else { break };
+            memory.write(addr, piece)?;
+            from = rest;
+            copied = copied.saturating_add(len);
+        }
+        Ok(copied)
+    }
+}
+
+pub(super) fn to_usize(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Adds a region to a list; returns false if that needs more than `segments_max` segments.
+fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -> bool {
+    if let Some(Segment::Guest { addr: start, len: before }) = list.last_mut()
+        && start.checked_add(u64::from(*before)) == Some(addr)
+        && let Some(sum) = before.checked_add(len)
+    {
+        *before = sum;
+        return true;
+    }
+    list.len() < segments_max && list.push(Segment::Guest { addr, len }).is_ok()
+}

@@ -1,0 +1,354 @@
+//! How a command's data moves: block by block through the Data register, or by the bus master.
+
+use blk_core::bus::Width;
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::op::Segment;
+use blk_core::storage::{Info, IoError, IoErrorKind, Storage};
+use blk_core::units::Extent;
+
+use super::bmdma::{Cursor, SEGMENTS, Segments, to_usize};
+use super::ide::{Channel, Phase};
+use crate::command::Row;
+use crate::drive::{Direction, Failure, Step, chunk_sectors};
+
+/// Guest memory that is none, as a failure of the command.
+const NO_MEMORY: Failure = Failure::Io { error: IoError::new(IoErrorKind::Memory), reading: false };
+
+/// What became of a piece of a DMA transfer.
+enum Moved {
+    /// It is with the storage, or done.
+    Yes,
+    /// Neither the storage nor, before Start, the bus master takes it now.
+    NotNow,
+    /// The table ended before the command's data did.
+    Short,
+    /// The command cannot go on.
+    Failed(Failure),
+}
+
+impl From<MemoryError> for Moved {
+    fn from(MemoryError: MemoryError) -> Self {
+        Self::Failed(NO_MEMORY)
+    }
+}
+
+impl Channel {
+    /// The Data register. Beyond the end of a block there is nothing, and no byte outside it is ever touched (CVE-2015-5154).
+    pub(super) fn read_data<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        width: Width,
+        memory: &M,
+        storage: &mut [H],
+    ) -> u64 {
+        let Phase::In { at, bytes } = self.phase else { return width.ones() };
+        let Some(len) = data_bytes(width) else { return width.ones() };
+        let index = usize::from(self.device_1);
+        let (Some(unit), Some(storage_n)) = (self.selected(), storage.get_mut(index)) else {
+            return width.ones();
+        };
+        let end = at.saturating_add(len).min(bytes);
+        let slot = unit.drive.slot();
+        let block = storage_n.staging(slot).get(to_usize(at)..to_usize(end)).unwrap_or(&[]);
+        let value = block.iter().rev().fold(0, |value, &byte| (value << 8) | u64::from(byte));
+        if end < bytes {
+            self.phase = Phase::In { at: end, bytes };
+            return value;
+        }
+        unit.drive.parameters_sent();
+        if unit.drive.step() == Step::Ended(Ok(())) {
+            // The last block has been announced; its end is not (ATA/ATAPI-7 volume 1, 9.5).
+            self.end(Ok(()), false, storage_n.info());
+        } else {
+            self.phase = Phase::Pio { interrupt: true };
+            self.advance(memory, storage);
+        }
+        value
+    }
+
+    /// The Data register.
+    pub(super) fn write_data<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        let (Phase::Out { at, bytes }, Some(len)) = (self.phase, data_bytes(width)) else { return };
+        let index = usize::from(self.device_1);
+        let (Some(unit), Some(storage_n)) = (self.selected(), storage.get_mut(index)) else { return };
+        let end = at.saturating_add(len).min(bytes);
+        let slot = unit.drive.slot();
+        if let Some(block) = storage_n.staging(slot).get_mut(to_usize(at)..to_usize(end)) {
+            block.iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
+        }
+        if end < bytes {
+            self.phase = Phase::Out { at: end, bytes };
+        } else {
+            self.phase = Phase::Emptying { bytes };
+            self.advance(memory, storage);
+        }
+    }
+
+    /// Goes on with a PIO command; returns whether it can go on at once.
+    pub(super) fn move_by_pio<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        step: Step,
+        memory: &M,
+        storage: &mut H,
+    ) -> bool {
+        match (self.phase, step) {
+            (Phase::Emptying { bytes }, Step::Medium { .. }) => {
+                self.submit_block(bytes, memory, storage, Phase::Pio { interrupt: true })
+            }
+            (Phase::Emptying { .. }, Step::FromHost { .. }) => {
+                self.phase = Phase::Pio { interrupt: true };
+                if let Some(unit) = self.selected() {
+                    unit.drive.parameters_received(storage);
+                }
+                true
+            }
+            (Phase::Pio { .. }, Step::Medium { direction: Direction::Read, left }) => {
+                let bytes = self.block_bytes(left, storage.info());
+                self.submit_block(bytes, memory, storage, Phase::Filling { bytes })
+            }
+            (Phase::Pio { interrupt }, Step::Medium { direction: Direction::Write, left }) => {
+                let bytes = self.block_bytes(left, storage.info());
+                self.present(Phase::Out { at: 0, bytes }, interrupt)
+            }
+            (Phase::Pio { interrupt }, Step::ToHost { bytes }) => {
+                self.present(Phase::In { at: 0, bytes }, interrupt)
+            }
+            (Phase::Pio { interrupt }, Step::FromHost { bytes }) => {
+                self.present(Phase::Out { at: 0, bytes }, interrupt)
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes of the next DRQ block: one logical block, or as many as SET MULTIPLE MODE says. Either fits the staging buffer.
+    fn block_bytes(&mut self, left: Extent, info: &Info) -> u32 {
+        let Some(unit) = self.selected() else { return 0 };
+        let row = Row::of(unit.command());
+        let blocks = match row {
+            Some(row) if row.multiple => u64::from(unit.drive.settings().multiple),
+            _ => 1,
+        };
+        let sectors = left.sectors.min(blocks.saturating_mul(info.sectors_per_block()));
+        u32::try_from(sectors.saturating_mul(512)).unwrap_or(0)
+    }
+
+    fn submit_block<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        bytes: u32,
+        memory: &M,
+        storage: &mut H,
+        next: Phase,
+    ) -> bool {
+        let Some(unit) = self.selected() else { return false };
+        let segments = [Segment::Staging { offset: 0, len: bytes }];
+        let taken = unit.drive.transfer(memory, storage, u64::from(bytes >> 9), &segments).is_ok();
+        if taken {
+            self.phase = next;
+        }
+        taken
+    }
+
+    /// Goes on with a DMA command; returns whether it can go on at once.
+    pub(super) fn move_by_dma<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        step: Step,
+        memory: &M,
+        storage: &mut H,
+    ) -> bool {
+        let moved = match step {
+            Step::Medium { direction, left } => self.move_medium(direction, left, memory, storage),
+            Step::FromHost { bytes } => self.receive(bytes, memory, storage),
+            Step::ToHost { bytes } => self.unstage(bytes, memory, storage).unwrap_or_else(Moved::from),
+            Step::Idle | Step::Wait | Step::Ended(_) => Moved::NotNow,
+        };
+        match moved {
+            Moved::Yes => true,
+            Moved::NotNow => false,
+            // Inactive and no interrupt tell the host of it (1.2, table 4); the command is over and did not succeed.
+            Moved::Short => self.end(Err(Failure::Aborted), false, storage.info()),
+            Moved::Failed(failure) => self.end(Err(failure), true, storage.info()),
+        }
+    }
+
+    /// The place in the PRD table, if the bus master is started and goes `direction`'s way.
+    fn started(&self, to_memory: bool) -> Result<Cursor, Moved> {
+        let bus_master = self.bus_master.as_ref().ok_or(Moved::NotNow)?;
+        if !bus_master.started() {
+            return Err(Moved::NotNow);
+        }
+        if bus_master.goes_to_memory() != to_memory {
+            return Err(Moved::Failed(NO_MEMORY));
+        }
+        bus_master.cursor().ok_or(Moved::Short)
+    }
+
+    fn moved(&mut self, cursor: Cursor) {
+        if let Some(bus_master) = self.bus_master.as_mut() {
+            bus_master.moved(cursor);
+        }
+    }
+
+    fn move_medium<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        direction: Direction,
+        left: Extent,
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let start = match self.started(direction == Direction::Read) {
+            Ok(cursor) => cursor,
+            Err(moved) => return moved,
+        };
+        let info = *storage.info();
+        let (cursor, segments, bytes) = match whole_blocks(start, left, memory, &info) {
+            Ok(found) => found,
+            Err(error) => return error.into(),
+        };
+        if bytes == 0 {
+            return match cursor.is_exhausted() {
+                true => Moved::Short,
+                false => self.bounce(start, direction, memory, storage),
+            };
+        }
+        let Some(unit) = self.selected() else { return Moved::NotNow };
+        if unit.drive.transfer(memory, storage, u64::from(bytes >> 9), &segments).is_err() {
+            return Moved::NotNow;
+        }
+        self.moved(cursor);
+        Moved::Yes
+    }
+
+    /// Moves one block, which the table scatters wider than an operation has segments, through the staging buffer.
+    fn bounce<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        mut cursor: Cursor,
+        direction: Direction,
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let bytes = storage.info().logical_block_bytes;
+        let Some(unit) = self.selected() else { return Moved::NotNow };
+        let slot = unit.drive.slot();
+        let Some(buffer) = storage.staging(slot).get_mut(..to_usize(bytes)) else {
+            return Moved::Failed(Failure::Aborted);
+        };
+        if direction == Direction::Write {
+            match cursor.copy_out(memory, buffer) {
+                Ok(copied) if copied == bytes => {}
+                Ok(_) => return Moved::Short,
+                Err(error) => return error.into(),
+            }
+        }
+        let segments = [Segment::Staging { offset: 0, len: bytes }];
+        if unit.drive.transfer(memory, storage, u64::from(bytes >> 9), &segments).is_err() {
+            return Moved::NotNow;
+        }
+        match direction {
+            Direction::Write => self.moved(cursor),
+            Direction::Read => self.phase = Phase::Dma { bounced: bytes },
+        }
+        Moved::Yes
+    }
+
+    /// Copies what was read through the staging buffer to where the table says.
+    pub(super) fn unbounce<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        bytes: u32,
+        memory: &M,
+        storage: &mut H,
+    ) -> bool {
+        self.phase = Phase::Dma { bounced: 0 };
+        match self.unstage(bytes, memory, storage).unwrap_or_else(Moved::from) {
+            Moved::Yes => true,
+            Moved::Failed(failure) => self.end(Err(failure), true, storage.info()),
+            Moved::Short | Moved::NotNow => self.end(Err(Failure::Aborted), false, storage.info()),
+        }
+    }
+
+    fn unstage<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        bytes: u32,
+        memory: &M,
+        storage: &mut H,
+    ) -> Result<Moved, MemoryError> {
+        let mut cursor = match self.started(true) {
+            Ok(cursor) => cursor,
+            Err(moved) => return Ok(moved),
+        };
+        let Some(unit) = self.selected() else { return Ok(Moved::NotNow) };
+        let slot = unit.drive.slot();
+        let from = storage.staging(slot).get(..to_usize(bytes)).unwrap_or(&[]);
+        if cursor.copy_in(memory, from)? != bytes {
+            return Ok(Moved::Short);
+        }
+        unit.drive.parameters_sent();
+        self.moved(cursor);
+        Ok(Moved::Yes)
+    }
+
+    /// Copies a list of ranges into the staging buffer.
+    fn receive<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        bytes: u32,
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let mut cursor = match self.started(false) {
+            Ok(cursor) => cursor,
+            Err(moved) => return moved,
+        };
+        let Some(unit) = self.selected() else { return Moved::NotNow };
+        let slot = unit.drive.slot();
+        let Some(buffer) = storage.staging(slot).get_mut(..to_usize(bytes)) else {
+            return Moved::Failed(Failure::Aborted);
+        };
+        match cursor.copy_out(memory, buffer) {
+            Ok(copied) if copied == bytes => {}
+            Ok(_) => return Moved::Short,
+            Err(error) => return error.into(),
+        }
+        unit.drive.parameters_received(storage);
+        self.moved(cursor);
+        Moved::Yes
+    }
+}
+
+/// Bytes that an access to the Data register moves.
+const fn data_bytes(width: Width) -> Option<u32> {
+    match width {
+        Width::Word => Some(2),
+        Width::Dword => Some(4),
+        Width::Byte | Width::Qword => None,
+    }
+}
+
+/// The segments of as many whole blocks of `left` as one operation holds, with their bytes and the place behind them.
+///
+/// The place is where the walk came to if there is no whole block.
+fn whole_blocks<M: GuestMemory + ?Sized>(
+    start: Cursor,
+    left: Extent,
+    memory: &M,
+    info: &Info,
+) -> Result<(Cursor, Segments, u32), MemoryError> {
+    let sectors = chunk_sectors(left.sectors, info.transfer_max_bytes, info);
+    let wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
+    let segments_max = usize::from(info.segments_max).min(SEGMENTS);
+    let mut cursor = start;
+    let mut segments = Segments::new();
+    let got = cursor.gather(memory, wanted, segments_max, &mut segments)?;
+    let whole = got.saturating_sub(got.checked_rem(info.logical_block_bytes).unwrap_or(0));
+    if whole == 0 || whole == got {
+        return Ok((cursor, segments, whole));
+    }
+    // Once more, and no further than the last whole block. A table that changed in between is no memory.
+    let mut cursor = start;
+    segments.clear();
+    let again = cursor.gather(memory, whole, segments_max, &mut segments)?;
+    if again == whole { Ok((cursor, segments, whole)) } else { Err(MemoryError) }
+}

@@ -1,0 +1,478 @@
+//! An IDE channel: the command block and control block registers of two drives, and their interrupt line
+//! (ATA/ATAPI-7 volume 2; AT Attachment host adapters, T13/1510D).
+
+use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::memory::GuestMemory;
+use blk_core::storage::{Info, Storage};
+use serde::{Deserialize, Serialize};
+
+use super::bmdma::{Asked, BusMaster};
+use crate::command::{Addressing, Operation, Protocol, Reject, Row, decode};
+use crate::drive::{Drive, DriveConfig, Failure, Step, report_address};
+use crate::wire::{Control, DeviceBits, Pair, Status, TaskFile};
+
+/// Steps that one access or poll makes at most; each submits one storage operation at most.
+const STEPS_MAX: u32 = 64;
+
+/// What a channel without drives drives: the pull-down on DD7 makes BSY read as 0 (ATA/ATAPI-7 volume 2, A.2).
+const FLOATING: u8 = 0x7f;
+
+/// Two drives, one of which may be in execution, behind one set of registers.
+///
+/// | range | what |
+/// |---|---|
+/// | `Bar(0)`, 8 bytes | Data (16 and 32 bits wide), Error/Features, Count, LBA Low, Mid, High, Device, Status/Command |
+/// | `Bar(1)`, 4 bytes | at offset 2 Alternate Status/Device Control |
+/// | `Bar(4)`, 8 bytes | the bus master, if there is one |
+///
+/// Interrupt line 0 is INTRQ. An 8-bit access to Data moves nothing and reads as ones. Storage handle n is device n's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Channel {
+    pub(super) units: [Option<Unit>; 2],
+    /// The DEV bit: device 1 is selected.
+    pub(super) device_1: bool,
+    control: Control,
+    pub(super) phase: Phase,
+    pub(super) bus_master: Option<BusMaster>,
+}
+
+/// A drive with its registers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Unit {
+    pub(super) drive: Drive<1>,
+    task: TaskFile,
+    error: u8,
+    /// ERR and DF; the other bits of Status follow from the phase.
+    failed: Status,
+    /// An interrupt is pending.
+    pub(super) interrupt: bool,
+}
+
+/// How far the selected drive's command has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// There is none.
+    Idle,
+    /// BSY: the drive works by itself, or the next data block is due; with `interrupt` it will be announced by one.
+    Pio { interrupt: bool },
+    /// BSY: a block is on its way from the disk to the staging buffer.
+    Filling { bytes: u32 },
+    /// DRQ: the host reads the block.
+    In { at: u32, bytes: u32 },
+    /// DRQ: the host writes a block.
+    Out { at: u32, bytes: u32 },
+    /// BSY: the block is due to go from the staging buffer to the drive.
+    Emptying { bytes: u32 },
+    /// BSY: a DMA command. Of what is being read, `bounced` bytes come through the staging buffer.
+    Dma { bounced: u32 },
+    /// BSY: a DMA command whose bus master was stopped; what is with the storage is awaited.
+    Cancelled,
+    /// BSY: a reset; what is with the storage is awaited, and the end of SRST.
+    Reset { hardware: bool },
+}
+
+impl Channel {
+    /// A channel without a bus master, such as a legacy ISA one: its drives do PIO only and say so.
+    #[must_use]
+    pub fn new(drives: [Option<DriveConfig>; 2]) -> Self {
+        Self::build(drives, None)
+    }
+
+    /// A channel with a bus master.
+    #[must_use]
+    pub fn with_bus_master(drives: [Option<DriveConfig>; 2]) -> Self {
+        Self::build(drives, Some(BusMaster::default()))
+    }
+
+    fn build(drives: [Option<DriveConfig>; 2], bus_master: Option<BusMaster>) -> Self {
+        let dma = bus_master.is_some();
+        let units = drives.map(|config| config.map(|config| Unit::new(Drive::new(config, dma))));
+        Self { units, device_1: false, control: Control::empty(), phase: Phase::Idle, bus_master }
+    }
+
+    /// Completions that named no operation in flight: a defect of the storage.
+    #[must_use]
+    pub fn strays(&self) -> u32 {
+        self.units.iter().flatten().fold(0, |sum, unit| sum.saturating_add(unit.drive.strays()))
+    }
+
+    /// Whether a command or a reset is in execution: BSY or DRQ is set.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.phase != Phase::Idle
+    }
+
+    pub(super) fn selected(&mut self) -> Option<&mut Unit> {
+        self.units.get_mut(usize::from(self.device_1))?.as_mut()
+    }
+
+    fn selected_ref(&self) -> Option<&Unit> {
+        self.units.get(usize::from(self.device_1))?.as_ref()
+    }
+
+    /// INTRQ: driven by the selected device, unless nIEN is set.
+    fn intrq(&self) -> bool {
+        let pending = self.selected_ref().is_some_and(|unit| unit.interrupt);
+        pending && !self.control.contains(Control::NIEN) && !matches!(self.phase, Phase::Reset { .. })
+    }
+
+    /// Runs `access` and returns what it did to the interrupt line.
+    fn watched<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> (T, IrqChange) {
+        let before = self.intrq();
+        let value = access(self);
+        let after = self.intrq();
+        if let (false, true, Some(bus_master)) = (before, after, self.bus_master.as_mut()) {
+            bus_master.interrupt();
+        }
+        (value, IrqChange::between(u32::from(before), u32::from(after)))
+    }
+
+    fn status(&self) -> u8 {
+        let Some(unit) = self.selected_ref() else {
+            // Device 0 answers for an absent device 1 with 00h; nobody answers for an absent device 0.
+            return if self.answered_by_0() { 0 } else { FLOATING };
+        };
+        let ready = Status::DRDY | Status::DSC;
+        let status = match self.phase {
+            Phase::Idle => ready | unit.failed,
+            Phase::In { .. } | Phase::Out { .. } => ready | Status::DRQ,
+            Phase::Reset { .. } => Status::BSY,
+            _ => Status::BSY | ready,
+        };
+        status.bits()
+    }
+
+    /// Whether device 1 is selected, absent, and device 0 there to answer for it.
+    fn answered_by_0(&self) -> bool {
+        self.device_1 && matches!(self.units, [Some(_), None])
+    }
+
+    fn read_register(&mut self, offset: u64) -> u8 {
+        if offset == 7 {
+            if let Some(unit) = self.selected() {
+                unit.interrupt = false;
+            }
+            return self.status();
+        }
+        let index = usize::from(self.device_1 && !self.answered_by_0());
+        let Some(unit) = self.units.get(index).and_then(Option::as_ref) else { return FLOATING };
+        let hob = self.control.contains(Control::HOB);
+        let byte = |pair: Pair| if hob { pair.previous } else { pair.current };
+        match offset {
+            1 => unit.error,
+            2 => byte(unit.task.count),
+            3 => byte(unit.task.lba_low),
+            4 => byte(unit.task.lba_mid),
+            5 => byte(unit.task.lba_high),
+            // Bits 7 and 5 are obsolete and read as ones (ATA/ATAPI-5, 7.4).
+            6 => (unit.task.device & !DeviceBits::DEV.bits()) | 0xa0 | if self.device_1 { 0x10 } else { 0 },
+            _ => 0xff,
+        }
+    }
+
+    /// Both devices latch every write. While one is busy or moves data, none does: nothing that a command in execution
+    /// was decoded from can change, nor the selection.
+    fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        offset: u64,
+        value: u8,
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        if self.phase != Phase::Idle {
+            return;
+        }
+        self.control.remove(Control::HOB);
+        for unit in self.units.iter_mut().flatten() {
+            match offset {
+                1 => unit.task.features.push(value),
+                2 => unit.task.count.push(value),
+                3 => unit.task.lba_low.push(value),
+                4 => unit.task.lba_mid.push(value),
+                5 => unit.task.lba_high.push(value),
+                6 => unit.task.device = value,
+                _ => {}
+            }
+        }
+        match offset {
+            6 => self.device_1 = value & DeviceBits::DEV.bits() != 0,
+            7 => self.command(value, memory, storage),
+            _ => {}
+        }
+    }
+
+    fn command<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, opcode: u8, memory: &M, storage: &mut [H]) {
+        // Both devices run the diagnostics, whichever is selected (ATA/ATAPI-7 volume 1, 6.13).
+        if Row::of(opcode).is_some_and(|row| row.operation == Operation::Diagnostic) {
+            return self.diagnose();
+        }
+        let index = usize::from(self.device_1);
+        let (Some(Some(unit)), Some(storage_n)) = (self.units.get_mut(index), storage.get_mut(index)) else {
+            return;
+        };
+        unit.interrupt = false;
+        unit.failed = Status::empty();
+        unit.error = 0;
+        unit.task.command = opcode;
+        match decode(&unit.task, unit.drive.settings().geometry) {
+            Ok((row, command)) => {
+                unit.drive.execute(row, command, &mut unit.task, storage_n);
+                self.phase = match row.protocol {
+                    Protocol::DmaIn | Protocol::DmaOut => Phase::Dma { bounced: 0 },
+                    // The first block that the host is to write is not announced by an interrupt.
+                    Protocol::PioOut => Phase::Pio { interrupt: false },
+                    Protocol::PioIn | Protocol::NonData => Phase::Pio { interrupt: true },
+                };
+                self.advance(memory, storage);
+            }
+            Err(Reject::Unknown) => unit.end(Err(Failure::Aborted), true, storage_n.info()),
+            Err(Reject::NoSuchAddress) => unit.end(Err(Failure::NoSuchAddress), true, storage_n.info()),
+        }
+    }
+
+    fn diagnose(&mut self) {
+        for unit in self.units.iter_mut().flatten() {
+            unit.sign();
+        }
+        self.device_1 = false;
+        if let Some(unit) = self.units.iter_mut().flatten().next() {
+            unit.interrupt = true;
+        }
+    }
+
+    fn write_control<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        value: u8,
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        let before = core::mem::replace(&mut self.control, Control::from_bits_truncate(value));
+        if self.control.contains(Control::SRST) && !before.contains(Control::SRST) {
+            self.begin_reset(false);
+        }
+        self.advance(memory, storage);
+    }
+
+    /// Stops everything. A hardware reset stays one though SRST follows it.
+    fn begin_reset(&mut self, hardware: bool) {
+        let hardware = hardware || self.phase == Phase::Reset { hardware: true };
+        self.phase = Phase::Reset { hardware };
+        for unit in self.units.iter_mut().flatten() {
+            unit.drive.begin_reset();
+        }
+        if let Some(bus_master) = self.bus_master.as_mut() {
+            if hardware {
+                *bus_master = BusMaster::default();
+            } else {
+                // The registers are the controller's and stay; but the transfer has lost its drive.
+                bus_master.stop();
+            }
+        }
+    }
+
+    /// Ends a reset when nothing is with any storage and SRST is clear again. BSY is set until then, by no timer.
+    fn advance_reset<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        hardware: bool,
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        if hardware {
+            self.control = Control::empty();
+        }
+        if self.control.contains(Control::SRST) {
+            return;
+        }
+        let drained = self.units.iter_mut().zip(storage.iter_mut()).all(|(unit, storage)| {
+            unit.as_mut().is_none_or(|unit| unit.drive.finish_reset(hardware, memory, storage))
+        });
+        if drained {
+            self.units.iter_mut().flatten().for_each(Unit::sign);
+            self.device_1 = false;
+            self.phase = Phase::Idle;
+        }
+    }
+
+    fn write_bus_master<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        offset: u8,
+        value: u8,
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        let Some(bus_master) = self.bus_master.as_mut() else { return };
+        match (bus_master.write(offset, value), self.phase) {
+            (Asked::Start, Phase::Dma { .. }) => {}
+            (Asked::Abort, Phase::Dma { .. }) => self.phase = Phase::Cancelled,
+            _ => return,
+        }
+        self.advance(memory, storage);
+    }
+
+    /// Lets the command or the reset go on until it waits for the host or the storage; returns whether it could go on.
+    pub(super) fn advance<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut [H],
+    ) -> bool {
+        (0..STEPS_MAX).all(|_| self.advance_once(memory, storage))
+    }
+
+    fn advance_once<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut [H],
+    ) -> bool {
+        if let Phase::Reset { hardware } = self.phase {
+            self.advance_reset(hardware, memory, storage);
+            return false;
+        }
+        if matches!(self.phase, Phase::Idle | Phase::In { .. } | Phase::Out { .. }) {
+            return false;
+        }
+        let index = usize::from(self.device_1);
+        let (Some(Some(unit)), Some(storage)) = (self.units.get_mut(index), storage.get_mut(index)) else {
+            return false;
+        };
+        match (self.phase, unit.drive.poll(memory, storage)) {
+            (_, Step::Wait | Step::Idle) => false,
+            (_, Step::Ended(Err(failure))) => self.end(Err(failure), true, storage.info()),
+            (Phase::Filling { bytes }, _) => self.present(Phase::In { at: 0, bytes }, true),
+            (Phase::Dma { bounced }, _) if bounced > 0 => self.unbounce(bounced, memory, storage),
+            (_, Step::Ended(Ok(()))) => self.end(Ok(()), true, storage.info()),
+            (Phase::Cancelled, _) => self.end(Err(Failure::Aborted), true, storage.info()),
+            (Phase::Dma { .. }, step) => self.move_by_dma(step, memory, storage),
+            (_, step) => self.move_by_pio(step, memory, storage),
+        }
+    }
+
+    /// Shows the host a data block.
+    pub(super) fn present(&mut self, phase: Phase, interrupt: bool) -> bool {
+        self.phase = phase;
+        if let Some(unit) = self.selected() {
+            unit.interrupt |= interrupt;
+        }
+        false
+    }
+
+    /// Ends the command in execution.
+    pub(super) fn end(&mut self, result: Result<(), Failure>, interrupt: bool, info: &Info) -> bool {
+        if let (Phase::Dma { .. } | Phase::Cancelled, Some(bus_master)) =
+            (self.phase, self.bus_master.as_mut())
+        {
+            match result {
+                Ok(()) => bus_master.complete(),
+                Err(failure) if failure.is_memory() => bus_master.fault(),
+                Err(_) => bus_master.stop(),
+            }
+        }
+        self.phase = Phase::Idle;
+        if let Some(unit) = self.selected() {
+            unit.end(result, interrupt, info);
+        }
+        false
+    }
+}
+
+impl Unit {
+    fn new(drive: Drive<1>) -> Self {
+        let mut unit =
+            Self { drive, task: TaskFile::signature(), error: 0, failed: Status::empty(), interrupt: false };
+        unit.sign();
+        unit
+    }
+
+    /// The opcode of the command in execution.
+    pub(super) const fn command(&self) -> u8 {
+        self.task.command
+    }
+
+    /// The registers after a reset or the diagnostics: the signature, and code 01h, "passed" (ATA/ATAPI-7 volume 1, table 26).
+    fn sign(&mut self) {
+        self.task = TaskFile::signature();
+        self.error = 0x01;
+        self.failed = Status::empty();
+        self.interrupt = false;
+    }
+
+    fn end(&mut self, result: Result<(), Failure>, interrupt: bool, info: &Info) {
+        self.drive.finish();
+        self.interrupt |= interrupt;
+        let Err(failure) = result else { return };
+        let report = failure.report();
+        self.error = report.error.bits();
+        self.failed = if report.fault { Status::ERR | Status::DF } else { Status::ERR };
+        if let Some(sector) = report.sector {
+            let addressing = Row::of(self.task.command).map_or(Addressing::None, |row| row.addressing);
+            report_address(&mut self.task, addressing, sector, info);
+        }
+    }
+}
+
+impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Channel {
+    fn read(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<u64> {
+        let (value, irq) = self.watched(|channel| match (region, offset) {
+            (Region::Bar(0), 0) => channel.read_data(width, memory, storage),
+            (Region::Bar(0), 1..=7) => u64::from(channel.read_register(offset)),
+            (Region::Bar(1), 2) => u64::from(channel.status()),
+            (Region::Bar(4), 0..=7) => match &channel.bus_master {
+                Some(bus_master) => bytes_of(offset, width)
+                    .rev()
+                    .fold(0, |value, at| (value << 8) | u64::from(bus_master.read(at))),
+                None => width.ones(),
+            },
+            _ => width.ones(),
+        });
+        Access { value, irq }
+    }
+
+    fn write(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<WriteStatus> {
+        let [low, ..] = value.to_le_bytes();
+        let ((), irq) = self.watched(|channel| match (region, offset) {
+            (Region::Bar(0), 0) => channel.write_data(width, value, memory, storage),
+            (Region::Bar(0), 1..=7) => channel.write_register(offset, low, memory, storage),
+            (Region::Bar(1), 2) => channel.write_control(low, memory, storage),
+            (Region::Bar(4), 0..=7) => {
+                for (at, byte) in bytes_of(offset, width).zip(value.to_le_bytes()) {
+                    channel.write_bus_master(at, byte, memory, storage);
+                }
+            }
+            _ => {}
+        });
+        Access { value: WriteStatus::Done, irq }
+    }
+
+    fn poll(&mut self, memory: &M, storage: &mut [H]) -> Progress {
+        let (again, irq) = self.watched(|channel| channel.advance(memory, storage));
+        Progress { irq, again, pending_write: matches!(self.phase, Phase::Reset { hardware: true }) }
+    }
+
+    fn reset(&mut self, memory: &M, storage: &mut [H]) -> Progress {
+        let (again, irq) = self.watched(|channel| {
+            channel.begin_reset(true);
+            channel.advance(memory, storage)
+        });
+        Progress { irq, again, pending_write: matches!(self.phase, Phase::Reset { hardware: true }) }
+    }
+}
+
+/// The byte registers that an access of the bus master touches.
+fn bytes_of(offset: u64, width: Width) -> core::ops::Range<u8> {
+    let start = u8::try_from(offset & 7).unwrap_or(0);
+    start..start.saturating_add(width.bytes()).min(8)
+}

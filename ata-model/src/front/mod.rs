@@ -1,0 +1,10 @@
+//! What a machine sees of the drives.
+
+mod bmdma;
+mod controller;
+mod data;
+mod ide;
+
+pub use bmdma::{BusMaster, Cursor};
+pub use controller::IdeController;
+pub use ide::Channel;

@@ -1,0 +1,12 @@
+//! The bytes that a guest sees, named. Layouts only; what they mean is decided in [`command`](crate::command) and
+//! [`drive`](crate::drive).
+
+mod identify;
+mod prd;
+mod smart;
+mod task_file;
+
+pub use identify::IdentifyData;
+pub use prd::Prd;
+pub use smart::{LogDirectory, SelfTestEntry, SelfTestLog, SmartData, SummaryErrorLog};
+pub use task_file::{Control, DeviceBits, ErrorBits, Pair, Status, TaskFile};
