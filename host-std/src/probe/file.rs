@@ -2,8 +2,9 @@
 
 use rustix::fs::IFlags;
 
+use super::extents::Extents;
 use super::report::{Layer, LayerKind};
-use super::system::{Direct, Extents, FileFacts, FileKind};
+use super::system::{Direct, FileFacts, FileKind};
 
 /// Bytes of the smallest sector that a guest is shown.
 const SECTOR_BYTES: u64 = blk_core::units::SECTOR_BYTES as u64;

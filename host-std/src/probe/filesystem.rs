@@ -29,13 +29,13 @@ fn promise(fs_type: &str) -> Option<Promise> {
     const HOST: &str = "fdatasync is passed to the host, whose own stack is out of sight";
     const CLUSTER: &str = "fdatasync is passed to servers whose own stacks are out of sight";
     Some(match fs_type {
-        "ext3" | "ext4" | "xfs" | "btrfs" | "f2fs" | "jfs" | "nilfs2" | "bcachefs" => Promise::Commits,
+        "ext3" | "ext4" | "xfs" | "btrfs" | "f2fs" | "nilfs2" | "bcachefs" => Promise::Commits,
         // They have no journal, and still sync data, metadata and then the disk
         // (`ext2_fsync` through `generic_buffers_fsync`, `fat_file_fsync`, `exfat_file_fsync`).
         "ext2" | "vfat" | "msdos" | "exfat" => Promise::Commits,
         "tmpfs" | "ramfs" | "devtmpfs" | "hugetlbfs" | "rootfs" => Promise::Memory,
         "overlay" => Promise::Overlay,
-        "squashfs" | "erofs" | "iso9660" | "udf" | "cramfs" | "romfs" => Promise::ReadOnly,
+        "squashfs" | "erofs" | "iso9660" | "cramfs" | "romfs" => Promise::ReadOnly,
         "nfs" | "nfs4" => {
             Promise::Elsewhere(NFS, "see that the server exports with sync, and probe on the server")
         }

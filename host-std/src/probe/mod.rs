@@ -1,7 +1,7 @@
 //! "Is my stack safe?": what lies between a path and the medium, layer by layer, and whether it keeps what a guest was told
 //! is stable.
 //!
-//! A probe reads and changes nothing. It looks at the file, at the filesystem under it, and through sysfs at the block devices
+//! A probe leaves nothing behind. It looks at the file, at the filesystem under it, and through sysfs at the block devices
 //! under that, down to the disks; through a loop device it goes on to the backing file and its stack. Each [`Layer`] gets
 //! findings: what was read, why it matters, and what to do about it.
 //!
@@ -10,6 +10,7 @@
 
 mod block;
 mod disk;
+mod extents;
 mod file;
 mod filesystem;
 pub(crate) mod ioctl;
@@ -71,6 +72,7 @@ fn probe_on(system: &dyn System, path: &Path) -> Result<Report, ProbeError> {
     let mountinfo = system.root().join("proc/self/mountinfo");
     let mounts = mountinfo::parse(&std::fs::read(mountinfo).unwrap_or_default());
     let mut walk = Walk { system, mounts, layers: Vec::new(), seen: HashSet::new() };
+    walk.process();
     walk.file(&facts, 0);
     let layers = walk.layers;
     let verdict = match layers.iter().map(Layer::verdict).max() {
@@ -105,6 +107,20 @@ impl Walk<'_> {
             );
         }
         depth <= DEPTH_MAX
+    }
+
+    /// This process, if its syncs do not get as far as the kernel.
+    fn process(&mut self) {
+        if self.system.swallows_syncs() {
+            let mut layer = Layer::new(LayerKind::Process, std::process::id().to_string(), 0);
+            layer.loses(
+                "fdatasync of a pipe succeeds",
+                "the kernel would refuse it with EINVAL: a library (eatmydata) or a seccomp filter (systemd-nspawn \
+                 --suppress-sync) makes every sync a success that does nothing",
+                "run without LD_PRELOAD, or in a container without that filter",
+            );
+            self.layers.push(layer);
+        }
     }
 
     /// A file, and what it lies on.

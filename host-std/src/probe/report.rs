@@ -68,6 +68,8 @@ pub struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayerKind {
+    /// This process, as far as something in it stands between a sync and the kernel.
+    Process,
     /// A regular file, a directory or a block device node: what the path names.
     File,
     /// A mounted filesystem.
@@ -95,6 +97,7 @@ impl LayerKind {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Process => "process",
             Self::File => "file",
             Self::Filesystem => "filesystem",
             Self::Partition => "partition",

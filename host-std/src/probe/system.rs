@@ -2,12 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, IFlags, OFlags, SeekFrom, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, IFlags, OFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
 use rustix::ioctl::{Opcode, opcode};
 
+use super::extents::{self, Extents};
 use super::ioctl;
 
 /// The number of a block device.
@@ -52,21 +55,6 @@ pub(super) enum Direct {
     Unknown,
 }
 
-/// How a file's bytes are laid out. Counts of bytes within the file's size, unless said otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Extents {
-    /// Not allocated.
-    pub(super) holes_bytes: u64,
-    /// Allocated and never written.
-    pub(super) unwritten_bytes: u64,
-    /// Shared with another file: the next write moves it.
-    pub(super) shared_bytes: u64,
-    /// Not yet given a place on the disk: dirty in the page cache.
-    pub(super) delayed_bytes: u64,
-    /// Compressed or encrypted in place.
-    pub(super) encoded_bytes: u64,
-}
-
 /// The facts about one file.
 #[derive(Clone, Debug)]
 pub(super) struct FileFacts {
@@ -93,6 +81,9 @@ pub(super) trait System {
 
     /// The facts about the file at `path`, which need not be canonical.
     fn file(&self, path: &Path) -> io::Result<FileFacts>;
+
+    /// Whether fdatasync reports success where the kernel could not have done it.
+    fn swallows_syncs(&self) -> bool;
 
     /// The target types of a device-mapper device's table, if they can be read.
     fn dm_targets(&self, dev: DevNo) -> Option<Vec<String>>;
@@ -144,7 +135,7 @@ impl System for Host {
             _ => stat.stx_size,
         };
         let extents = match (&open, kind) {
-            (Some(file), FileKind::Regular) => extents(file, size_bytes),
+            (Some(file), FileKind::Regular) => extents::of(file, size_bytes),
             _ => None,
         };
         let flags = match (&open, kind) {
@@ -166,6 +157,13 @@ impl System for Host {
             dax: stat.stx_attributes.contains(StatxAttributes::DAX),
             path,
         })
+    }
+
+    fn swallows_syncs(&self) -> bool {
+        // A pipe cannot be synced: fsync(2), EINVAL. Asked through the C library and past it.
+        let Ok((reader, _writer)) = io::pipe() else { return false };
+        let pipe = File::from(OwnedFd::from(reader));
+        pipe.sync_data().is_ok() || rustix::fs::fdatasync(&pipe).is_ok()
     }
 
     fn dm_targets(&self, dev: DevNo) -> Option<Vec<String>> {
@@ -204,7 +202,7 @@ fn direct_by_opening(opened: io::Result<File>) -> Direct {
     match opened {
         Ok(_) => Direct::Yes { memory_bytes: 0, offset_bytes: 0 },
         // open(2): EINVAL, the filesystem does not support O_DIRECT.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Direct::No,
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Direct::No,
         Err(_) => Direct::Unknown,
     }
 }
@@ -230,109 +228,6 @@ fn direct_in_directory(directory: &Path) -> Direct {
         }
         _ => direct_by_opening(unnamed(OFlags::DIRECT)),
     }
-}
-
-/// How the first `size_bytes` bytes of `file` are laid out, by FIEMAP or else by SEEK_HOLE.
-fn extents(file: &File, size_bytes: u64) -> Option<Extents> {
-    extents_by_fiemap(file, size_bytes).or_else(|| {
-        let mut found = Extents::default();
-        let mut at = 0;
-        while at < size_bytes {
-            let hole = rustix::fs::seek(file, SeekFrom::Hole(at)).ok()?.min(size_bytes);
-            let data = match rustix::fs::seek(file, SeekFrom::Data(hole)) {
-                Ok(data) => data.min(size_bytes),
-                Err(rustix::io::Errno::NXIO) => size_bytes,
-                Err(_) => return None,
-            };
-            found.holes_bytes += data - hole;
-            if data <= at {
-                break;
-            }
-            at = data;
-        }
-        Some(found)
-    })
-}
-
-/// Extents asked for at a time.
-const EXTENTS: usize = 128;
-
-/// `struct fiemap` of linux/fiemap.h with room for [`EXTENTS`] extents.
-#[repr(C)]
-struct Fiemap {
-    start: u64,
-    length: u64,
-    flags: u32,
-    mapped: u32,
-    count: u32,
-    reserved: u32,
-    extents: [FiemapExtent; EXTENTS],
-}
-
-/// `struct fiemap_extent`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct FiemapExtent {
-    logical: u64,
-    physical: u64,
-    length: u64,
-    reserved64: [u64; 2],
-    flags: u32,
-    reserved: [u32; 3],
-}
-
-const FIEMAP_HEADER_BYTES: usize = 32;
-const _: () = assert!(size_of::<FiemapExtent>() == 56);
-const _: () = assert!(size_of::<Fiemap>() == FIEMAP_HEADER_BYTES + EXTENTS * 56);
-/// `FS_IOC_FIEMAP`: the number's size is that of the header alone.
-const FIEMAP: Opcode = opcode::read_write::<[u8; FIEMAP_HEADER_BYTES]>(b'f', 11);
-const FIEMAP_LAST: u32 = 0x1;
-const FIEMAP_DELAYED: u32 = 0x4;
-const FIEMAP_ENCODED: u32 = 0x8;
-const FIEMAP_UNWRITTEN: u32 = 0x800;
-const FIEMAP_SHARED: u32 = 0x2000;
-
-fn extents_by_fiemap(file: &File, size_bytes: u64) -> Option<Extents> {
-    let mut found = Extents::default();
-    let mut at = 0;
-    while at < size_bytes {
-        let mut map = Box::new(Fiemap {
-            start: at,
-            length: size_bytes - at,
-            flags: 0,
-            mapped: 0,
-            count: EXTENTS as u32,
-            reserved: 0,
-            extents: [FiemapExtent::default(); EXTENTS],
-        });
-        // SAFETY: FS_IOC_FIEMAP reads and writes the header and writes at most `count` extents behind it
-        // (fs/ioctl.c, `ioctl_fiemap`), which are within `Fiemap`; all its fields are plain integers.
-        unsafe { ioctl::call::<FIEMAP, _>(file, &mut *map) }.ok()?;
-        let mut last = true;
-        for extent in map.extents.iter().take(map.mapped as usize) {
-            let end = extent.logical.saturating_add(extent.length).min(size_bytes);
-            let start = extent.logical.clamp(at, end.max(at));
-            let end = end.max(start);
-            found.holes_bytes += start - at;
-            let length = end - start;
-            for (flag, count) in [
-                (FIEMAP_DELAYED, &mut found.delayed_bytes),
-                (FIEMAP_ENCODED, &mut found.encoded_bytes),
-                (FIEMAP_UNWRITTEN, &mut found.unwritten_bytes),
-                (FIEMAP_SHARED, &mut found.shared_bytes),
-            ] {
-                *count += if extent.flags & flag != 0 { length } else { 0 };
-            }
-            at = end;
-            // An extent of no length would be asked for for ever.
-            last = extent.flags & FIEMAP_LAST != 0 || extent.length == 0;
-        }
-        if last {
-            found.holes_bytes += size_bytes - at;
-            break;
-        }
-    }
-    Some(found)
 }
 
 const DM_IOCTL_BYTES: usize = 312;
@@ -434,4 +329,47 @@ pub(super) fn attribute(path: &Path) -> Option<String> {
     let length = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(length);
     Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_read() {
+        assert_eq!(DevNo::parse("259:12\n"), Some(DevNo { major: 259, minor: 12 }));
+        assert_eq!(DevNo::parse("259"), None);
+        assert_eq!(DevNo::parse("a:b"), None);
+    }
+
+    fn target(name: &str, next: u32) -> Vec<u8> {
+        let mut spec = vec![0; 20];
+        spec.extend(next.to_ne_bytes());
+        spec.extend(name.bytes());
+        spec.resize(40, 0);
+        spec
+    }
+
+    #[test]
+    fn target_types_are_read_by_their_offsets_from_the_first() {
+        let mut data = target("linear", 48);
+        data.extend(b"status\0\0");
+        data.extend(target("crypt", 96));
+        let start = DM_IOCTL_BYTES as u32;
+        assert_eq!(dm_target_types(&data, start, 2).unwrap(), ["linear", "crypt"]);
+        assert_eq!(dm_target_types(&data, start, 3), None, "the third would lie outside");
+        assert_eq!(dm_target_types(&data, start - 1, 1), None);
+        assert_eq!(dm_target_types(&data, u32::MAX, 1), None);
+        assert_eq!(dm_target_types(&[], start, 0).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_device_number_is_encoded_as_the_kernel_has_it() {
+        assert_eq!(DmIoctl::status(DevNo { major: 252, minor: 0x1_23 }).dev, 0x10_fc23);
+    }
+
+    #[test]
+    fn syncs_reach_the_kernel_here() {
+        assert!(!Host.swallows_syncs());
+    }
 }

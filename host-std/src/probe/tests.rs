@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::IFlags;
 use tempfile::TempDir;
 
-use super::system::{DevNo, Direct, Extents, FileFacts, FileKind, System};
+use super::extents::Extents;
+use super::system::{DevNo, Direct, FileFacts, FileKind, System};
 use super::*;
 
 mod devices;
@@ -21,6 +22,7 @@ struct Tree {
     files: HashMap<PathBuf, FileFacts>,
     dm: Option<Vec<String>>,
     nvme: Option<bool>,
+    swallows: bool,
 }
 
 impl System for Tree {
@@ -30,6 +32,10 @@ impl System for Tree {
 
     fn file(&self, path: &Path) -> io::Result<FileFacts> {
         self.files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn swallows_syncs(&self) -> bool {
+        self.swallows
     }
 
     fn dm_targets(&self, _: DevNo) -> Option<Vec<String>> {
@@ -49,7 +55,7 @@ const SDA: DevNo = dev(8, 0);
 
 impl Tree {
     fn new() -> Self {
-        Self { root: TempDir::new().unwrap(), files: HashMap::new(), dm: None, nvme: None }
+        Self { root: TempDir::new().unwrap(), files: HashMap::new(), dm: None, nvme: None, swallows: false }
     }
 
     /// An ext4 with `options` on the disk sda with `write_cache`, and on it the image /image.
@@ -158,6 +164,16 @@ fn ext4_on_a_disk_that_is_flushed_is_safe_in_every_mode_but_unsafe() {
         let expected = if mode.mode == "unsafe" { Verdict::Unsafe } else { Verdict::Safe };
         assert_eq!((mode.verdict, mode.possible), (expected, Possible::Yes), "{mode:?}");
     }
+}
+
+#[test]
+fn a_process_whose_syncs_are_swallowed_is_unsafe() {
+    let mut tree = Tree::ext4("rw", "write back");
+    tree.swallows = true;
+    let report = tree.image();
+    says(&report, Verdict::Unsafe, "eatmydata");
+    assert_eq!(report.layers[0].kind, LayerKind::Process);
+    assert_eq!(mode(&report, "writethrough").verdict, Verdict::Unsafe);
 }
 
 #[test]
