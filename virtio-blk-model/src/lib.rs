@@ -45,6 +45,8 @@ pub mod command;
 pub mod device;
 pub mod front;
 pub mod queue;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod wire;
 
 pub use chain::SEGMENTS_MAX;

@@ -1,7 +1,6 @@
 //! A request queue: a ring and the requests in flight. A unit of its own, so that a host can give each its thread.
 
 use blk_core::memory::GuestMemory;
-use blk_core::mutant::{Mutant, active};
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::order::{Done, GuestCache, Hold, Order, Request, Sequencer};
 use blk_core::storage::{IoError, IoErrorKind, Storage};
@@ -188,7 +187,7 @@ impl<const N: usize> Queue<N> {
     /// awaited by [`Self::poll`] while [`Self::is_resetting`].
     pub fn reset(&mut self) {
         #[cfg(feature = "mutants")]
-        if active(Mutant::ResetReexecutes) {
+        if blk_core::mutant::active(blk_core::mutant::Mutant::ResetReexecutes) {
             let owners = self.slots.payloads().filter_map(|(_, owner)| match owner {
                 Owner::Driver { again, .. } => *again,
                 Owner::CacheOff => None,
