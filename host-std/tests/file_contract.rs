@@ -4,7 +4,6 @@ mod common;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 
 use blk_core::memory::GuestMemory;
@@ -15,25 +14,7 @@ use common::*;
 use host_std::backend::{FileBackend, FileOptions, FileStorage, OpenError};
 use host_std::memory::MappedMemory;
 
-const IMAGE_BYTES: usize = 1 << 20;
 const SECTORS: u64 = (IMAGE_BYTES / 512) as u64;
-
-/// Runs `check` on each kind of image that this machine has, in each mode.
-fn everywhere(check: impl Fn(&Path, CacheMode)) {
-    let disk = Images::on_disk();
-    let ram = Images::in_memory();
-    let backing = disk.image("backing", IMAGE_BYTES);
-    let device = Loop::over(&backing, 512);
-    let mut paths = vec![disk.image("file", IMAGE_BYTES)];
-    paths.extend(ram.iter().map(|ram| ram.image("file", IMAGE_BYTES)));
-    paths.extend(device.iter().map(|device| device.0.clone()));
-    for path in paths {
-        for mode in CacheMode::ALL {
-            println!("{} {}", path.display(), mode.name());
-            check(&path, mode);
-        }
-    }
-}
 
 #[test]
 fn what_was_written_is_read_back_through_segments_of_every_shape() {
@@ -345,25 +326,4 @@ fn odd_sizes_and_options_are_refused_with_the_file_and_the_remedy() {
         FileBackend::open(images.0.path(), &FileOptions { read_only: true, ..plain }),
         Err(OpenError::NotADisk { .. })
     ));
-}
-
-#[test]
-fn an_image_has_one_writer_or_many_readers() {
-    everywhere(|path, mode| {
-        let plain = FileOptions::new(mode);
-        let reader = FileOptions { read_only: true, ..plain };
-        let writer = FileBackend::open(path, &plain).unwrap();
-        for options in [plain, reader] {
-            let error = FileBackend::open(path, &options).map(|_| ()).unwrap_err();
-            assert!(matches!(error, OpenError::InUse { .. }), "{error}");
-            let text = error.to_string();
-            assert!(text.contains(path.to_str().unwrap()) && text.contains("stop that program"), "{text}");
-        }
-        assert!(FileBackend::open(path, &FileOptions { lock: false, ..plain }).is_ok());
-        drop(writer);
-        let readers = [FileBackend::open(path, &reader).unwrap(), FileBackend::open(path, &reader).unwrap()];
-        assert!(FileBackend::open(path, &plain).is_err());
-        drop(readers);
-        assert!(FileBackend::open(path, &plain).is_ok());
-    });
 }

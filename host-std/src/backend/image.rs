@@ -114,6 +114,13 @@ pub(super) struct Image {
     file: OwnedFd,
 }
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        // Not left to the closing of `file`: a child between fork and exec may hold a copy of it for a while.
+        lock::release(self.file.as_fd());
+    }
+}
+
 /// What direct I/O demands, in bytes: powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Alignment {
@@ -148,7 +155,7 @@ impl Image {
         let file = reopen(path, &file, again).map_err(|errno| match errno {
             Errno::BUSY => OpenError::InUse {
                 path: path.into(),
-                detail: "it is mounted, or part of another device",
+                detail: "the device is mounted, part of another device, or open exclusively",
                 or: ", or unmount it",
             },
             errno => system(path, "open it again", "; is /proc mounted?")(errno),
@@ -231,6 +238,12 @@ impl Image {
             "open it again",
             "; is /proc mounted?",
         ))
+    }
+
+    /// The descriptor for range operations. On a block device they empty the page cache, and dirty pages make that fail
+    /// with `EBUSY` on any descriptor but the one that holds the device (Linux, block/bdev.c, `truncate_bdev_range`).
+    pub(super) fn exclusive(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -31,6 +31,12 @@ pub(super) fn take(fd: BorrowedFd<'_>, read_only: bool) -> Result<()> {
     if held_by_others(fd, WRITES)? { Err(Errno::AGAIN) } else { Ok(()) }
 }
 
+/// Gives up all that `take` took.
+pub(super) fn release(fd: BorrowedFd<'_>) {
+    // Cannot fail on an open file; if it did, closing it would release the lock.
+    let _ = set(fd, libc::F_UNLCK, ALL);
+}
+
 fn set(fd: BorrowedFd<'_>, kind: libc::c_int, bytes: std::ops::Range<i64>) -> Result<()> {
     let mut lock = describe(kind, bytes);
     match call(fd, libc::F_OFD_SETLK, &mut lock) {

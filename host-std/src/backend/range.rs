@@ -1,7 +1,6 @@
 //! Zeroes and discards: by the file system or the device where it can, by writing zeroes where it must.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -62,7 +61,7 @@ impl<H: Host> Worker<H> {
             if inner.is_empty() {
                 return Ok(());
             }
-            let (host, file) = (&worker.shared.host, worker.file.as_fd());
+            let (host, file) = (&worker.shared.host, worker.shared.image.exclusive());
             let result = worker.retry(|| match worker.shared.image.kind {
                 Kind::File => worker.zero_by(Way::Punch, &inner),
                 Kind::Block => host.block_discard(file, inner.start, inner.end - inner.start),
@@ -98,7 +97,7 @@ impl<H: Host> Worker<H> {
     }
 
     fn zero_by(&self, way: Way, range: &Range<u64>) -> rustix::io::Result<()> {
-        let (host, file) = (&self.shared.host, self.file.as_fd());
+        let (host, file) = (&self.shared.host, self.shared.image.exclusive());
         let (offset, bytes) = (range.start, range.end - range.start);
         let keep = FallocateFlags::KEEP_SIZE;
         match way {

@@ -18,6 +18,25 @@ use tempfile::TempDir;
 pub const BORDER: u64 = 0x10_0000;
 pub const MEMORY_BYTES: usize = 0x20_0000;
 
+pub const IMAGE_BYTES: usize = 1 << 20;
+
+/// Runs `check` on each kind of image that this machine has, in each mode.
+pub fn everywhere(check: impl Fn(&Path, CacheMode)) {
+    let disk = Images::on_disk();
+    let ram = Images::in_memory();
+    let backing = disk.image("backing", IMAGE_BYTES);
+    let device = Loop::over(&backing, 512);
+    let mut paths = vec![disk.image("file", IMAGE_BYTES)];
+    paths.extend(ram.iter().map(|ram| ram.image("file", IMAGE_BYTES)));
+    paths.extend(device.iter().map(|device| device.0.clone()));
+    for path in paths {
+        for mode in CacheMode::ALL {
+            println!("{} {}", path.display(), mode.name());
+            check(&path, mode);
+        }
+    }
+}
+
 pub fn memory() -> MappedMemory {
     MappedMemory::anonymous(&[
         (GuestAddr(0), BORDER as usize),
