@@ -1,0 +1,192 @@
+//! One row per command: operation code, the bits that are looked at, what the command needs, and its decoder.
+//!
+//! REPORT SUPPORTED OPERATION CODES is printed from these rows.
+
+use bitflags::bitflags;
+use blk_core::storage::Info;
+
+use super::decode::{
+    compare_and_write, inquiry, mode_select6, mode_select10, mode_sense6, mode_sense10, prevent_allow, read,
+    read_capacity10, read_capacity16, report_luns, report_opcodes, request_sense, start_stop,
+    synchronize_cache, test_unit_ready, unmap, verify, write, write_and_verify, write_same,
+};
+use super::{Cdb, Command, group_bytes};
+use crate::sense::Sense;
+
+bitflags! {
+    /// What a command asks of the unit before it runs.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Traits: u8 {
+        /// The unit must be started: otherwise NOT READY.
+        const MEDIUM = 1;
+        /// Runs in spite of a pending unit attention or deferred error: SAM-5 5.14, SPC-4 4.5.7.
+        const QUIET = 2;
+        /// Runs with nothing beside it.
+        const ALONE = 4;
+        /// Changes the medium: refused by a read-only disk.
+        const WRITES = 8;
+        /// Is supported only where the storage has a staging buffer for at least one block.
+        const STAGING = 16;
+        /// Is supported only where the storage releases space.
+        const DISCARD = 32;
+    }
+}
+
+/// A supported command.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// SERVICE ACTION, where the operation code has them.
+    pub service_action: Option<u16>,
+    /// CDB USAGE DATA (SPC-4 6.35.3): the operation code, and then a 1 for each bit that is evaluated. The service
+    /// action's bits hold the service action. As long as the command.
+    pub usage: &'static [u8],
+    /// What it needs.
+    pub traits: Traits,
+    pub(super) decode: fn(&Cdb) -> Result<Command, Sense>,
+}
+
+impl Row {
+    /// OPERATION CODE.
+    #[must_use]
+    pub const fn opcode(&self) -> u8 {
+        match self.usage.first() {
+            Some(opcode) => *opcode,
+            None => 0,
+        }
+    }
+
+    /// Whether a disk on a storage described by `info` supports it.
+    #[must_use]
+    pub const fn supported(&self, info: &Info) -> bool {
+        let staging = info.staging_bytes >= info.logical_block_bytes && info.staging_bytes != 0;
+        (staging || !self.traits.contains(Traits::STAGING))
+            && (info.discard || !self.traits.contains(Traits::DISCARD))
+    }
+
+    /// Refuses bits that are not evaluated, NACA among them. Bits 7:5 of byte 1 of a 6-byte command, where SCSI-2
+    /// initiators put the logical unit number, are let pass, and so are the vendor-specific bits of CONTROL.
+    pub(super) fn check_reserved(&self, cdb: &Cdb) -> Result<(), Sense> {
+        let last = self.usage.len().saturating_sub(1);
+        for (at, usage) in self.usage.iter().enumerate().skip(1) {
+            let pass = match at {
+                1 if self.service_action.is_some() => 0x1f,
+                1 if self.usage.len() == 6 => 0xe0,
+                _ if at == last => 0xc0,
+                _ => 0,
+            };
+            let stray = cdb.byte(at) & !usage & !pass;
+            if let Some(bit) = stray.checked_ilog2() {
+                return Err(Sense::cdb_field(
+                    u16::try_from(at).unwrap_or(0),
+                    Some(u8::try_from(bit).unwrap_or(7)),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The row of a command.
+#[must_use]
+pub fn find(cdb: &Cdb) -> Option<&'static Row> {
+    rows(cdb.opcode()).find(|row| row.service_action.is_none_or(|action| action == cdb.service_action()))
+}
+
+/// The rows of an operation code: several where it has service actions.
+pub(crate) fn rows(opcode: u8) -> impl Iterator<Item = &'static Row> {
+    let first = FIRST.get(usize::from(opcode)).map_or(TABLE.len(), |row| usize::from(*row));
+    TABLE.get(first..).unwrap_or_default().iter().take_while(move |row| row.opcode() == opcode)
+}
+
+const NONE: Traits = Traits::empty();
+const MEDIUM: Traits = Traits::MEDIUM;
+const QUIET: Traits = Traits::QUIET;
+const ALONE: Traits = Traits::ALONE;
+const WRITES: Traits = MEDIUM.union(Traits::WRITES);
+const VERIFIES: Traits = MEDIUM.union(Traits::STAGING);
+const VERIFIED: Traits = WRITES.union(Traits::STAGING);
+
+const fn row(usage: &'static [u8], traits: Traits, decode: fn(&Cdb) -> Result<Command, Sense>) -> Row {
+    Row { service_action: None, usage, traits, decode }
+}
+
+const fn action(
+    service_action: u16,
+    usage: &'static [u8],
+    traits: Traits,
+    decode: fn(&Cdb) -> Result<Command, Sense>,
+) -> Row {
+    Row { service_action: Some(service_action), usage, traits, decode }
+}
+
+/// Every supported command, by operation code and service action.
+///
+/// Byte 1 of the commands that move blocks: DPO 10h, FUA 08h, FUA_NV 02h (SBC-2), BYTCHK 06h, ANCHOR 10h, UNMAP 08h, NDOB 01h,
+/// IMMED 02h, SYNC_NV 04h (SBC-2). RDPROTECT and WRPROTECT are not among them: there is no protection information.
+#[rustfmt::skip]
+pub static TABLE: &[Row] = &[
+    row(&[0x00, 0, 0, 0, 0, 0], MEDIUM, test_unit_ready),
+    row(&[0x03, 0x01, 0, 0, 0xff, 0], QUIET, request_sense),
+    row(&[0x08, 0x1f, 0xff, 0xff, 0xff, 0], MEDIUM, read),
+    row(&[0x0a, 0x1f, 0xff, 0xff, 0xff, 0], WRITES, write),
+    row(&[0x12, 0x01, 0xff, 0xff, 0xff, 0], QUIET, inquiry),
+    row(&[0x15, 0x11, 0, 0, 0xff, 0], ALONE, mode_select6),
+    row(&[0x1a, 0x08, 0xff, 0xff, 0xff, 0], NONE, mode_sense6),
+    row(&[0x1b, 0x01, 0, 0, 0xf7, 0], ALONE, start_stop),
+    row(&[0x1e, 0, 0, 0, 0x03, 0], NONE, prevent_allow),
+    row(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], MEDIUM, read_capacity10),
+    row(&[0x28, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], MEDIUM, read),
+    row(&[0x2a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], WRITES, write),
+    row(&[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], VERIFIED, write_and_verify),
+    row(&[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], VERIFIES, verify),
+    row(&[0x35, 0x06, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], MEDIUM, synchronize_cache),
+    row(&[0x41, 0x18, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], WRITES, write_same),
+    row(&[0x42, 0x01, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0], WRITES.union(Traits::DISCARD), unmap),
+    row(&[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], ALONE, mode_select10),
+    row(&[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0], NONE, mode_sense10),
+    row(&[0x88, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, read),
+    row(&[0x89, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0x3f, 0],
+        VERIFIED.union(ALONE), compare_and_write),
+    row(&[0x8a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, write),
+    row(&[0x8e, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
+        VERIFIED, write_and_verify),
+    row(&[0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, verify),
+    row(&[0x91, 0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
+        MEDIUM, synchronize_cache),
+    row(&[0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
+        WRITES, write_same),
+    action(0x10, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], MEDIUM, read_capacity16),
+    row(&[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], QUIET, report_luns),
+    action(0x0c, &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], NONE, report_opcodes),
+    row(&[0xa8, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, read),
+    row(&[0xaa, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, write),
+    row(&[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIED, write_and_verify),
+    row(&[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, verify),
+];
+
+/// Index of an operation code's first row, or the number of rows.
+static FIRST: [u8; 256] = index();
+
+#[allow(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    reason = "runs at compile time"
+)]
+const fn index() -> [u8; 256] {
+    assert!(TABLE.len() < 256);
+    let mut first = [TABLE.len() as u8; 256];
+    let mut at = TABLE.len();
+    while at > 0 {
+        at -= 1;
+        let usage = TABLE[at].usage;
+        let opcode = usage[0];
+        assert!(at == 0 || TABLE[at - 1].usage[0] <= opcode, "rows are sorted by operation code");
+        match group_bytes(opcode) {
+            Some(bytes) => assert!(usage.len() == bytes, "a command is as long as its group says"),
+            None => panic!("a group without a length"),
+        }
+        first[opcode as usize] = at as u8;
+    }
+    first
+}

@@ -1,0 +1,65 @@
+//! Who a logical unit says it is.
+
+use serde::{Deserialize, Serialize};
+
+/// The identity of a logical unit: what INQUIRY and its pages 80h and 83h say. ASCII, padded with spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Config {
+    /// T10 VENDOR IDENTIFICATION.
+    pub vendor: [u8; 8],
+    /// PRODUCT IDENTIFICATION.
+    pub product: [u8; 16],
+    /// PRODUCT REVISION LEVEL.
+    pub revision: [u8; 4],
+    /// PRODUCT SERIAL NUMBER; all spaces: none.
+    pub serial: [u8; 20],
+    /// NAA designator of page 83h, if the unit has a world-wide name. Its top four bits are the NAA type (SPC-4 7.8.6.6).
+    pub naa: Option<u64>,
+    /// Whether the write cache is on after a reset, where the storage has a volatile one at all.
+    pub write_cache: bool,
+}
+
+impl Config {
+    /// An identity from text. What is too long is cut; what is not printable ASCII becomes a space (SPC-4 4.4.1).
+    #[must_use]
+    pub fn new(vendor: &str, product: &str, revision: &str, serial: &str) -> Self {
+        Self {
+            vendor: ascii(vendor),
+            product: ascii(product),
+            revision: ascii(revision),
+            serial: ascii(serial),
+            naa: None,
+            write_cache: true,
+        }
+    }
+
+    /// The serial number without its padding.
+    #[must_use]
+    pub fn serial_text(&self) -> &[u8] {
+        self.serial.trim_ascii_end()
+    }
+}
+
+fn ascii<const L: usize>(text: &str) -> [u8; L] {
+    let mut field = [b' '; L];
+    for (place, byte) in field.iter_mut().zip(text.bytes()) {
+        if byte.is_ascii_graphic() {
+            *place = byte;
+        }
+    }
+    field
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_padded_and_cleaned() {
+        let config = Config::new("ABCDEFGHIJ", "disk", "1\n", "S1");
+        assert_eq!(&config.vendor, b"ABCDEFGH");
+        assert_eq!(&config.product, b"disk            ");
+        assert_eq!(&config.revision, b"1   ");
+        assert_eq!(config.serial_text(), b"S1");
+    }
+}

@@ -1,0 +1,227 @@
+//! Commands that are answered from what the unit knows: identity, capacity, limits, pending sense.
+
+use blk_core::storage::{Info, Storage};
+use heapless::Vec;
+use zerocopy::byteorder::big_endian::U16;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::job::UNMAP_DESCRIPTORS_MAX;
+use super::mode::capacity_blocks;
+use super::opcodes;
+use super::unit::{Unit, compare_max_blocks, transfer_max_blocks, write_same_max_blocks};
+use super::{Io, Refusal};
+use crate::command::Command;
+use crate::sense::{Code, Key, Sense};
+use crate::transport::Transport;
+use crate::wire::data::{
+    BlockLimits, Capacity10, Capacity16, Characteristics, Designator, ExtendedInquiry, Inquiry, LunsHead,
+    Provisioning, VpdHead,
+};
+
+/// Most logical units that REPORT LUNS lists.
+const LUNS_MAX: usize = 64;
+
+/// Vital product data pages, in ascending order (SPC-4 7.8.13).
+const VPD_PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
+
+/// SAM-5, SPC-4 and SBC-3, no version claimed: SPC-4 6.6.2, table 144.
+const VERSIONS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
+
+/// Data for the guest, whole: it is cut to the allocation length only when it is copied out, so that no length
+/// field is affected by that and nothing beyond it is ever touched (CVE-2011-3346).
+pub(super) struct Reply(Vec<u8, 1024>);
+
+impl Reply {
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        let fits = self.0.extend_from_slice(bytes).is_ok();
+        debug_assert!(fits, "no reply is longer than this");
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Unit {
+    /// The reply to a command that has one, and its allocation length.
+    pub(super) fn answer<M, S, T>(
+        &mut self,
+        command: Command,
+        info: &Info,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<(Reply, u32), Refusal>
+    where
+        M: ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        Ok(match command {
+            Command::Inquiry { page: None, allocation } => (self.inquiry(), allocation),
+            Command::Inquiry { page: Some(page), allocation } => {
+                (self.vital_product_data(page, info)?, allocation)
+            }
+            Command::RequestSense { descriptors, allocation } => {
+                (self.request_sense(descriptors), allocation)
+            }
+            Command::ReportLuns { select, allocation } => (self.report_luns(select, io)?, allocation),
+            Command::ReportOpcodes { options, timeouts, opcode, service_action, allocation } => {
+                (opcodes::report(options, timeouts, opcode, service_action, info)?, allocation)
+            }
+            Command::ReadCapacity10 => (read_capacity10(info)?, u32::MAX),
+            Command::ReadCapacity16 { allocation } => (read_capacity16(info)?, allocation),
+            Command::ModeSense(sense) => (self.mode_sense(&sense, info)?, sense.allocation.into()),
+            _ => return Err(Sense::INVALID_OPCODE.into()),
+        })
+    }
+
+    /// Pending sense data as the reply: SPC-4 6.39. It is then no longer pending.
+    fn request_sense(&mut self, descriptors: bool) -> Reply {
+        let sense = self.take_pending().unwrap_or(if self.stopped { Sense::STOPPED } else { Sense::NONE });
+        let mut reply = Reply::new();
+        reply.push(&sense.encode(descriptors));
+        reply
+    }
+
+    fn inquiry(&self) -> Reply {
+        let mut versions = [U16::new(0); 8];
+        for (place, version) in versions.iter_mut().zip(VERSIONS) {
+            *place = version.into();
+        }
+        let inquiry = Inquiry {
+            version: 6,               // SPC-4
+            format: 0x12,             // HISUP; NORMACA=0: there is no ACA condition
+            additional_bytes: 96 - 5, // SPC-4 6.6.2: not changed by a short allocation length
+            flags7: 0x02,             // CMDQUE
+            vendor: self.config.vendor,
+            product: self.config.product,
+            revision: self.config.revision,
+            versions,
+            ..Inquiry::new_zeroed()
+        };
+        let mut reply = Reply::new();
+        reply.push(inquiry.as_bytes());
+        reply
+    }
+
+    fn vital_product_data(&self, page: u8, info: &Info) -> Result<Reply, Sense> {
+        let mut body = Reply::new();
+        match page {
+            0x00 => body.push(&VPD_PAGES),
+            0x80 => body.push(self.config.serial_text()),
+            0x83 => self.identification(&mut body),
+            0x86 => body.push(
+                ExtendedInquiry {
+                    attributes: 0x07, // HEADSUP, ORDSUP, SIMPSUP
+                    cache: u8::from(self.volatile),
+                    ..ExtendedInquiry::new_zeroed()
+                }
+                .as_bytes(),
+            ),
+            0xb0 => body.push(block_limits(info).as_bytes()),
+            0xb1 => {
+                let rotation = u16::from(!info.rotational).into();
+                body.push(Characteristics { rotation, ..Characteristics::new_zeroed() }.as_bytes());
+            }
+            0xb2 => body.push(provisioning(info).as_bytes()),
+            _ => return Err(Sense::cdb_field(2, None)),
+        }
+        let bytes = u16::try_from(body.bytes().len()).unwrap_or(0).into();
+        let mut reply = Reply::new();
+        reply.push(VpdHead { peripheral: 0, page, bytes }.as_bytes());
+        reply.push(body.bytes());
+        Ok(reply)
+    }
+
+    /// Page 83h: the T10 vendor identification designator (SPC-4 7.8.6.4), and NAA where there is a world-wide name.
+    fn identification(&self, body: &mut Reply) {
+        let serial = self.config.serial_text();
+        let text =
+            self.config.vendor.len().saturating_add(self.config.product.len()).saturating_add(serial.len());
+        let bytes = u8::try_from(text).unwrap_or(0);
+        body.push(Designator { code_set: 2, kind: 1, reserved: 0, bytes }.as_bytes());
+        body.push(&self.config.vendor);
+        body.push(&self.config.product);
+        body.push(serial);
+        if let Some(naa) = self.config.naa {
+            body.push(Designator { code_set: 1, kind: 3, reserved: 0, bytes: 8 }.as_bytes());
+            body.push(&naa.to_be_bytes());
+        }
+    }
+
+    fn report_luns<M, S, T>(&mut self, select: u8, io: &Io<'_, M, S, T>) -> Result<Reply, Sense>
+    where
+        M: ?Sized,
+        S: ?Sized,
+        T: Transport + ?Sized,
+    {
+        let mut luns = Vec::<[u8; 8], LUNS_MAX>::new();
+        match select {
+            // Those with a peripheral or flat address; all of them.
+            0x00 | 0x02 => luns.extend((0..LUNS_MAX).map_while(|index| io.transport.lun(index))),
+            // Well-known units: there are none.
+            0x01 => {}
+            _ => return Err(Sense::cdb_field(2, None)),
+        }
+        self.luns_reported();
+        let bytes = u32::try_from(luns.as_bytes().len()).unwrap_or(0).into();
+        let mut reply = Reply::new();
+        reply.push(LunsHead { bytes, reserved: [0; 4] }.as_bytes());
+        reply.push(luns.as_bytes());
+        Ok(reply)
+    }
+}
+
+fn block_limits(info: &Info) -> BlockLimits {
+    let shift = info.logical_block_bytes.trailing_zeros();
+    let physical = info.physical_block_bytes.max(info.logical_block_bytes) >> shift;
+    let unmap = |value: u32| if info.discard { value } else { 0 };
+    BlockLimits {
+        wsnz: 1,
+        compare_and_write_max: compare_max_blocks(info),
+        transfer_granularity: u16::try_from(physical).unwrap_or(0).into(),
+        transfer_max: transfer_max_blocks(info).into(),
+        transfer_optimal: (info.optimal_io_bytes >> shift).min(transfer_max_blocks(info)).into(),
+        unmap_max: unmap(u32::MAX).into(),
+        unmap_descriptors_max: unmap(UNMAP_DESCRIPTORS_MAX as u32).into(),
+        unmap_granularity: unmap(physical).into(),
+        write_same_max: write_same_max_blocks(info).into(),
+        ..BlockLimits::new_zeroed()
+    }
+}
+
+fn provisioning(info: &Info) -> Provisioning {
+    // LBPU, LBPWS, LBPWS10. LBPRZ stays 0: a discard may leave the old data.
+    let (flags, kind) = if info.discard { (0xe0, 2) } else { (0, 0) };
+    Provisioning { threshold: 0, flags, kind, reserved: 0 }
+}
+
+fn last_block(info: &Info) -> Result<u64, Sense> {
+    capacity_blocks(info).checked_sub(1).ok_or(Sense::new(Key::NotReady, Code::MEDIUM_NOT_PRESENT))
+}
+
+fn read_capacity10(info: &Info) -> Result<Reply, Sense> {
+    // All ones beyond the field's range: READ CAPACITY(16) is to be used (SBC-3 5.15.2).
+    let last = u32::try_from(last_block(info)?).unwrap_or(u32::MAX).into();
+    let mut reply = Reply::new();
+    reply.push(Capacity10 { last, block_bytes: info.logical_block_bytes.into() }.as_bytes());
+    Ok(reply)
+}
+
+fn read_capacity16(info: &Info) -> Result<Reply, Sense> {
+    let physical = info.physical_block_bytes.max(info.logical_block_bytes);
+    let exponent = (physical >> info.logical_block_bytes.trailing_zeros()).trailing_zeros();
+    let capacity = Capacity16 {
+        last: last_block(info)?.into(),
+        block_bytes: info.logical_block_bytes.into(),
+        exponent: u8::try_from(exponent.min(15)).unwrap_or(0),
+        provisioning: if info.discard { 0x8000 } else { 0 }.into(), // LBPME; LBPRZ=0
+        ..Capacity16::new_zeroed()
+    };
+    let mut reply = Reply::new();
+    reply.push(capacity.as_bytes());
+    Ok(reply)
+}

@@ -1,0 +1,463 @@
+//! A command's work on the storage: one operation after the other, in one slot.
+
+use blk_core::memory::GuestMemory;
+use blk_core::op::{Op, Segment};
+use blk_core::order::{Order, Request};
+use blk_core::storage::{Info, Storage};
+use blk_core::units::{Extent, SECTOR_BYTES};
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+use zerocopy::FromBytes;
+
+use super::mode::Settings;
+use super::unit::extent;
+use super::{Begun, Io, Refusal};
+use crate::command::{Against, Blocks};
+use crate::sense::Sense;
+use crate::task_set::Task;
+use crate::transport::{Direction, SegmentList, Transport, differs, take};
+use crate::wire::data::{UnmapDescriptor, UnmapHead};
+
+/// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT: descriptors are copied and checked before one is done, and kept in the slot.
+pub(super) const UNMAP_DESCRIPTORS_MAX: usize = 8;
+
+/// What becomes of the unit when a job has succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum After {
+    Nothing,
+    /// MODE SELECT: these are in force.
+    Settings(Settings),
+    /// START STOP UNIT: stopped.
+    Stop,
+}
+
+/// A command's work.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Job {
+    /// Moves blocks.
+    Transfer(Transfer),
+    /// Writes zeroes.
+    Zeroes { extent: Extent, may_unmap: bool, done: bool },
+    /// Discards extents, from the last to the first.
+    Discard(Vec<Extent, UNMAP_DESCRIPTORS_MAX>),
+    /// Flushes.
+    Flush(After),
+    /// Has flushed.
+    Flushed(After),
+}
+
+/// Which blocks are moved, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Verb {
+    Read,
+    Write,
+    WriteAndVerify,
+    Verify(Against),
+    /// WRITE SAME of a pattern.
+    Fill,
+    CompareAndWrite,
+}
+
+/// Moves blocks in chunks: as many at a time as the guest's segments, the storage and the staging buffer allow.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Transfer {
+    verb: Verb,
+    extent: Extent,
+    fua: bool,
+    done_sectors: u64,
+    /// Sectors of the operation in flight.
+    chunk_sectors: u64,
+    /// The second of a verb's two operations: reading back what was written, writing after comparing.
+    second: bool,
+}
+
+/// What one operation of a transfer does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Move {
+    ReadGuest,
+    WriteGuest,
+    ReadStaging,
+    WriteStaging,
+}
+
+impl Job {
+    pub(super) const fn transfer(verb: Verb, extent: Extent, fua: bool) -> Self {
+        Self::Transfer(Transfer { verb, extent, fua, done_sectors: 0, chunk_sectors: 0, second: false })
+    }
+
+    /// The next operation, with its segments in `list`; `None` if the job is done.
+    pub(super) fn next<M, S, T>(
+        &mut self,
+        slot: u16,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+        list: &mut SegmentList,
+    ) -> Result<Option<Request>, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        Ok(match self {
+            Self::Transfer(transfer) => transfer.next(slot, task, io, list)?,
+            Self::Zeroes { done: true, .. } | Self::Flushed(_) => None,
+            Self::Zeroes { extent, may_unmap, .. } => {
+                Some(Request::new(Op::WriteZeroes { extent: *extent, may_unmap: *may_unmap }))
+            }
+            Self::Discard(extents) => {
+                extents.last().map(|extent| Request::new(Op::Discard { extent: *extent }))
+            }
+            Self::Flush(After::Nothing) => Some(Request::new(Op::Flush)),
+            // Drains what is in flight and holds what is younger: nothing is written from the cache that is switched.
+            Self::Flush(_) => Some(Request::new(Op::Flush).ordered(Order::Barrier)),
+        })
+    }
+
+    /// The segments of the operation that [`Self::next`] gave, once more.
+    pub(super) fn segments<M, S, T>(
+        &mut self,
+        slot: u16,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+        list: &mut SegmentList,
+    ) -> Result<(), Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let Self::Transfer(transfer) = self else { return Ok(()) };
+        let planned = transfer.chunk_sectors;
+        let found = transfer.segments(slot, task, io, list)?;
+        if found == planned { Ok(()) } else { Err(Sense::DATA_PHASE) }
+    }
+
+    /// The operation has succeeded.
+    pub(super) fn completed<M, S, T>(
+        &mut self,
+        slot: u16,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<(), Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        match self {
+            Self::Transfer(transfer) => transfer.completed(slot, task, io)?,
+            Self::Zeroes { done, .. } => *done = true,
+            Self::Discard(extents) => {
+                extents.pop();
+            }
+            Self::Flush(after) => *self = Self::Flushed(*after),
+            Self::Flushed(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What to do now that the job is done.
+    pub(super) const fn finished(&self) -> After {
+        match self {
+            Self::Flushed(after) => *after,
+            _ => After::Nothing,
+        }
+    }
+
+    /// Bytes that the guest's buffer gave or took so far.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        let Self::Transfer(transfer) = self else { return 0 };
+        let done = sector_bytes(transfer.done_sectors);
+        match transfer.verb {
+            Verb::Read | Verb::Write | Verb::WriteAndVerify | Verb::Verify(Against::Data) => done,
+            Verb::CompareAndWrite => done.saturating_mul(2),
+            Verb::Verify(Against::Nothing | Against::OneBlock) | Verb::Fill => 0,
+        }
+    }
+
+    /// Whether the operation in flight reads.
+    pub(super) fn reads(&self) -> bool {
+        matches!(self, Self::Transfer(transfer) if matches!(transfer.movement(), Move::ReadGuest | Move::ReadStaging))
+    }
+}
+
+impl Transfer {
+    const fn movement(&self) -> Move {
+        match (self.verb, self.second) {
+            (Verb::Read, _) => Move::ReadGuest,
+            (Verb::Write, _) | (Verb::WriteAndVerify, false) | (Verb::CompareAndWrite, true) => {
+                Move::WriteGuest
+            }
+            (Verb::Verify(_), _) | (Verb::WriteAndVerify, true) | (Verb::CompareAndWrite, false) => {
+                Move::ReadStaging
+            }
+            (Verb::Fill, _) => Move::WriteStaging,
+        }
+    }
+
+    fn next<M, S, T>(
+        &mut self,
+        slot: u16,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+        list: &mut SegmentList,
+    ) -> Result<Option<Request>, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        if self.done_sectors >= self.extent.sectors {
+            return Ok(None);
+        }
+        self.chunk_sectors = self.segments(slot, task, io, list)?;
+        let start = self.extent.start.0.saturating_add(self.done_sectors);
+        let extent = Extent::new(start, self.chunk_sectors);
+        let request = match self.movement() {
+            Move::ReadGuest => Request::new(Op::Read { extent }).with_fua(self.fua),
+            // VERIFY looks at the medium: cached blocks are written first (SBC-3 5.29). What is read back was written
+            // with FUA.
+            Move::ReadStaging => {
+                let verifies = matches!(self.verb, Verb::Verify(_)) && self.done_sectors == 0;
+                Request::new(Op::Read { extent }).with_fua(verifies)
+            }
+            Move::WriteGuest | Move::WriteStaging => {
+                Request::new(Op::Write { extent, fua: false }).with_fua(self.fua)
+            }
+        };
+        Ok(Some(request))
+    }
+
+    /// The segments of the next operation, and how many sectors they hold: a whole number of blocks.
+    fn segments<M, S, T>(
+        &self,
+        slot: u16,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+        list: &mut SegmentList,
+    ) -> Result<u64, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let info = *io.storage.info();
+        let mut most = u64::from(info.transfer_max_bytes.max(info.logical_block_bytes));
+        if !matches!(self.verb, Verb::Read | Verb::Write) {
+            most = most.min(info.staging_bytes.into());
+        }
+        if self.verb == Verb::WriteAndVerify && self.second {
+            // Just what was written.
+            most = sector_bytes(self.chunk_sectors);
+        }
+        let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors)).min(most);
+        let bytes = match self.movement() {
+            Move::ReadGuest | Move::WriteGuest => {
+                let direction =
+                    if self.movement() == Move::ReadGuest { Direction::In } else { Direction::Out };
+                // COMPARE AND WRITE: the data to compare with, and then the data to write (SBC-3 5.2).
+                let skip = if self.compares_first() { sector_bytes(self.extent.sectors) } else { 0 };
+                let from = skip.saturating_add(sector_bytes(self.done_sectors));
+                let to = from.saturating_add(left);
+                io.transport.segments(task.tag, direction, from..to, list).map_err(|_| Sense::DATA_PHASE)?;
+                fit(list, left, &info)
+            }
+            Move::ReadStaging | Move::WriteStaging => {
+                let bytes = whole_blocks(left, &info);
+                let len = u32::try_from(bytes).unwrap_or(0);
+                list.push(Segment::Staging { offset: 0, len }).map_err(|_| Sense::DATA_PHASE)?;
+                bytes
+            }
+        };
+        if bytes == 0 {
+            // One block in more pieces than the storage takes.
+            return Err(Sense::DATA_PHASE);
+        }
+        if self.movement() == Move::WriteStaging {
+            repeat_pattern(slot, task.tag, bytes, &info, io)?;
+        }
+        Ok(bytes >> SECTOR_BYTES.trailing_zeros())
+    }
+
+    fn completed<M, S, T>(&mut self, slot: u16, task: &Task, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        if self.movement() == Move::ReadStaging {
+            self.compare(slot, task, io)?;
+        }
+        match (self.verb, self.second) {
+            // What was written is read back; what was compared is written.
+            (Verb::WriteAndVerify | Verb::CompareAndWrite, false) => {
+                self.second = true;
+                return Ok(());
+            }
+            (Verb::WriteAndVerify, true) => self.second = false,
+            _ => {}
+        }
+        self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
+        Ok(())
+    }
+
+    /// Compares what was read into the staging buffer with the guest's data.
+    fn compare<M, S, T>(&self, slot: u16, task: &Task, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let block_bytes = usize::try_from(io.storage.info().logical_block_bytes.max(SECTOR_BYTES));
+        let block_bytes = block_bytes.map_err(|_| Sense::DATA_PHASE)?;
+        let sectors_per_block = io.storage.info().sectors_per_block();
+        let len = usize::try_from(sector_bytes(self.chunk_sectors)).map_err(|_| Sense::DATA_PHASE)?;
+        let data = io.storage.staging(slot).get(..len).ok_or(Sense::DATA_PHASE)?;
+        let done = sector_bytes(self.done_sectors);
+        for (index, block) in data.chunks(block_bytes).enumerate() {
+            let within = (index as u64).saturating_mul(block_bytes as u64);
+            let offset = match self.verb {
+                Verb::Verify(Against::Nothing) => return Ok(()),
+                Verb::Verify(Against::OneBlock) => 0,
+                _ => done.saturating_add(within),
+            };
+            let place =
+                differs(io.memory, io.transport, task.tag, offset, block).map_err(|_| Sense::DATA_PHASE)?;
+            let Some(place) = place else { continue };
+            // COMPARE AND WRITE gives the offset of the first byte that differs (SBC-3 5.2), VERIFY the block.
+            return Err(Sense::miscompare(if self.compares_first() {
+                offset.saturating_add(place)
+            } else {
+                let sector = self.extent.start.0.saturating_add(self.done_sectors);
+                (sector >> sectors_per_block.trailing_zeros()).saturating_add(index as u64)
+            }));
+        }
+        Ok(())
+    }
+
+    const fn compares_first(&self) -> bool {
+        matches!(self.verb, Verb::CompareAndWrite)
+    }
+}
+
+/// Copies and checks the parameter list of UNMAP: SBC-3 5.28. Nothing is done before every descriptor has been checked.
+pub(super) fn unmap<M, S, T>(
+    list_bytes: u16,
+    task: &Task,
+    info: &Info,
+    io: &mut Io<'_, M, S, T>,
+) -> Result<Begun, Refusal>
+where
+    M: GuestMemory + ?Sized,
+    S: Storage<M> + ?Sized,
+    T: Transport + ?Sized,
+{
+    const HEAD: usize = size_of::<UnmapHead>();
+    const DESCRIPTOR: usize = size_of::<UnmapDescriptor>();
+    const MOST: usize = HEAD + DESCRIPTOR * UNMAP_DESCRIPTORS_MAX;
+    let moved_bytes = u64::from(list_bytes);
+    let list_bytes = usize::from(list_bytes);
+    if list_bytes == 0 {
+        return Ok(Begun::GOOD);
+    }
+    if list_bytes < HEAD {
+        return Err(Sense::LIST_LENGTH.into());
+    }
+    if task.data_out_bytes < moved_bytes {
+        return Err(Refusal::Overrun);
+    }
+    let mut buffer = [0; MOST];
+    let copied = buffer.get_mut(..list_bytes.min(MOST)).unwrap_or_default();
+    take(io.memory, io.transport, task.tag, 0, copied)?;
+    let (head, rest) = UnmapHead::read_from_prefix(copied).map_err(|_| Sense::LIST_LENGTH)?;
+    // Descriptors that the list announces but does not hold, and one that is cut off, are not processed.
+    let announced = usize::from(head.descriptor_bytes.get()).min(list_bytes.saturating_sub(HEAD));
+    if announced / DESCRIPTOR > UNMAP_DESCRIPTORS_MAX {
+        return Err(Sense::list_field(2, None).into());
+    }
+    let mut extents = Vec::new();
+    for descriptor in rest.get(..announced.min(rest.len())).unwrap_or_default().chunks_exact(DESCRIPTOR) {
+        let descriptor = UnmapDescriptor::read_from_bytes(descriptor).map_err(|_| Sense::LIST_LENGTH)?;
+        let blocks = Blocks { lba: descriptor.lba.get(), count: descriptor.blocks.get().into() };
+        let extent = extent(blocks, info)?;
+        if extent.sectors != 0 {
+            extents.push(extent).map_err(|_| Sense::LIST_LENGTH)?;
+        }
+    }
+    Ok(Begun { moved_bytes, job: (!extents.is_empty()).then_some(Job::Discard(extents)) })
+}
+
+/// Whether the first `bytes` bytes of the data-out buffer are zeroes.
+pub(super) fn is_zeroes<M, S, T>(tag: u64, bytes: u64, io: &mut Io<'_, M, S, T>) -> Result<bool, Refusal>
+where
+    M: GuestMemory + ?Sized,
+    S: ?Sized,
+    T: Transport + ?Sized,
+{
+    let mut at = 0_u64;
+    while at < bytes {
+        let mut buffer = [0; SECTOR_BYTES as usize];
+        take(io.memory, io.transport, tag, at, &mut buffer)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at = at.saturating_add(SECTOR_BYTES.into());
+    }
+    Ok(true)
+}
+
+/// Fills `bytes` bytes of the staging buffer with copies of the guest's block.
+fn repeat_pattern<M, S, T>(
+    slot: u16,
+    tag: u64,
+    bytes: u64,
+    info: &Info,
+    io: &mut Io<'_, M, S, T>,
+) -> Result<(), Sense>
+where
+    M: GuestMemory + ?Sized,
+    S: Storage<M> + ?Sized,
+    T: Transport + ?Sized,
+{
+    let block_bytes = usize::try_from(info.logical_block_bytes).unwrap_or(0);
+    let bytes = usize::try_from(bytes).unwrap_or(0);
+    let staging = io.storage.staging(slot).get_mut(..bytes).ok_or(Sense::DATA_PHASE)?;
+    let (first, rest) = staging.split_at_mut_checked(block_bytes).ok_or(Sense::DATA_PHASE)?;
+    take(io.memory, io.transport, tag, 0, first).map_err(|_| Sense::DATA_PHASE)?;
+    for block in rest.chunks_exact_mut(block_bytes) {
+        block.copy_from_slice(first);
+    }
+    Ok(())
+}
+
+/// Cuts the list to what one operation takes: `most` bytes, the storage's number of segments, whole blocks.
+fn fit(list: &mut SegmentList, most: u64, info: &Info) -> u64 {
+    list.truncate(usize::from(info.segments_max.max(1)));
+    let total = blk_core::op::total_bytes(list).unwrap_or(0);
+    let bytes = whole_blocks(total.min(most), info);
+    let mut excess = total.saturating_sub(bytes);
+    while excess != 0 {
+        let Some(last) = list.pop() else { return 0 };
+        let keep = u64::from(last.len()).checked_sub(excess);
+        excess = excess.saturating_sub(last.len().into());
+        let Some(keep) = keep.and_then(|keep| u32::try_from(keep).ok()).filter(|keep| *keep != 0) else {
+            continue;
+        };
+        let shorter = match last {
+            Segment::Guest { addr, .. } => Segment::Guest { addr, len: keep },
+            Segment::Staging { offset, .. } => Segment::Staging { offset, len: keep },
+        };
+        // It takes the place of the segment that was just taken out.
+        let _ = list.push(shorter);
+    }
+    bytes
+}
+
+/// `bytes` without what is less than a block. The block is a power of two.
+fn whole_blocks(bytes: u64, info: &Info) -> u64 {
+    bytes & !u64::from(info.logical_block_bytes.saturating_sub(1))
+}
+
+fn sector_bytes(sectors: u64) -> u64 {
+    sectors.saturating_mul(SECTOR_BYTES.into())
+}

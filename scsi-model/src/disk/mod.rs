@@ -1,0 +1,414 @@
+//! The logical unit: takes tasks, executes them, says how they ended.
+
+mod answer;
+mod job;
+mod mode;
+mod opcodes;
+mod unit;
+
+use blk_core::memory::GuestMemory;
+use blk_core::mutant::{Mutant, active};
+use blk_core::order::{Done, GuestCache, Sequencer};
+use blk_core::storage::{Info, IoError, Storage};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::sense::{Sense, SenseBytes};
+use crate::task_set::{Gate, Task, TaskSet, TaskSetFull};
+use crate::transport::{DataError, SegmentList, Transport};
+use job::{After, Job};
+use unit::Unit;
+pub use unit::UnitAttention;
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The task's name.
+    pub tag: u64,
+    /// How.
+    pub outcome: Outcome,
+    /// Bytes moved between the guest's buffer and the device. What the buffer has beyond them is the residual.
+    pub transferred_bytes: u64,
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// GOOD.
+    Good,
+    /// CHECK CONDITION with this sense data.
+    CheckCondition(SenseBytes),
+    /// The command moves more data than the guest gave room for. Nothing was done. Transports have a word of
+    /// their own for it (virtio-scsi: VIRTIO_SCSI_S_OVERRUN).
+    Overrun,
+    /// Task management or a reset took it away. Some of its data may have been written.
+    Aborted,
+}
+
+/// What a poll led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// A task has ended. Poll again.
+    Ended(Ended),
+    /// Bounded work was done and more is left that needs no completion. Poll again.
+    Again,
+    /// Nothing more until a task is enqueued or the storage has a completion.
+    Idle,
+}
+
+/// What resets a unit; it decides what the unit attention says: SAM-5 6.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetCause {
+    /// Power on, or a hard reset of the machine.
+    Hard,
+    /// The transport's own reset, of every target on it.
+    Transport,
+    /// The task management function LOGICAL UNIT RESET.
+    LogicalUnit,
+}
+
+/// The storage's geometry cannot be a SCSI disk's: the logical block must be a power of two from 512 to 4096
+/// (so that nothing divides by less: CVE-2023-42467), the capacity a whole number of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsupported;
+
+/// A disk with a task set of `N` tasks. Plain data: memory, storage and transport come in with each call.
+///
+/// ```text
+/// enqueue -> task set -> poll: start -> sequencer -> storage -> poll: Ended
+/// ```
+///
+/// One I_T nexus: all tasks count as one initiator's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogicalUnit<const N: usize> {
+    unit: Unit,
+    tasks: TaskSet<N>,
+    sequencer: Sequencer<Started, N>,
+}
+
+/// A task that runs: the payload of its slot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Started {
+    task: Task,
+    gate: Gate,
+    /// What the guest had been told about the cache when the task started.
+    cache: GuestCache,
+    aborted: bool,
+    /// Bytes that the guest's buffer gave before the job began.
+    parameter_bytes: u64,
+    job: Job,
+}
+
+impl Started {
+    fn moved_bytes(&self) -> u64 {
+        self.parameter_bytes.saturating_add(self.job.moved_bytes())
+    }
+}
+
+/// What comes in with a call.
+struct Io<'a, M: ?Sized, S: ?Sized, T: ?Sized> {
+    memory: &'a M,
+    storage: &'a mut S,
+    transport: &'a mut T,
+}
+
+/// Why a command does not run.
+enum Refusal {
+    Check(Sense),
+    Overrun,
+}
+
+impl From<Sense> for Refusal {
+    fn from(sense: Sense) -> Self {
+        Self::Check(sense)
+    }
+}
+
+impl From<DataError> for Refusal {
+    fn from(DataError: DataError) -> Self {
+        Self::Check(Sense::DATA_PHASE)
+    }
+}
+
+/// What the start of a command leads to.
+struct Begun {
+    /// Bytes of reply given, or of parameters taken.
+    moved_bytes: u64,
+    /// What it needs the storage for; otherwise it has ended with GOOD.
+    job: Option<Job>,
+}
+
+impl Begun {
+    const GOOD: Self = Self { moved_bytes: 0, job: None };
+}
+
+impl<const N: usize> LogicalUnit<N> {
+    /// A unit on a storage described by `info`, as after power-on.
+    ///
+    /// # Errors
+    /// [`Unsupported`] if the geometry is not one that a SCSI disk can have.
+    pub fn new(config: Config, info: &Info) -> Result<Self, Unsupported> {
+        let bytes = info.logical_block_bytes;
+        let blocks_fit = info.sectors.is_multiple_of(info.sectors_per_block());
+        if !bytes.is_power_of_two() || !(512..=4096).contains(&bytes) || !blocks_fit {
+            return Err(Unsupported);
+        }
+        Ok(Self { unit: Unit::new(config, info), tasks: TaskSet::new(), sequencer: Sequencer::new() })
+    }
+
+    /// Takes a task into the task set. Nothing runs before the next [`Self::poll`].
+    ///
+    /// # Errors
+    /// [`TaskSetFull`] if the set has `N` tasks already.
+    pub fn enqueue(&mut self, task: Task) -> Result<(), TaskSetFull> {
+        self.tasks.enqueue(task)
+    }
+
+    /// Whether a task is in the set and has not been reported as ended: QUERY TASK.
+    #[must_use]
+    pub fn contains(&self, tag: u64) -> bool {
+        self.tasks.waits(tag) || self.sequencer.payloads().any(|(_, started)| started.task.tag == tag)
+    }
+
+    /// Whether no task is in the set.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.tasks.len() == 0 && self.sequencer.is_idle()
+    }
+
+    /// Whether task management is not done yet: a reset drains, or aborted tasks are not all reported. The transport
+    /// answers the function once this is false.
+    #[must_use]
+    pub fn is_managing(&self) -> bool {
+        self.sequencer.is_resetting()
+            || self.tasks.has_aborted()
+            || self.sequencer.payloads().any(|(_, started)| started.aborted)
+    }
+
+    /// Whether the caching page says WCE: completed writes may be volatile.
+    #[must_use]
+    pub fn write_cache(&self) -> bool {
+        self.unit.write_cache()
+    }
+
+    /// ABORT TASK (SAM-5 7.2). Returns whether the task was there. It is reported as [`Outcome::Aborted`]: at once if it
+    /// waits; if it runs, when what the storage has of it has completed, since until then its memory is in use (CVE-2022-0216).
+    pub fn abort_task(&mut self, tag: u64) -> bool {
+        if self.tasks.abort(tag) {
+            return true;
+        }
+        let slot = self.sequencer.payloads().find(|(_, started)| started.task.tag == tag);
+        let Some(slot) = slot.map(|(slot, _)| slot) else { return false };
+        if let Some(started) = self.sequencer.payload(slot) {
+            started.aborted = true;
+        }
+        true
+    }
+
+    /// ABORT TASK SET, and CLEAR TASK SET too, since there is one I_T nexus (SAM-5 7.3, 7.5).
+    pub fn abort_task_set(&mut self) {
+        self.tasks.abort_waiting();
+        for slot in (0_u16..).take(N) {
+            if let Some(started) = self.sequencer.payload(slot) {
+                started.aborted = true;
+            }
+        }
+    }
+
+    /// Begins a reset (SAM-5 6.3.3). Tasks that wait are dropped; what the storage has is awaited, and lands before the
+    /// reset is over; then every task is reported as [`Outcome::Aborted`], the mode parameters are the defaults again and a unit
+    /// attention is pending. [`Self::is_managing`] says when it is over; tasks enqueued meanwhile wait.
+    pub fn reset(&mut self, cause: ResetCause) {
+        self.tasks.abort_waiting();
+        for (_, started) in self.sequencer.payloads() {
+            self.tasks.drop_running(started.task, started.gate);
+        }
+        self.sequencer.reset();
+        self.unit.reset(cause);
+    }
+
+    /// Tells the guest, with its next command, that something changed which it has to know.
+    pub fn raise(&mut self, attention: UnitAttention) {
+        self.unit.raise(attention);
+    }
+
+    /// Tells the guest, with its next command, that data of a write that had ended with GOOD was lost: a deferred
+    /// error (SPC-4 4.5.7).
+    pub fn defer_error(&mut self, error: IoError, info: &Info) {
+        let sense = Sense::storage(error, false, info.sectors_per_block());
+        self.unit.deferred = Some(Sense { deferred: true, ..sense });
+    }
+
+    /// Makes bounded progress: takes completions, starts tasks, reports one that ended.
+    pub fn poll<M, S, T>(&mut self, memory: &M, storage: &mut S, transport: &mut T) -> Polled
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let io = &mut Io { memory, storage, transport };
+        self.unit.notice_capacity(io.storage.info());
+        if self.sequencer.is_resetting() {
+            while self.sequencer.poll(io.memory, io.storage).is_some() {}
+            if !self.sequencer.finish_reset(io.storage) {
+                return Polled::Idle;
+            }
+        }
+        if let Some(tag) = self.tasks.next_aborted() {
+            return Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
+        }
+        // A task of many operations over a storage that completes at once must not keep the caller here.
+        for _ in 0..N.saturating_add(16) {
+            let Some(done) = self.sequencer.poll(io.memory, io.storage) else {
+                return self.supply(io).or_else(|| self.start(io)).map_or(Polled::Idle, Polled::Ended);
+            };
+            if let Some(ended) = self.completed(done, io) {
+                return Polled::Ended(ended);
+            }
+        }
+        Polled::Again
+    }
+
+    /// Gives slots the segments that they need again.
+    fn supply<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Option<Ended>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        while let Some((slot, _)) = self.sequencer.wanting() {
+            let Some(started) = self.sequencer.payload(slot) else { break };
+            if started.aborted {
+                return self.end(slot, Outcome::Aborted, 0);
+            }
+            let mut list = SegmentList::new();
+            if let Err(sense) = started.job.segments(slot, &started.task, io, &mut list) {
+                return self.fail(slot, sense);
+            }
+            self.sequencer.supply(io.memory, io.storage, slot, &list).ok()?;
+        }
+        None
+    }
+
+    /// Starts what the task set admits, until a command ends at once.
+    fn start<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Option<Ended>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        while let Some((task, gate)) = self.tasks.front() {
+            let (outcome, transferred_bytes) = match self.unit.begin(&task, io) {
+                Ok(Begun { moved_bytes, job: Some(job) }) => {
+                    match self.launch(task, gate, moved_bytes, job, io) {
+                        Ok(true) => {
+                            self.tasks.pop(Some(gate));
+                            continue;
+                        }
+                        Ok(false) => return None,
+                        Err(sense) => (self.unit.check_condition(sense), 0),
+                    }
+                }
+                Ok(Begun { moved_bytes, job: None }) => (Outcome::Good, moved_bytes),
+                Err(Refusal::Check(sense)) => (self.unit.check_condition(sense), 0),
+                Err(Refusal::Overrun) => (Outcome::Overrun, 0),
+            };
+            self.tasks.pop(None);
+            return Some(Ended { tag: task.tag, outcome, transferred_bytes });
+        }
+        None
+    }
+
+    /// Submits the first operation of a job. False if it cannot be taken now.
+    fn launch<M, S, T>(
+        &mut self,
+        task: Task,
+        gate: Gate,
+        parameter_bytes: u64,
+        mut job: Job,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<bool, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let Some(slot) = self.sequencer.next_slot() else { return Ok(false) };
+        let mut list = SegmentList::new();
+        let Some(request) = job.next(slot, &task, io, &mut list)? else { return Ok(false) };
+        let cache = self.unit.guest_cache();
+        let started = Started { task, gate, cache, aborted: false, parameter_bytes, job };
+        Ok(self.sequencer.submit(io.memory, io.storage, &request, cache, &list, started).is_ok())
+    }
+
+    /// An operation has completed: the job's next one, or the end of the task.
+    fn completed<M, S, T>(&mut self, done: Done, io: &mut Io<'_, M, S, T>) -> Option<Ended>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let slot = done.slot;
+        let started = self.sequencer.payload(slot)?;
+        if started.aborted {
+            return self.end(slot, Outcome::Aborted, 0);
+        }
+        let result = done
+            .result
+            .map_err(|error| {
+                Sense::storage(error, started.job.reads(), io.storage.info().sectors_per_block())
+            })
+            .and_then(|()| started.job.completed(slot, &started.task, io));
+        if let Err(sense) = result {
+            return self.fail(slot, sense);
+        }
+        let mut list = SegmentList::new();
+        match started.job.next(slot, &started.task, io, &mut list) {
+            Err(sense) => self.fail(slot, sense),
+            Ok(Some(request)) => {
+                let cache = started.cache;
+                self.sequencer.advance(io.memory, io.storage, slot, &request, cache, &list);
+                None
+            }
+            Ok(None) => {
+                let bytes = started.moved_bytes();
+                match started.job.finished() {
+                    After::Nothing => {}
+                    After::Settings(settings) => self.unit.settings = settings,
+                    After::Stop => self.unit.stopped = true,
+                }
+                self.end(slot, Outcome::Good, bytes)
+            }
+        }
+    }
+
+    fn fail(&mut self, slot: u16, sense: Sense) -> Option<Ended> {
+        let outcome = self.unit.check_condition(sense);
+        let bytes = self.sequencer.payload(slot).map_or(0, |started| started.moved_bytes());
+        self.end(slot, outcome, bytes)
+    }
+
+    fn end(&mut self, slot: u16, outcome: Outcome, transferred_bytes: u64) -> Option<Ended> {
+        let started = self.sequencer.release(slot)?;
+        self.tasks.ended(started.gate);
+        Some(Ended { tag: started.task.tag, outcome, transferred_bytes })
+    }
+}
+
+impl Unit {
+    fn reset(&mut self, cause: ResetCause) {
+        if !active(Mutant::CacheSettingLeaks) {
+            self.settings = self.defaults();
+        }
+        self.stopped = false;
+        self.clear_attentions();
+        // The mutant's guest meets no unit attention that would stop the command that runs again.
+        if !active(Mutant::ResetReexecutes) {
+            self.raise(match cause {
+                ResetCause::Hard => UnitAttention::PowerOn,
+                ResetCause::Transport => UnitAttention::TransportReset,
+                ResetCause::LogicalUnit => UnitAttention::DeviceReset,
+            });
+        }
+    }
+}

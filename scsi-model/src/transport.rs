@@ -1,0 +1,142 @@
+//! What a logical unit asks of the transport that carries its commands: the guest memory of a task's data.
+
+use core::ops::Range;
+
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::op::Segment;
+use blk_core::units::GuestAddr;
+use heapless::Vec;
+
+/// Most segments that are asked for at once.
+pub const SEGMENTS_MAX: usize = 128;
+
+/// Pieces of guest memory, in order.
+pub type SegmentList = Vec<Segment, SEGMENTS_MAX>;
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Direction {
+    /// From the device to the guest.
+    In,
+    /// From the guest to the device.
+    Out,
+}
+
+/// The guest's data memory could not be reached: the command ends in ABORTED COMMAND, DATA PHASE ERROR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct DataError;
+
+impl From<MemoryError> for DataError {
+    fn from(MemoryError: MemoryError) -> Self {
+        Self
+    }
+}
+
+/// The side of a transport that a logical unit sees.
+pub trait Transport {
+    /// Appends to `list`, which is empty, the guest memory of the bytes `range` of task `tag`'s data-in or data-out
+    /// buffer: guest segments that are not empty, in order, from `range.start` on, as many as find room. The unit asks
+    /// again for what did not. `range` lies within the length that the task was enqueued with.
+    ///
+    /// # Errors
+    /// [`DataError`] if the buffer cannot be found any more.
+    fn segments(
+        &mut self,
+        tag: u64,
+        direction: Direction,
+        range: Range<u64>,
+        list: &mut SegmentList,
+    ) -> Result<(), DataError>;
+
+    /// The `index`th logical unit number of the target, for REPORT LUNS, in the eight-byte form of SAM-5 4.7;
+    /// `None` after the last. A target with one unit has LUN 0.
+    fn lun(&self, index: usize) -> Option<[u8; 8]> {
+        (index == 0).then_some([0; 8])
+    }
+}
+
+/// Copies the start of `bytes` to the task's data-in buffer, which is `room` bytes long, and returns how many fitted.
+pub(crate) fn put<M: GuestMemory + ?Sized, T: Transport + ?Sized>(
+    memory: &M,
+    transport: &mut T,
+    tag: u64,
+    bytes: &[u8],
+    room: u64,
+) -> Result<u64, DataError> {
+    let len = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
+    let mut left = bytes.get(..len).unwrap_or_default();
+    each_segment(transport, tag, Direction::In, 0..len as u64, |addr, len| {
+        let (now, later) = left.split_at_checked(len).ok_or(DataError)?;
+        left = later;
+        Ok(memory.write(addr, now)?)
+    })?;
+    Ok(len as u64)
+}
+
+/// Fills `into` from the task's data-out buffer, from byte `offset` on.
+pub(crate) fn take<M: GuestMemory + ?Sized, T: Transport + ?Sized>(
+    memory: &M,
+    transport: &mut T,
+    tag: u64,
+    offset: u64,
+    into: &mut [u8],
+) -> Result<(), DataError> {
+    let end = offset.checked_add(into.len() as u64).ok_or(DataError)?;
+    let mut left = into;
+    each_segment(transport, tag, Direction::Out, offset..end, |addr, len| {
+        let (now, later) = core::mem::take(&mut left).split_at_mut_checked(len).ok_or(DataError)?;
+        left = later;
+        Ok(memory.read(addr, now)?)
+    })
+}
+
+/// Compares `with` to the task's data-out buffer from byte `offset` on, and returns the first byte that differs,
+/// counted from the start of `with`.
+pub(crate) fn differs<M: GuestMemory + ?Sized, T: Transport + ?Sized>(
+    memory: &M,
+    transport: &mut T,
+    tag: u64,
+    offset: u64,
+    with: &[u8],
+) -> Result<Option<u64>, DataError> {
+    let mut buffer = [0; 512];
+    let mut done = 0_u64;
+    for ours in with.chunks(buffer.len()) {
+        let theirs = buffer.get_mut(..ours.len()).ok_or(DataError)?;
+        take(memory, transport, tag, offset.checked_add(done).ok_or(DataError)?, theirs)?;
+        if let Some(place) = ours.iter().zip(theirs.iter()).position(|(a, b)| a != b) {
+            return Ok(Some(done.saturating_add(place as u64)));
+        }
+        done = done.saturating_add(ours.len() as u64);
+    }
+    Ok(None)
+}
+
+/// Calls `each` with every piece of guest memory of `range`. Bounded by the length of the range: a list that
+/// brings nothing forward is an error.
+fn each_segment<T: Transport + ?Sized>(
+    transport: &mut T,
+    tag: u64,
+    direction: Direction,
+    range: Range<u64>,
+    mut each: impl FnMut(GuestAddr, usize) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut at = range.start;
+    while at < range.end {
+        let before = at;
+        let mut list = SegmentList::new();
+        transport.segments(tag, direction, at..range.end, &mut list)?;
+        for segment in &list {
+            let Segment::Guest { addr, len } = *segment else { return Err(DataError) };
+            let len = u64::from(len).min(range.end.saturating_sub(at));
+            each(addr, usize::try_from(len).map_err(|_| DataError)?)?;
+            at = at.saturating_add(len);
+        }
+        if at == before {
+            return Err(DataError);
+        }
+    }
+    Ok(())
+}
