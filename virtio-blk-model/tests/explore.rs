@@ -29,10 +29,15 @@ fn all(mode: CacheMode, length: u8) -> [(&'static str, Report); 5] {
     ]
 }
 
+/// Steps of the longest programs: `EXPLORE_LENGTH`, or 2.
+fn length() -> u8 {
+    std::env::var("EXPLORE_LENGTH").map_or(2, |length| length.parse().unwrap())
+}
+
 #[test]
 fn every_mode_but_unsafe_keeps_every_promise() {
     for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
-        for (name, report) in all(mode, 2) {
+        for (name, report) in all(mode, length()) {
             println!("{} {name}: {:?} {:?}", mode.name(), report.explored, report.elapsed);
             if let Some(counterexample) = report.counterexample() {
                 panic!("{} {name}: {counterexample}", mode.name());

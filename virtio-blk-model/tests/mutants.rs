@@ -1,0 +1,59 @@
+//! Each defect that this front can have, switched on: the explorer has to catch it.
+
+#![cfg(feature = "mutants")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::ops::ControlFlow;
+
+use blk_core::mutant::{self, Mutant};
+use blk_core::sim::{Cell, Counterexample, DiskConfig, SimHandle, SimMemory, explore};
+use blk_core::storage::CacheMode;
+use virtio_blk_model::sim::{Driver, Variant};
+
+fn find<const Q: usize>(
+    variant: Variant,
+    mode: CacheMode,
+    native_fua: bool,
+    length: u8,
+) -> Option<Counterexample> {
+    let boot = |memory: &SimMemory, storage: &mut [SimHandle]| Driver::<Q>::boot(variant, memory, storage);
+    let cell = Cell {
+        disk: DiskConfig { handles: Q, native_fua, ..DiskConfig::new(mode) },
+        ..Cell::new(mode, length)
+    };
+    explore(&boot, &cell, &mut |_| ControlFlow::Continue(())).counterexample().cloned()
+}
+
+/// The shortest counterexample in any guest and mode, and where.
+fn catch(mutant: Mutant) -> Option<(String, Counterexample)> {
+    mutant::set(Some(mutant));
+    let mut found = None;
+    'search: for length in 1..=3 {
+        for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+            let guests = [
+                ("barrier", find::<1>(Variant::Barrier, mode, false, length)),
+                ("two queues", find::<2>(Variant::Modern, mode, false, length)),
+                ("no flush", find::<1>(Variant::NoFlush, mode, false, length)),
+                ("fua", find::<1>(Variant::Fua, mode, false, length)),
+            ];
+            if let Some((name, one)) = guests.into_iter().find_map(|(name, one)| Some((name, one?))) {
+                found = Some((format!("{name}, {}, length {length}", mode.name()), one));
+                break 'search;
+            }
+        }
+    }
+    mutant::set(None);
+    found
+}
+
+#[test]
+fn every_mutant_is_caught() {
+    let mut missed = Vec::new();
+    for &mutant in Mutant::ALL {
+        match catch(mutant) {
+            Some((place, one)) => println!("{mutant:?} ({place}):\n{one}"),
+            None => missed.push(mutant),
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}
