@@ -72,7 +72,7 @@ impl Walk<'_> {
         let mut layer = Layer::new(LayerKind::Filesystem, name, depth);
         if mount.is_none() {
             layer.unknown(
-                "no mount of it in /proc/self/mountinfo",
+                "no mount of it in /proc/thread-self/mountinfo",
                 "its options, such as nobarrier, cannot be read",
                 "run the probe in the mount namespace that the path belongs to",
             );
@@ -229,7 +229,8 @@ fn elsewhere(layer: &mut Layer, mount: Option<&Mount>, fs_type: &str, why: &str,
 }
 
 fn overlay(layer: &mut Layer, mount: Option<&Mount>, has_upper: bool) {
-    if mount.is_some_and(|mount| mount.has("volatile")) {
+    // Given as `volatile`, and shown so until kernels showed `fsync=volatile` (seen on 6.18).
+    if mount.is_some_and(|mount| mount.has("volatile") || mount.value("fsync") == Some("volatile")) {
         layer.loses(
             "overlay mounted volatile",
             "every sync is skipped and reported as done (`ovl_should_sync`)",

@@ -69,7 +69,8 @@ fn probe_on(system: &dyn System, path: &Path) -> Result<Report, ProbeError> {
     if facts.kind == FileKind::Other {
         return Err(ProbeError::NotAnImage(facts.path));
     }
-    let mountinfo = system.root().join("proc/self/mountinfo");
+    // A thread may have a mount namespace of its own.
+    let mountinfo = system.root().join("proc/thread-self/mountinfo");
     let mounts = mountinfo::parse(&std::fs::read(mountinfo).unwrap_or_default());
     let mut walk = Walk { system, mounts, layers: Vec::new(), seen: HashSet::new() };
     walk.process();

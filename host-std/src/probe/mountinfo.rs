@@ -1,4 +1,4 @@
-//! /proc/self/mountinfo, as proc_pid_mountinfo(5) describes it.
+//! /proc/thread-self/mountinfo, as proc_pid_mountinfo(5) describes it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -15,6 +15,7 @@ use super::*;
 
 mod devices;
 mod filesystems;
+mod here;
 
 /// A system of files that a test describes, and of a /proc and a /sys that it writes.
 struct Tree {
@@ -68,7 +69,7 @@ impl Tree {
     }
 
     fn mounts(&self, text: &str) {
-        self.write("proc/self/mountinfo", text);
+        self.write("proc/thread-self/mountinfo", text);
     }
 
     fn write(&self, path: &str, text: &str) {
@@ -238,39 +239,4 @@ fn a_report_serialises_and_prints() {
     let text = report.to_string();
     assert!(text.starts_with("/image: unsafe\n"), "{text}");
     assert!(text.contains("remedy: remount it without that option"), "{text}");
-}
-
-/// This machine: a file in the build's temporary directory, its directory, and what is in memory.
-mod here {
-    use std::os::unix::fs::FileExt;
-
-    use super::*;
-
-    #[test]
-    fn a_real_file_is_walked_to_a_disk_or_found_to_be_in_memory() {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("image");
-        let file = fs::File::create(&path).unwrap();
-        file.set_len(1 << 20).unwrap();
-        file.write_all_at(&[1; 65536], 1 << 18).unwrap();
-        file.sync_all().unwrap();
-        let report = probe(&path).unwrap();
-        assert_eq!(report.layers[0].kind, LayerKind::File);
-        assert_eq!(report.layers[1].kind, LayerKind::Filesystem);
-        says(&report, Verdict::Note, &format!("{} of {} bytes are holes", (1 << 20) - 65536, 1 << 20));
-        assert!(report.layers.len() > 2 || report.verdict != Verdict::Safe, "{report}");
-        let report = probe(directory.path()).unwrap();
-        says(&report, Verdict::Note, "a directory");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "the probe leaves nothing behind");
-    }
-
-    #[test]
-    fn shared_memory_is_unsafe() {
-        if !Path::new("/dev/shm").is_dir() {
-            eprintln!("skipped: no /dev/shm");
-            return;
-        }
-        let report = probe(Path::new("/dev/shm")).unwrap();
-        assert_eq!(report.verdict, Verdict::Unsafe, "{report}");
-    }
 }

@@ -57,8 +57,10 @@ fn an_overlay_is_judged_by_its_options_and_its_upper_directory() {
         [LayerKind::File, LayerKind::Filesystem, LayerKind::File, LayerKind::Filesystem, LayerKind::Disk];
     assert_eq!(kinds(&report), expected);
 
-    tree.mounts(&mounts("lowerdir=/l,upperdir=/up\\040per,workdir=/w,volatile"));
-    says(&tree.report("/o/image"), Verdict::Unsafe, "overlay mounted volatile");
+    for option in ["volatile", "fsync=volatile"] {
+        tree.mounts(&mounts(&format!("lowerdir=/l,upperdir=/up\\040per,workdir=/w,{option}")));
+        says(&tree.report("/o/image"), Verdict::Unsafe, "overlay mounted volatile");
+    }
 
     tree.mounts(&mounts("lowerdir=/l,upperdir=/elsewhere,workdir=/w"));
     says(&tree.report("/o/image"), Verdict::Unknown, "another mount namespace");
