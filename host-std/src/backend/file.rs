@@ -1,6 +1,7 @@
 //! The image and its handles.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -312,6 +313,19 @@ impl<H: Host> AsFd for FileStorage<H> {
     /// Readable once an operation has ended after [`arm`](Self::arm). Not to be read from: `arm` does that.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.home.wake_fd()
+    }
+}
+
+impl<H: Host> fmt::Debug for FileBackend<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileBackend").field("image", &self.shared().image).finish_non_exhaustive()
+    }
+}
+
+impl<H: Host> fmt::Debug for FileStorage<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let image = &self.engine.shared.image;
+        f.debug_struct("FileStorage").field("image", image).field("in_use", &self.in_use()).finish_non_exhaustive()
     }
 }
 
