@@ -266,8 +266,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         let Some(s) = self.slots.get(usize::from(slot)).filter(|s| s.stage == Stage::Wanting) else {
             return Ok(());
         };
-        // A flush before the operation, if the plan had one, is done.
-        let plan = Plan { flush_before: false, ..s.plan };
+        let plan = s.plan;
         let stage = self.start(memory, storage, slot, plan, segments).map_err(|_| Busy)?;
         self.set(slot, stage, plan);
         Ok(())
@@ -323,8 +322,13 @@ impl<T, const N: usize> Sequencer<T, N> {
                 Err(_) if flushed && active(Mutant::FlushErrorSwallowed) => Ok(()),
                 result => result,
             };
+            let mut plan = plan;
             let next = match (stage, result) {
-                (Stage::Before, Ok(())) => Stage::Wanting,
+                (Stage::Before, Ok(())) => {
+                    // Done: what is wanted now is the operation alone.
+                    plan.flush_before = false;
+                    Stage::Wanting
+                }
                 (Stage::Main, Ok(())) if plan.flush_after && !self.skips_flush() => {
                     self.start_flush(memory, storage, slot).map_or(Stage::AfterRefused, |()| Stage::After)
                 }
@@ -334,6 +338,10 @@ impl<T, const N: usize> Sequencer<T, N> {
             if next == Stage::Ended {
                 return Some(Done { slot, result });
             }
+        }
+        // The completions taken above may have made room, and none may follow that would bring the caller back.
+        if self.refused != 0 {
+            self.retry_refused(memory, storage);
         }
         None
     }
@@ -380,7 +388,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             self.start_flush(memory, storage, slot)?;
             return Ok(Stage::Before);
         }
-        if plan.op == Op::Flush && (self.flush_dropped(plan.exclusive) || self.skips_flush()) {
+        if plan.op == Op::Flush && self.drops_flush(plan.exclusive) {
             return Ok(Stage::AckEarly);
         }
         let tag = self.next_tag(slot);
@@ -481,16 +489,25 @@ impl<T, const N: usize> Sequencer<T, N> {
 
     // The rest exists for the mutants; without the feature all of it is constant.
 
-    fn flush_dropped(&self, exclusive: bool) -> bool {
-        active(Mutant::FlushWithoutHostFlush) || exclusive && active(Mutant::CacheOffWithoutFlush)
+    fn drops_flush(&mut self, exclusive: bool) -> bool {
+        active(Mutant::FlushWithoutHostFlush)
+            || exclusive && active(Mutant::CacheOffWithoutFlush)
+            || active(Mutant::FlushSkippedByGeneration) && self.skips_flush()
     }
 
-    /// QEMU's defect (PEERS, 16): the counter that says "something is dirty" is advanced after it was looked at.
+    /// Among others QEMU's defect (PEERS, 16): the counter that says "something is dirty" is advanced after it was looked
+    /// at.
     #[inline(always)]
     fn skips_flush(&mut self) -> bool {
         #[cfg(feature = "mutants")]
-        if active(Mutant::FlushSkippedByGeneration) {
-            return !core::mem::take(&mut self.dirty);
+        {
+            if active(Mutant::FuaFlushBesideWrite) {
+                // It ran beside its write.
+                return true;
+            }
+            if active(Mutant::FlushSkippedByGeneration) {
+                return !core::mem::take(&mut self.dirty);
+            }
         }
         false
     }

@@ -193,6 +193,61 @@ fn what_finds_the_storage_busy_is_refused_or_retried_but_never_lost() {
 }
 
 #[test]
+fn an_advance_that_finds_the_storage_busy_keeps_its_flush_before() {
+    let mut disk = Manual::new(Cache::WriteBack, false);
+    let mut queue = Queue::new();
+    let slot = submit(&mut queue, &mut disk, Request::new(READ), 'a').unwrap();
+    disk.complete(0, Ok(()));
+    queue.poll(&(), &mut disk).unwrap();
+    disk.busy = true;
+    let read = Request::new(READ).with_fua(true);
+    queue.advance(&(), &mut disk, slot, &read, GuestCache::WriteBack, DATA);
+    disk.busy = false;
+    queue.supply(&(), &mut disk, slot, DATA).unwrap();
+    assert_eq!(disk.log, [READ, Op::Flush], "a FUA read returns what is stable");
+    assert_eq!(queue.wanting(), None, "nothing is wanted while the flush runs");
+    disk.complete(0, Ok(()));
+    assert_eq!(finish(&mut queue, &mut disk), None);
+    queue.supply(&(), &mut disk, slot, DATA).unwrap();
+    assert_eq!(disk.log, [READ, Op::Flush, READ]);
+    disk.complete(0, Ok(()));
+    assert_eq!(finish(&mut queue, &mut disk), Some(('a', Ok(()))));
+}
+
+/// Takes a submission only while nothing is in flight or waits to be polled.
+struct OneAtATime(Manual);
+
+impl Storage<()> for OneAtATime {
+    fn info(&self) -> &Info {
+        &self.0.info
+    }
+    fn submit(&mut self, memory: &(), tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.0.done.is_empty() { self.0.submit(memory, tag, op, segments) } else { Err(Busy) }
+    }
+    fn poll(&mut self, memory: &()) -> Option<Completion> {
+        self.0.poll(memory)
+    }
+    fn staging(&mut self, _: u16) -> &mut [u8] {
+        &mut []
+    }
+}
+
+#[test]
+fn a_refused_flush_is_offered_again_once_the_completions_have_made_room() {
+    let mut disk = OneAtATime(Manual::new(Cache::WriteBack, false));
+    let mut queue = Queue::new();
+    let fua = Request::new(WRITE).with_fua(true);
+    queue.submit(&(), &mut disk, &fua, GuestCache::WriteBack, DATA, 'a').unwrap();
+    queue.submit(&(), &mut disk, &Request::new(READ), GuestCache::WriteBack, DATA, 'b').unwrap();
+    disk.0.complete(0, Ok(()));
+    disk.0.complete(0, Ok(()));
+    let done = queue.poll(&(), &mut disk).unwrap();
+    assert_eq!(queue.release(done.slot), Some('b'));
+    assert_eq!(queue.poll(&(), &mut disk), None);
+    assert_eq!(disk.0.log, [WRITE, READ, Op::Flush], "no completion is left that would wake the owner");
+}
+
+#[test]
 fn a_reset_waits_for_what_was_submitted_and_reports_none_of_it() {
     let mut disk = Manual::new(Cache::WriteBack, false);
     let mut queue = Queue::new();
