@@ -109,12 +109,12 @@ impl fmt::Display for Counterexample {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Write(run) => write!(f, "write {run}"),
-            Self::WriteFua(run) => write!(f, "FUA write {run}"),
-            Self::WriteOrdered(run) => write!(f, "ordered write {run}"),
+            Self::Write(run) => write!(f, "write to {run}"),
+            Self::WriteFua(run) => write!(f, "FUA write to {run}"),
+            Self::WriteOrdered(run) => write!(f, "ordered write to {run}"),
             Self::WriteZeroes(run) => write!(f, "write zeroes to {run}"),
-            Self::Discard(run) => write!(f, "discard {run}"),
-            Self::Read(run) => write!(f, "read {run}"),
+            Self::Discard(run) => write!(f, "discard of {run}"),
+            Self::Read(run) => write!(f, "read of {run}"),
             Self::Flush => f.write_str("flush"),
             Self::CacheOff => f.write_str("turn the write cache off"),
             Self::CacheOn => f.write_str("turn the write cache on"),
