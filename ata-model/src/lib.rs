@@ -33,6 +33,8 @@ extern crate std;
 pub mod command;
 pub mod drive;
 pub mod front;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod wire;
 
 pub use drive::{Drive, DriveConfig};

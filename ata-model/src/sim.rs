@@ -1,0 +1,477 @@
+//! A register-level IDE driver as a guest of the crash explorer: one command at a time, served by interrupts.
+//!
+//! It boots by IDENTIFY DEVICE and decides as Linux's libata does (`ata_id_wcache_enabled`): word 85 bit 5 counts where
+//! word 87 is valid. The guest of 2009 is the same driver on a device that does not show that bit.
+
+use blk_core::bus::{Device, IrqChange, Region, Width};
+use blk_core::memory::GuestMemory;
+use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout};
+use blk_core::storage::Storage;
+use blk_core::units::GuestAddr;
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+
+use crate::drive::DriveConfig;
+use crate::front::Channel;
+use crate::wire::{Control, DeviceBits, ErrorBits, Prd, Status};
+
+/// The command block, the control block and the bus master of the channel.
+const COMMAND: Region = Region::Bar(0);
+const CONTROL: Region = Region::Bar(1);
+const BUS_MASTER: Region = Region::Bar(4);
+
+/// Where the PRD table is.
+const TABLE: GuestAddr = GuestAddr(0);
+/// Where the ranges of a TRIM are.
+const RANGES: GuestAddr = GuestAddr(0x200);
+
+/// How a driver moves data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Through the Data register: WRITE SECTORS EXT, WRITE MULTIPLE FUA EXT, READ MULTIPLE EXT. There is no TRIM.
+    Pio,
+    /// By the bus master: WRITE DMA (FUA) EXT, READ DMA EXT, DATA SET MANAGEMENT.
+    Dma,
+}
+
+/// What a driver does for [`Action::Reset`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetBy {
+    /// SRST in the Device Control register.
+    Software,
+    /// Stops the bus master in mid-command, and waits for the drive to give up. Only with [`Transport::Dma`].
+    BusMasterStop,
+}
+
+/// What the driver believes about the write cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Belief {
+    /// What IDENTIFY says.
+    Identify,
+    /// Word 85 bit 5 reads as zero, as it did in 2009: there is no cache, and nothing to flush.
+    NoCache,
+}
+
+/// What a driver is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriverConfig {
+    /// How data moves.
+    pub transport: Transport,
+    /// What a reset is.
+    pub reset: ResetBy,
+    /// What is believed.
+    pub belief: Belief,
+}
+
+impl DriverConfig {
+    /// A driver of today.
+    #[must_use]
+    pub const fn new(transport: Transport) -> Self {
+        Self { transport, reset: ResetBy::Software, belief: Belief::Identify }
+    }
+
+    /// The guest of 2009.
+    #[must_use]
+    pub const fn of_2009(transport: Transport) -> Self {
+        Self { belief: Belief::NoCache, ..Self::new(transport) }
+    }
+}
+
+/// What the driver waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Waits {
+    Nothing,
+    /// A command; of what it moves by PIO, `moved` sectors are.
+    Command {
+        id: u8,
+        moved: u8,
+        read: [Option<u8>; 2],
+    },
+    /// BSY to clear after a reset.
+    Reset {
+        id: u8,
+    },
+}
+
+/// A channel with one drive, and its driver.
+#[derive(Clone, Debug, Serialize)]
+pub struct IdeGuest {
+    channel: Channel,
+    #[serde(skip)]
+    config: DriverConfig,
+    waits: Waits,
+    #[serde(serialize_with = "action")]
+    action: Action,
+    irq: bool,
+    write_cache: bool,
+    /// Ended, not yet told of.
+    ended: Vec<Ended, 4>,
+}
+
+fn action<S: serde::Serializer>(action: &Action, serializer: S) -> Result<S::Ok, S::Error> {
+    action.serialize(serializer)
+}
+
+impl IdeGuest {
+    /// Brings a drive up: IDENTIFY DEVICE, and SET MULTIPLE MODE to two blocks where that is supported.
+    pub fn boot<M: GuestMemory + ?Sized, H: Storage<M>>(
+        config: DriverConfig,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Self {
+        let drives = [Some(DriveConfig::new("MODEL DISK", "1")), None];
+        let channel = match config.transport {
+            Transport::Pio => Channel::new(drives),
+            Transport::Dma => Channel::with_bus_master(drives),
+        };
+        let mut guest = Self {
+            channel,
+            config,
+            waits: Waits::Nothing,
+            action: Action::Flush,
+            irq: false,
+            write_cache: false,
+            ended: Vec::new(),
+        };
+        let mut bus = Bus { guest: &mut guest, memory, storage };
+        bus.command(0xc6, 0, 0, 2);
+        bus.acknowledge();
+        bus.identify();
+        guest
+    }
+
+    /// The device.
+    #[must_use]
+    pub const fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    fn end(&mut self, id: u8, outcome: Outcome) {
+        // At most a command and a reset end between two polls.
+        let _ = self.ended.push(Ended { id, outcome });
+    }
+}
+
+/// A driver at work: its registers are at hand.
+struct Bus<'a, M: ?Sized, H> {
+    guest: &'a mut IdeGuest,
+    memory: &'a M,
+    storage: &'a mut [H],
+}
+
+impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
+    fn write(&mut self, region: Region, offset: u64, width: Width, value: u64) {
+        let channel = &mut self.guest.channel;
+        let access = channel.write(region, offset, width, value, self.memory, self.storage);
+        self.wire(access.irq);
+    }
+
+    fn read(&mut self, region: Region, offset: u64, width: Width) -> u64 {
+        let access = self.guest.channel.read(region, offset, width, self.memory, self.storage);
+        self.wire(access.irq);
+        access.value
+    }
+
+    fn wire(&mut self, irq: IrqChange) {
+        self.guest.irq = irq.line(0).unwrap_or(self.guest.irq);
+    }
+
+    /// Reads Alternate Status.
+    fn status(&mut self) -> Status {
+        status(self.read(CONTROL, 2, Width::Byte))
+    }
+
+    /// Reads Status, which takes the interrupt back.
+    fn acknowledge(&mut self) -> Status {
+        status(self.read(COMMAND, 7, Width::Byte))
+    }
+
+    /// Writes a 48-bit task file and its command; for a 28-bit or non-data command the first of each pair is dropped.
+    fn command(&mut self, opcode: u8, features: u8, lba: u8, count: u8) {
+        self.write(COMMAND, 6, Width::Byte, DeviceBits::LBA.bits().into());
+        for (offset, current) in [(1, features), (2, count), (3, lba), (4, 0), (5, 0)] {
+            self.write(COMMAND, offset, Width::Byte, 0);
+            self.write(COMMAND, offset, Width::Byte, current.into());
+        }
+        self.write(COMMAND, 7, Width::Byte, opcode.into());
+    }
+
+    /// Points the bus master at one region and begins.
+    fn start_dma(&mut self, opcode: u8, features: u8, run: SectorRun, data: GuestAddr, to_memory: bool) {
+        let bytes = u16::from(run.count).wrapping_mul(512);
+        let prd = Prd {
+            base: u32::try_from(data.0).unwrap_or(0).into(),
+            bytes: bytes.into(),
+            flags: Prd::END_OF_TABLE.into(),
+        };
+        let _ = self.memory.write(TABLE, zerocopy::IntoBytes::as_bytes(&prd));
+        let direction = if to_memory { 0x08 } else { 0 };
+        self.write(BUS_MASTER, 4, Width::Dword, TABLE.0);
+        self.write(BUS_MASTER, 0, Width::Byte, direction);
+        self.write(BUS_MASTER, 2, Width::Byte, 0x06);
+        self.command(opcode, features, run.first, run.count);
+        self.write(BUS_MASTER, 0, Width::Byte, direction | 0x01);
+    }
+
+    /// Stops the bus master, and takes its interrupt and the PRD table back.
+    fn stop_dma(&mut self) {
+        self.write(BUS_MASTER, 0, Width::Byte, 0);
+        self.write(BUS_MASTER, 2, Width::Byte, 0x06);
+        let _ = self.memory.write(TABLE, &[0; 8]);
+    }
+
+    /// IDENTIFY DEVICE, which needs no disk, so that its data is there at once.
+    fn identify(&mut self) {
+        self.command(0xec, 0, 0, 0);
+        let mut words = [0_u16; 256];
+        if self.acknowledge().contains(Status::DRQ) {
+            for word in &mut words {
+                *word = u16::try_from(self.read(COMMAND, 0, Width::Word)).unwrap_or(0);
+            }
+        }
+        let [enabled, valid] = [85_usize, 87].map(|word| words.get(word).copied().unwrap_or(0));
+        self.guest.write_cache = valid & 0xc000 == 0x4000
+            && enabled & (1 << 5) != 0
+            && self.guest.config.belief == Belief::Identify;
+    }
+
+    fn issue(&mut self, id: u8, action: Action) {
+        self.guest.action = action;
+        self.guest.waits = Waits::Command { id, moved: 0, read: [None; 2] };
+        let pio = self.guest.config.transport == Transport::Pio;
+        let source = layout::source(id.wrapping_add(1));
+        match action {
+            Action::Write(run) if pio => self.start_pio_write(id, 0x34, run),
+            Action::WriteFua(run) if pio => self.start_pio_write(id, 0xce, run),
+            Action::Read(run) if pio => self.command(0x29, 0, run.first, run.count),
+            Action::Write(run) => self.start_dma(0x35, 0, run, source, false),
+            Action::WriteFua(run) => self.start_dma(0x3d, 0, run, source, false),
+            Action::Read(run) => self.start_dma(0x25, 0, run, layout::sink(id), true),
+            Action::Discard(run) => {
+                let entry = u64::from(run.first) | u64::from(run.count) << 48;
+                let _ = self.memory.write(RANGES, &entry.to_le_bytes());
+                self.start_dma(0x06, 1, SectorRun { first: 0, count: 1 }, RANGES, false);
+            }
+            Action::Flush if self.guest.config.belief == Belief::NoCache => {
+                self.finish(id, Outcome::Ok { read: [None; 2] });
+            }
+            Action::Flush => self.command(0xe7, 0, 0, 0),
+            Action::CacheOff => self.command(0xef, 0x82, 0, 0),
+            Action::CacheOn => self.command(0xef, 0x02, 0, 0),
+            // Not in the alphabet.
+            Action::WriteOrdered(_) | Action::WriteZeroes(_) | Action::Reset => {
+                self.finish(id, Outcome::Failed)
+            }
+        }
+    }
+
+    /// The first block is not announced by an interrupt: the driver looks for DRQ.
+    fn start_pio_write(&mut self, id: u8, opcode: u8, run: SectorRun) {
+        self.command(opcode, 0, run.first, run.count);
+        if self.status().contains(Status::DRQ) {
+            self.write_block(id);
+        }
+    }
+
+    /// Writes sectors for as long as the drive takes them.
+    fn write_block(&mut self, id: u8) {
+        let mut sector = [0; 512];
+        let _ = self.memory.read(layout::source(id.wrapping_add(1)), &mut sector);
+        while self.status().contains(Status::DRQ) {
+            for word in sector.chunks_exact(4) {
+                let word = word.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+                self.write(COMMAND, 0, Width::Dword, word);
+            }
+        }
+    }
+
+    fn reset(&mut self, id: u8) {
+        match self.guest.waits {
+            Waits::Command { id, .. } | Waits::Reset { id } => self.guest.end(id, Outcome::Aborted),
+            Waits::Nothing => {}
+        }
+        self.guest.waits = Waits::Reset { id };
+        match self.guest.config.reset {
+            ResetBy::Software => {
+                self.write(CONTROL, 2, Width::Byte, Control::SRST.bits().into());
+                self.write(CONTROL, 2, Width::Byte, 0);
+            }
+            ResetBy::BusMasterStop => self.stop_dma(),
+        }
+    }
+
+    fn finish(&mut self, id: u8, outcome: Outcome) {
+        self.guest.waits = Waits::Nothing;
+        self.guest.action = Action::Flush;
+        self.guest.end(id, outcome);
+    }
+
+    /// Serves what a poll brought.
+    fn serve(&mut self) {
+        match self.guest.waits {
+            Waits::Nothing => {}
+            Waits::Reset { id } => {
+                if !self.status().contains(Status::BSY) {
+                    self.acknowledge();
+                    if self.guest.config.transport == Transport::Dma {
+                        self.stop_dma();
+                    }
+                    self.identify();
+                    self.finish(id, Outcome::Ok { read: [None; 2] });
+                }
+            }
+            Waits::Command { id, moved, read } => {
+                if self.guest.irq {
+                    self.serve_command(id, moved, read);
+                }
+            }
+        }
+    }
+
+    fn serve_command(&mut self, id: u8, mut moved: u8, mut read: [Option<u8>; 2]) {
+        let mut now = self.acknowledge();
+        if now.contains(Status::DRQ) && !matches!(self.guest.action, Action::Read(_)) {
+            return self.write_block(id);
+        }
+        while now.contains(Status::DRQ) {
+            if let Some(value) = read.get_mut(usize::from(moved)) {
+                *value = self.read_sector();
+            }
+            moved = moved.wrapping_add(1);
+            now = self.status();
+        }
+        if now.contains(Status::BSY) {
+            self.guest.waits = Waits::Command { id, moved, read };
+            return;
+        }
+        if self.guest.config.transport == Transport::Dma {
+            self.stop_dma();
+        }
+        if now.intersects(Status::ERR | Status::DF) {
+            let error = ErrorBits::from_bits_truncate(low_byte(self.read(COMMAND, 1, Width::Byte)));
+            debug_assert!(!error.is_empty(), "an error has a reason");
+            return self.finish(id, Outcome::Failed);
+        }
+        match self.guest.action {
+            Action::CacheOff | Action::CacheOn => self.identify(),
+            Action::Read(run) if self.guest.config.transport == Transport::Dma => {
+                for (value, sector) in read.iter_mut().zip(0..u64::from(run.count)) {
+                    *value = self.sink_sector(id, sector);
+                }
+            }
+            _ => {}
+        }
+        self.finish(id, Outcome::Ok { read });
+    }
+
+    fn read_sector(&mut self) -> Option<u8> {
+        let first = self.read(COMMAND, 0, Width::Dword);
+        let mut same = true;
+        for _ in 1..128 {
+            same &= self.read(COMMAND, 0, Width::Dword) == first;
+        }
+        let [value, rest @ ..] = u32::try_from(first).unwrap_or(0).to_le_bytes();
+        (same && rest == [value; 3]).then_some(value)
+    }
+
+    fn sink_sector(&self, id: u8, sector: u64) -> Option<u8> {
+        let mut bytes = [0; 512];
+        let at = layout::sink(id).checked_add(sector.wrapping_mul(512))?;
+        self.memory.read(at, &mut bytes).ok()?;
+        let (&value, rest) = bytes.split_first()?;
+        rest.iter().all(|&byte| byte == value).then_some(value)
+    }
+}
+
+fn status(value: u64) -> Status {
+    Status::from_bits_truncate(low_byte(value))
+}
+
+fn low_byte(value: u64) -> u8 {
+    let [low, ..] = value.to_le_bytes();
+    low
+}
+
+const ZERO: SectorRun = SectorRun::ZERO;
+const ONE: SectorRun = SectorRun::ONE;
+const BOTH: SectorRun = SectorRun::BOTH;
+
+impl<M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for IdeGuest {
+    fn alphabet(&self) -> &'static [Action] {
+        const OF_2009: &[Action] = &[
+            Action::Write(ZERO),
+            Action::Write(ONE),
+            Action::Write(BOTH),
+            Action::Read(BOTH),
+            Action::Flush,
+            Action::Reset,
+        ];
+        const PIO: &[Action] = &[
+            Action::Write(ZERO),
+            Action::Write(ONE),
+            Action::Write(BOTH),
+            Action::WriteFua(ZERO),
+            Action::WriteFua(BOTH),
+            Action::Read(BOTH),
+            Action::Flush,
+            Action::CacheOff,
+            Action::CacheOn,
+            Action::Reset,
+        ];
+        const DMA: &[Action] = &[
+            Action::Write(ZERO),
+            Action::Write(ONE),
+            Action::Write(BOTH),
+            Action::WriteFua(ZERO),
+            Action::WriteFua(BOTH),
+            Action::Discard(BOTH),
+            Action::Read(BOTH),
+            Action::Flush,
+            Action::CacheOff,
+            Action::CacheOn,
+            Action::Reset,
+        ];
+        match (self.config.belief, self.config.transport) {
+            (Belief::NoCache, _) => OF_2009,
+            (Belief::Identify, Transport::Pio) => PIO,
+            (Belief::Identify, Transport::Dma) => DMA,
+        }
+    }
+
+    fn depth(&self) -> usize {
+        1
+    }
+
+    fn accepts(&self, action: Action) -> bool {
+        match self.waits {
+            Waits::Nothing => true,
+            Waits::Command { .. } => action == Action::Reset,
+            // A second stop would stop nothing.
+            Waits::Reset { .. } => action == Action::Reset && self.config.reset == ResetBy::Software,
+        }
+    }
+
+    fn issue(&mut self, id: u8, action: Action, memory: &M, storage: &mut [H]) {
+        let mut bus = Bus { guest: self, memory, storage };
+        match action {
+            Action::Reset => bus.reset(id),
+            action => bus.issue(id, action),
+        }
+    }
+
+    fn poll(&mut self, memory: &M, storage: &mut [H]) -> Vec<Ended, 16> {
+        loop {
+            let progress = self.channel.poll(memory, storage);
+            self.irq = progress.irq.line(0).unwrap_or(self.irq);
+            if !progress.again {
+                break;
+            }
+        }
+        Bus { guest: self, memory, storage }.serve();
+        core::mem::take(&mut self.ended).into_iter().collect()
+    }
+
+    fn write_cache(&self) -> bool {
+        self.write_cache
+    }
+}
