@@ -34,6 +34,8 @@ pub mod command;
 mod config;
 pub mod disk;
 pub mod sense;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod task_set;
 pub mod transport;
 pub mod wire;

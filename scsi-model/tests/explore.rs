@@ -1,0 +1,36 @@
+//! Every schedule and crash point of small programs, through real command blocks.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::ops::ControlFlow;
+
+use blk_core::sim::{Cell, DiskConfig, Report, SimHandle, SimMemory, explore};
+use blk_core::storage::CacheMode;
+use scsi_model::sim::{Driver, Variant};
+
+fn run(variant: Variant, mode: CacheMode, native_fua: bool, length: u8) -> Report {
+    let boot = |memory: &SimMemory, storage: &mut [SimHandle]| Driver::boot(variant, memory, storage);
+    let cell = Cell { disk: DiskConfig { native_fua, ..DiskConfig::new(mode) }, ..Cell::new(mode, length) };
+    explore(&boot, &cell, &mut |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn every_mode_but_unsafe_keeps_every_promise() {
+    for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+        for (variant, fua) in [(Variant::Sd, false), (Variant::Sd, true), (Variant::FirmwareThenOld, false)] {
+            let report = run(variant, mode, fua, 2);
+            println!("{} {variant:?} {fua}: {:?} {:?}", mode.name(), report.explored, report.elapsed);
+            if let Some(counterexample) = report.counterexample() {
+                panic!("{} {variant:?}: {counterexample}", mode.name());
+            }
+            assert!(report.is_safe());
+        }
+    }
+}
+
+#[test]
+fn unsafe_loses_data() {
+    let report = run(Variant::Sd, CacheMode::Unsafe, false, 2);
+    assert!(report.counterexample().is_some());
+}
