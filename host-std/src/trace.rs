@@ -3,6 +3,17 @@
 //! A [`BlockTrace`] counts the requests that reach a block device's driver, by the kernel's own events and not by what this
 //! program believes that it sent. A [`LoopDevice`] puts a file behind a block device, so that an image can be traced on its own.
 //! Both need root.
+//!
+//! ```no_run
+//! use host_std::trace::{BlockTrace, LoopDevice};
+//!
+//! let device = LoopDevice::attach("disk.img".as_ref(), false)?;
+//! let (major, minor) = device.dev();
+//! let trace = BlockTrace::start(major, minor)?;
+//! std::fs::File::open(device.path())?.sync_data()?;
+//! assert_eq!(trace.stop()?.flushes, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod loop_device;
 #[cfg(test)]

@@ -7,6 +7,17 @@
 //!
 //! What it cannot see it calls unknown, never safe: the host below a virtual disk, the server behind NFS or NBD, a disk that
 //! claims to have no write cache and cannot be asked.
+//!
+//! ```
+//! use host_std::probe::{Verdict, probe};
+//!
+//! let report = probe(&std::env::temp_dir())?;
+//! print!("{report}");
+//! assert!(report.modes.iter().any(|mode| mode.mode == "unsafe" && mode.verdict == Verdict::Unsafe));
+//! let status: u8 = report.verdict.exit_status();
+//! # let _ = status;
+//! # Ok::<(), host_std::probe::ProbeError>(())
+//! ```
 
 mod block;
 mod disk;
