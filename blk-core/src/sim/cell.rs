@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::string::String;
 use std::vec::Vec;
 
+use crate::mutant::Mutant;
 use crate::sim::disk::DiskConfig;
 use crate::sim::guest::{Action, SectorRun};
 use crate::sim::oracle::Violation;
@@ -31,6 +32,21 @@ impl Cell {
     #[must_use]
     pub const fn new(mode: CacheMode, length: u8) -> Self {
         Self { disk: DiskConfig::new(mode), length, errors: 1, power_cuts: 1, needs_barriers: false }
+    }
+
+    /// The cell in which `mutant` shows, if the front can have it at all and its programs are long enough.
+    #[must_use]
+    pub const fn showing(mutant: Mutant, length: u8) -> Self {
+        let mode = match mutant {
+            Mutant::DirectTakenAsDurable => CacheMode::None,
+            Mutant::DsyncDropped => CacheMode::WriteThrough,
+            _ => CacheMode::WriteBack,
+        };
+        let mut cell = Self::new(mode, length);
+        if matches!(mutant, Mutant::FlushOwnQueueOnly | Mutant::ResetOneQueueOnly) {
+            cell.disk.handles = 2;
+        }
+        cell
     }
 }
 

@@ -5,8 +5,7 @@
 
 use core::hash::{BuildHasherDefault, Hasher};
 use core::ops::ControlFlow;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::HashSet;
 use std::time::Instant;
 use std::vec::Vec;
 
@@ -90,9 +89,9 @@ struct Search<'a, G> {
     length: u8,
     /// Most events in a history.
     events_max: u16,
-    /// The states seen, with the fewest events that led to each.
-    seen: HashMap<u64, u16, BuildHasherDefault<PassThrough>>,
-    programs: HashMap<u64, (), BuildHasherDefault<PassThrough>>,
+    /// The states seen; where histories are bounded, each with the number of events that led to it.
+    seen: Hashes,
+    programs: Hashes,
     transitions: u64,
     encoding: Vec<u8>,
     watch: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -118,8 +117,8 @@ impl<'a, G: SimGuest> Search<'a, G> {
             booted,
             length,
             events_max,
-            seen: HashMap::default(),
-            programs: HashMap::default(),
+            seen: Hashes::default(),
+            programs: Hashes::default(),
             transitions: 0,
             encoding: Vec::new(),
             watch,
@@ -181,28 +180,17 @@ impl<'a, G: SimGuest> Search<'a, G> {
             Ok(_) => xxh3_64(&bytes),
             Err(_) => program,
         };
-        self.programs.insert(longer, ());
+        self.programs.insert(longer);
         longer
     }
 
-    /// Whether `state` was not seen before after as few events.
+    /// Whether `state` was not seen before. Where histories are bounded, after as many events: with fewer it may lead
+    /// further.
     fn is_new(&mut self, state: &State<G>, events: u16) -> bool {
         self.encoding.clear();
         let hash = encode(state, &mut self.encoding);
-        match self.seen.entry(hash) {
-            Entry::Vacant(entry) => {
-                entry.insert(events);
-                true
-            }
-            // Where histories are not bounded, how a state was reached does not matter.
-            Entry::Occupied(mut entry) => {
-                let sooner = self.events_max != u16::MAX && events < *entry.get();
-                if sooner {
-                    entry.insert(events);
-                }
-                sooner
-            }
-        }
+        let bounded = if self.events_max == u16::MAX { 0 } else { u64::from(events) };
+        self.seen.insert(hash.wrapping_add(bounded.wrapping_mul(GOLDEN)))
     }
 }
 
@@ -320,6 +308,8 @@ impl Flavor for Encoding<'_> {
     }
 }
 
+type Hashes = HashSet<u64, BuildHasherDefault<PassThrough>>;
+
 /// For keys that are hashes already.
 #[derive(Default)]
 struct PassThrough(u64);
@@ -338,12 +328,15 @@ impl Hasher for PassThrough {
     }
 }
 
+/// 2^64 divided by the golden ratio: its multiples are far apart.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// SplitMix64: every seed is a good seed.
 struct SplitMix(u64);
 
 impl SplitMix {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(GOLDEN);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
