@@ -398,12 +398,12 @@ const BOTH: SectorRun = SectorRun::BOTH;
 
 impl<M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for IdeGuest {
     fn alphabet(&self) -> &'static [Action] {
+        // No flush: what the guest does not send, the device cannot answer for.
         const OF_2009: &[Action] = &[
             Action::Write(ZERO),
             Action::Write(ONE),
             Action::Write(BOTH),
             Action::Read(BOTH),
-            Action::Flush,
             Action::Reset,
         ];
         const PIO: &[Action] = &[

@@ -46,7 +46,7 @@ fn every_mode_but_unsafe_is_safe() {
     for transport in TRANSPORTS {
         for mode in SAFE_MODES {
             for native_fua in [false, true] {
-                let mut cell = Cell::new(mode, 2);
+                let mut cell = Cell::new(mode, 3);
                 cell.disk.native_fua = native_fua;
                 assert_safe(&run(&cell, DriverConfig::new(transport)));
             }
@@ -66,9 +66,15 @@ fn unsafe_loses_what_a_flush_acknowledged() {
 fn a_guest_of_2009_loses_data_behind_a_volatile_cache_and_only_there() {
     for transport in TRANSPORTS {
         for mode in SAFE_MODES {
-            let report = run(&Cell::new(mode, 2), DriverConfig::of_2009(transport));
+            let report = run(&Cell::new(mode, 3), DriverConfig::of_2009(transport));
             let volatile = matches!(mode, CacheMode::WriteBack | CacheMode::None);
-            assert_eq!(report.counterexample().is_some(), volatile, "{transport:?} {mode:?}");
+            let found = report.counterexample();
+            assert_eq!(
+                found.is_some(),
+                volatile,
+                "{transport:?} {mode:?} {}",
+                found.map_or(String::new(), |c| c.to_string())
+            );
         }
     }
 }
@@ -77,7 +83,7 @@ fn a_guest_of_2009_loses_data_behind_a_volatile_cache_and_only_there() {
 fn a_bus_master_that_is_stopped_in_mid_command_leaves_nothing_behind() {
     let driver = DriverConfig { reset: ResetBy::BusMasterStop, ..DriverConfig::new(Transport::Dma) };
     for mode in SAFE_MODES {
-        assert_safe(&run(&Cell::new(mode, 2), driver));
+        assert_safe(&run(&Cell::new(mode, 3), driver));
     }
 }
 
