@@ -112,6 +112,14 @@ struct Io<'a, M: ?Sized, S: ?Sized, T: ?Sized> {
     transport: &'a mut T,
 }
 
+/// What a piece of a poll led to.
+enum Step {
+    Ended(Ended),
+    /// Something was submitted: the storage may have completed it already.
+    Moved,
+    Stuck,
+}
+
 /// Why a command does not run.
 enum Refusal {
     Check(Sense),
@@ -259,67 +267,79 @@ impl<const N: usize> LogicalUnit<N> {
         }
         // A task of many operations over a storage that completes at once must not keep the caller here.
         for _ in 0..N.saturating_add(16) {
-            let Some(done) = self.sequencer.poll(io.memory, io.storage) else {
-                return self.supply(io).or_else(|| self.start(io)).map_or(Polled::Idle, Polled::Ended);
+            let step = match self.sequencer.poll(io.memory, io.storage) {
+                Some(done) => self.completed(done, io).map_or(Step::Moved, Step::Ended),
+                None => match self.supply(io) {
+                    Step::Stuck => self.start(io),
+                    step => step,
+                },
             };
-            if let Some(ended) = self.completed(done, io) {
-                return Polled::Ended(ended);
+            match step {
+                Step::Ended(ended) => return Polled::Ended(ended),
+                Step::Moved => {}
+                Step::Stuck => return Polled::Idle,
             }
         }
         Polled::Again
     }
 
     /// Gives slots the segments that they need again.
-    fn supply<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Option<Ended>
+    fn supply<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Step
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        let mut step = Step::Stuck;
         while let Some((slot, _)) = self.sequencer.wanting() {
             let Some(started) = self.sequencer.payload(slot) else { break };
             if started.aborted {
-                return self.end(slot, Outcome::Aborted, 0);
+                return self.end(slot, Outcome::Aborted, 0).map_or(Step::Moved, Step::Ended);
             }
             let mut list = SegmentList::new();
             if let Err(sense) = started.job.segments(slot, &started.task, io, &mut list) {
-                return self.fail(slot, sense);
+                return self.fail(slot, sense).map_or(Step::Moved, Step::Ended);
             }
-            self.sequencer.supply(io.memory, io.storage, slot, &list).ok()?;
+            if self.sequencer.supply(io.memory, io.storage, slot, &list).is_err() {
+                break;
+            }
+            step = Step::Moved;
         }
-        None
+        step
     }
 
     /// Starts what the task set admits, until a command ends at once.
-    fn start<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Option<Ended>
+    fn start<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Step
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        let mut step = Step::Stuck;
         while let Some((task, gate)) = self.tasks.front() {
-            let (outcome, transferred_bytes) = match self.unit.begin(&task, io) {
-                Ok(Begun { moved_bytes, job: Some(job) }) => {
-                    match self.launch(task, gate, moved_bytes, job, io) {
-                        Ok(true) => {
-                            self.tasks.pop(Some(gate));
-                            continue;
-                        }
-                        Ok(false) => return None,
-                        Err(sense) => (self.unit.check_condition(sense), 0),
-                    }
-                }
-                Ok(Begun { moved_bytes, job: None }) => (Outcome::Good, moved_bytes),
-                Err(Refusal::Check(sense)) => (self.unit.check_condition(sense), 0),
-                Err(Refusal::Overrun) => (Outcome::Overrun, 0),
+            let begun = self.unit.begin(&task, io);
+            let launched = match begun {
+                Ok(Begun { moved_bytes, job: Some(job) }) => self.launch(task, gate, moved_bytes, job, io),
+                Ok(Begun { moved_bytes, job: None }) => Err((Outcome::Good, moved_bytes)),
+                Err(Refusal::Check(sense)) => Err((self.unit.check_condition(sense), 0)),
+                Err(Refusal::Overrun) => Err((Outcome::Overrun, 0)),
             };
-            self.tasks.pop(None);
-            return Some(Ended { tag: task.tag, outcome, transferred_bytes });
+            match launched {
+                Ok(true) => {
+                    self.tasks.pop(Some(gate));
+                    step = Step::Moved;
+                }
+                Ok(false) => break,
+                Err((outcome, transferred_bytes)) => {
+                    self.tasks.pop(None);
+                    return Step::Ended(Ended { tag: task.tag, outcome, transferred_bytes });
+                }
+            }
         }
-        None
+        step
     }
 
-    /// Submits the first operation of a job. False if it cannot be taken now.
+    /// Submits the first operation of a job. False if it cannot be taken now; how the task ended, if it cannot be at all.
     fn launch<M, S, T>(
         &mut self,
         task: Task,
@@ -327,7 +347,7 @@ impl<const N: usize> LogicalUnit<N> {
         parameter_bytes: u64,
         mut job: Job,
         io: &mut Io<'_, M, S, T>,
-    ) -> Result<bool, Sense>
+    ) -> Result<bool, (Outcome, u64)>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
@@ -335,7 +355,9 @@ impl<const N: usize> LogicalUnit<N> {
     {
         let Some(slot) = self.sequencer.next_slot() else { return Ok(false) };
         let mut list = SegmentList::new();
-        let Some(request) = job.next(slot, &task, io, &mut list)? else { return Ok(false) };
+        let request = job.next(slot, &task, io, &mut list);
+        let request = request.map_err(|sense| (self.unit.check_condition(sense), 0))?;
+        let Some(request) = request else { return Err((Outcome::Good, parameter_bytes)) };
         let cache = self.unit.guest_cache();
         let started = Started { task, gate, cache, aborted: false, parameter_bytes, job };
         Ok(self.sequencer.submit(io.memory, io.storage, &request, cache, &list, started).is_ok())
