@@ -12,6 +12,8 @@
 //! - A failed flush or durable write may have persisted anything, and latches: flushes and mutations fail from then on.
 
 mod handle;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::rc::Rc;

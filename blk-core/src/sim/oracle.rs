@@ -8,6 +8,8 @@
 //! One promise is stronger than the text asks: a write that ends OK after the cache was turned off is stable, whenever
 //! it was submitted. A cache switch waits for what is in flight.
 
+#[cfg(test)]
+mod tests;
 mod violation;
 
 use std::vec::Vec;
