@@ -325,7 +325,10 @@ impl<H: Host> fmt::Debug for FileBackend<H> {
 impl<H: Host> fmt::Debug for FileStorage<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let image = &self.engine.shared.image;
-        f.debug_struct("FileStorage").field("image", image).field("in_use", &self.in_use()).finish_non_exhaustive()
+        f.debug_struct("FileStorage")
+            .field("image", image)
+            .field("in_use", &self.in_use())
+            .finish_non_exhaustive()
     }
 }
 

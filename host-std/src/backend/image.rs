@@ -97,6 +97,10 @@ pub(super) enum Kind {
     Block,
 }
 
+/// `O_DSYNC`. Not rustix's `OFlags::DSYNC`, which is `O_SYNC` (1.1.6, linux_raw): that also commits the times of the inode,
+/// with each write.
+const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC.cast_unsigned());
+
 /// An open image.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -133,7 +137,7 @@ impl Image {
         let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let mut flags = access | OFlags::CLOEXEC;
         flags.set(OFlags::DIRECT, options.mode.direct());
-        flags.set(OFlags::DSYNC, options.mode.dsync());
+        flags.set(DSYNC, options.mode.dsync());
         let file = open(path, flags | OFlags::NONBLOCK, Mode::empty()).map_err(|errno| {
             let remedy = match errno {
                 Errno::INVAL if options.mode.direct() => {
