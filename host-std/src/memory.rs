@@ -39,6 +39,17 @@ pub unsafe trait HostMemory: GuestMemory {
     fn anchor(&self) -> Anchor;
 }
 
+// SAFETY: the same ranges and the same anchor.
+unsafe impl<M: HostMemory + ?Sized> HostMemory for &M {
+    fn host_range(&self, addr: GuestAddr, len: usize) -> Option<HostRange> {
+        (**self).host_range(addr, len)
+    }
+
+    fn anchor(&self) -> Anchor {
+        (**self).anchor()
+    }
+}
+
 /// Guest memory mapped into this process: one region or several, over vm-memory's mapping.
 ///
 /// A clone is another handle to the same memory. Accesses are volatile copies; the guest, other threads and the kernel

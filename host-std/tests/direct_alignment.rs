@@ -77,7 +77,7 @@ fn a_write_beside_another_in_the_same_block_is_never_lost() {
             let (op, segments): (Op, &[Segment]) = if slot < DEPTH {
                 fill(memory, addr, 512, round);
                 (write(2 * u64::from(slot) + h, 1), &[guest(addr, 512)])
-            } else if round % 2 == 0 {
+            } else if round.is_multiple_of(2) {
                 fill(memory, addr, 4096, round);
                 (write(2 * u64::from(DEPTH) + 8 * h, 8), &[guest(addr, 4096)])
             } else {

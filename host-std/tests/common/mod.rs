@@ -164,3 +164,29 @@ impl Drop for Loop {
         let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
     }
 }
+
+/// A mount; undone when dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Runs `command`, a mount without its target. `None`, with a reason printed, if it fails.
+    pub fn on(target: &Path, command: &mut Command) -> Option<Self> {
+        match command.arg(target).output() {
+            Ok(made) if made.status.success() => Some(Self(target.into())),
+            Ok(made) => {
+                println!("skipped: mount: {}", String::from_utf8_lossy(&made.stderr).trim());
+                None
+            }
+            Err(error) => {
+                println!("skipped: mount: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
