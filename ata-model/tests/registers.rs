@@ -331,7 +331,7 @@ fn a_translation_changes_what_chs_addresses_mean() {
     rig.disks[0].bytes[(5 * 17 + 2) * 512..][..512].fill(0x5a);
     assert_eq!(rig.run(cmd(0x91).count(17).device(0x03)), READY, "4 heads, 17 sectors");
     // Cylinder 1, head 1, sector 3.
-    let command = cmd(0x20).count(1).lba(0x0001_03).device(0x01);
+    let command = cmd(0x20).count(1).lba(0x0103).device(0x01);
     assert_eq!(rig.pio_in(command, 512, 1), [0x5a; 512]);
     let words = rig.identify(0x40);
     assert_eq!((words[54], words[55], words[56]), ((SECTORS / 68) as u16, 4, 17));

@@ -82,8 +82,10 @@ pub enum Direction {
 pub enum Step {
     /// There is no command.
     Idle,
-    /// The storage works. Poll.
+    /// The storage works. Poll when it has a completion.
     Wait,
+    /// The drive has just given the storage something to do. Poll again: it may be done already.
+    Submitted,
     /// The front supplies segments for some of the sectors from the start of `left` on: [`Drive::transfer`].
     Medium {
         /// Which way.
@@ -389,6 +391,9 @@ impl<const N: usize> Drive<N> {
         }
         if self.sequencer.is_idle() {
             self.advance(memory, storage);
+            if !self.sequencer.is_idle() {
+                return Step::Submitted;
+            }
         }
         self.step()
     }

@@ -164,7 +164,7 @@ impl Channel {
             Step::Medium { direction, left } => self.move_medium(direction, left, memory, storage),
             Step::FromHost { bytes } => self.receive(bytes, memory, storage),
             Step::ToHost { bytes } => self.unstage(bytes, memory, storage).unwrap_or_else(Moved::from),
-            Step::Idle | Step::Wait | Step::Ended(_) => Moved::NotNow,
+            Step::Idle | Step::Wait | Step::Submitted | Step::Ended(_) => Moved::NotNow,
         };
         match moved {
             Moved::Yes => true,

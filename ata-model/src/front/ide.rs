@@ -336,6 +336,7 @@ impl Channel {
         };
         match (self.phase, unit.drive.poll(memory, storage)) {
             (_, Step::Wait | Step::Idle) => false,
+            (_, Step::Submitted) => true,
             (_, Step::Ended(Err(failure))) => self.end(Err(failure), true, storage.info()),
             (Phase::Filling { bytes }, _) => self.present(Phase::In { at: 0, bytes }, true),
             (Phase::Dma { bounced }, _) if bounced > 0 => self.unbounce(bounced, memory, storage),
