@@ -5,6 +5,7 @@
 
 use core::hash::{BuildHasherDefault, Hasher};
 use core::ops::ControlFlow;
+use std::boxed::Box;
 use std::collections::HashSet;
 use std::time::Instant;
 use std::vec::Vec;
@@ -98,7 +99,8 @@ struct Search<'a, G> {
 }
 
 struct Frame<G> {
-    state: State<G>,
+    /// Gone when the last of the events took it along. Boxed, since frames move.
+    state: Option<Box<State<G>>>,
     /// What can happen, and how much of it was tried.
     events: Vec<Event>,
     tried: usize,
@@ -135,7 +137,7 @@ impl<'a, G: SimGuest> Search<'a, G> {
 
     fn run(&mut self) -> Found {
         let mut spare = Vec::new();
-        let mut path = std::vec![self.frame(self.booted.clone(), 0, &mut spare)];
+        let mut path = std::vec![self.frame(Box::new(self.booted.clone()), 0, &mut spare)];
         while let Some(frame) = path.last_mut() {
             let Some(&event) = frame.events.get(frame.tried) else {
                 spare.extend(path.pop().map(|frame| frame.events));
@@ -150,7 +152,9 @@ impl<'a, G: SimGuest> Search<'a, G> {
                 }
             }
             let program = self.follow(frame.program, event);
-            let mut state = frame.state.clone();
+            let last = frame.tried == frame.events.len();
+            let state = if last { frame.state.take() } else { frame.state.clone() };
+            let Some(mut state) = state else { continue };
             if let Err(violation) = state.apply(event, self.booted, &mut |_| {}) {
                 let events = path.iter().map(|frame| frame.events[frame.tried - 1]).collect();
                 return Found::Violation(events, violation);
@@ -163,11 +167,11 @@ impl<'a, G: SimGuest> Search<'a, G> {
         Found::Nothing
     }
 
-    fn frame(&self, state: State<G>, program: u64, spare: &mut Vec<Vec<Event>>) -> Frame<G> {
+    fn frame(&self, state: Box<State<G>>, program: u64, spare: &mut Vec<Vec<Event>>) -> Frame<G> {
         let mut events = spare.pop().unwrap_or_default();
         events.clear();
         state.events(self.length, &mut events);
-        Frame { state, events, tried: 0, program }
+        Frame { state: Some(state), events, tried: 0, program }
     }
 
     /// The program after `event`.
