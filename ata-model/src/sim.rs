@@ -41,13 +41,18 @@ pub enum ResetBy {
     Software,
     /// Stops the bus master in mid-command, and waits for the drive to give up. Only with [`Transport::Dma`].
     BusMasterStop,
+    /// The machine's reset line.
+    Machine,
 }
 
 /// What the driver believes about the write cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Belief {
     /// What IDENTIFY says.
     Identify,
+    /// What IDENTIFY says, until a reset: then the next guest takes over, which knows that the drive is set up to begin
+    /// with its cache off, and does not look.
+    IdentifyThenNoCache,
     /// Word 85 bit 5 reads as zero, as it did in 2009: there is no cache, and nothing to flush.
     NoCache,
 }
@@ -74,6 +79,12 @@ impl DriverConfig {
     #[must_use]
     pub const fn of_2009(transport: Transport) -> Self {
         Self { belief: Belief::NoCache, ..Self::new(transport) }
+    }
+
+    /// Firmware of today, and after a reset of the machine an old guest, on a drive whose cache is off at power-on.
+    #[must_use]
+    pub const fn firmware_then_old(transport: Transport) -> Self {
+        Self { transport, reset: ResetBy::Machine, belief: Belief::IdentifyThenNoCache }
     }
 }
 
@@ -102,6 +113,7 @@ pub struct IdeGuest {
     waits: Waits,
     #[serde(serialize_with = "action")]
     action: Action,
+    belief: Belief,
     irq: bool,
     write_cache: bool,
     /// Ended, not yet told of.
@@ -119,7 +131,9 @@ impl IdeGuest {
         memory: &M,
         storage: &mut [H],
     ) -> Self {
-        let drives = [Some(DriveConfig::new("MODEL DISK", "1")), None];
+        let mut drive = DriveConfig::new("MODEL DISK", "1");
+        drive.write_cache = config.belief != Belief::IdentifyThenNoCache;
+        let drives = [Some(drive), None];
         let channel = match config.transport {
             Transport::Pio => Channel::new(drives),
             Transport::Dma => Channel::with_bus_master(drives),
@@ -129,6 +143,7 @@ impl IdeGuest {
             config,
             waits: Waits::Nothing,
             action: Action::Flush,
+            belief: config.belief,
             irq: false,
             write_cache: false,
             ended: Vec::new(),
@@ -230,9 +245,8 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
             }
         }
         let [enabled, valid] = [85_usize, 87].map(|word| words.get(word).copied().unwrap_or(0));
-        self.guest.write_cache = valid & 0xc000 == 0x4000
-            && enabled & (1 << 5) != 0
-            && self.guest.config.belief == Belief::Identify;
+        self.guest.write_cache =
+            valid & 0xc000 == 0x4000 && enabled & (1 << 5) != 0 && self.guest.belief != Belief::NoCache;
     }
 
     fn issue(&mut self, id: u8, action: Action) {
@@ -252,7 +266,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
                 let _ = self.memory.write(RANGES, &entry.to_le_bytes());
                 self.start_dma(0x06, 1, SectorRun { first: 0, count: 1 }, RANGES, false);
             }
-            Action::Flush if self.guest.config.belief == Belief::NoCache => {
+            Action::Flush if self.guest.belief == Belief::NoCache => {
                 self.finish(id, Outcome::Ok { read: [None; 2] });
             }
             Action::Flush => self.command(0xe7, 0, 0, 0),
@@ -297,6 +311,13 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
                 self.write(CONTROL, 2, Width::Byte, 0);
             }
             ResetBy::BusMasterStop => self.stop_dma(),
+            ResetBy::Machine => {
+                let progress = self.guest.channel.reset(self.memory, self.storage);
+                self.wire(progress.irq);
+            }
+        }
+        if self.guest.belief == Belief::IdentifyThenNoCache {
+            self.guest.belief = Belief::NoCache;
         }
     }
 
@@ -431,10 +452,10 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for IdeGuest {
             Action::CacheOn,
             Action::Reset,
         ];
-        match (self.config.belief, self.config.transport) {
+        match (self.belief, self.config.transport) {
             (Belief::NoCache, _) => OF_2009,
-            (Belief::Identify, Transport::Pio) => PIO,
-            (Belief::Identify, Transport::Dma) => DMA,
+            (_, Transport::Pio) => PIO,
+            (_, Transport::Dma) => DMA,
         }
     }
 
@@ -447,7 +468,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for IdeGuest {
             Waits::Nothing => true,
             Waits::Command { .. } => action == Action::Reset,
             // A second stop would stop nothing.
-            Waits::Reset { .. } => action == Action::Reset && self.config.reset == ResetBy::Software,
+            Waits::Reset { .. } => action == Action::Reset && self.config.reset != ResetBy::BusMasterStop,
         }
     }
 

@@ -46,7 +46,7 @@ fn every_mode_but_unsafe_is_safe() {
     for transport in TRANSPORTS {
         for mode in SAFE_MODES {
             for native_fua in [false, true] {
-                let mut cell = Cell::new(mode, 3);
+                let mut cell = Cell::new(mode, if native_fua { 2 } else { 3 });
                 cell.disk.native_fua = native_fua;
                 assert_safe(&run(&cell, DriverConfig::new(transport)));
             }
@@ -88,6 +88,13 @@ fn a_bus_master_that_is_stopped_in_mid_command_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_cache_setting_does_not_outlive_a_reset_of_the_machine() {
+    for transport in TRANSPORTS {
+        assert_safe(&run(&Cell::new(CacheMode::WriteBack, 3), DriverConfig::firmware_then_old(transport)));
+    }
+}
+
+#[test]
 fn long_programs_walked_at_random_are_safe() {
     for transport in TRANSPORTS {
         let driver = DriverConfig::new(transport);
@@ -123,26 +130,31 @@ mod mutants {
         (Mutant::ResetReexecutes, CacheMode::WriteBack),
     ];
 
-    fn assert_caught(mutant: Mutant, mode: CacheMode, transport: Transport) {
+    fn assert_caught(mutant: Mutant, mode: CacheMode, driver: DriverConfig) {
         set(Some(mutant));
         let caught = (1..=3).any(|length| {
-            let report = run(&Cell::new(mode, length), DriverConfig::new(transport));
+            let report = run(&Cell::new(mode, length), driver);
             if let Some(counterexample) = report.counterexample() {
-                println!("{mutant:?} over {transport:?}:\n{counterexample}");
+                println!("{mutant:?}, {driver:?}:\n{counterexample}");
             }
             report.counterexample().is_some()
         });
         set(None);
-        assert!(caught, "{mutant:?} over {transport:?} is not caught");
+        assert!(caught, "{mutant:?} is not caught by {driver:?}");
     }
 
     #[test]
     fn every_mutant_that_applies_is_caught() {
         for &(mutant, mode) in CAUGHT {
             for transport in TRANSPORTS {
-                assert_caught(mutant, mode, transport);
+                assert_caught(mutant, mode, DriverConfig::new(transport));
             }
         }
-        assert_caught(Mutant::RangeAckedEarly, CacheMode::WriteBack, Transport::Dma);
+        for transport in TRANSPORTS {
+            let driver = DriverConfig::firmware_then_old(transport);
+            assert_caught(Mutant::CacheSettingLeaks, CacheMode::WriteBack, driver);
+        }
+        // Only DMA has a TRIM.
+        assert_caught(Mutant::RangeAckedEarly, CacheMode::WriteBack, DriverConfig::new(Transport::Dma));
     }
 }

@@ -18,7 +18,7 @@ use ata_model::command::{Row, TABLE};
 use blk_core::bus::Width;
 use blk_core::op::Op;
 use blk_core::snapshot::{Kind, load, save};
-use blk_core::storage::Cache;
+use blk_core::storage::{Cache, Storage};
 use rig::{DRQ, ERROR, READY, Rig, SECTORS, cmd, drive, isa_channel, one_drive};
 
 fn two_drives() -> Rig<IdeController> {
@@ -352,6 +352,24 @@ fn a_saved_controller_comes_back_as_it_was() {
     rig.device = back;
     let words = rig.identify(0x40);
     assert_eq!((words[59], words[85] & 0x20), (0x0108, 0));
+}
+
+#[test]
+fn a_data_block_half_read_survives_a_move_to_another_host() {
+    let mut rig = one_drive(Cache::WriteBack);
+    rig.disks[0].bytes[..512].copy_from_slice(&rig::pattern(5, 512));
+    rig.issue(cmd(0x20).count(2));
+    let mut data = rig.read_words(100);
+    let staged = rig.device.channels()[0].staged().unwrap();
+    assert_eq!((staged.device, staged.bytes), (0, 512));
+    let saved = Storage::<rig::Memory>::staging(&mut rig.disks[0], 0)[..512].to_vec();
+
+    let mut other = one_drive(Cache::WriteBack);
+    other.device = rig.device.clone();
+    Storage::<rig::Memory>::staging(&mut other.disks[0], 0)[..512].copy_from_slice(&saved);
+    data.extend(other.read_words(412));
+    assert_eq!(data, rig::pattern(5, 512));
+    assert_eq!(other.status(), DRQ, "the second sector");
 }
 
 #[test]

@@ -212,7 +212,8 @@ pub trait Storage<M: ?Sized> {
     fn poll(&mut self, memory: &M) -> Option<Completion>;
 
     /// The staging buffer of `slot`: [`Info::staging_bytes`] long, or empty if there is no such buffer or an operation
-    /// that uses it is in flight. Its contents stay until the next operation of that slot.
+    /// that uses it is in flight. Its contents stay until the next operation that uses it: the ranges of a TRIM wait in one
+    /// while they are discarded.
     fn staging(&mut self, slot: u16) -> &mut [u8];
 
     /// Promises, if it returns true, that nothing submitted before lands any more, in memory or on the disk, and that

@@ -36,6 +36,15 @@ pub struct Channel {
     pub(super) bus_master: Option<BusMaster>,
 }
 
+/// A data block between the host and a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// Whose: 0 or 1.
+    pub device: u8,
+    /// Bytes from the start of the staging buffer on.
+    pub bytes: u32,
+}
+
 /// A drive with its registers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Unit {
@@ -96,10 +105,24 @@ impl Channel {
         self.units.iter().flatten().fold(0, |sum, unit| sum.saturating_add(unit.drive.strays()))
     }
 
-    /// Whether a command or a reset is in execution: BSY or DRQ is set.
+    /// Whether a command or a reset is in execution: BSY or DRQ is set. While BSY is, the storage may have operations that
+    /// no saved state brings back.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.phase != Phase::Idle
+    }
+
+    /// The data block that the host is moving through the Data register, if there is one: it lies in the staging buffer
+    /// of slot 0 of this device's storage handle. Whoever saves a channel in that state saves these bytes too, and
+    /// puts them back.
+    #[must_use]
+    pub fn staged(&self) -> Option<Staged> {
+        match self.phase {
+            Phase::In { bytes, .. } | Phase::Out { bytes, .. } => {
+                Some(Staged { device: u8::from(self.device_1), bytes })
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn selected(&mut self) -> Option<&mut Unit> {

@@ -7,4 +7,4 @@ mod ide;
 
 pub use bmdma::{BusMaster, Cursor};
 pub use controller::IdeController;
-pub use ide::Channel;
+pub use ide::{Channel, Staged};
