@@ -157,7 +157,8 @@ impl<const N: usize> Queue<N> {
             self.finish_reset(memory, storage);
             return QueueProgress::default();
         }
-        let mut budget = self.ring.setup().size;
+        // A driver may set a size of 0; the ring is off or broken then.
+        let mut budget = self.ring.setup().size.max(1);
         // An error has broken the ring, which says so by itself; completions go on being taken.
         let drained = self.run(memory, storage, &policy, &mut budget).unwrap_or(true);
         let interrupt = self.ring.publish(memory).unwrap_or(false);

@@ -1,0 +1,374 @@
+//! A machine with one virtio-blk device: a driver's pen for whatever it may write, and a disk that does as it is told.
+
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::collections::VecDeque;
+
+use blk_core::bus::{Device, Progress, Region, Width, WriteStatus};
+use blk_core::memory::{CellMemory, GuestMemory};
+use blk_core::op::{Op, Segment, total_bytes};
+use blk_core::ram::plain_info;
+use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
+use blk_core::units::{GuestAddr, Tag};
+use virtio_blk_model::device::{Config, Interface};
+use virtio_blk_model::front::mmio::{Mmio, register};
+use virtio_blk_model::wire::Features;
+
+pub(crate) const SECTORS: u64 = 64;
+pub(crate) const RING: u16 = 16;
+const RINGS: u64 = 0x1000;
+const RING_BYTES: u64 = 0x1000;
+const DRIVER_AREA: u64 = 0x100;
+const DEVICE_AREA: u64 = 0x140;
+pub(crate) const HEADER: u64 = 0x8000;
+pub(crate) const STATUS: u64 = 0x8100;
+pub(crate) const DATA: u64 = 0x9000;
+pub(crate) const TABLE: u64 = 0x8800;
+
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
+
+pub(crate) const IN: u32 = 0;
+pub(crate) const OUT: u32 = 1;
+pub(crate) const FLUSH: u32 = 4;
+pub(crate) const FLUSH_OUT: u32 = 5;
+pub(crate) const GET_ID: u32 = 8;
+pub(crate) const DISCARD: u32 = 11;
+pub(crate) const WRITE_ZEROES: u32 = 13;
+pub(crate) const SECURE_ERASE: u32 = 14;
+pub(crate) const BARRIER: u32 = 1 << 31;
+
+pub(crate) const OK: u8 = 0;
+pub(crate) const IOERR: u8 = 1;
+pub(crate) const UNSUPP: u8 = 2;
+
+pub(crate) type Memory = CellMemory<'static>;
+
+/// A disk that notes what it is asked, and holds it until it is let go.
+pub(crate) struct Disk {
+    pub(crate) info: Info,
+    pub(crate) data: Vec<u8>,
+    pub(crate) log: Vec<Op>,
+    /// Complete at once.
+    pub(crate) eager: bool,
+    pub(crate) busy: bool,
+    /// What the operations after this many end with.
+    pub(crate) fail: Option<(usize, IoErrorKind)>,
+    pub(crate) in_flight: VecDeque<(Tag, Op, Vec<Segment>)>,
+    done: VecDeque<Completion>,
+}
+
+impl Disk {
+    pub(crate) fn new(cache: Cache) -> Self {
+        let info = Info { discard: true, ..plain_info(SECTORS * 512, cache) };
+        let data = (0..SECTORS * 512).map(|byte| (byte / 512) as u8).collect();
+        let (log, in_flight, done) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Self { info, data, log, eager: true, busy: false, fail: None, in_flight, done }
+    }
+
+    /// Ends the oldest operation in flight.
+    pub(crate) fn complete(&mut self, memory: &Memory) {
+        let (tag, op, segments) = self.in_flight.pop_front().unwrap();
+        let result = match &mut self.fail {
+            Some((0, kind)) => Err((*kind).into()),
+            fail => {
+                if let Some((after, _)) = fail {
+                    *after -= 1;
+                }
+                self.run(memory, op, &segments).map_err(Into::into)
+            }
+        };
+        self.done.push_back(Completion { tag, result });
+    }
+
+    fn run(&mut self, memory: &Memory, op: Op, segments: &[Segment]) -> Result<(), IoErrorKind> {
+        let Some(extent) = op.extent() else { return Ok(()) };
+        assert!(extent.fits(self.info.sectors), "the model checks the range: {op:?}");
+        let start = extent.offset_bytes().unwrap() as usize;
+        let end = start + extent.bytes().unwrap() as usize;
+        let data = &mut self.data[start..end];
+        if matches!(op, Op::Read { .. } | Op::Write { .. }) {
+            assert_eq!(total_bytes(segments), extent.bytes(), "the model's segments add up");
+        }
+        let mut at = 0;
+        for segment in segments {
+            let Segment::Guest { addr, len } = *segment else { panic!("nothing is staged") };
+            let piece = &mut data[at..at + len as usize];
+            at += len as usize;
+            match op {
+                Op::Read { .. } => memory.write(addr, piece),
+                _ => memory.read(addr, piece),
+            }
+            .map_err(|_| IoErrorKind::Memory)?;
+        }
+        if matches!(op, Op::WriteZeroes { .. }) {
+            data.fill(0);
+        }
+        Ok(())
+    }
+}
+
+impl Storage<Memory> for Disk {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.busy {
+            return Err(Busy);
+        }
+        self.log.push(op);
+        self.in_flight.push_back((tag, op, segments.to_vec()));
+        if self.eager {
+            self.complete(memory);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _memory: &Memory) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    fn staging(&mut self, _slot: u16) -> &mut [u8] {
+        &mut []
+    }
+}
+
+/// A descriptor: address, length, flags.
+pub(crate) type Piece = (u64, u32, u16);
+
+pub(crate) struct Machine<const Q: usize = 1> {
+    pub(crate) memory: Memory,
+    pub(crate) device: Mmio<Q, 8>,
+    pub(crate) disks: Vec<Disk>,
+    available: [u16; Q],
+    used: [u16; Q],
+    next: u16,
+    pub(crate) line: bool,
+}
+
+/// Features that a modern driver takes by default.
+pub(crate) fn modern() -> Features {
+    Features::all().difference(Features::BARRIER | Features::EVENT_IDX)
+}
+
+impl<const Q: usize> Machine<Q> {
+    /// A device that is up, with `disks`, for a driver that accepts what it is offered of `features`.
+    pub(crate) fn new(config: Config, disks: Vec<Disk>, features: Features) -> Self {
+        let mut machine = Self::off(config, disks);
+        machine.bring_up(features);
+        machine
+    }
+
+    pub(crate) fn off(config: Config, disks: Vec<Disk>) -> Self {
+        let config = Config { queues: Q as u16, queue_size_max: RING, ..config };
+        Self {
+            memory: CellMemory::new(GuestAddr(0), vec![0; 0x2_0000].leak()),
+            device: Mmio::new(config),
+            disks,
+            available: [0; Q],
+            used: [0; Q],
+            next: 0,
+            line: false,
+        }
+    }
+
+    pub(crate) fn bring_up(&mut self, features: Features) {
+        let legacy = self.device.device().control().config().interface != Interface::Modern;
+        self.set(register::STATUS, 1);
+        self.set(register::STATUS, 3);
+        let accepted = self.offered() & features;
+        self.accept(accepted.bits());
+        if !legacy {
+            self.set(register::STATUS, 11);
+            assert_eq!(self.get(register::STATUS), 11, "features accepted");
+        }
+        for queue in 0..Q as u32 {
+            self.set_up_queue(queue, legacy);
+        }
+        self.set(register::STATUS, if legacy { 7 } else { 15 });
+    }
+
+    pub(crate) fn offered(&mut self) -> Features {
+        self.set(register::DEVICE_FEATURES_SEL, 1);
+        let high = u64::from(self.get(register::DEVICE_FEATURES));
+        self.set(register::DEVICE_FEATURES_SEL, 0);
+        Features::from_bits_retain(high << 32 | u64::from(self.get(register::DEVICE_FEATURES)))
+    }
+
+    pub(crate) fn accept(&mut self, features: u64) {
+        for half in [0, 1] {
+            self.set(register::DRIVER_FEATURES_SEL, half);
+            self.set(register::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+        }
+    }
+
+    pub(crate) fn set_up_queue(&mut self, queue: u32, legacy: bool) {
+        let ring = RINGS + u64::from(queue) * RING_BYTES;
+        self.memory.write(GuestAddr(ring), &[0; 0x400]).unwrap();
+        (self.available[queue as usize], self.used[queue as usize]) = (0, 0);
+        self.set(register::QUEUE_SEL, queue);
+        self.set(register::QUEUE_SIZE, u32::from(RING));
+        if legacy {
+            self.set(register::GUEST_PAGE_SIZE, 0x1000);
+            self.set(register::QUEUE_ALIGN, 0x40);
+            self.set(register::QUEUE_PFN, (ring / 0x1000) as u32);
+            return;
+        }
+        self.set(register::QUEUE_DESC_LOW, ring as u32);
+        self.set(register::QUEUE_DRIVER_LOW, (ring + DRIVER_AREA) as u32);
+        self.set(register::QUEUE_DEVICE_LOW, (ring + DEVICE_AREA) as u32);
+        self.set(register::QUEUE_READY, 1);
+    }
+
+    pub(crate) fn get(&mut self, offset: u64) -> u32 {
+        self.read(offset, Width::Dword) as u32
+    }
+
+    pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
+        self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks[..]).value
+    }
+
+    pub(crate) fn config(&mut self, offset: u64, width: Width) -> u64 {
+        self.read(register::CONFIG + offset, width)
+    }
+
+    /// Writes a register, whatever comes of it.
+    pub(crate) fn set(&mut self, offset: u64, value: u32) {
+        let _ = self.try_set(offset, value);
+    }
+
+    pub(crate) fn try_set(&mut self, offset: u64, value: u32) -> WriteStatus {
+        self.write(offset, Width::Dword, u64::from(value))
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
+        let access =
+            self.device.write(Region::Bar(0), offset, width, value, &self.memory, &mut self.disks[..]);
+        if let Some(level) = access.irq.line(0) {
+            self.line = level;
+        }
+        access.value
+    }
+
+    pub(crate) fn poll(&mut self) -> Progress {
+        loop {
+            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
+            if let Some(level) = progress.irq.line(0) {
+                self.line = level;
+            }
+            if !progress.again {
+                return progress;
+            }
+        }
+    }
+
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
+        self.memory.write(GuestAddr(at), bytes).unwrap();
+    }
+
+    pub(crate) fn fetch(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read(GuestAddr(at), &mut bytes).unwrap();
+        bytes
+    }
+
+    pub(crate) fn descriptor(&self, table: u64, index: u16, (addr, len, flags): Piece, next: u16) {
+        let at = table + u64::from(index) * 16;
+        self.put(at, &addr.to_le_bytes());
+        self.put(at + 8, &len.to_le_bytes());
+        self.put(at + 12, &flags.to_le_bytes());
+        self.put(at + 14, &next.to_le_bytes());
+    }
+
+    pub(crate) fn ring(queue: usize) -> u64 {
+        RINGS + queue as u64 * RING_BYTES
+    }
+
+    /// Makes a chain of `pieces` available, and returns its head.
+    pub(crate) fn offer(&mut self, queue: usize, pieces: &[Piece]) -> u16 {
+        let ring = Self::ring(queue);
+        let head = self.next % RING;
+        for (index, &(addr, len, flags)) in (0..).zip(pieces) {
+            let at = (head + index) % RING;
+            let more = usize::from(index) + 1 < pieces.len();
+            let flags = flags | if more { NEXT } else { 0 };
+            self.descriptor(ring, at, (addr, len, flags), (at + 1) % RING);
+        }
+        self.next += pieces.len() as u16;
+        self.offer_head(queue, head);
+        head
+    }
+
+    pub(crate) fn offer_head(&mut self, queue: usize, head: u16) {
+        let ring = Self::ring(queue);
+        let entry = ring + DRIVER_AREA + 4 + 2 * u64::from(self.available[queue] % RING);
+        self.put(entry, &head.to_le_bytes());
+        self.available[queue] = self.available[queue].wrapping_add(1);
+        self.put(ring + DRIVER_AREA + 2, &self.available[queue].to_le_bytes());
+        self.set(register::QUEUE_NOTIFY, queue as u32);
+    }
+
+    pub(crate) fn header(&self, at: u64, kind: u32, sector: u64) {
+        self.put(at, &kind.to_le_bytes());
+        self.put(at + 4, &[0; 4]);
+        self.put(at + 8, &sector.to_le_bytes());
+        self.put(STATUS, &[0xff]);
+    }
+
+    /// The used ring's next element: head and length.
+    pub(crate) fn reap(&mut self, queue: usize) -> Option<(u16, u32)> {
+        let used = Self::ring(queue) + DEVICE_AREA;
+        let index = self.memory.load_u16_acquire(GuestAddr(used + 2)).unwrap();
+        if index == self.used[queue] {
+            return None;
+        }
+        let element = self.fetch(used + 4 + 8 * u64::from(self.used[queue] % RING), 8);
+        self.used[queue] = self.used[queue].wrapping_add(1);
+        let half = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
+        Some((half(0) as u16, half(4)))
+    }
+
+    /// Sends a request on queue 0, waits, and returns status and used length.
+    pub(crate) fn request(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+        let head = self.send(kind, sector, data);
+        self.poll();
+        let (back, written) = self.reap(0).expect("the request completes");
+        assert_eq!(back, head);
+        assert_eq!(self.reap(0), None, "and completes once");
+        (self.fetch(STATUS, 1)[0], written)
+    }
+
+    /// Makes a request available on queue 0.
+    pub(crate) fn send(&mut self, kind: u32, sector: u64, data: &[Piece]) -> u16 {
+        self.header(HEADER, kind, sector);
+        let mut pieces = vec![(HEADER, 16, 0)];
+        pieces.extend_from_slice(data);
+        pieces.push((STATUS, 1, WRITE));
+        self.offer(0, &pieces)
+    }
+
+    /// Sends a discard or write-zeroes of segments (sector, sectors, flags).
+    pub(crate) fn ranges(&mut self, kind: u32, segments: &[(u64, u32, u32)]) -> (u8, u32) {
+        let bytes: Vec<u8> = segments
+            .iter()
+            .flat_map(|&(sector, sectors, flags)| {
+                let rest = u64::from(sectors) | u64::from(flags) << 32;
+                [sector.to_le_bytes(), rest.to_le_bytes()].concat()
+            })
+            .collect();
+        self.put(DATA, &bytes);
+        self.request(kind, 0, &[(DATA, bytes.len() as u32, 0)])
+    }
+
+    /// What the disk was asked since the last time.
+    pub(crate) fn log(&mut self) -> Vec<Op> {
+        std::mem::take(&mut self.disks[0].log)
+    }
+}
+
+/// A modern device over one eager disk with a volatile cache.
+pub(crate) fn machine() -> Machine {
+    Machine::new(Config::default(), vec![Disk::new(Cache::WriteBack)], modern())
+}
