@@ -238,7 +238,7 @@ impl<const N: usize> Queue<N> {
                 self.end(memory, storage, done)?;
             }
             if self.slots.wanting().is_some() {
-                self.supply(memory, storage)?;
+                completed |= self.supply(memory, storage)?;
             }
             let held = self.take_all(memory, storage, policy, budget)?;
             if *budget == 0 {
@@ -442,17 +442,18 @@ impl<const N: usize> Queue<N> {
     /// Supplies the segments of operations that waited for a flush or for the storage.
     ///
     /// The sequencer keeps none, so the chain is walked again. A driver that has changed it meanwhile finds its request
-    /// failed if the data no longer fits: the operation itself stays as it was decoded.
+    /// failed if the data no longer fits: the operation itself stays as it was decoded. Returns whether anything moved.
     #[cold]
     fn supply<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-    ) -> Result<(), QueueError> {
+    ) -> Result<bool, QueueError> {
+        let mut moved = false;
         while let Some((slot, op)) = self.slots.wanting() {
             let head = match self.slots.payload(slot) {
                 Some(&mut Owner::Driver { head, .. }) => head,
-                _ => return Ok(()),
+                _ => return Ok(moved),
             };
             let mut chain = Chain::new();
             let segments = match op {
@@ -470,10 +471,11 @@ impl<const N: usize> Queue<N> {
             if !fits {
                 self.release(memory, slot, Err(IoErrorKind::Memory.into()))?;
             } else if self.slots.supply(memory, storage, slot, segments).is_err() {
-                return Ok(());
+                return Ok(moved);
             }
+            moved = true;
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// Frees a slot and answers its request.

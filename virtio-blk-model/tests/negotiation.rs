@@ -214,6 +214,15 @@ fn a_barrier_drains_flushes_writes_and_flushes() {
     assert_eq!(std::iter::from_fn(|| machine.reap(0)).count(), 3);
 }
 
+/// The operation that follows the flush completes inside that poll: nobody says so later, nor does anything else call.
+#[test]
+fn a_barrier_over_a_storage_that_completes_at_once_needs_one_poll() {
+    let mut machine = legacy(true, Features::all());
+    machine.send(OUT | BARRIER, 1, &[(DATA, 512, 0)]);
+    let progress = machine.device.poll(&machine.memory, &mut machine.disks[..]);
+    assert!(!progress.again && machine.reap(0).is_some());
+}
+
 /// The chain of a barrier is walked again after its flush: a driver that has changed it meanwhile finds it failed, and
 /// one that has broken it finds the queue broken.
 #[test]
