@@ -5,7 +5,7 @@
 
 mod common;
 
-use blk_core::bus::{Width, WriteStatus};
+use blk_core::bus::{Device as _, Width, WriteStatus};
 use blk_core::op::Op;
 use blk_core::storage::{Cache, IoErrorKind};
 use blk_core::units::Extent;
