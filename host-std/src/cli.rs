@@ -1,0 +1,105 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::table::Front;
+use blk_core::storage::CacheMode;
+
+const EXAMPLES: &str = "\
+Examples:
+  blk-host                                 the whole table, in about a minute
+  blk-host --image /mnt/data/test.img      the same on the filesystem that matters to you
+  blk-host --front virtio-blk --mode none  one cell
+  blk-host --exhaustive --prove-only       every program of four steps: about an hour
+  blk-host --json | jq .cells              for other programs
+  blk-host probe /var/lib/images           is my stack safe?
+
+Exit status: 0 every cell is as it must be (probe: safe), 1 a cell that must be safe is not (probe: unsafe),
+2 wrong usage or an error, 3 probe cannot tell, 130 stopped by a signal.";
+
+/// Disk device models whose every cache mode survives a power cut, shown and proven.
+///
+/// Without a command: drives each front end with real requests against a real image file in each cache mode, counts
+/// the flushes that reach the kernel, explores every schedule and crash point of small guest programs, and prints one table.
+#[derive(Debug, Parser)]
+#[command(name = "blk-host", version, about, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    /// Create the image here instead of in a temporary directory; it must not exist, and is removed at the end.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Only this front end (may be given several times).
+    #[arg(long, value_enum, value_name = "FRONT")]
+    pub(crate) front: Vec<Front>,
+
+    /// Only this cache mode (may be given several times).
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) mode: Vec<Mode>,
+
+    /// Explore every guest program of up to this many steps.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) length: u8,
+
+    /// Explore every program of up to four steps on every front end, in every variant of the host.
+    #[arg(long, conflicts_with = "length")]
+    pub(crate) exhaustive: bool,
+
+    /// Only explore: write no image.
+    #[arg(long, conflicts_with = "image")]
+    pub(crate) prove_only: bool,
+
+    /// Only drive the image: explore nothing.
+    #[arg(long, conflicts_with_all = ["prove_only", "exhaustive"])]
+    pub(crate) run_only: bool,
+
+    /// Show no progress bar.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Is my stack safe? Looks at everything between a path and the medium, layer by layer.
+    Probe(ProbeArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProbeArgs {
+    /// An image file, a block device, or a directory where images are to be created.
+    pub(crate) path: PathBuf,
+
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// [`CacheMode`] as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mode(pub(crate) CacheMode);
+
+impl ValueEnum for Mode {
+    fn value_variants<'a>() -> &'a [Self] {
+        const {
+            &[
+                Mode(CacheMode::ALL[0]),
+                Mode(CacheMode::ALL[1]),
+                Mode(CacheMode::ALL[2]),
+                Mode(CacheMode::ALL[3]),
+                Mode(CacheMode::ALL[4]),
+            ]
+        }
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.0.name()))
+    }
+}
