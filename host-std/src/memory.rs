@@ -1,6 +1,7 @@
 //! Guest memory mapped into this process: what the kernel reads and writes in place.
 
 use std::any::Any;
+use std::cmp::Reverse;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -55,7 +56,11 @@ unsafe impl<M: HostMemory + ?Sized> HostMemory for &M {
 /// A clone is another handle to the same memory. Accesses are volatile copies; the guest, other threads and the kernel
 /// may change the bytes at any time.
 #[derive(Clone, Debug)]
-pub struct MappedMemory(Arc<Regions>);
+pub struct MappedMemory {
+    /// The largest region, the lower one of equals, where nearly every access goes: found without following a pointer.
+    largest: Region,
+    regions: Arc<Regions>,
+}
 
 /// The mapping could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +104,7 @@ impl MappedMemory {
     /// The mapping below, as other crates of the field take it (vhost, for one).
     #[must_use]
     pub fn mapping(&self) -> &GuestMemoryMmap {
-        &self.0.mapping
+        &self.regions.mapping
     }
 }
 
@@ -111,17 +116,24 @@ fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
 
 impl From<GuestMemoryMmap> for MappedMemory {
     fn from(mapping: GuestMemoryMmap) -> Self {
-        let table = mapping.iter().filter_map(Region::new).collect();
-        Self(Arc::new(Regions { table, mapping }))
+        let table: Box<[Region]> = mapping.iter().filter_map(Region::new).collect();
+        let none = Region { start: 0, len: 0, host: NonNull::dangling() };
+        let largest = table.iter().copied().min_by_key(|region| Reverse(region.len)).unwrap_or(none);
+        Self { largest, regions: Arc::new(Regions { table, mapping }) }
     }
 }
 
 #[derive(Debug)]
 struct Regions {
-    /// Sorted by address, as the mapping is. Flat, so that a look-up follows no pointer but its own.
     table: Box<[Region]>,
     /// Owns what the table points to.
     mapping: GuestMemoryMmap,
+}
+
+impl Regions {
+    fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
+        self.table.iter().find_map(|region| region.rest(addr))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +150,19 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
+    /// The bytes from `addr` to the end of the region, if it lies within.
+    #[inline]
+    fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
+        let offset = addr.0.wrapping_sub(self.start);
+        if offset >= self.len {
+            return None;
+        }
+        // The mapping is in this process's address space: its length, and an offset into it, fit a usize.
+        let (offset, len) = (offset as usize, self.len as usize);
+        // SAFETY: `offset` is less than the length of the region, which is one mapping from `host` on.
+        Some(HostRange { start: unsafe { self.host.add(offset) }, len: len - offset })
+    }
+
     /// `None` for what is not mapped readable and writable: it is no memory to a device.
     fn new(region: &GuestRegionMmap) -> Option<Self> {
         let mapping = region.get_mmap();
@@ -151,21 +176,27 @@ impl MappedMemory {
     /// The bytes from `addr` to the end of its region.
     #[inline]
     fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
-        // Few regions: the scan beats a search, and the first (low memory) is the likeliest.
-        for region in &self.0.table {
-            let offset = addr.0.wrapping_sub(region.start);
-            if offset < region.len {
-                let offset = usize::try_from(offset).ok()?;
-                // SAFETY: `offset` is less than the length of the region, which is one mapping from `host` on.
-                let start = unsafe { region.host.add(offset) };
-                return Some(HostRange { start, len: usize::try_from(region.len).ok()? - offset });
-            }
+        self.largest.rest(addr).or_else(|| self.regions.rest(addr))
+    }
+
+    /// `len` bytes from `addr` on, if one region has them all: nearly always.
+    #[inline]
+    fn whole(&self, addr: GuestAddr, len: usize) -> Option<NonNull<u8>> {
+        match self.largest.rest(addr) {
+            Some(range) if len <= range.len => Some(range.start),
+            _ => self.whole_elsewhere(addr, len),
         }
-        None
+    }
+
+    /// Not in the largest region. Out of line, so that what is inlined into a ring's code is short.
+    #[cold]
+    #[inline(never)]
+    fn whole_elsewhere(&self, addr: GuestAddr, len: usize) -> Option<NonNull<u8>> {
+        self.rest(addr).filter(|range| len <= range.len).map(|range| range.start)
     }
 
     /// Calls `each` with every contiguous part of a range, and the position of that part in it.
-    #[inline]
+    #[cold]
     fn parts(
         &self,
         addr: GuestAddr,
@@ -184,8 +215,7 @@ impl MappedMemory {
 
     #[inline]
     fn u16_at(&self, addr: GuestAddr) -> Result<&AtomicU16, MemoryError> {
-        let range = self.rest(addr).filter(|range| range.len >= 2).ok_or(MemoryError)?;
-        let at = range.start.cast::<AtomicU16>();
+        let at = self.whole(addr, 2).ok_or(MemoryError)?.cast::<AtomicU16>();
         if !at.is_aligned() {
             return Err(MemoryError);
         }
@@ -198,6 +228,11 @@ impl MappedMemory {
 impl GuestMemory for MappedMemory {
     #[inline]
     fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
+        if let Some(start) = self.whole(addr, into.len()) {
+            // SAFETY: `into.len()` mapped bytes; `self` keeps them so.
+            unsafe { copy_out(start, into) };
+            return Ok(());
+        }
         self.parts(addr, into.len(), |at, range| {
             // SAFETY: the range is mapped, `self` keeps it so, and `into[at..]` holds `range.len` bytes at least.
             unsafe { copy_out(range.start, &mut into[at..at + range.len]) }
@@ -206,6 +241,11 @@ impl GuestMemory for MappedMemory {
 
     #[inline]
     fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
+        if let Some(start) = self.whole(addr, from.len()) {
+            // SAFETY: `from.len()` mapped, writable bytes; `self` keeps them so.
+            unsafe { copy_in(from, start) };
+            return Ok(());
+        }
         self.parts(addr, from.len(), |at, range| {
             // SAFETY: the range is mapped and writable, and `self` keeps it so; `from[at..]` holds `range.len` bytes at least.
             unsafe { copy_in(&from[at..at + range.len], range.start) }
@@ -225,19 +265,12 @@ impl GuestMemory for MappedMemory {
 
     #[inline]
     fn contains(&self, addr: GuestAddr, len: u64) -> bool {
-        if addr.checked_add(len).is_none() {
-            return false;
-        }
-        let mut done = 0;
-        while done < len {
-            let Some(range) = addr.checked_add(done).and_then(|at| self.rest(at)) else { return false };
-            done = done.saturating_add(range.len as u64);
-        }
-        true
+        let whole = usize::try_from(len).is_ok_and(|len| self.whole(addr, len).is_some());
+        whole || usize::try_from(len).is_ok_and(|len| self.parts(addr, len, |_, _| {}).is_ok())
     }
 }
 
-// SAFETY: `rest` returns bytes of regions of `self.0.mapping`, mapped readable and writable; the anchor is that mapping's
+// SAFETY: `rest` returns bytes of regions of `self.regions.mapping`, mapped readable and writable; the anchor is that mapping's
 // owner. This module makes references to guest bytes only as `AtomicU16`, which may be changed from elsewhere.
 unsafe impl HostMemory for MappedMemory {
     #[inline]
@@ -248,7 +281,7 @@ unsafe impl HostMemory for MappedMemory {
 
     #[inline]
     fn anchor(&self) -> Anchor {
-        Arc::clone(&self.0) as Anchor
+        Arc::clone(&self.regions) as Anchor
     }
 }
 
