@@ -13,14 +13,14 @@ pub struct Config {
     pub revision: [u8; 4],
     /// PRODUCT SERIAL NUMBER; all spaces: none.
     pub serial: [u8; 20],
-    /// NAA designator of page 83h, if the unit has a world-wide name. Its top four bits are the NAA type (SPC-4 7.8.6.6).
+    /// NAA designator of page 83h, if the unit has a world-wide name. Its top four bits are the NAA type (SPC-4, NAA designator format).
     pub naa: Option<u64>,
     /// Whether the write cache is on after a reset, where the storage has a volatile one at all.
     pub write_cache: bool,
 }
 
 impl Config {
-    /// An identity from text. What is too long is cut; what is not printable ASCII becomes a space (SPC-4 4.4.1).
+    /// An identity from text. What is too long is cut; what is not printable ASCII becomes a space (SPC-4, ASCII data field requirements).
     #[must_use]
     pub fn new(vendor: &str, product: &str, revision: &str, serial: &str) -> Self {
         Self {

@@ -8,7 +8,8 @@
 //! A transport (virtio-scsi, say) owns what the guest shares with it: it [enqueues](LogicalUnit::enqueue) tasks, lends
 //! guest memory through [`Transport`], and takes what [`LogicalUnit::poll`] says has ended.
 //!
-//! The texts: SAM-5 r21, SPC-4 r37, SBC-3 r36 (and SBC-4 where a line says so).
+//! The texts: SAM-5 r21, SPC-4 r37, SBC-3 r36 and, for what is obsolete, SBC-2 r16. They are cited by the titles of their
+//! clauses, which are the names of commands, pages and formats.
 //!
 //! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach. **Not there**: protection information, persistent
 //! reservations, ACA, more than one I_T nexus, linked and third-party-copy commands, log pages, 32-byte command blocks.

@@ -10,7 +10,7 @@ use crate::wire::sense::{DescriptorHead, FieldPointer, Fixed, Information, KeySp
 /// Sense data as it goes to the guest.
 pub type SenseBytes = Vec<u8, 32>;
 
-/// SENSE KEY: SPC-4 4.5.6, table 46.
+/// SENSE KEY: SPC-4, sense key and additional sense code definitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
@@ -67,7 +67,7 @@ impl Code {
     pub const DATA_PHASE_ERROR: Self = Self(0x4b00);
 }
 
-/// Where in a command block or parameter list the trouble is: SPC-4 4.5.2.4.2.
+/// Where in a command block or parameter list the trouble is: SPC-4, field pointer sense key specific data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Field {
@@ -87,7 +87,7 @@ pub struct Sense {
     pub key: Key,
     /// ADDITIONAL SENSE CODE and QUALIFIER.
     pub code: Code,
-    /// It concerns an earlier command, which had ended with GOOD: SPC-4 4.5.7.
+    /// It concerns an earlier command, which had ended with GOOD: SPC-4, deferred errors.
     pub deferred: bool,
     /// INFORMATION: a logical block address, or an offset for COMPARE AND WRITE.
     pub information: Option<u64>,
@@ -133,7 +133,7 @@ impl Sense {
         Self { field, ..Self::new(Key::IllegalRequest, Code::INVALID_FIELD_IN_PARAMETER_LIST) }
     }
 
-    /// The data differs from the medium; `information` is the block or the offset (SBC-3 5.2, 5.29).
+    /// The data differs from the medium; `information` is the block or the offset (SBC-3 5.2, VERIFY(10)).
     #[must_use]
     pub const fn miscompare(information: u64) -> Self {
         let sense = Self::new(Key::Miscompare, Code::MISCOMPARE_DURING_VERIFY);
@@ -158,7 +158,7 @@ impl Sense {
             }
         };
         // Reads go on after a failed durable operation: one that meets the latch was a READ with FUA, whose flush
-        // failed. What was lost is the data of earlier writes, so this is a deferred error (SPC-4 4.5.7).
+        // failed. What was lost is the data of earlier writes, so this is a deferred error (SPC-4, deferred errors).
         let deferred = read && error.kind == IoErrorKind::Latched;
         Self { information, deferred, ..Self::new(key, code) }
     }

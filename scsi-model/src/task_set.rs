@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Cdb, Traits, traits};
 
-/// A task attribute: SAM-5 8.6. ACA is not among them: a unit that says NORMACA=0 has no ACA condition, and a
+/// A task attribute: SAM-5, task attributes. ACA is not among them: a unit that says NORMACA=0 has no ACA condition, and a
 /// transport refuses tasks with that attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -50,7 +50,7 @@ pub trait Transport {
         list: &mut SegmentList,
     ) -> Result<(), DataError>;
 
-    /// The `index`th logical unit number of the target, for REPORT LUNS, in the eight-byte form of SAM-5 4.7;
+    /// The `index`th logical unit number of the target, for REPORT LUNS, in the eight-byte form of SAM-5, logical unit number;
     /// `None` after the last. A target with one unit has LUN 0.
     fn lun(&self, index: usize) -> Option<[u8; 8]> {
         (index == 0).then_some([0; 8])

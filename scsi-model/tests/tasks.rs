@@ -29,7 +29,7 @@ fn starts(rig: &mut Rig) -> Vec<u64> {
     rig.log().iter().filter_map(Op::extent).map(|extent| extent.start.0).collect()
 }
 
-/// SPC-4 7.8.7 and SAM-5 8: what page 86h offers is done.
+/// SPC-4, Extended INQUIRY Data VPD page and SAM-5 8: what page 86h offers is done.
 #[test]
 fn task_attributes_order_what_reaches_the_storage() {
     let mut rig = Rig::new();
@@ -79,6 +79,67 @@ fn a_full_task_set_refuses_and_loses_nothing() {
     }
     assert_eq!(rig.tags().len(), TAGS);
     assert!(rig.unit.is_idle());
+}
+
+#[test]
+fn a_busy_storage_loses_nothing() {
+    let mut rig = Rig::new();
+    (rig.disk.held, rig.disk.room, rig.disk.info.fua) = (true, 1, false);
+    let fua = [0x2a, 0x08, 0, 0, 0, 5, 0, 0, 1, 0];
+    let verified = [0x2e, 0, 0, 0, 0, 6, 0, 0, 1, 0];
+    let read = [0x28, 0x08, 0, 0, 0, 7, 0, 0, 1, 0];
+    for (tag, cdb) in [(0, fua), (1, verified)] {
+        rig.enqueue(tag, Attribute::Simple, &cdb, &[9; BLOCK], 0);
+    }
+    rig.enqueue(2, Attribute::Simple, &read, &[], BLOCK as u64);
+    let mut ended = Vec::new();
+    while !rig.unit.is_idle() {
+        ended.extend(rig.poll());
+        if !rig.disk.waiting.is_empty() {
+            rig.disk.release(&rig.memory, 0);
+        }
+    }
+    assert!(ended.iter().all(|one| one.outcome == Outcome::Good), "{ended:?}");
+    assert_eq!(ended.len(), 3);
+    assert_eq!((rig.sector(5), rig.sector(6)), (vec![9; BLOCK], vec![9; BLOCK]));
+    assert_eq!(rig.log().len(), 2 + 3 + 2, "each with its flush, and read back");
+}
+
+#[test]
+fn compare_and_write_runs_with_nothing_beside_it() {
+    let mut rig = Rig::new();
+    rig.disk.held = true;
+    let compare = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0];
+    let data = [rig.sector(3), vec![0x55; BLOCK]].concat();
+    rig.enqueue(1, Attribute::Simple, &write(2), &[1; BLOCK], 0);
+    rig.enqueue(2, Attribute::Simple, &compare, &data, 0);
+    rig.enqueue(3, Attribute::HeadOfQueue, &write(3), &[1; BLOCK], 0);
+    rig.poll();
+    assert_eq!(starts(&mut rig), [3], "HEAD OF QUEUE");
+    rig.disk.release(&rig.memory, 0);
+    rig.poll();
+    assert_eq!(starts(&mut rig), [2]);
+    rig.disk.release(&rig.memory, 0);
+    rig.poll();
+    assert_eq!(starts(&mut rig), [3], "the comparison, alone");
+    rig.enqueue(4, Attribute::HeadOfQueue, &write(3), &[1; BLOCK], 0);
+    rig.poll();
+    assert_eq!(starts(&mut rig), []);
+    rig.disk.release(&rig.memory, 0);
+    rig.poll();
+    assert_eq!(starts(&mut rig), [3], "a miscompare, and only now the next write");
+}
+
+#[test]
+fn a_poll_does_bounded_work() {
+    let mut rig = Rig::new();
+    let pattern = [0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0];
+    rig.enqueue(1, Attribute::Simple, &pattern, &[7; BLOCK], 0);
+    let first = rig.unit.poll(&rig.memory, &mut rig.disk, &mut rig.transport);
+    assert_eq!(first, scsi_model::Polled::Again);
+    assert!(rig.log().len() < 64);
+    assert_eq!(rig.tags(), [1]);
+    assert!((0..2048).all(|lba| rig.sector(lba)[0] == 7));
 }
 
 /// CVE-2022-0216: the request in use is not taken away under the storage.
@@ -188,7 +249,7 @@ fn a_resize_reaches_the_guest() {
     assert_eq!(rig.sense(&[0x28, 0, 0, 0, 4, 0, 0, 0, 1, 0], &[]), (5, 0x2100));
 }
 
-/// SPC-4 4.5.7: an error of a command that had ended with GOOD.
+/// SPC-4, deferred errors: an error of a command that had ended with GOOD.
 #[test]
 fn a_deferred_error_is_told_once_and_stops_one_command() {
     let mut rig = Rig::new();

@@ -7,7 +7,7 @@ use crate::wire::cdb::{
     ServiceActionIn16, Short6,
 };
 
-/// FUA, or FUA_NV: SBC-2 5.5 lets a unit without a non-volatile cache take the second for the first.
+/// FUA, or FUA_NV: SBC-2, READ(10), lets a unit without a non-volatile cache take the second for the first.
 const FUA: u8 = 0x0a;
 const BYTCHK: u8 = 0x06;
 const ANCHOR: u8 = 0x10;
@@ -29,7 +29,7 @@ pub(super) fn inquiry(cdb: &Cdb) -> Decoded {
     let block: Inquiry6 = cdb.view();
     let page = (block.flags & 1 != 0).then_some(block.page);
     if page.is_none() && block.page != 0 {
-        // SPC-4 6.6.1: PAGE CODE without EVPD.
+        // SPC-4, INQUIRY: PAGE CODE without EVPD.
         return Err(Sense::cdb_field(2, None));
     }
     Ok(Command::Inquiry { page, allocation: block.allocation.get().into() })
@@ -97,7 +97,7 @@ pub(super) fn mode_select10(cdb: &Cdb) -> Decoded {
 }
 
 fn mode_select(form: ModeForm, flags: u8, list: u16) -> Decoded {
-    // Nothing can be saved (PS=0 in every page), so SP is refused: SPC-4 6.11.
+    // Nothing can be saved (PS=0 in every page), so SP is refused: SPC-4, MODE SELECT(6).
     if flags & 0x01 != 0 {
         return Err(Sense::cdb_field(1, Some(0)));
     }
@@ -110,7 +110,7 @@ fn mode_select(form: ModeForm, flags: u8, list: u16) -> Decoded {
 
 pub(super) fn start_stop(cdb: &Cdb) -> Decoded {
     let block: Short6 = cdb.view();
-    // POWER CONDITION other than START_VALID, and ejection: SBC-3 5.22. Neither is supported.
+    // POWER CONDITION other than START_VALID, and ejection: SBC-3, START STOP UNIT. Neither is supported.
     if block.last & 0xf0 != 0 {
         return Err(Sense::cdb_field(4, Some(7)));
     }
@@ -137,7 +137,7 @@ pub(super) fn write(cdb: &Cdb) -> Decoded {
 
 pub(super) fn write_and_verify(cdb: &Cdb) -> Decoded {
     let (flags, blocks) = range(cdb);
-    // Every BYTCHK is served by a comparison; 10b is reserved, and 11b is not defined for this command (SBC-3 5.38).
+    // Every BYTCHK is served by a comparison; 10b is reserved, and 11b is not defined for this command (SBC-3, WRITE AND VERIFY(10)).
     if flags & 0x04 != 0 {
         return Err(Sense::cdb_field(1, Some(2)));
     }
@@ -189,7 +189,7 @@ fn range(cdb: &Cdb) -> (u8, Blocks) {
         Some(6) => {
             let block: Block6 = cdb.view();
             let lba = u64::from(block.lba_high & 0x1f) << 16 | u64::from(block.lba_low.get());
-            // SBC-3 5.6: 0 stands for 256.
+            // SBC-3, READ(6): 0 stands for 256.
             let count = if block.blocks == 0 { 256 } else { u64::from(block.blocks) };
             (0, Blocks { lba, count })
         }

@@ -36,7 +36,7 @@ impl Cdb {
         self.byte(0)
     }
 
-    /// SERVICE ACTION, where the command has one: SPC-4 4.2.5.2 and 4.2.5.3, bits 4:0 of byte 1.
+    /// SERVICE ACTION, where the command has one: SPC-4, service action, bits 4:0 of byte 1.
     #[must_use]
     pub fn service_action(&self) -> u16 {
         u16::from(self.byte(1) & 0x1f)
@@ -53,7 +53,7 @@ impl Cdb {
     }
 }
 
-/// The length that an operation code's group implies: SPC-4 4.2.5.1, table 26. `None` for reserved and vendor-specific groups
+/// The length that an operation code's group implies: SPC-4, operation code. `None` for reserved and vendor-specific groups
 /// and for the variable-length format (7Fh).
 #[must_use]
 pub const fn group_bytes(opcode: u8) -> Option<usize> {
@@ -86,7 +86,7 @@ pub enum ModeForm {
     Ten,
 }
 
-/// Which values of the mode pages MODE SENSE asks for: SPC-4 6.13.1, table 174.
+/// Which values of the mode pages MODE SENSE asks for: SPC-4, MODE SENSE(6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PageControl {
@@ -100,7 +100,7 @@ pub enum PageControl {
     Saved,
 }
 
-/// What VERIFY compares with: BYTCHK, SBC-3 5.29.
+/// What VERIFY compares with: BYTCHK, SBC-3, VERIFY(10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Against {

@@ -19,7 +19,7 @@ bitflags! {
     pub struct Traits: u8 {
         /// The unit must be started: otherwise NOT READY.
         const MEDIUM = 1;
-        /// Runs in spite of a pending unit attention or deferred error: SAM-5 5.14, SPC-4 4.5.7.
+        /// Runs in spite of a pending unit attention or deferred error: SAM-5, unit attention conditions; SPC-4, deferred errors.
         const QUIET = 2;
         /// Runs with nothing beside it.
         const ALONE = 4;
@@ -37,7 +37,7 @@ bitflags! {
 pub struct Row {
     /// SERVICE ACTION, where the operation code has them.
     pub service_action: Option<u16>,
-    /// CDB USAGE DATA (SPC-4 6.35.3): the operation code, and then a 1 for each bit that is evaluated. The service
+    /// CDB USAGE DATA (SPC-4, REPORT SUPPORTED OPERATION CODES): the operation code, and then a 1 for each bit that is evaluated. The service
     /// action's bits hold the service action. As long as the command.
     pub usage: &'static [u8],
     /// What it needs.

@@ -21,10 +21,10 @@ use crate::wire::data::{
 /// Most logical units that REPORT LUNS lists.
 const LUNS_MAX: usize = 64;
 
-/// Vital product data pages, in ascending order (SPC-4 7.8.13).
+/// Vital product data pages, in ascending order (SPC-4, Supported VPD Pages).
 const VPD_PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 
-/// SAM-5, SPC-4 and SBC-3, no version claimed: SPC-4 6.6.2, table 144.
+/// SAM-5, SPC-4 and SBC-3, no version claimed: SPC-4, standard INQUIRY data.
 const VERSIONS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
 
 /// Data for the guest, whole: it is cut to the allocation length only when it is copied out, so that no length
@@ -78,7 +78,7 @@ impl Unit {
         })
     }
 
-    /// Pending sense data as the reply: SPC-4 6.39. It is then no longer pending.
+    /// Pending sense data as the reply: SPC-4, REQUEST SENSE. It is then no longer pending.
     fn request_sense(&mut self, descriptors: bool) -> Reply {
         let sense = self.take_pending().unwrap_or(if self.stopped { Sense::STOPPED } else { Sense::NONE });
         let mut reply = Reply::new();
@@ -94,7 +94,7 @@ impl Unit {
         let inquiry = Inquiry {
             version: 6,               // SPC-4
             format: 0x12,             // HISUP; NORMACA=0: there is no ACA condition
-            additional_bytes: 96 - 5, // SPC-4 6.6.2: not changed by a short allocation length
+            additional_bytes: 96 - 5, // SPC-4, standard INQUIRY data: not changed by a short allocation length
             flags7: 0x02,             // CMDQUE
             vendor: self.config.vendor,
             product: self.config.product,
@@ -136,7 +136,7 @@ impl Unit {
         Ok(reply)
     }
 
-    /// Page 83h: the T10 vendor identification designator (SPC-4 7.8.6.4), and NAA where there is a world-wide name.
+    /// Page 83h: the T10 vendor identification designator (SPC-4, T10 vendor ID based designator), and NAA where there is a world-wide name.
     fn identification(&self, body: &mut Reply) {
         let serial = self.config.serial_text();
         let text =

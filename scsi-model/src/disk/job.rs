@@ -215,7 +215,7 @@ impl Transfer {
         let extent = Extent::new(start, self.chunk_sectors);
         let request = match self.movement() {
             Move::ReadGuest => Request::new(Op::Read { extent }).with_fua(self.fua),
-            // VERIFY looks at the medium: cached blocks are written first (SBC-3 5.29). What is read back was written
+            // VERIFY looks at the medium: cached blocks are written first (SBC-3, VERIFY(10)). What is read back was written
             // with FUA.
             Move::ReadStaging => {
                 let verifies = matches!(self.verb, Verb::Verify(_)) && self.done_sectors == 0;

@@ -56,7 +56,7 @@ pub enum Polled {
     Idle,
 }
 
-/// What resets a unit; it decides what the unit attention says: SAM-5 6.3.
+/// What resets a unit; it decides what the unit attention says: SAM-5, conditions resulting from SCSI events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetCause {
     /// Power on, or a hard reset of the machine.
@@ -199,7 +199,7 @@ impl<const N: usize> LogicalUnit<N> {
         self.unit.write_cache()
     }
 
-    /// ABORT TASK (SAM-5 7.2). Returns whether the task was there. It is reported as [`Outcome::Aborted`]: at once if it
+    /// ABORT TASK (SAM-5, ABORT TASK). Returns whether the task was there. It is reported as [`Outcome::Aborted`]: at once if it
     /// waits; if it runs, when what the storage has of it has completed, since until then its memory is in use (CVE-2022-0216).
     pub fn abort_task(&mut self, tag: u64) -> bool {
         if self.tasks.abort(tag) {
@@ -213,7 +213,7 @@ impl<const N: usize> LogicalUnit<N> {
         true
     }
 
-    /// ABORT TASK SET, and CLEAR TASK SET too, since there is one I_T nexus (SAM-5 7.3, 7.5).
+    /// ABORT TASK SET, and CLEAR TASK SET too, since there is one I_T nexus (SAM-5, ABORT TASK SET, CLEAR TASK SET).
     pub fn abort_task_set(&mut self) {
         self.tasks.abort_waiting();
         for slot in (0_u16..).take(N) {
@@ -223,7 +223,7 @@ impl<const N: usize> LogicalUnit<N> {
         }
     }
 
-    /// Begins a reset (SAM-5 6.3.3). Tasks that wait are dropped; what the storage has is awaited, and lands before the
+    /// Begins a reset (SAM-5, logical unit reset). Tasks that wait are dropped; what the storage has is awaited, and lands before the
     /// reset is over; then every task is reported as [`Outcome::Aborted`], the mode parameters are the defaults again and a unit
     /// attention is pending. [`Self::is_managing`] says when it is over; tasks enqueued meanwhile wait.
     pub fn reset(&mut self, cause: ResetCause) {
@@ -241,7 +241,7 @@ impl<const N: usize> LogicalUnit<N> {
     }
 
     /// Tells the guest, with its next command, that data of a write that had ended with GOOD was lost: a deferred
-    /// error (SPC-4 4.5.7).
+    /// error (SPC-4, deferred errors).
     pub fn defer_error(&mut self, error: IoError, info: &Info) {
         let sense = Sense::storage(error, false, info.sectors_per_block());
         self.unit.deferred = Some(Sense { deferred: true, ..sense });

@@ -23,12 +23,12 @@ const D_SENSE: u8 = 0x04;
 /// GLTSD: there are no log pages to save parameters of.
 const GLTSD: u8 = 0x02;
 /// QUEUE ALGORITHM MODIFIER 1: SIMPLE commands may be reordered, whether or not they overlap, and they are, since the
-/// storage has several in flight (SPC-4 7.5.8).
+/// storage has several in flight (SPC-4, Control mode page).
 const UNRESTRICTED_REORDERING: u8 = 0x10;
 /// DEXCPT: informational exceptions are not reported, for there are none.
 const DEXCPT: u8 = 0x08;
 
-/// The page codes, in the order in which page 3Fh returns them (SPC-4 6.13.1).
+/// The page codes, in the order in which page 3Fh returns them (SPC-4, MODE SENSE(6)).
 const PAGES: [u8; 4] = [0x01, 0x08, 0x0a, 0x1c];
 const ALL_PAGES: u8 = 0x3f;
 const ALL_SUBPAGES: u8 = 0xff;
@@ -93,7 +93,7 @@ fn push_page(reply: &mut Reply, code: u8, settings: Settings, mask: bool) -> boo
 }
 
 impl Unit {
-    /// MODE SENSE: SPC-4 6.13, 6.14.
+    /// MODE SENSE: SPC-4, MODE SENSE(6), MODE SENSE(10).
     pub(super) fn mode_sense(&self, sense: &ModeSense, info: &Info) -> Result<Reply, Sense> {
         let settings = match sense.control {
             PageControl::Current => self.settings,
@@ -123,7 +123,7 @@ impl Unit {
         Ok(reply)
     }
 
-    /// MODE SELECT: SPC-4 6.11, 6.12. All of the list is checked before any of it takes effect.
+    /// MODE SELECT: SPC-4, MODE SELECT(6), MODE SELECT(10). All of the list is checked before any of it takes effect.
     pub(super) fn mode_select<M, S, T>(
         &mut self,
         form: ModeForm,
@@ -148,7 +148,7 @@ impl Unit {
         let list = buffer.get_mut(..usize::from(list_bytes)).ok_or(Sense::LIST_LENGTH)?;
         take(io.memory, io.transport, task.tag, 0, list)?;
         let settings = self.parse(form, list, info)?;
-        // WCE 1 -> 0 ends with GOOD only when what the cache holds is stable: SBC-3 4.15.
+        // WCE 1 -> 0 ends with GOOD only when what the cache holds is stable: SBC-3, caches.
         if self.settings.write_cache && !settings.write_cache {
             return Ok(Begun { job: Some(Job::Flush(After::Settings(settings))), moved_bytes });
         }
@@ -217,7 +217,7 @@ fn check_head(form: ModeForm, list: &[u8], info: &Info) -> Result<usize, Sense> 
         let bytes = descriptor.block_bytes.get() & 0x00ff_ffff;
         (size_of::<ShortDescriptor>(), descriptor.blocks.get().into(), bytes)
     };
-    // Neither the capacity nor the block length can be changed; 0 and all ones stand for the capacity (SBC-3 6.5.2).
+    // Neither the capacity nor the block length can be changed; 0 and all ones stand for the capacity (SBC-3, mode parameter block descriptors).
     let all_ones = if long { u64::MAX } else { u32::MAX.into() };
     let same = blocks == 0 || blocks == all_ones || blocks == capacity_blocks(info);
     if descriptor_bytes != expected {
@@ -251,7 +251,7 @@ fn push_header(
     pages: &Reply,
     info: &Info,
 ) {
-    // WP, and DPOFUA: FUA is honoured (SBC-3 6.5.1).
+    // WP, and DPOFUA: FUA is honoured (SBC-3, mode parameters, device-specific parameter).
     let device_specific = if info.read_only { 0x90 } else { 0x10 };
     let body = descriptor.bytes().len().saturating_add(pages.bytes().len());
     match form {

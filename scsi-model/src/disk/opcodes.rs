@@ -1,4 +1,4 @@
-//! REPORT SUPPORTED OPERATION CODES, printed from the command table: SPC-4 6.35.
+//! REPORT SUPPORTED OPERATION CODES, printed from the command table: SPC-4, REPORT SUPPORTED OPERATION CODES.
 
 use blk_core::storage::Info;
 use zerocopy::{FromZeros, IntoBytes};

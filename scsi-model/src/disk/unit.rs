@@ -19,7 +19,7 @@ use crate::transport::{Transport, put};
 /// Blocks of 2 GiB at most: MAXIMUM WRITE SAME LENGTH. An operation of its own each, so that an abort is soon served.
 const WRITE_SAME_MAX_BYTES: u64 = 1 << 31;
 
-/// Something that the guest must hear of before its next command runs, most urgent first: SAM-5 5.14.
+/// Something that the guest must hear of before its next command runs, most urgent first: SAM-5, unit attention conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum UnitAttention {
@@ -133,7 +133,7 @@ impl Unit {
         self.attentions = Attentions::empty();
     }
 
-    /// A live resize reaches the guest as a unit attention: SBC-3 4.? READ CAPACITY data has changed.
+    /// A live resize reaches the guest as a unit attention: SPC-4 annex D, CAPACITY DATA HAS CHANGED.
     pub(super) fn notice_capacity(&mut self, info: &Info) {
         if info.sectors != self.sectors {
             self.sectors = info.sectors;
@@ -156,7 +156,7 @@ impl Unit {
         self.deferred.take()
     }
 
-    /// Reported LUNs were read: the unit attention that asks for it is served (SPC-4 6.33).
+    /// Reported LUNs were read: the unit attention that asks for it is served (SPC-4, REPORT LUNS).
     pub(super) fn luns_reported(&mut self) {
         self.attentions.remove(Attentions::LUNS);
     }
@@ -209,7 +209,7 @@ impl Unit {
                 transfer(Verb::CompareAndWrite, blocks, fua, task, info)
             }
             Command::SynchronizeCache { blocks } => {
-                // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3 5.24).
+                // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3, SYNCHRONIZE CACHE(10)).
                 extent(blocks, info)?;
                 Ok(job(Job::Flush(After::Nothing)))
             }
@@ -277,7 +277,7 @@ fn transfer(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> 
         _ => transfer_max_blocks(info),
     };
     if limited && blocks.count > u64::from(max) {
-        // SBC-3 6.6.4 MAXIMUM TRANSFER LENGTH and MAXIMUM COMPARE AND WRITE LENGTH.
+        // SBC-3, Block Limits VPD page: MAXIMUM TRANSFER LENGTH and MAXIMUM COMPARE AND WRITE LENGTH.
         return Err(Sense::cdb_field(count_at(task), None).into());
     }
     let bytes = extent.bytes().ok_or(Sense::OUT_OF_RANGE)?;
@@ -299,7 +299,7 @@ fn transfer(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> 
     Ok(Begun { moved_bytes, job: Some(Job::transfer(verb, extent, fua)) })
 }
 
-/// WRITE SAME: SBC-3 5.40. Zeroes are one operation of the storage, anything else is written from the staging buffer.
+/// WRITE SAME: SBC-3, WRITE SAME(10). Zeroes are one operation of the storage, anything else is written from the staging buffer.
 fn write_same<M, S, T>(
     blocks: Blocks,
     unmap: bool,
@@ -316,7 +316,7 @@ where
     if unmap && !info.discard {
         return Err(Sense::cdb_field(1, Some(3)).into());
     }
-    // WSNZ=1: 0 blocks do not stand for the rest of the disk (SBC-3 6.6.4).
+    // WSNZ=1: 0 blocks do not stand for the rest of the disk (SBC-3, Block Limits VPD page).
     if blocks.count == 0 || blocks.count > write_same_max_blocks(info) {
         return Err(Sense::cdb_field(count_at(task), None).into());
     }

@@ -15,7 +15,7 @@ macro_rules! layout {
 pub(crate) use layout;
 
 layout! {
-    /// READ(6), WRITE(6): SBC-3 5.6.
+    /// READ(6), WRITE(6): SBC-3, READ(6).
     Block6, 6, {
         /// Operation code.
         opcode: u8,
@@ -30,7 +30,7 @@ layout! {
     }
 }
 layout! {
-    /// READ(10), WRITE(10), VERIFY(10), SYNCHRONIZE CACHE(10), WRITE SAME(10): SBC-3 5.7.
+    /// READ(10), WRITE(10), VERIFY(10), SYNCHRONIZE CACHE(10), WRITE SAME(10): SBC-3, READ(10).
     Block10, 10, {
         /// Operation code.
         opcode: u8,
@@ -47,7 +47,7 @@ layout! {
     }
 }
 layout! {
-    /// READ(12) and its like: SBC-3 5.8.
+    /// READ(12) and its like: SBC-3, READ(12).
     Block12, 12, {
         /// Operation code.
         opcode: u8,
@@ -64,7 +64,7 @@ layout! {
     }
 }
 layout! {
-    /// READ(16) and its like: SBC-3 5.9. COMPARE AND WRITE (5.2) has its count in the last byte of `blocks`.
+    /// READ(16) and its like: SBC-3, READ(16). COMPARE AND WRITE (5.2) has its count in the last byte of `blocks`.
     Block16, 16, {
         /// Operation code.
         opcode: u8,
@@ -96,7 +96,7 @@ layout! {
     }
 }
 layout! {
-    /// INQUIRY: SPC-4 6.6.
+    /// INQUIRY: SPC-4, INQUIRY.
     Inquiry6, 6, {
         /// Operation code.
         opcode: u8,
@@ -128,7 +128,7 @@ layout! {
     }
 }
 layout! {
-    /// MODE SENSE(10): SPC-4 6.14.
+    /// MODE SENSE(10): SPC-4, MODE SENSE(10).
     ModeSense10, 10, {
         /// Operation code.
         opcode: u8,
@@ -147,7 +147,7 @@ layout! {
     }
 }
 layout! {
-    /// REPORT LUNS: SPC-4 6.33.
+    /// REPORT LUNS: SPC-4, REPORT LUNS.
     ReportLuns12, 12, {
         /// Operation code.
         opcode: u8,
@@ -166,7 +166,7 @@ layout! {
     }
 }
 layout! {
-    /// REPORT SUPPORTED OPERATION CODES: SPC-4 6.35.
+    /// REPORT SUPPORTED OPERATION CODES: SPC-4, REPORT SUPPORTED OPERATION CODES.
     ReportOpcodes12, 12, {
         /// Operation code.
         opcode: u8,

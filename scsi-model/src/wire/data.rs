@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::cdb::layout;
 
 layout! {
-    /// Standard INQUIRY data: SPC-4 6.6.2.
+    /// Standard INQUIRY data: SPC-4, standard INQUIRY data.
     Inquiry, 96, {
         /// PERIPHERAL QUALIFIER 7:5 and DEVICE TYPE 4:0.
         peripheral: u8,
@@ -39,7 +39,7 @@ layout! {
     }
 }
 layout! {
-    /// Head of every vital product data page: SPC-4 7.8.
+    /// Head of every vital product data page: SPC-4, vital product data parameters.
     VpdHead, 4, {
         /// PERIPHERAL QUALIFIER and DEVICE TYPE.
         peripheral: u8,
@@ -50,7 +50,7 @@ layout! {
     }
 }
 layout! {
-    /// Head of a designation descriptor of page 83h: SPC-4 7.8.6.
+    /// Head of a designation descriptor of page 83h: SPC-4, Device Identification VPD page.
     Designator, 4, {
         /// PROTOCOL IDENTIFIER 7:4, CODE SET 3:0.
         code_set: u8,
@@ -63,7 +63,7 @@ layout! {
     }
 }
 layout! {
-    /// Extended INQUIRY data, page 86h, without its head: SPC-4 7.8.7.
+    /// Extended INQUIRY data, page 86h, without its head: SPC-4, Extended INQUIRY Data VPD page.
     ExtendedInquiry, 60, {
         /// Protection.
         flags4: u8,
@@ -76,7 +76,7 @@ layout! {
     }
 }
 layout! {
-    /// Block limits, page B0h, without its head: SBC-3 6.6.4.
+    /// Block limits, page B0h, without its head: SBC-3, Block Limits VPD page.
     BlockLimits, 60, {
         /// WSNZ is bit 0.
         wsnz: u8,
@@ -105,7 +105,7 @@ layout! {
     }
 }
 layout! {
-    /// Block device characteristics, page B1h, without its head: SBC-3 6.6.2.
+    /// Block device characteristics, page B1h, without its head: SBC-3, Block Device Characteristics VPD page.
     Characteristics, 60, {
         /// MEDIUM ROTATION RATE: 1 is a medium that does not rotate, 0 is not reported.
         rotation: U16,
@@ -114,7 +114,7 @@ layout! {
     }
 }
 layout! {
-    /// Logical block provisioning, page B2h, without its head: SBC-3 6.6.5.
+    /// Logical block provisioning, page B2h, without its head: SBC-3, Logical Block Provisioning VPD page.
     Provisioning, 4, {
         /// THRESHOLD EXPONENT.
         threshold: u8,
@@ -153,7 +153,7 @@ layout! {
     }
 }
 layout! {
-    /// Head of REPORT LUNS data: SPC-4 6.33.
+    /// Head of REPORT LUNS data: SPC-4, REPORT LUNS.
     LunsHead, 8, {
         /// Bytes that follow this head.
         bytes: U32,
@@ -162,7 +162,7 @@ layout! {
     }
 }
 layout! {
-    /// A command of REPORT SUPPORTED OPERATION CODES with REPORTING OPTIONS 0: SPC-4 6.35.2.
+    /// A command of REPORT SUPPORTED OPERATION CODES with REPORTING OPTIONS 0: SPC-4, all_commands parameter data format.
     OpcodeEntry, 8, {
         /// OPERATION CODE.
         opcode: u8,
@@ -179,7 +179,7 @@ layout! {
     }
 }
 layout! {
-    /// Head of REPORT SUPPORTED OPERATION CODES for one command: SPC-4 6.35.3.
+    /// Head of REPORT SUPPORTED OPERATION CODES for one command: SPC-4, REPORT SUPPORTED OPERATION CODES.
     OneOpcode, 4, {
         /// Reserved.
         reserved: u8,
@@ -190,7 +190,7 @@ layout! {
     }
 }
 layout! {
-    /// Command timeouts descriptor: SPC-4 6.35.4.
+    /// Command timeouts descriptor: SPC-4, command timeouts descriptor.
     Timeouts, 12, {
         /// Bytes that follow: 000Ah.
         bytes: U16,

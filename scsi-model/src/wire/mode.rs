@@ -1,4 +1,4 @@
-//! Mode parameters: SPC-4 7.5, SBC-3 6.5.
+//! Mode parameters: SPC-4, mode parameters; SBC-3, parameters for direct access block devices.
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -6,26 +6,26 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::cdb::layout;
 
 layout! {
-    /// Mode parameter header(6): SPC-4 7.5.5.
+    /// Mode parameter header(6): SPC-4, mode parameter header formats.
     Header6, 4, {
         /// MODE DATA LENGTH: bytes that follow it.
         data_bytes: u8,
         /// MEDIUM TYPE.
         medium: u8,
-        /// WP is bit 7, DPOFUA bit 4 (SBC-3 6.5.1).
+        /// WP is bit 7, DPOFUA bit 4 (SBC-3, mode parameters, device-specific parameter).
         device_specific: u8,
         /// BLOCK DESCRIPTOR LENGTH in bytes.
         descriptor_bytes: u8,
     }
 }
 layout! {
-    /// Mode parameter header(10): SPC-4 7.5.5.
+    /// Mode parameter header(10): SPC-4, mode parameter header formats.
     Header10, 8, {
         /// MODE DATA LENGTH: bytes that follow it.
         data_bytes: U16,
         /// MEDIUM TYPE.
         medium: u8,
-        /// WP is bit 7, DPOFUA bit 4 (SBC-3 6.5.1).
+        /// WP is bit 7, DPOFUA bit 4 (SBC-3, mode parameters, device-specific parameter).
         device_specific: u8,
         /// LONGLBA is bit 0.
         long_lba: u8,
@@ -36,7 +36,7 @@ layout! {
     }
 }
 layout! {
-    /// Short LBA mode parameter block descriptor: SBC-3 6.5.2.2.
+    /// Short LBA mode parameter block descriptor: SBC-3, short LBA mode parameter block descriptor.
     ShortDescriptor, 8, {
         /// NUMBER OF LOGICAL BLOCKS, or FFFFFFFFh.
         blocks: U32,
@@ -45,7 +45,7 @@ layout! {
     }
 }
 layout! {
-    /// Long LBA mode parameter block descriptor: SBC-3 6.5.2.3.
+    /// Long LBA mode parameter block descriptor: SBC-3, long LBA mode parameter block descriptor.
     LongDescriptor, 16, {
         /// NUMBER OF LOGICAL BLOCKS.
         blocks: U64,
@@ -56,7 +56,7 @@ layout! {
     }
 }
 layout! {
-    /// Read-write error recovery page 01h: SBC-3 6.5.8.
+    /// Read-write error recovery page 01h: SBC-3, Read-Write Error Recovery mode page.
     ErrorRecovery, 12, {
         /// PS 7, SPF 6, PAGE CODE 5:0.
         code: u8,
@@ -79,7 +79,7 @@ layout! {
     }
 }
 layout! {
-    /// Caching page 08h: SBC-3 6.5.5.
+    /// Caching page 08h: SBC-3, Caching mode page.
     Caching, 20, {
         /// PS 7, SPF 6, PAGE CODE 5:0.
         code: u8,
@@ -102,7 +102,7 @@ layout! {
     }
 }
 layout! {
-    /// Control page 0Ah: SPC-4 7.5.8.
+    /// Control page 0Ah: SPC-4, Control mode page.
     Control, 12, {
         /// PS 7, SPF 6, PAGE CODE 5:0.
         code: u8,
@@ -125,7 +125,7 @@ layout! {
     }
 }
 layout! {
-    /// Informational exceptions control page 1Ch: SPC-4 7.5.13 (for disks SBC-3 6.5.6).
+    /// Informational exceptions control page 1Ch: SPC-4, Informational Exceptions Control mode page (for disks SBC-3, Informational Exceptions Control mode page).
     Exceptions, 12, {
         /// PS 7, SPF 6, PAGE CODE 5:0.
         code: u8,

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::cdb::layout;
 
 layout! {
-    /// Sense key specific bytes for a field pointer: SPC-4 4.5.2.4.2.
+    /// Sense key specific bytes for a field pointer: SPC-4, field pointer sense key specific data.
     FieldPointer, 3, {
         /// SKSV 7, C/D 6, BPV 3, BIT POINTER 2:0.
         flags: u8,
@@ -38,7 +38,7 @@ layout! {
     }
 }
 layout! {
-    /// Head of descriptor format sense data: SPC-4 4.5.2.1.
+    /// Head of descriptor format sense data: SPC-4, descriptor format sense data.
     DescriptorHead, 8, {
         /// RESPONSE CODE.
         response: u8,
@@ -53,7 +53,7 @@ layout! {
     }
 }
 layout! {
-    /// Information sense data descriptor: SPC-4 4.5.2.2.
+    /// Information sense data descriptor: SPC-4, information sense data descriptor.
     Information, 12, {
         /// 00h.
         kind: u8,
@@ -68,7 +68,7 @@ layout! {
     }
 }
 layout! {
-    /// Sense key specific sense data descriptor: SPC-4 4.5.2.4.
+    /// Sense key specific sense data descriptor: SPC-4, sense key specific sense data descriptor.
     KeySpecific, 8, {
         /// 02h.
         kind: u8,

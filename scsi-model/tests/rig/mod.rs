@@ -66,6 +66,8 @@ pub struct Disk {
     pub log: Vec<Op>,
     /// Operations are completed by [`Disk::release`] only.
     pub held: bool,
+    /// Operations that may be held back at once; more is busy.
+    pub room: usize,
     /// Errors for the next operations, in order.
     pub errors: VecDeque<Option<IoError>>,
     pub waiting: Vec<(Tag, Op, Vec<Segment>)>,
@@ -97,6 +99,7 @@ impl Disk {
             staging: vec![vec![0; 4096]; TAGS],
             log: Vec::new(),
             held: false,
+            room: usize::MAX,
             errors: VecDeque::new(),
             waiting: Vec::new(),
             done: VecDeque::new(),
@@ -163,6 +166,9 @@ impl Storage<Memory> for Disk {
     }
 
     fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.waiting.len() >= self.room {
+            return Err(Busy);
+        }
         self.log.push(op);
         if self.held {
             self.waiting.push((tag, op, segments.to_vec()));
