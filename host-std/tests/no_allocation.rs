@@ -63,7 +63,7 @@ fn requests_on_the_aligned_path_allocate_nothing_on_any_thread() {
                             let pages = [guest(0x1000 * (n % 64), 2048), guest(0x8_0000, 2048)];
                             let (op, segments): (Op, &[Segment]) = match n % 8 {
                                 0 => (Op::Flush, &[]),
-                                1 if mode != CacheMode::Unsafe => (fua(at, 8), &pages),
+                                1 if backend.info().fua => (fua(at, 8), &pages),
                                 1..4 => (write(at, 8), &pages),
                                 _ => (read(at, 8), &pages),
                             };

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use blk_core::op::Op;
-use blk_core::storage::CacheMode;
+use blk_core::storage::{CacheMode, Info};
 use common::*;
 use host_std::trace::{BlockTrace, LoopDevice};
 
@@ -19,9 +19,9 @@ const IMAGE: &str = "HOST_STD_TEST_IMAGE";
 const MODE: &str = "HOST_STD_TEST_MODE";
 
 /// The steps of the guest under strace: `write; flush; write` and a FUA write.
-fn steps(mode: CacheMode) -> Vec<(&'static str, Op)> {
+fn steps(info: &Info) -> Vec<(&'static str, Op)> {
     let mut steps = vec![("write", write(0, 8)), ("flush", Op::Flush), ("write", write(8, 8))];
-    if !matches!(mode, CacheMode::Unsafe) {
+    if info.fua {
         steps.push(("fua", fua(16, 8)));
     }
     steps.push(("flush", Op::Flush));
@@ -35,7 +35,7 @@ fn guest_program() {
     let mode = CacheMode::ALL.into_iter().find(|known| known.name() == mode).unwrap();
     let (backend, memory) = (open(Path::new(&image), mode), memory());
     let mut disk = backend.handle().unwrap();
-    for (n, (name, op)) in steps(mode).into_iter().enumerate() {
+    for (n, (name, op)) in steps(backend.info()).into_iter().enumerate() {
         say(&format!("guest submits {n} {name}"));
         let segments = if op == Op::Flush { &[][..] } else { &[guest(0, 4096)] };
         assert_eq!(run(&mut disk, &memory, op, segments), Ok(()));
@@ -152,7 +152,8 @@ fn what_must_be_stable_is_synced_before_the_guest_is_told() {
         let image = images.image(mode.name(), 1 << 20);
         let Some(trace) = under_strace(&image, mode) else { return };
         let events = parse(&trace);
-        for (n, (name, _)) in steps(mode).iter().enumerate() {
+        let info = *open(&image, mode).info();
+        for (n, (name, _)) in steps(&info).iter().enumerate() {
             let step = format!("{n} {name}");
             let submitted = events.iter().position(|event| *event == Event::Submitted(step.clone())).unwrap();
             let told = events.iter().position(|event| *event == Event::Told(step.clone())).unwrap();
@@ -211,7 +212,7 @@ fn check_device(image: &Path, device: &Path, mode: CacheMode) {
     };
     let (backend, memory) = (open(image, mode), memory());
     let mut disk = backend.handle().unwrap();
-    for (n, (name, op)) in steps(mode).into_iter().enumerate() {
+    for (n, (name, op)) in steps(backend.info()).into_iter().enumerate() {
         fill(&memory, 0, 4096, n as u8);
         let segments = if op == Op::Flush { &[][..] } else { &[guest(0, 4096)] };
         let before = trace.counts().unwrap();

@@ -31,10 +31,20 @@ pub fn everywhere(check: impl Fn(&Path, CacheMode)) {
     paths.extend(device.iter().map(|device| device.0.clone()));
     for path in paths {
         for mode in CacheMode::ALL {
+            if mode.direct() && !takes_direct(&path) {
+                println!("skipped: {} takes no O_DIRECT", path.display());
+                continue;
+            }
             println!("{} {}", path.display(), mode.name());
             check(&path, mode);
         }
     }
+}
+
+/// tmpfs, for one, takes it since Linux 6.6.
+fn takes_direct(path: &Path) -> bool {
+    use rustix::fs::{Mode, OFlags, open};
+    open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok()
 }
 
 pub fn memory() -> MappedMemory {
