@@ -9,7 +9,7 @@ pub use table::{Addressing, Advertised, Needs, Operation, Protocol, Row, TABLE};
 use crate::drive::Power;
 use crate::wire::{DeviceBits, Pair, TaskFile};
 
-/// The CHS translation in force (ATA/ATAPI-5, 6.2; INITIALIZE DEVICE PARAMETERS).
+/// The CHS translation in force (ATA/ATAPI-5, INITIALIZE DEVICE PARAMETERS).
 ///
 /// Neither number is zero, so nothing is ever divided by one (CVE-2015-6855).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -189,7 +189,7 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
             count: task.count.current,
             key: (task.lba_mid.current, task.lba_high.current) == (0x4f, 0xc2),
         },
-        // ACS-3, 7.24: the log address is LBA(7:0), the page LBA(15:8) and LBA(39:32).
+        // ACS-3, READ LOG EXT: the log address is LBA(7:0), the page LBA(15:8) and LBA(39:32).
         Operation::ReadLog => Command::ReadLog {
             address: task.lba_low.current,
             page: task.lba_mid.wide(),

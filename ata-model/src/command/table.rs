@@ -16,7 +16,7 @@ pub enum Addressing {
     Lba48,
 }
 
-/// How a command's data moves (ATA/ATAPI-7 volume 1, clause 9).
+/// How a command's data moves (ATA/ATAPI-7 volume 1, data transfer protocols).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Protocol {
@@ -181,7 +181,7 @@ const DMA: &[Advertised] = &[Bit(49, 8)];
 const WRITE: Op = Op::Write { fua: false };
 const WRITE_FUA: Op = Op::Write { fua: true };
 
-/// Every opcode that is executed (ATA/ATAPI-7 volume 1, table 10 and annex; ACS-3, table 26). Whatever is not here is aborted.
+/// Every opcode that is executed (ATA/ATAPI-7 volume 1; ACS-3; Linux `ATA_CMD_*`). Whatever is not here is aborted.
 ///
 /// 21h, 31h, 41h, C9h and CBh are the forms "without retries" of ATA-1 to ATA-3, and 94h to 99h the power commands of the
 /// same time; old firmware uses them.

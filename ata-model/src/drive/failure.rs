@@ -34,7 +34,7 @@ pub struct Report {
 }
 
 impl Failure {
-    /// How the registers show it (ACS-3, clause 6.2 and 6.3).
+    /// How the registers show it (ACS-3, the normal outputs of STATUS and ERROR).
     #[must_use]
     pub fn report(self) -> Report {
         let plain = |error| Report { error, fault: false, sector: None };

@@ -22,7 +22,7 @@ pub(super) struct Identity<'a> {
 const VALID: u16 = 0x4000;
 
 impl Identity<'_> {
-    /// The 512 bytes (clause and words as in [`IdentifyData`]).
+    /// The 512 bytes (words as in [`IdentifyData`]).
     pub(super) fn page(&self) -> [u8; 512] {
         let mut data = IdentifyData::new_zeroed();
         data.general = U16::new(0x0040);
@@ -78,7 +78,7 @@ impl Identity<'_> {
     }
 
     fn geometry(&self, data: &mut IdentifyData) {
-        // The default translation is shown up to 16,383 cylinders (ATA/ATAPI-5, annex C).
+        // The default translation is shown up to 16,383 cylinders (ATA/ATAPI-5, IDENTIFY DEVICE, word 1).
         let blocks = self.blocks();
         let cylinders = Geometry::DEFAULT.cylinders(blocks).min(16_383);
         data.cylinders = U16::new(cylinders);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Geometry;
 
-/// Power states (ATA/ATAPI-7 volume 1, 4.9).
+/// Power states (ATA/ATAPI-7 volume 1, Power Management feature set).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Power {
@@ -37,7 +37,7 @@ impl TransferMode {
     /// The fastest multiword DMA mode.
     pub const MULTIWORD_MAX: u8 = 2;
 
-    /// Decodes the Count register of SET FEATURES 03h (ATA/ATAPI-7 volume 1, table 48).
+    /// Decodes the Count register of SET FEATURES 03h (ATA/ATAPI-7 volume 1; Linux `XFER_*`).
     #[must_use]
     pub const fn decode(count: u8) -> Option<Self> {
         match (count >> 3, count & 7) {

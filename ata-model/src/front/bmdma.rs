@@ -40,7 +40,7 @@ pub struct BusMaster {
 pub(super) enum Asked {
     Nothing,
     Start,
-    /// Start was cleared in mid-transfer: "all state information is lost" (1.1, table 2).
+    /// Start was cleared in mid-transfer: what it was doing is lost, and cannot be resumed.
     Abort,
 }
 
@@ -111,7 +111,7 @@ impl BusMaster {
         self.cursor = Some(cursor);
     }
 
-    /// The drive's command has ended well. Active stays set where the table describes more than it moved (1.2, table 4).
+    /// The drive's command has ended well. Active stays set where the table describes more than it moved (status bit interpretation).
     pub(super) fn complete(&mut self) {
         self.cursor = self.cursor.filter(|cursor| !cursor.is_exhausted());
     }
@@ -135,7 +135,7 @@ impl BusMaster {
 
 /// A place in a PRD table: the entry that comes next and what is left of the region before it.
 ///
-/// A table ends with the entry that says so, or at the 64 KiB boundary that it may not cross (1.2): 8,192 entries bound
+/// A table ends with the entry that says so, or at the 64 KiB boundary that it may not cross: 8,192 entries bound
 /// every walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cursor {

@@ -56,7 +56,7 @@ impl Channel {
         }
         unit.drive.parameters_sent();
         if unit.drive.step() == Step::Ended(Ok(())) {
-            // The last block has been announced; its end is not (ATA/ATAPI-7 volume 1, 9.5).
+            // The last block has been announced; its end is not (ATA/ATAPI-7 volume 1, PIO data-in protocol).
             self.end(Ok(()), false, storage_n.info());
         } else {
             self.phase = Phase::Pio { interrupt: true };
@@ -169,7 +169,7 @@ impl Channel {
         match moved {
             Moved::Yes => true,
             Moved::NotNow => false,
-            // Inactive and no interrupt tell the host of it (1.2, table 4); the command is over and did not succeed.
+            // Inactive and no interrupt tell the host of it (status bit interpretation); the command is over and did not succeed.
             Moved::Short => self.end(Err(Failure::Aborted), false, storage.info()),
             Moved::Failed(failure) => self.end(Err(failure), true, storage.info()),
         }

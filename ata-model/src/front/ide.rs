@@ -1,5 +1,5 @@
 //! An IDE channel: the command block and control block registers of two drives, and their interrupt line
-//! (ATA/ATAPI-7 volume 2; AT Attachment host adapters, T13/1510D).
+//! (ATA/ATAPI-7 volume 2; for where they are, T13/1510D, ATA/ATAPI Host Adapters Standard).
 
 use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
@@ -14,7 +14,7 @@ use crate::wire::{Control, DeviceBits, Pair, Status, TaskFile};
 /// Steps that one access or poll makes at most; each submits one storage operation at most.
 const STEPS_MAX: u32 = 64;
 
-/// What a channel without drives drives: the pull-down on DD7 makes BSY read as 0 (ATA/ATAPI-7 volume 2, A.2).
+/// What a channel without drives drives: the pull-down on DD7 makes BSY read as 0 (ATA/ATAPI-7 volume 2, signal descriptions).
 const FLOATING: u8 = 0x7f;
 
 /// Two drives, one of which may be in execution, behind one set of registers.
@@ -187,7 +187,7 @@ impl Channel {
             3 => byte(unit.task.lba_low),
             4 => byte(unit.task.lba_mid),
             5 => byte(unit.task.lba_high),
-            // Bits 7 and 5 are obsolete and read as ones (ATA/ATAPI-5, 7.4).
+            // Bits 7 and 5 are obsolete and read as ones (ATA/ATAPI-5, Device/Head register).
             6 => (unit.task.device & !DeviceBits::DEV.bits()) | 0xa0 | if self.device_1 { 0x10 } else { 0 },
             _ => 0xff,
         }
@@ -225,7 +225,7 @@ impl Channel {
     }
 
     fn command<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, opcode: u8, memory: &M, storage: &mut [H]) {
-        // Both devices run the diagnostics, whichever is selected (ATA/ATAPI-7 volume 1, 6.13).
+        // Both devices run the diagnostics, whichever is selected (ATA/ATAPI-7 volume 1, EXECUTE DEVICE DIAGNOSTIC).
         if Row::of(opcode).is_some_and(|row| row.operation == Operation::Diagnostic) {
             return self.diagnose();
         }
@@ -411,7 +411,7 @@ impl Unit {
         self.task.command
     }
 
-    /// The registers after a reset or the diagnostics: the signature, and code 01h, "passed" (ATA/ATAPI-7 volume 1, table 26).
+    /// The registers after a reset or the diagnostics: the signature, and code 01h, "passed" (ATA/ATAPI-7 volume 1, diagnostic codes).
     fn sign(&mut self) {
         self.task = TaskFile::signature();
         self.error = 0x01;

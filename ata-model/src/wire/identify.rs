@@ -1,4 +1,4 @@
-//! IDENTIFY DEVICE data (ATA8-ACS revision 6a, clause 7.16; ACS-3, clause 7.12; names after Linux `include/linux/ata.h`).
+//! IDENTIFY DEVICE data (ACS-3 and, for what it has dropped, ATA/ATAPI-7 volume 1; names after Linux `include/linux/ata.h`).
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,4 +1,4 @@
-//! Physical region descriptors ("Programming Interface for Bus Master IDE Controller", revision 1.0, section 1.2).
+//! Physical region descriptors ("Programming Interface for Bus Master IDE Controller", revision 1.0).
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

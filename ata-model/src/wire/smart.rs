@@ -1,4 +1,4 @@
-//! SMART data and logs (ATA/ATAPI-7 volume 1, clause 6.54; ATA8-ACS, annex A; names after smartmontools).
+//! SMART data and logs (ATA/ATAPI-7 volume 1, SMART; names after smartmontools).
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,4 +1,4 @@
-//! The command block and control block registers (ATA/ATAPI-7 volume 1, clause 5; ATA8-ACS, clause 6).
+//! The command block and control block registers (ATA/ATAPI-7 volume 1, register definitions).
 
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
@@ -110,7 +110,7 @@ pub struct TaskFile {
 }
 
 impl TaskFile {
-    /// What a reset, and EXECUTE DEVICE DIAGNOSTIC, leave in the registers of an ATA device (ATA/ATAPI-7 volume 1, 5.15).
+    /// What a reset, and EXECUTE DEVICE DIAGNOSTIC, leave in the registers of an ATA device (ATA/ATAPI-7 volume 1, device signatures).
     #[must_use]
     pub const fn signature() -> Self {
         let zero = Pair::new(0);
