@@ -2,7 +2,12 @@
 //!
 //! `cargo run -p scsi-model --example inquiry`
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "an example may stop where it goes wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "an example may stop where it goes wrong"
+)]
 
 use std::ops::Range;
 

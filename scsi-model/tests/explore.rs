@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use blk_core::sim::{Cell, DiskConfig, Report, SimHandle, SimMemory, explore};
+use blk_core::sim::{Cell, DiskConfig, Report, SimHandle, SimMemory, explore, sample};
 use blk_core::storage::CacheMode;
 use scsi_model::sim::{Driver, Variant};
 
@@ -26,6 +26,19 @@ fn every_mode_but_unsafe_keeps_every_promise() {
             }
             assert!(report.is_safe());
         }
+    }
+}
+
+/// Programs that fill the queue, with resets and power cuts in the middle.
+#[test]
+fn random_walks_through_longer_programs_keep_every_promise() {
+    for mode in [CacheMode::WriteThrough, CacheMode::WriteBack] {
+        let boot = |memory: &SimMemory, storage: &mut [SimHandle]| Driver::boot(Variant::Sd, memory, storage);
+        let report = sample(&boot, &Cell::new(mode, 10), 1, 1000, &mut |_| ControlFlow::Continue(()));
+        if let Some(counterexample) = report.counterexample() {
+            panic!("{}: {counterexample}", mode.name());
+        }
+        assert!(report.is_safe());
     }
 }
 

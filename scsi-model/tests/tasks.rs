@@ -221,6 +221,24 @@ fn a_reset_waits_for_what_is_in_flight() {
 }
 
 #[test]
+fn a_reset_during_a_reset_reports_each_task_once() {
+    let mut rig = Rig::new();
+    rig.disk.held = true;
+    rig.enqueue(1, Attribute::Simple, &write(0), &[1; BLOCK], 0);
+    rig.poll();
+    rig.unit.reset(ResetCause::LogicalUnit);
+    rig.poll();
+    rig.enqueue(2, Attribute::Simple, &write(0), &[1; BLOCK], 0);
+    rig.unit.reset(ResetCause::Hard);
+    rig.disk.release(&rig.memory, 0);
+    assert_eq!(rig.tags(), [1, 2]);
+    assert!(rig.unit.is_idle() && !rig.unit.is_managing());
+    rig.disk.held = false;
+    assert_eq!(rig.sense(&TEST_UNIT_READY, &[]), (6, 0x2900));
+    assert_eq!(rig.outcome(&TEST_UNIT_READY, &[], 0), Outcome::Good);
+}
+
+#[test]
 fn unit_attentions_stop_commands_but_not_the_quiet_ones() {
     let mut rig = Rig::fresh(Disk::new(Cache::WriteBack));
     assert_eq!(rig.data_in(&[0x12, 0, 0, 0, 36, 0], 36).len(), 36);

@@ -406,7 +406,8 @@ where
     Ok(true)
 }
 
-/// Fills `bytes` bytes of the staging buffer with copies of the guest's block.
+/// Fills `bytes` bytes of the staging buffer with copies of the guest's block. It is taken from the guest for each chunk,
+/// since the buffer is kept for one operation only; a guest that changes it meanwhile gets some of each.
 fn repeat_pattern<M, S, T>(
     slot: u16,
     tag: u64,

@@ -228,8 +228,11 @@ impl<const N: usize> LogicalUnit<N> {
     /// attention is pending. [`Self::is_managing`] says when it is over; tasks enqueued meanwhile wait.
     pub fn reset(&mut self, cause: ResetCause) {
         self.tasks.abort_waiting();
-        for (_, started) in self.sequencer.payloads() {
-            self.tasks.drop_running(started.task, started.gate);
+        // A second reset while the first one drains finds its tasks given up already.
+        if !self.sequencer.is_resetting() {
+            for (_, started) in self.sequencer.payloads() {
+                self.tasks.drop_running(started.task, started.gate);
+            }
         }
         self.sequencer.reset();
         self.unit.reset(cause);
