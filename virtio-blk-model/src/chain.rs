@@ -13,15 +13,16 @@ pub const SEGMENTS_MAX: usize = 128;
 
 const HEADER_BYTES: usize = size_of::<RequestHeader>();
 
+/// The data segments of a request. On the stack, where it is never initialised as a whole: it is 3 KiB.
+pub(crate) type Segments = Vec<Segment, SEGMENTS_MAX>;
+
 /// The buffers of one chain. Descriptors and the header are copied once; the data stays where it is.
-///
-/// Large, and lives on the stack: passed by reference, never moved.
 #[derive(Debug)]
-pub(crate) struct Chain {
+pub(crate) struct Chain<'a> {
     header: [u8; HEADER_BYTES],
     header_len: usize,
     /// Readable data, then writable data.
-    segments: Vec<Segment, SEGMENTS_MAX>,
+    segments: &'a mut Segments,
     /// How many of them are readable.
     readable: usize,
     readable_bytes: u64,
@@ -32,12 +33,14 @@ pub(crate) struct Chain {
     unusable: bool,
 }
 
-impl Chain {
-    pub(crate) const fn new() -> Self {
+impl<'a> Chain<'a> {
+    /// An empty chain, with empty `segments` to put its data into.
+    #[inline]
+    pub(crate) const fn new(segments: &'a mut Segments) -> Self {
         Self {
             header: [0; HEADER_BYTES],
             header_len: 0,
-            segments: Vec::new(),
+            segments,
             readable: 0,
             readable_bytes: 0,
             writable_bytes: 0,
@@ -92,12 +95,14 @@ impl Chain {
     #[inline]
     fn add_readable<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) {
         let (mut addr, mut len) = (addr, len);
-        if let Some(rest) = self.header.get_mut(self.header_len..)
-            && !rest.is_empty()
-        {
-            let take = u32::try_from(rest.len()).unwrap_or(0).min(len);
-            let Some(into) = rest.get_mut(..take as usize) else { return };
-            self.unusable |= memory.read(addr, into).is_err();
+        if self.header_len < HEADER_BYTES {
+            let take = if self.header_len == 0 && len as usize >= HEADER_BYTES {
+                // The usual case, with a length that the compiler knows.
+                self.unusable |= memory.read(addr, &mut self.header).is_err();
+                HEADER_BYTES as u32
+            } else {
+                self.add_to_header(memory, addr, len)
+            };
             self.header_len = self.header_len.saturating_add(take as usize);
             // The ring has checked that the buffer does not wrap.
             addr = GuestAddr(addr.0.wrapping_add(u64::from(take)));
@@ -108,6 +113,16 @@ impl Chain {
             self.readable = self.segments.len();
             self.readable_bytes = self.readable_bytes.saturating_add(u64::from(len));
         }
+    }
+
+    /// Copies as much of a header in pieces as there is, and returns how much that was.
+    #[cold]
+    fn add_to_header<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) -> u32 {
+        let Some(rest) = self.header.get_mut(self.header_len..) else { return 0 };
+        let take = u32::try_from(rest.len()).unwrap_or(0).min(len);
+        let Some(into) = rest.get_mut(..take as usize) else { return 0 };
+        self.unusable |= memory.read(addr, into).is_err();
+        take
     }
 
     #[inline]

@@ -9,7 +9,7 @@ use blk_core::virtq::{self, QueueError};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
-use crate::chain::{Chain, copy_in, copy_out};
+use crate::chain::{Chain, Segments, copy_in, copy_out};
 use crate::command::{self, Command, RANGES_MAX};
 use crate::wire::{Features, RangeSegment, Status};
 
@@ -232,20 +232,16 @@ impl<const N: usize> Queue<N> {
     ) -> Result<bool, QueueError> {
         loop {
             let before = *budget;
-            let mut completed = false;
             while let Some(done) = self.slots.poll(memory, storage) {
-                completed = true;
                 self.end(memory, storage, done)?;
             }
-            if self.slots.wanting().is_some() {
-                completed |= self.supply(memory, storage)?;
-            }
+            let supplied = self.slots.wanting().is_some() && self.supply(memory, storage)?;
             let held = self.take_all(memory, storage, policy, budget)?;
             if *budget == 0 {
                 return Ok(false);
             }
-            if *budget != before || completed {
-                // A synchronous storage has completed by now.
+            if *budget != before || supplied {
+                // A synchronous storage has completed it by now.
                 continue;
             }
             if held || !self.ring.rearm(memory)? {
@@ -271,7 +267,8 @@ impl<const N: usize> Queue<N> {
             if !policy.open || self.slots.next_slot().is_none() {
                 return Ok(true);
             }
-            let mut chain = Chain::new();
+            let mut segments = Segments::new();
+            let mut chain = Chain::new(&mut segments);
             self.ring.walk(memory, head, |buffer| chain.add(memory, buffer))?;
             let Some(status) = chain.finish() else {
                 return Err(self.ring.break_with(QueueError::Unanswerable));
@@ -296,7 +293,7 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         storage: &mut S,
         policy: &Policy,
-        chain: &Chain,
+        chain: &Chain<'_>,
         head: u16,
         status: GuestAddr,
     ) -> Result<Taken, Hold> {
@@ -367,7 +364,7 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: &Policy,
         (command, order): (Command, Order),
-        chain: &Chain,
+        chain: &Chain<'_>,
         (head, status): (u16, GuestAddr),
     ) -> Result<Taken, Hold> {
         let (segments, bytes) = chain.readable();
@@ -397,7 +394,7 @@ impl<const N: usize> Queue<N> {
     }
 
     /// GET_ID: 20 bytes, padded with zeroes (5.2.6.1), or as many as there is room for.
-    fn identify<M: GuestMemory + ?Sized>(&self, memory: &M, chain: &Chain) -> Taken {
+    fn identify<M: GuestMemory + ?Sized>(&self, memory: &M, chain: &Chain<'_>) -> Taken {
         let (segments, _) = chain.writable();
         match copy_in(memory, segments, &self.id) {
             Some(written) => Taken::Answered(Status::Ok, written.saturating_add(1)),
@@ -439,7 +436,7 @@ impl<const N: usize> Queue<N> {
         true
     }
 
-    /// Supplies the segments of operations that waited for a flush or for the storage.
+    /// Supplies the segments of operations that waited for a flush or for the storage, and returns whether it did.
     ///
     /// The sequencer keeps none, so the chain is walked again. A driver that has changed it meanwhile finds its request
     /// failed if the data no longer fits: the operation itself stays as it was decoded. Returns whether anything moved.
@@ -455,7 +452,8 @@ impl<const N: usize> Queue<N> {
                 Some(&mut Owner::Driver { head, .. }) => head,
                 _ => return Ok(moved),
             };
-            let mut chain = Chain::new();
+            let mut found = Segments::new();
+            let mut chain = Chain::new(&mut found);
             let segments = match op {
                 Op::Read { .. } | Op::Write { .. } => {
                     self.ring.walk(memory, head, |buffer| chain.add(memory, buffer))?;
