@@ -20,7 +20,9 @@ use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
 use memory::SharedMemory;
-use scsi_model::{Attribute, Cdb, DataError, Direction, LogicalUnit, Outcome, Polled, SegmentList, Task, Transport};
+use scsi_model::{
+    Attribute, Cdb, DataError, Direction, LogicalUnit, Outcome, Polled, SegmentList, Task, Transport,
+};
 use spin::Mutex;
 use virtio_blk_model::device::Config;
 use virtio_blk_model::front::mmio::{Mmio, register};
@@ -36,15 +38,17 @@ const PATTERN: [u8; 512] = [0xa5; 512];
 
 type Disk = RamDisk<'static, 4>;
 
-/// The memories of one machine, handed out once.
+/// Static memory, handed out for good: each use of the macro has its own.
 macro_rules! fresh {
     ($bytes:expr) => {{
-        static BYTES: Mutex<Option<[u8; $bytes]>> = Mutex::new(Some([0; $bytes]));
-        static HOME: spin::Once<Mutex<[u8; $bytes]>> = spin::Once::new();
-        let bytes = BYTES.lock().take().unwrap_or([0; $bytes]);
-        spin::MutexGuard::leak(HOME.call_once(|| Mutex::new(bytes)).lock()).as_mut_slice()
+        static BYTES: Mutex<Page<$bytes>> = Mutex::new(Page([0; $bytes]));
+        spin::MutexGuard::leak(BYTES.lock()).0.as_mut_slice()
     }};
 }
+
+/// Aligned as memory is, so that what is aligned for the guest is aligned for its devices.
+#[repr(align(4096))]
+struct Page<const BYTES: usize>([u8; BYTES]);
 
 /// Runs the three guests.
 fn run() -> u8 {
@@ -69,7 +73,7 @@ fn virtio() -> Option<()> {
     let device = Mutex::new(Mmio::<1, 4>::new(Config::default()));
     let mut store = |offset, value| {
         device.lock().write(Region::Bar(0), offset, Width::Dword, value, &memory, &mut disk[..]);
-        device.lock().poll(&memory, &mut disk[..]);
+        while device.lock().poll(&memory, &mut disk[..]).again {}
     };
     // ACKNOWLEDGE, DRIVER; VERSION_1 and FLUSH; FEATURES_OK; the queue; DRIVER_OK (VIRTIO 1.3, 3.1.1).
     for (offset, value) in [
@@ -136,7 +140,13 @@ impl Concat for [[u8; 8]; 2] {
 struct Buffers;
 
 impl Transport for Buffers {
-    fn segments(&mut self, _: u64, direction: Direction, range: Range<u64>, list: &mut SegmentList) -> Result<(), DataError> {
+    fn segments(
+        &mut self,
+        _: u64,
+        direction: Direction,
+        range: Range<u64>,
+        list: &mut SegmentList,
+    ) -> Result<(), DataError> {
         let buffer = if direction == Direction::In { IN } else { OUT };
         let addr = buffer.checked_add(range.start).ok_or(DataError)?;
         let len = u32::try_from(range.end - range.start).map_err(|_| DataError)?;
@@ -147,9 +157,11 @@ impl Transport for Buffers {
 /// The same through command blocks.
 fn scsi() -> Option<()> {
     let memory = SharedMemory::new(fresh!(RAM_BYTES));
-    let mut disk = Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), fresh!(STAGING_BYTES));
+    let mut disk =
+        Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), fresh!(STAGING_BYTES));
     let info = *Storage::<SharedMemory>::info(&disk);
-    let mut unit = LogicalUnit::<4>::new(scsi_model::Config::new("FREE", "STANDING", "1", "1"), &info).ok()?;
+    let mut unit =
+        LogicalUnit::<4>::new(scsi_model::Config::new("FREE", "STANDING", "1", "1"), &info).ok()?;
     memory.write(OUT, &PATTERN).ok()?;
     // TEST UNIT READY takes the unit attention; WRITE(10) and READ(10) of block 3; SYNCHRONIZE CACHE(10) between.
     let write = [0x2a, 0, 0, 0, 0, 3, 0, 0, 1, 0];
@@ -177,14 +189,15 @@ fn scsi() -> Option<()> {
 /// The same through ports: WRITE SECTORS, FLUSH CACHE, READ SECTORS.
 fn ata() -> Option<()> {
     let memory = SharedMemory::new(fresh!(RAM_BYTES));
-    let mut disks = [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), fresh!(STAGING_BYTES))];
+    let mut disks =
+        [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), fresh!(STAGING_BYTES))];
     let mut channel = Channel::new([Some(DriveConfig::new("FREESTANDING", "1")), None]);
     let mut back = [0; 512];
     for opcode in [0x30, 0xe7, 0x20] {
         for (offset, value) in [(6, 0xe0), (2, 1), (3, 3), (4, 0), (5, 0), (7, opcode)] {
             channel.write(Region::Bar(0), offset, Width::Byte, value, &memory, &mut disks[..]);
         }
-        channel.poll(&memory, &mut disks[..]);
+        while channel.poll(&memory, &mut disks[..]).again {}
         match opcode {
             0x30 => PATTERN.chunks_exact(2).for_each(|word| {
                 let word = u64::from(u16::from_le_bytes([word[0], word[1]]));
@@ -196,7 +209,7 @@ fn ata() -> Option<()> {
             }),
             _ => {}
         }
-        channel.poll(&memory, &mut disks[..]);
+        while channel.poll(&memory, &mut disks[..]).again {}
         // BSY, DF, DRQ and ERR clear, DRDY set.
         let status = channel.read(Region::Bar(0), 7, Width::Byte, &memory, &mut disks[..]).value;
         (status & 0xe9 == 0x40).then_some(())?;

@@ -27,7 +27,8 @@ impl SharedMemory {
     }
 
     fn index(&self, addr: GuestAddr) -> Result<&AtomicU16, MemoryError> {
-        let pointer = self.byte(addr, 1).and(self.byte(addr, 0)).ok_or(MemoryError)?.as_raw_ptr().cast::<AtomicU16>();
+        let pointer =
+            self.byte(addr, 1).and(self.byte(addr, 0)).ok_or(MemoryError)?.as_raw_ptr().cast::<AtomicU16>();
         if !pointer.is_aligned() {
             return Err(MemoryError);
         }
