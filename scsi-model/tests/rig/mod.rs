@@ -95,7 +95,7 @@ impl Disk {
         };
         Self {
             info,
-            bytes: (0..1 << 20).map(|at: usize| (at / BLOCK) as u8).collect(),
+            bytes: (0..2048).flat_map(|lba: usize| [lba as u8; BLOCK]).collect(),
             staging: vec![vec![0; 4096]; TAGS],
             log: Vec::new(),
             held: false,
