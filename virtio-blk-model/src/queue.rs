@@ -66,6 +66,8 @@ enum Owner {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Ranges {
     slot: u16,
+    /// Of a barrier every range is one: what follows the first has to be stable too.
+    order: Order,
     cache: GuestCache,
     /// The next operation is the last of these.
     ops: Vec<Op, RANGES_MAX>,
@@ -388,7 +390,7 @@ impl<const N: usize> Queue<N> {
         let request = Request::new(first).ordered(order);
         self.submit(memory, storage, policy, &request, &[], driver(head, status, 1))?;
         if !ops.is_empty() {
-            self.ranges = Some(Ranges { slot, cache: policy.cache, ops });
+            self.ranges = Some(Ranges { slot, order, cache: policy.cache, ops });
         }
         Ok(Taken::Submitted)
     }
@@ -428,11 +430,13 @@ impl<const N: usize> Queue<N> {
         done: Done,
     ) -> bool {
         let next = self.ranges.as_mut().filter(|_| done.result.is_ok());
-        let Some((op, cache)) = next.and_then(|ranges| Some((ranges.ops.pop()?, ranges.cache))) else {
+        let next = next
+            .and_then(|ranges| Some((Request::new(ranges.ops.pop()?).ordered(ranges.order), ranges.cache)));
+        let Some((request, cache)) = next else {
             self.ranges = None;
             return false;
         };
-        self.slots.advance(memory, storage, done.slot, &Request::new(op), cache, &[]);
+        self.slots.advance(memory, storage, done.slot, &request, cache, &[]);
         true
     }
 

@@ -214,6 +214,14 @@ fn a_barrier_drains_flushes_writes_and_flushes() {
     assert_eq!(std::iter::from_fn(|| machine.reap(0)).count(), 3);
 }
 
+#[test]
+fn a_barrier_of_several_ranges_is_stable_to_its_last() {
+    let mut machine = legacy(true, Features::all());
+    assert_eq!(machine.ranges(WRITE_ZEROES | BARRIER, &[(1, 1, 0), (4, 1, 0)]), (OK, 1));
+    let zeroes = |sector| Op::WriteZeroes { extent: Extent::new(sector, 1), may_unmap: false };
+    assert_eq!(machine.log(), [Op::Flush, zeroes(1), Op::Flush, Op::Flush, zeroes(4), Op::Flush]);
+}
+
 /// The operation that follows the flush completes inside that poll: nobody says so later, nor does anything else call.
 #[test]
 fn a_barrier_over_a_storage_that_completes_at_once_needs_one_poll() {
