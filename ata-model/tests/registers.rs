@@ -119,6 +119,20 @@ fn an_interrupt_waits_while_the_other_device_is_selected_or_nien_is_set() {
 }
 
 #[test]
+fn a_command_takes_back_an_interrupt_that_was_not_acknowledged_and_raises_its_own() {
+    let mut rig = one_drive(Cache::WriteBack);
+    rig.issue(cmd(0xe7));
+    assert_eq!((rig.irq, rig.input(4, 2)), (1, 0x04));
+    rig.out(4, 2, 0x04);
+    rig.out(0, 7, 0xe7);
+    rig.poll();
+    assert_eq!((rig.irq, rig.input(4, 2)), (1, 0x04), "the bus master has seen the second one too");
+    rig.disks[0].hold = true;
+    rig.out(0, 7, 0xe7);
+    assert_eq!(rig.irq, 0);
+}
+
+#[test]
 fn each_channel_has_its_own_line() {
     let mut rig = Rig::new(IdeController::new([drive(0), None, drive(2), None]), Cache::WriteBack);
     rig.out(2, 6, 0x40);

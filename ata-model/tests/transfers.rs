@@ -105,6 +105,7 @@ fn a_count_of_zero_is_256_sectors() {
     assert_eq!((data, rig.status()), (sectors(1, 256), READY));
 }
 
+/// PEERS 3: an address is multiplied only where that is checked, and no high address is a low one.
 #[test]
 fn addresses_beyond_the_end_are_refused_before_any_data() {
     let (last, huge) = (SECTORS - 1, 0xffff_ffff_ffff);
@@ -129,6 +130,11 @@ fn addresses_beyond_the_end_are_refused_before_any_data() {
         assert_eq!(rig.error(), 0x10, "{opcode:#x}");
         assert!(rig.disks[0].log.is_empty());
     }
+    let mut rig = filled();
+    rig.disks[0].info.logical_block_bytes = 1 << 31;
+    rig.disks[0].info.staging_bytes = u32::MAX;
+    rig.issue(cmd(0x42).lba(1 << 42).count(1));
+    assert_eq!((rig.status(), rig.error()), (ERROR, 0x10), "2^42 blocks of 2^22 sectors are not sector 0");
 }
 
 #[test]

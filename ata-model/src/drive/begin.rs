@@ -50,6 +50,7 @@ impl<const N: usize> Drive<N> {
                 if !trim || blocks > u32::from(dsm_blocks_max(&info)) || info.read_only {
                     return Err(Failure::Aborted);
                 }
+                self.power = Power::Active;
                 Ok(Job::FromHost { bytes: blocks.saturating_mul(512) })
             }
             Command::Smart { subcommand, selector, count, key } if key => {

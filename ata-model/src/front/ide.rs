@@ -224,6 +224,15 @@ impl Channel {
         }
     }
 
+    /// A command takes back an interrupt that nobody has acknowledged, before it can raise its own.
+    fn withdraw_interrupt(&mut self) {
+        if self.phase == Phase::Idle
+            && let Some(unit) = self.selected()
+        {
+            unit.interrupt = false;
+        }
+    }
+
     fn command<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, opcode: u8, memory: &M, storage: &mut [H]) {
         // Both devices run the diagnostics, whichever is selected (ATA/ATAPI-7 volume 1, EXECUTE DEVICE DIAGNOSTIC).
         if Row::of(opcode).is_some_and(|row| row.operation == Operation::Diagnostic) {
@@ -233,7 +242,6 @@ impl Channel {
         let (Some(Some(unit)), Some(storage_n)) = (self.units.get_mut(index), storage.get_mut(index)) else {
             return;
         };
-        unit.interrupt = false;
         unit.failed = Status::empty();
         unit.error = 0;
         unit.task.command = opcode;
@@ -467,6 +475,10 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Channel {
         storage: &mut [H],
     ) -> Access<WriteStatus> {
         let [low, ..] = value.to_le_bytes();
+        let withdrawn = match (region, offset) {
+            (Region::Bar(0), 7) => self.watched(Self::withdraw_interrupt).1,
+            _ => IrqChange::NONE,
+        };
         let ((), irq) = self.watched(|channel| match (region, offset) {
             (Region::Bar(0), 0) => channel.write_data(width, value, memory, storage),
             (Region::Bar(0), 1..=7) => channel.write_register(offset, low, memory, storage),
@@ -478,7 +490,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Channel {
             }
             _ => {}
         });
-        Access { value: WriteStatus::Done, irq }
+        Access { value: WriteStatus::Done, irq: withdrawn.then(irq) }
     }
 
     fn poll(&mut self, memory: &M, storage: &mut [H]) -> Progress {
