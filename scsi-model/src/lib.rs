@@ -11,8 +11,19 @@
 //! The texts: SAM-5 r21, SPC-4 r37, SBC-3 r36 and, for what is obsolete, SBC-2 r16. They are cited by the titles of their
 //! clauses, which are the names of commands, pages and formats.
 //!
-//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach. **Not there**: protection information, persistent
-//! reservations, ACA, more than one I_T nexus, linked and third-party-copy commands, log pages, 32-byte command blocks.
+//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach.
+//!
+//! | there | |
+//! |---|---|
+//! | blocks | READ and WRITE 6/10/12/16 with FUA, WRITE AND VERIFY and VERIFY 10/12/16, COMPARE AND WRITE, SYNCHRONIZE CACHE 10/16, UNMAP, WRITE SAME 10/16 |
+//! | identity | INQUIRY with pages 00h 80h 83h 86h B0h B1h B2h, READ CAPACITY 10/16, REPORT LUNS, REPORT SUPPORTED OPERATION CODES |
+//! | state | TEST UNIT READY, REQUEST SENSE, MODE SENSE and MODE SELECT 6/10 of pages 01h 08h 0Ah 1Ch, START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL |
+//! | tasks | SIMPLE, ORDERED, HEAD OF QUEUE; abort, abort set, reset, query; unit attentions, deferred errors |
+//!
+//! **Not there**: protection information; persistent reservations; ACA (NORMACA=0, so NACA and the ACA attribute are refused
+//! and CLEAR ACA is not a function); more than one I_T nexus; third-party copy; GET LBA STATUS, ORWRITE, WRITE ATOMIC; log
+//! pages; saved mode parameters; power conditions; command blocks of more than 16 bytes. VERIFY, WRITE AND VERIFY, COMPARE
+//! AND WRITE and WRITE SAME of a pattern need a storage with a staging buffer.
 
 #![no_std]
 #![forbid(unsafe_code)]

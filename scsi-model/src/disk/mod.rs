@@ -20,7 +20,7 @@ use job::{After, Job};
 use unit::Unit;
 pub use unit::UnitAttention;
 
-/// How a task ended.
+/// A task has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// The task's name.
