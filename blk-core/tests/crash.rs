@@ -220,7 +220,8 @@ mod mutants {
 
     fn explore_cell(mutant: Mutant) -> Report {
         // The step that shows `ResetOneQueueOnly` is the third; the other mutants need two.
-        let cell = Cell::showing(mutant, 3);
+        let length = if mutant == Mutant::ResetOneQueueOnly { 3 } else { 2 };
+        let cell = Cell::showing(mutant, length);
         let driver = match mutant {
             Mutant::CacheSettingLeaks => Driver::FirmwareThenOld,
             _ => Driver::Whole,
@@ -246,7 +247,7 @@ mod mutants {
 
     #[test]
     fn a_mutant_that_is_switched_off_does_nothing() {
-        for mutant in [Mutant::DsyncDropped, Mutant::ResetOneQueueOnly] {
+        for mutant in [Mutant::DsyncDropped, Mutant::HalfWrite] {
             set(Some(mutant));
             assert!(!explore_cell(mutant).is_safe());
             set(None);

@@ -22,16 +22,27 @@ pub struct Cell {
     pub errors: u8,
     /// Power cuts from which the program goes on. One is checked in every state anyway.
     pub power_cuts: u8,
+    /// Completions that the front may see late: the host has completed the operation, and something else happens before
+    /// the front polls.
+    pub late_polls: u8,
     /// The program needs its ordered writes to be barriers, although the guest issues them as plain writes and does not
     /// drain: I8.
     pub needs_barriers: bool,
 }
 
 impl Cell {
-    /// All programs of up to `length` steps on a disk opened in `mode`, with one error and one power cut on the way.
+    /// All programs of up to `length` steps on a disk opened in `mode`, with one error and one power cut on the way, and,
+    /// since it doubles the states, one late poll in programs of up to two steps only.
     #[must_use]
     pub const fn new(mode: CacheMode, length: u8) -> Self {
-        Self { disk: DiskConfig::new(mode), length, errors: 1, power_cuts: 1, needs_barriers: false }
+        Self {
+            disk: DiskConfig::new(mode),
+            length,
+            errors: 1,
+            power_cuts: 1,
+            late_polls: if length <= 2 { 1 } else { 0 },
+            needs_barriers: false,
+        }
     }
 
     /// The cell in which `mutant` shows, if the front can have it at all and its programs are long enough.

@@ -200,6 +200,12 @@ impl SimDisk {
         self.handles.iter().all(|handle| handle.in_flight.is_empty() && handle.completed.is_empty())
     }
 
+    /// Whether a completion waits to be polled.
+    #[must_use]
+    pub fn has_unpolled(&self) -> bool {
+        self.handles.iter().any(|handle| !handle.completed.is_empty())
+    }
+
     /// Operations in flight: handle, position among those of the handle, and the operation.
     pub fn in_flight(&self) -> impl Iterator<Item = (usize, usize, Op)> {
         self.handles.iter().enumerate().flat_map(|(handle, h)| {

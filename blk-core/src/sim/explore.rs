@@ -270,7 +270,7 @@ fn walk<G: SimGuest>(
             Event::PowerCut { .. } => kind == 0,
             Event::Complete { fate: Fate::Fails, .. } => kind == 1,
             Event::Issue(_) => kind == 2,
-            Event::Complete { .. } => kind == 3,
+            Event::Complete { .. } | Event::Poll => kind == 3,
         };
         if events.iter().any(picked) {
             events.retain(picked);

@@ -29,6 +29,7 @@ pub(super) struct State<G> {
     issued: u8,
     errors_left: u8,
     power_cuts_left: u8,
+    late_polls_left: u8,
 }
 
 /// What can happen next.
@@ -36,8 +37,10 @@ pub(super) struct State<G> {
 pub(super) enum Event {
     /// The guest issues the next step of its program.
     Issue(Action),
-    /// The host completes an operation in flight.
-    Complete { handle: usize, index: usize, fate: Fate },
+    /// The host completes an operation in flight, and the front sees it now or late.
+    Complete { handle: usize, index: usize, fate: Fate, late: bool },
+    /// The front sees what has completed.
+    Poll,
     /// Power is cut, this is left in the sectors, and the machine boots again.
     PowerCut { left: [u8; TRACKED] },
 }
@@ -64,20 +67,36 @@ impl<G: SimGuest> State<G> {
             issued: 0,
             errors_left: cell.errors,
             power_cuts_left: cell.power_cuts,
+            late_polls_left: cell.late_polls,
         }
     }
 
     /// Adds everything that can happen next.
     pub(super) fn events(&self, length: u8, into: &mut Vec<Event>) {
+        // Late means that something else comes between: another completion, or a step of the program.
+        let other = self.disk.in_flight().nth(1).is_some() || self.issued < length;
         for (handle, index, _) in self.disk.in_flight() {
-            into.push(Event::Complete { handle, index, fate: Fate::Succeeds });
-            if self.errors_left != 0 && self.disk.can_fail(handle, index) {
-                into.push(Event::Complete { handle, index, fate: Fate::Fails });
+            for fate in [Fate::Succeeds, Fate::Fails] {
+                if fate == Fate::Fails && (self.errors_left == 0 || !self.disk.can_fail(handle, index)) {
+                    continue;
+                }
+                into.push(Event::Complete { handle, index, fate, late: false });
+                if other && self.late_polls_left != 0 {
+                    into.push(Event::Complete { handle, index, fate, late: true });
+                }
             }
         }
-        if self.issued >= length {
-            return;
+        if self.issued < length {
+            self.steps(into);
         }
+        // Where something else can happen, seeing a completion now is no different from having seen it at once.
+        if into.is_empty() && self.disk.has_unpolled() {
+            into.push(Event::Poll);
+        }
+    }
+
+    /// Adds the steps that the program can go on with, and the power cuts in mid-program.
+    fn steps(&self, into: &mut Vec<Event>) {
         let room = self.oracle.pending() < self.guest.depth();
         for &action in self.guest.alphabet() {
             if (room || action == Action::Reset) && self.guest.accepts(action) {
@@ -106,18 +125,24 @@ impl<G: SimGuest> State<G> {
                 self.issued = id.wrapping_add(1);
                 self.guest.issue(id, action, &self.memory, self.disk.handles());
             }
-            Event::Complete { handle, index, fate } => {
+            Event::Complete { handle, index, fate, late } => {
                 if fate == Fate::Fails {
                     self.errors_left = self.errors_left.saturating_sub(1);
                 }
                 self.disk.complete(&self.memory, handle, index, fate);
+                if late {
+                    self.late_polls_left = self.late_polls_left.saturating_sub(1);
+                    return self.oracle.check_power_cut(self.reachable());
+                }
             }
+            Event::Poll => {}
             Event::PowerCut { left } => {
                 let mut next = booted.clone();
                 next.disk.fill(left);
                 next.oracle = booted.oracle.after_power_cut(left, self.issued);
                 next.issued = self.issued;
                 next.errors_left = self.errors_left;
+                next.late_polls_left = self.late_polls_left;
                 next.power_cuts_left = self.power_cuts_left.saturating_sub(1);
                 *self = next;
             }
@@ -172,13 +197,15 @@ impl<G: SimGuest> State<G> {
     fn describe(&self, event: Event) -> String {
         match event {
             Event::Issue(action) => std::format!("guest: {} = {action}", step_name(self.issued)),
-            Event::Complete { handle, index, fate } => {
+            Event::Complete { handle, index, fate, late } => {
                 let mut pending = self.disk.in_flight();
                 let op = pending.find(|&(h, i, _)| (h, i) == (handle, index)).map(|(_, _, op)| op);
                 let verb = if fate == Fate::Fails { "fails" } else { "completes" };
                 let queue = if handle == 0 { String::new() } else { std::format!(", handle {handle}") };
-                std::format!("host{queue}: {verb} the {}", describe_op(op))
+                let late = if late { ", which the device has not seen yet" } else { "" };
+                std::format!("host{queue}: {verb} the {}{late}", describe_op(op))
             }
+            Event::Poll => "device: looks for completions".into(),
             Event::PowerCut { left: [first, second] } => {
                 let (first, second) = (name(first), name(second));
                 std::format!("power cut and boot: sector 0 holds {first}, sector 1 {second}")
