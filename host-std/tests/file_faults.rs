@@ -41,12 +41,15 @@ struct Faulty {
     writes: Script<Transfer>,
     syncs: Script<Result<()>>,
     ranges: Script<Errno>,
+    /// Before fdatasync.
     gate: Arc<Gate>,
+    /// Before writes.
+    write_gate: Arc<Gate>,
     syncs_running: Arc<AtomicU32>,
     syncs_made: Arc<AtomicU32>,
 }
 
-/// Holds calls of fdatasync, once closed, until the test lets them go one by one.
+/// Holds calls, once closed, until the test lets them go one by one.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -72,7 +75,7 @@ impl Gate {
             .changed
             .wait_timeout_while(state, Duration::from_secs(10), |state| state.waiting == 0)
             .unwrap();
-        assert!(!timeout.timed_out(), "no fdatasync came");
+        assert!(!timeout.timed_out(), "no call came");
     }
 
     fn let_one_go(&self) {
@@ -116,6 +119,7 @@ impl Host for Faulty {
     }
 
     fn write(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64, dsync: bool) -> Result<usize> {
+        self.write_gate.pass();
         transfer(script(&self.writes), from, |iovecs| LinuxHost.write(fd, iovecs, offset, dsync))
     }
 
@@ -324,6 +328,33 @@ fn a_flush_names_the_lowest_sector_written_since_the_last_good_one() {
     rig.host.syncs.lock().unwrap().push_back(Err(Errno::NOSPC));
     let error = rig.run_whole(Op::Flush).unwrap_err();
     assert_eq!((error.kind, error.lba), (IoErrorKind::NoSpace, Some(Lba(64))));
+}
+
+/// The write's pages may be among those that failed, and they may have come too late for it.
+#[test]
+fn a_write_in_flight_during_a_flush_is_named_by_it_and_left_to_the_next() {
+    for fails_at_once in [true, false] {
+        let mut rig = Rig::new(CacheMode::WriteBack);
+        let gate = Arc::clone(&rig.host.write_gate);
+        gate.close();
+        let pages = [guest(0, 4096)];
+        rig.disk.submit(&rig.memory, tag(1), write(64, 8), &pages).unwrap();
+        gate.await_held();
+        let results = if fails_at_once { vec![Err(Errno::IO)] } else { vec![Ok(()), Err(Errno::IO)] };
+        rig.host.syncs.lock().unwrap().extend(results);
+        rig.flush(2);
+        let mut flush = next(&mut rig.disk, &rig.memory);
+        if !fails_at_once {
+            assert_eq!((flush.tag, flush.result), (tag(2), Ok(())));
+            gate.let_one_go();
+            assert_eq!(next(&mut rig.disk, &rig.memory).result, Ok(()));
+            rig.flush(2);
+            flush = next(&mut rig.disk, &rig.memory);
+        }
+        assert_eq!(flush.tag, tag(2));
+        assert_eq!(flush.result.unwrap_err().lba, Some(Lba(64)), "fails at once: {fails_at_once}");
+        gate.let_one_go();
+    }
 }
 
 #[test]

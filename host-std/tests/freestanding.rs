@@ -27,7 +27,15 @@ fn the_models_link_and_run_without_std_alloc_or_an_allocator() {
     let names = |text: &str| image.windows(text.len()).any(|window| window == text.as_bytes());
     // Symbol names stay in the ELF file's string table, which is not stripped.
     assert!(names("freestanding_main"), "no symbol table: this test would see nothing");
-    for absent in ["__rust_alloc", "__rust_dealloc", "__libc_start_main", "_ZN3std", "_ZN5alloc", "_RNvCs_3std", "GLIBC_"] {
+    for absent in [
+        "__rust_alloc",
+        "__rust_dealloc",
+        "__libc_start_main",
+        "_ZN3std",
+        "_ZN5alloc",
+        "_RNvCs_3std",
+        "GLIBC_",
+    ] {
         assert!(!names(absent), "{absent} is linked into the freestanding program");
     }
     let status = Command::new(&program).status().expect("the program runs").code();
@@ -42,7 +50,9 @@ fn the_model_crates_forbid_unsafe_and_use_neither_std_nor_alloc() {
         let text = std::fs::read_to_string(root.join(model).join("src/lib.rs")).expect("a crate has a root");
         assert!(text.contains("#![no_std]") && text.contains("#![forbid(unsafe_code)]"), "{model}");
         assert!(!text.contains("extern crate alloc"), "{model}");
-        for line in text.lines().zip(text.lines().skip(1)).filter(|(_, line)| line.contains("extern crate std")) {
+        for line in
+            text.lines().zip(text.lines().skip(1)).filter(|(_, line)| line.contains("extern crate std"))
+        {
             assert!(line.0.contains(r#"feature = "sim""#), "{model}: std only for the proof");
         }
     }

@@ -3,7 +3,12 @@
 
 mod common;
 
-use common::everywhere;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use blk_core::storage::CacheMode;
+use common::*;
 use host_std::backend::{FileBackend, FileOptions, OpenError};
 
 #[test]
@@ -25,4 +30,30 @@ fn an_image_has_one_writer_or_many_readers() {
         drop(readers);
         assert!(FileBackend::open(path, &plain).is_ok());
     });
+}
+
+/// A child has copies of all descriptors until it has become another program, and the lock would live as long as they do.
+#[test]
+fn the_lock_is_given_up_with_the_backend_although_a_child_holds_a_copy() {
+    let images = Images::on_disk();
+    let path = images.image("image", IMAGE_BYTES);
+    let backend = open(&path, CacheMode::WriteBack);
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    let child = std::thread::spawn(move || {
+        let mut command = Command::new("true");
+        let linger = move || {
+            rustix::io::write(&write, b"!")?;
+            let _ = rustix::thread::nanosleep(&Duration::from_millis(500).try_into().unwrap());
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure makes two system calls, and neither allocates nor locks.
+        unsafe { command.pre_exec(linger) };
+        command.status().map(|_| ())
+    });
+    assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(1), "the child is there");
+    drop(backend);
+    let again = FileBackend::open(&path, &FileOptions::new(CacheMode::WriteBack));
+    assert!(again.is_ok(), "{:?}", again.err());
+    drop(again);
+    child.join().unwrap().unwrap();
 }

@@ -388,3 +388,11 @@ impl Staging {
         }
     }
 }
+
+/// A queue may be served by any thread, and an image by many.
+const _: () = {
+    const fn send<T: Send>() {}
+    const fn shared<T: Send + Sync>() {}
+    send::<FileStorage>();
+    shared::<FileBackend>();
+};
