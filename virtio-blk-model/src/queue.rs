@@ -147,7 +147,8 @@ impl<const N: usize> Queue<N> {
 
     /// Takes completions and requests until there are no more, or as many as the ring has entries.
     ///
-    /// `policy` is asked after the available index was read, so that a request made after a change is taken under it.
+    /// `policy` is asked after the available index was read, each time, so that a request made after a change is taken
+    /// under it.
     #[inline]
     pub fn poll<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -232,13 +233,14 @@ impl<const N: usize> Queue<N> {
         policy: &impl Fn() -> Policy,
         budget: &mut u16,
     ) -> Result<bool, QueueError> {
+        self.ring.look(memory)?;
         loop {
             let before = *budget;
             while let Some(done) = self.slots.poll(memory, storage) {
                 self.end(memory, storage, done)?;
             }
             let supplied = self.slots.wanting().is_some() && self.supply(memory, storage)?;
-            let held = self.take_all(memory, storage, policy, budget)?;
+            let held = self.take_known(memory, storage, &policy(), budget)?;
             if *budget == 0 {
                 return Ok(false);
             }
@@ -252,20 +254,18 @@ impl<const N: usize> Queue<N> {
         }
     }
 
-    /// Takes requests until there are none, the budget is used up, or one has to wait; returns whether one does.
+    /// Takes requests until no more are known, the budget is used up, or one has to wait; returns whether one does.
     #[inline]
-    fn take_all<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+    fn take_known<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: &impl Fn() -> Policy,
+        policy: &Policy,
         budget: &mut u16,
     ) -> Result<bool, QueueError> {
-        while *budget != 0 {
-            let head = self.ring.peek(memory)?;
-            let policy = policy();
-            self.epoch = policy.epoch;
-            let Some(head) = head else { return Ok(false) };
+        self.epoch = policy.epoch;
+        while *budget != 0 && self.ring.knows_more() {
+            let Some(head) = self.ring.peek(memory)? else { return Ok(false) };
             if !policy.open || self.slots.next_slot().is_none() {
                 return Ok(true);
             }
@@ -275,7 +275,7 @@ impl<const N: usize> Queue<N> {
             let Some(status) = chain.finish() else {
                 return Err(self.ring.break_with(QueueError::Unanswerable));
             };
-            match self.take(memory, storage, &policy, &chain, head, status) {
+            match self.take(memory, storage, policy, &chain, head, status) {
                 Ok(Taken::Submitted) => self.ring.pop(),
                 Ok(Taken::Answered(answer, written)) => {
                     self.ring.pop();

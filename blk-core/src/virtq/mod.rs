@@ -195,6 +195,26 @@ impl Queue {
         error
     }
 
+    /// Whether a chain is known that was not popped: [`Self::peek`] returns it without looking at the driver's index.
+    #[must_use]
+    #[inline]
+    pub const fn knows_more(&self) -> bool {
+        match &self.state {
+            State::Split(ring) => ring.knows_more(),
+            State::Off | State::Broken(_) => false,
+        }
+    }
+
+    /// Reads the driver's index, unless a chain is known already, and returns whether there is one.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
+    #[inline]
+    pub fn look<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(false) };
+        ring.look(memory).map_err(|error| self.break_with(error))
+    }
+
     /// The head of the next chain, if there is one. It stays the next until [`Self::pop`].
     ///
     /// # Errors

@@ -83,8 +83,18 @@ impl Ring {
     }
 
     #[inline]
+    pub(super) const fn knows_more(&self) -> bool {
+        self.next_available != self.seen_available
+    }
+
+    #[inline]
+    pub(super) fn look<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        Ok(self.knows_more() || self.look_again(memory)?)
+    }
+
+    #[inline]
     pub(super) fn peek<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
-        if self.next_available == self.seen_available && !self.look(memory)? {
+        if !self.look(memory)? {
             return Ok(None);
         }
         let mut entry = [0; 2];
@@ -95,7 +105,7 @@ impl Ring {
 
     #[inline]
     pub(super) const fn pop(&mut self) {
-        if self.next_available != self.seen_available {
+        if self.knows_more() {
             self.next_available = self.next_available.wrapping_add(1);
         }
     }
@@ -183,12 +193,12 @@ impl Ring {
             memory.full_fence();
         }
         // Without EVENT_IDX the driver always notifies: NO_NOTIFY is never set. Looking again costs one load.
-        Ok(self.next_available != self.seen_available || self.look(memory)?)
+        self.look(memory)
     }
 
     /// Reads the available index, and returns whether there is anything new.
     #[inline]
-    fn look<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    fn look_again<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
         let index = memory.load_u16_acquire(offset(self.available, INDEX))?;
         let in_flight = self.next_available.wrapping_sub(self.next_used);
         let waiting = index.wrapping_sub(self.next_available);

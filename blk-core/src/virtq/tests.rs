@@ -331,6 +331,7 @@ fn rearming_finds_the_chain_that_came_before_the_driver_could_see_it() {
     assert_eq!(rig.take(), 0);
     assert_eq!(rig.peek(), Ok(None));
     rig.offer(1);
+    assert!(!rig.queue.knows_more());
     assert_eq!(rig.queue.rearm(&rig.memory), Ok(true));
     assert_eq!(rig.memory.load_u16_acquire(available_event), Ok(1));
     assert_eq!(rig.take(), 1);
