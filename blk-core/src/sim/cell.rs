@@ -20,7 +20,8 @@ pub struct Cell {
     pub length: u8,
     /// Durable operations that the host may fail.
     pub errors: u8,
-    /// Power cuts from which the program goes on. One is checked in every state anyway.
+    /// Power cuts from which the program goes on, on a disk whose latch is cleared, as after an operator has checked the
+    /// image. What one would leave is checked in every state anyway.
     pub power_cuts: u8,
     /// Completions that the front may see late: the host has completed the operation, and something else happens before
     /// the front polls.
