@@ -38,6 +38,8 @@ struct Entry {
 #[derive(Default)]
 pub struct History {
     entries: Vec<Entry>,
+    /// Those that are barriers.
+    barriers: Vec<Ticket>,
     clock: u64,
     /// The sectors' contents are not known any more: the guest writes what it keeps no account of.
     lost: bool,
@@ -59,6 +61,13 @@ impl History {
         self.clock += 1;
         self.entries.push(Entry { act, submitted: self.clock, done: None, stable: false });
         Ticket(self.entries.len() - 1)
+    }
+
+    /// The guest submits a barrier: after a crash nothing of it, or after it, is there without everything before it.
+    pub fn submit_barrier(&mut self, act: Act) -> Ticket {
+        let ticket = self.submit(act);
+        self.barriers.push(ticket);
+        ticket
     }
 
     /// The guest is told that it ended. `stable`: by what the guest was told, it then survives a power cut (a FUA write, a
@@ -111,6 +120,30 @@ impl History {
     pub fn check_medium(&self, disk: &Disk) {
         for (lba, value) in disk.medium().enumerate() {
             self.check(lba as u64, value, "power cut", |entry| entry.stable);
+        }
+        if !self.barriers.is_empty() && !self.lost {
+            let medium: Vec<u64> = disk.medium().collect();
+            self.barriers.iter().for_each(|barrier| self.check_barrier(*barrier, &medium));
+        }
+    }
+
+    /// If anything from `barrier` on is on the medium, then so is everything before it that did not fail.
+    fn check_barrier(&self, barrier: Ticket, medium: &[u64]) {
+        // One that was refused orders nothing.
+        if matches!(self.entries[barrier.0].done, Some((_, false))) {
+            return;
+        }
+        let written = |value: &u64| {
+            self.entries[barrier.0..].iter().any(|entry| matches!(entry.act, Act::Write(_, v) if v == *value))
+        };
+        if !medium.iter().any(written) {
+            return;
+        }
+        for (lba, value) in medium.iter().enumerate() {
+            let older = |entry: &Entry| {
+                entry.submitted < self.entries[barrier.0].submitted && entry.done.is_none_or(|(_, ok)| ok)
+            };
+            self.check(lba as u64, *value, "crash after a barrier", older);
         }
     }
 

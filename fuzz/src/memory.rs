@@ -24,6 +24,11 @@ impl Memory {
         self.guarded.set(false);
     }
 
+    /// From now on the device may write only what it was lent, again.
+    pub fn guard(&self) {
+        self.guarded.set(true);
+    }
+
     /// Lets the device write the range from now on.
     pub fn lend(&self, range: Range<u64>) {
         self.set_lent(range, true);

@@ -1,6 +1,16 @@
 //! Programs of actions: read from a fuzzer's bytes, front to back, and written back into bytes as seeds.
 
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use arbitrary::{Arbitrary, Unstructured};
+
+static PRINT: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`parse`] prints what it reads.
+pub fn print_programs() {
+    PRINT.store(true, Ordering::Relaxed);
+}
 
 /// The inverse of [`Arbitrary`], for the seeds.
 pub trait Seed {
@@ -43,13 +53,21 @@ pub fn seed<S: Seed, A: Seed>(setup: &S, actions: &[A]) -> Vec<u8> {
 ///
 /// Unlike `Vec`'s `Arbitrary` this has no length or "more" byte: a byte inserted by the fuzzer shifts what follows, and
 /// nothing else.
-pub fn parse<'a, S: Arbitrary<'a>, A: Arbitrary<'a>>(data: &'a [u8]) -> Option<(S, Vec<A>)> {
+pub fn parse<'a, S, A>(data: &'a [u8]) -> Option<(S, Vec<A>)>
+where
+    S: Arbitrary<'a> + Debug,
+    A: Arbitrary<'a> + Debug,
+{
     const ACTIONS_MAX: usize = 1024;
     let mut bytes = Unstructured::new(data);
     let setup = S::arbitrary(&mut bytes).ok()?;
     let mut actions = Vec::new();
     while !bytes.is_empty() && actions.len() < ACTIONS_MAX {
         actions.push(A::arbitrary(&mut bytes).ok()?);
+    }
+    if PRINT.load(Ordering::Relaxed) {
+        eprintln!("{setup:?}");
+        actions.iter().for_each(|action| eprintln!("    {action:?}"));
     }
     Some((setup, actions))
 }
