@@ -14,7 +14,7 @@ pub const RANGES_MAX: usize = 16;
 /// Most sectors in one segment of a discard or write-zeroes: 2 GiB, so that none keeps a host busy for long.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 22;
 
-/// VIRTIO_BLK_T_BARRIER, in legacy drivers (VIRTIO 1.3, 5.2.6.4 and Linux `uapi/linux/virtio_blk.h`).
+/// VIRTIO_BLK_T_BARRIER, in legacy drivers (VIRTIO 1.3, 5.2.6.3 and Linux `uapi/linux/virtio_blk.h`).
 const BARRIER: u32 = 1 << 31;
 
 /// Experimental, with REQ_FLAGS_OUT_FUA: the bit of the header's second word that asks for FUA (virtio-spec issue 237).
@@ -90,7 +90,7 @@ const ROWS: [Row; 7] = [
     row(0, Kind::In, Features::empty(), false, When::Always),
     row(1, Kind::Out, Features::empty(), true, When::Always),
     row(4, Kind::Flush, Features::FLUSH, false, When::Always),
-    // VIRTIO_BLK_T_FLUSH_OUT, legacy (5.2.6.4).
+    // VIRTIO_BLK_T_FLUSH_OUT, legacy (5.2.6.3).
     row(5, Kind::Flush, Features::FLUSH, false, When::Always),
     row(8, Kind::GetId, Features::empty(), false, When::Always),
     row(11, Kind::Discard, Features::DISCARD, true, When::Discards),

@@ -42,6 +42,7 @@ extern crate std;
 
 mod chain;
 pub mod command;
+mod control;
 pub mod device;
 pub mod front;
 pub mod queue;

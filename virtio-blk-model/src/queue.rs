@@ -395,7 +395,7 @@ impl<const N: usize> Queue<N> {
         Ok(Taken::Submitted)
     }
 
-    /// GET_ID: 20 bytes, padded with zeroes (5.2.6.1), or as many as there is room for.
+    /// GET_ID: 20 bytes, padded with zeroes (5.2.6), or as many as there is room for.
     fn identify<M: GuestMemory + ?Sized>(&self, memory: &M, chain: &Chain<'_>) -> Taken {
         let (segments, _) = chain.writable();
         match copy_in(memory, segments, &self.id) {

@@ -30,7 +30,7 @@ fn set_writeback(machine: &mut Machine, on: u64) -> WriteStatus {
     machine.write(register::CONFIG + WRITEBACK, Width::Byte, on)
 }
 
-/// 5.2.5.1 and 5.2.6.2: what a completed write is worth follows what was negotiated.
+/// 5.2.5.2 and 5.2.6.2: what a completed write is worth follows what was negotiated.
 #[test]
 fn what_was_negotiated_decides_whether_writes_are_stable() {
     let (flush, wce) = (Features::FLUSH, Features::CONFIG_WCE);
