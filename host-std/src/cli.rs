@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::table::Front;
 use blk_core::storage::CacheMode;
+use host_std::proof::Front;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,11 +40,11 @@ pub(crate) struct Args {
 
     /// Only this front end (may be given several times).
     #[arg(long, value_enum, value_name = "FRONT")]
-    pub(crate) front: Vec<Front>,
+    pub(crate) front: Vec<FrontArg>,
 
     /// Only this cache mode (may be given several times).
     #[arg(long, value_enum, value_name = "MODE")]
-    pub(crate) mode: Vec<Mode>,
+    pub(crate) mode: Vec<ModeArg>,
 
     /// Explore every guest program of up to this many steps.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
@@ -82,24 +83,36 @@ pub(crate) struct ProbeArgs {
     pub(crate) json: bool,
 }
 
-/// [`CacheMode`] as an argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mode(pub(crate) CacheMode);
+/// [`Front`] as an argument.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrontArg(pub(crate) Front);
 
-impl ValueEnum for Mode {
+impl ValueEnum for FrontArg {
     fn value_variants<'a>() -> &'a [Self] {
-        const {
-            &[
-                Mode(CacheMode::ALL[0]),
-                Mode(CacheMode::ALL[1]),
-                Mode(CacheMode::ALL[2]),
-                Mode(CacheMode::ALL[3]),
-                Mode(CacheMode::ALL[4]),
-            ]
-        }
+        const { &[Self(Front::ALL[0]), Self(Front::ALL[1]), Self(Front::ALL[2]), Self(Front::ALL[3])] }
     }
 
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(clap::builder::PossibleValue::new(self.0.name()))
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self.0 {
+            Front::IdePio => "ide-pio",
+            Front::IdeDma => "ide-dma",
+            Front::Scsi => "scsi",
+            Front::VirtioBlk => "virtio-blk",
+        }))
+    }
+}
+
+/// [`CacheMode`] as an argument.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ModeArg(pub(crate) CacheMode);
+
+impl ValueEnum for ModeArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [CacheMode; 5] = CacheMode::ALL;
+        const { &[Self(ALL[0]), Self(ALL[1]), Self(ALL[2]), Self(ALL[3]), Self(ALL[4])] }
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()))
     }
 }

@@ -12,13 +12,12 @@ use blk_core::units::GuestAddr;
 use host_std::backend::{Counts, FileBackend, FileOptions, FileStorage};
 use host_std::guest::{GuestDisk, Ide, Machine, Scsi, Transfer, VirtioBlk};
 use host_std::memory::MappedMemory;
+use host_std::proof::Front;
 use host_std::trace::{BlockTrace, LoopDevice};
 use scsi_model::LogicalUnit;
 use serde::Serialize;
 use virtio_blk_model::device::Config as VirtioConfig;
 use virtio_blk_model::front::mmio::Mmio;
-
-use super::Front;
 
 const IMAGE_BYTES: u64 = 8 << 20;
 const REQUEST_BYTES: usize = 4096;

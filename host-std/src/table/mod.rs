@@ -8,38 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blk_core::storage::CacheMode;
-use clap::ValueEnum;
+use host_std::proof::{Era, Front};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Serialize, Serializer};
 
 use crate::cli::Args;
 use drive::{Place, Run};
 use prove::{Bounds, Proof};
-
-/// The front ends of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Front {
-    /// ATA through the data port.
-    IdePio,
-    /// ATA through the PCI IDE bus master.
-    IdeDma,
-    /// A SCSI logical unit, by command blocks.
-    Scsi,
-    /// virtio-blk behind virtio-mmio registers.
-    VirtioBlk,
-}
-
-impl Front {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::IdePio => "IDE PIO",
-            Self::IdeDma => "IDE DMA",
-            Self::Scsi => "SCSI",
-            Self::VirtioBlk => "virtio-blk",
-        }
-    }
-}
 
 /// What a proof must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,23 +28,14 @@ pub(crate) enum Expected {
     Unsafe2009,
 }
 
-/// Whose drivers and features a cell has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) enum Era {
-    /// Those of the models.
-    #[serde(rename = "today")]
-    Today,
-    /// A guest that is shown neither a write cache nor a flush nor a barrier.
-    #[serde(rename = "2009")]
-    Of2009,
-}
-
 /// A cell of the table.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cell {
+    #[serde(serialize_with = "front_name")]
     pub(crate) front: Front,
     #[serde(serialize_with = "mode_name")]
     pub(crate) mode: CacheMode,
+    #[serde(skip)]
     pub(crate) era: Era,
     pub(crate) expected: Expected,
     pub(crate) run: Option<Run>,
@@ -93,6 +59,10 @@ impl Cell {
     pub(crate) fn as_it_must_be(&self) -> bool {
         self.proof.as_ref().is_none_or(|proof| proof.safe == (self.expected == Expected::Safe))
     }
+}
+
+fn front_name<S: Serializer>(front: &Front, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(front.name())
 }
 
 fn mode_name<S: Serializer>(mode: &CacheMode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -119,7 +89,7 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<Table> {
     let started = Instant::now();
     let mut cells = cells(args);
     let mut history = if args.front.is_empty() && args.mode.is_empty() { history() } else { Vec::new() };
-    let bounds = Bounds { length: if args.exhaustive { 4 } else { args.length } };
+    let bounds = Bounds::new(if args.exhaustive { 4 } else { args.length });
     let place = if args.prove_only { None } else { Some(Place::new(args.image.as_deref())?) };
     if args.run_only {
         history.clear();
@@ -164,10 +134,10 @@ fn run_cells(cells: &mut [Cell], place: &Place, bar: &ProgressBar, stop: &Atomic
 }
 
 fn cells(args: &Args) -> Vec<Cell> {
-    let wanted = |front: &Front| args.front.is_empty() || args.front.contains(front);
+    let wanted = |front: &Front| args.front.is_empty() || args.front.iter().any(|given| given.0 == *front);
     let mode_wanted =
         |mode: &CacheMode| args.mode.is_empty() || args.mode.iter().any(|given| given.0 == *mode);
-    let fronts = Front::value_variants().iter().copied().filter(wanted);
+    let fronts = Front::ALL.into_iter().filter(wanted);
     let modes = || CacheMode::ALL.into_iter().filter(mode_wanted);
     fronts.flat_map(|front| modes().map(move |mode| Cell::new(front, mode, Era::Today))).collect()
 }

@@ -5,15 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ata_model::sim::{DriverConfig, IdeGuest, ResetBy, Transport};
-use blk_core::sim::{self, DiskConfig, Progress, Report, SimGuest, SimHandle, SimMemory, explore};
+use blk_core::sim::{self, DiskConfig, Report};
 use blk_core::storage::CacheMode;
+use host_std::proof::{GuestKind, guests};
 use indicatif::ProgressBar;
-use scsi_model::sim::{Driver as ScsiDriver, Variant as ScsiVariant};
 use serde::Serialize;
-use virtio_blk_model::sim::{Driver, Variant};
 
-use super::{Cell, Era, Front};
+use super::Cell;
 
 /// What the explorer found of one cell, all of its variants together.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -39,16 +37,30 @@ pub(crate) struct Proof {
 pub(crate) struct Bounds {
     /// Longest program.
     pub(crate) length: u8,
+    /// Completions that the front may see late.
+    pub(crate) late_polls: u8,
+}
+
+impl Bounds {
+    /// Up to three steps a late poll is explored too; beyond, it would double what takes long already.
+    pub(crate) const fn new(length: u8) -> Self {
+        Self { length, late_polls: if length <= 3 { 1 } else { 0 } }
+    }
 }
 
 /// One guest on one kind of host.
 pub(crate) struct Job {
     cell: usize,
-    variant: String,
-    explore: Box<Explore>,
+    guest: GuestKind,
+    bounds: sim::Cell,
 }
 
-type Explore = dyn Fn(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> Report + Send;
+impl Job {
+    fn variant(&self) -> String {
+        let host = if self.bounds.disk.native_fua { ", native FUA" } else { "" };
+        format!("{}{host}", self.guest.name)
+    }
+}
 
 /// The explorations that make up a cell.
 pub(crate) fn jobs(index: usize, cell: &Cell, bounds: Bounds) -> Vec<Job> {
@@ -60,72 +72,11 @@ pub(crate) fn jobs(index: usize, cell: &Cell, bounds: Bounds) -> Vec<Job> {
     };
     let mut jobs = Vec::new();
     for &native_fua in hosts {
-        let host = if native_fua { ", native FUA" } else { "" };
         let disk = DiskConfig { native_fua, ..DiskConfig::new(mode) };
-        let bounds = sim::Cell { disk, ..sim::Cell::new(mode, bounds.length) };
-        for (guest, explore) in guests(cell.front, cell.era, bounds) {
-            jobs.push(Job { cell: index, variant: format!("{guest}{host}"), explore });
-        }
+        let bounds = sim::Cell { disk, late_polls: bounds.late_polls, ..sim::Cell::new(mode, bounds.length) };
+        jobs.extend(guests(cell.front, cell.era).into_iter().map(|guest| Job { cell: index, guest, bounds }));
     }
     jobs
-}
-
-/// The kinds of guest that a front has, each with its exploration.
-fn guests(front: Front, era: Era, bounds: sim::Cell) -> Vec<(&'static str, Box<Explore>)> {
-    match (era, front) {
-        (Era::Today, Front::IdePio) => vec![("SRST", ide(DriverConfig::new(Transport::Pio), bounds))],
-        (Era::Today, Front::IdeDma) => {
-            let driver = DriverConfig::new(Transport::Dma);
-            let stopping = DriverConfig { reset: ResetBy::BusMasterStop, ..driver };
-            vec![("SRST", ide(driver, bounds)), ("bus-master stop", ide(stopping, bounds))]
-        }
-        (Era::Today, Front::Scsi) => vec![
-            ("sd", scsi(ScsiVariant::Sd, bounds)),
-            ("firmware before the OS", scsi(ScsiVariant::FirmwareThenOld, bounds)),
-        ],
-        (Era::Today, Front::VirtioBlk) => vec![
-            ("BARRIER", virtio::<1>(Variant::Barrier, bounds)),
-            ("FLUSH", virtio::<1>(Variant::Modern, bounds)),
-            ("two queues", virtio::<2>(Variant::Modern, bounds)),
-            ("no FLUSH", virtio::<1>(Variant::NoFlush, bounds)),
-            ("experimental FUA", virtio::<1>(Variant::Fua, bounds)),
-        ],
-        (Era::Of2009, Front::IdePio) => {
-            vec![("no write-cache bit", ide(DriverConfig::of_2009(Transport::Pio), bounds))]
-        }
-        (Era::Of2009, Front::IdeDma) => {
-            vec![("no write-cache bit", ide(DriverConfig::of_2009(Transport::Dma), bounds))]
-        }
-        // SCSI was safe then as it is now.
-        (Era::Of2009, Front::Scsi) => Vec::new(),
-        (Era::Of2009, Front::VirtioBlk) => {
-            let ordering = sim::Cell { needs_barriers: true, ..bounds };
-            vec![
-                ("no flush", virtio::<1>(Variant::Of2009, bounds)),
-                ("no barrier, no drain", virtio::<1>(Variant::Of2009, ordering)),
-            ]
-        }
-    }
-}
-
-fn ide(driver: DriverConfig, bounds: sim::Cell) -> Box<Explore> {
-    boxed(bounds, move |memory, storage| IdeGuest::boot(driver, memory, storage))
-}
-
-fn scsi(variant: ScsiVariant, bounds: sim::Cell) -> Box<Explore> {
-    boxed(bounds, move |memory, storage| ScsiDriver::boot(variant, memory, storage))
-}
-
-fn virtio<const Q: usize>(variant: Variant, mut bounds: sim::Cell) -> Box<Explore> {
-    bounds.disk.handles = Q;
-    boxed(bounds, move |memory, storage| Driver::<Q>::boot(variant, memory, storage))
-}
-
-fn boxed<G: SimGuest + 'static>(
-    bounds: sim::Cell,
-    boot: impl Fn(&SimMemory, &mut [SimHandle]) -> G + Send + 'static,
-) -> Box<Explore> {
-    Box::new(move |watch| explore(&boot, &bounds, watch))
 }
 
 /// Runs all jobs, as many at a time as there are cores, and returns each cell's proof. A cell that was not finished when
@@ -142,7 +93,7 @@ pub(crate) fn run(jobs: Vec<Job>, bar: &ProgressBar, stop: &AtomicBool) -> BTree
             scope.spawn(|| {
                 while let Some(job) = take(&queue) {
                     let mut counted = 0;
-                    let report = (job.explore)(&mut |progress| {
+                    let report = job.guest.explore(job.bounds, &mut |progress| {
                         let all =
                             states.fetch_add(progress.states.saturating_sub(counted), Ordering::Relaxed);
                         counted = progress.states;
@@ -158,7 +109,7 @@ pub(crate) fn run(jobs: Vec<Job>, bar: &ProgressBar, stop: &AtomicBool) -> BTree
                         lock(&unfinished).push(job.cell);
                         continue;
                     }
-                    lock(&proofs).entry(job.cell).or_default().add(job.variant, report);
+                    lock(&proofs).entry(job.cell).or_default().add(job.variant(), report);
                 }
             });
         }

@@ -1,0 +1,138 @@
+//! The guests whose every program the crash explorer runs: for each front end, the drivers of today and those of 2009.
+
+use std::ops::ControlFlow;
+
+use ata_model::sim::{DriverConfig, IdeGuest, ResetBy, Transport};
+use blk_core::sim::{Cell, Progress, Report, SimGuest, SimHandle, SimMemory, explore};
+use scsi_model::sim::{Driver as ScsiDriver, Variant as ScsiVariant};
+use virtio_blk_model::sim::{Driver as VirtioDriver, Variant as VirtioVariant};
+
+/// A front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Front {
+    /// ATA through the data port.
+    IdePio,
+    /// ATA through the PCI IDE bus master.
+    IdeDma,
+    /// A SCSI logical unit, by command blocks.
+    Scsi,
+    /// virtio-blk behind virtio-mmio registers.
+    VirtioBlk,
+}
+
+impl Front {
+    /// Every front end, in the order of the integrity table.
+    pub const ALL: [Self; 4] = [Self::IdePio, Self::IdeDma, Self::Scsi, Self::VirtioBlk];
+
+    /// Its name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::IdePio => "IDE PIO",
+            Self::IdeDma => "IDE DMA",
+            Self::Scsi => "SCSI",
+            Self::VirtioBlk => "virtio-blk",
+        }
+    }
+}
+
+/// Whose drivers and features are explored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Era {
+    /// Those of the models.
+    Today,
+    /// A guest that is shown neither a write cache nor a flush nor a barrier.
+    Of2009,
+}
+
+type Watch<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
+
+/// A kind of guest, with its device.
+pub struct GuestKind {
+    /// What sets it apart from the others of its front.
+    pub name: &'static str,
+    explore: Box<dyn Fn(Cell, Watch<'_>) -> Report + Send + Sync>,
+}
+
+impl GuestKind {
+    /// Explores all of this guest's programs within `cell`. `watch` may stop it.
+    ///
+    /// The guest decides how many storage handles the disk has and whether its programs need their barriers.
+    pub fn explore(&self, cell: Cell, watch: Watch<'_>) -> Report {
+        (self.explore)(cell, watch)
+    }
+
+    fn new<G: SimGuest + 'static>(
+        name: &'static str,
+        handles: usize,
+        boot: impl Fn(&SimMemory, &mut [SimHandle]) -> G + Send + Sync + 'static,
+    ) -> Self {
+        let explore = move |mut cell: Cell, watch: Watch<'_>| {
+            cell.disk.handles = handles;
+            explore(&boot, &cell, watch)
+        };
+        Self { name, explore: Box::new(explore) }
+    }
+
+    fn ide(name: &'static str, driver: DriverConfig) -> Self {
+        Self::new(name, 1, move |memory, storage| IdeGuest::boot(driver, memory, storage))
+    }
+
+    fn scsi(name: &'static str, variant: ScsiVariant) -> Self {
+        Self::new(name, 1, move |memory, storage| ScsiDriver::boot(variant, memory, storage))
+    }
+
+    fn virtio<const Q: usize>(name: &'static str, variant: VirtioVariant) -> Self {
+        Self::new(name, Q, move |memory, storage| VirtioDriver::<Q>::boot(variant, memory, storage))
+    }
+
+    /// The same guest, whose programs need their ordered writes to be barriers although it cannot express one.
+    fn needing_barriers(self, name: &'static str) -> Self {
+        let explore =
+            move |cell, watch: Watch<'_>| self.explore(Cell { needs_barriers: true, ..cell }, watch);
+        Self { name, explore: Box::new(explore) }
+    }
+}
+
+/// The kinds of guest that `front` had in `era`.
+#[must_use]
+pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
+    match (era, front) {
+        (Era::Today, Front::IdePio) => vec![
+            GuestKind::ide("SRST", DriverConfig::new(Transport::Pio)),
+            GuestKind::ide("firmware before the OS", DriverConfig::firmware_then_old(Transport::Pio)),
+        ],
+        (Era::Today, Front::IdeDma) => {
+            let driver = DriverConfig::new(Transport::Dma);
+            let stopping = DriverConfig { reset: ResetBy::BusMasterStop, ..driver };
+            vec![
+                GuestKind::ide("SRST", driver),
+                GuestKind::ide("bus-master stop", stopping),
+                GuestKind::ide("firmware before the OS", DriverConfig::firmware_then_old(Transport::Dma)),
+            ]
+        }
+        (Era::Today, Front::Scsi) => vec![
+            GuestKind::scsi("sd", ScsiVariant::Sd),
+            GuestKind::scsi("firmware before the OS", ScsiVariant::FirmwareThenOld),
+        ],
+        (Era::Today, Front::VirtioBlk) => vec![
+            GuestKind::virtio::<1>("BARRIER", VirtioVariant::Barrier),
+            GuestKind::virtio::<1>("FLUSH", VirtioVariant::Modern),
+            GuestKind::virtio::<2>("two queues", VirtioVariant::Modern),
+            GuestKind::virtio::<1>("no FLUSH", VirtioVariant::NoFlush),
+            GuestKind::virtio::<1>("experimental FUA", VirtioVariant::Fua),
+        ],
+        (Era::Of2009, Front::IdePio) => {
+            vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Pio))]
+        }
+        (Era::Of2009, Front::IdeDma) => {
+            vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Dma))]
+        }
+        // SCSI was safe then as it is now.
+        (Era::Of2009, Front::Scsi) => guests(front, Era::Today),
+        (Era::Of2009, Front::VirtioBlk) => {
+            let guest = || GuestKind::virtio::<1>("no flush", VirtioVariant::Of2009);
+            vec![guest(), guest().needing_barriers("no barrier, no drain")]
+        }
+    }
+}
