@@ -88,8 +88,10 @@ const MODES_OF_2009: [CacheMode; 3] = [CacheMode::WriteThrough, CacheMode::Write
 pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<Table> {
     let started = Instant::now();
     let mut cells = cells(args);
-    let mut history = if args.front.is_empty() && args.mode.is_empty() { history() } else { Vec::new() };
     let bounds = Bounds::new(if args.exhaustive { 4 } else { args.length });
+    // A lost barrier takes two steps to show.
+    let whole = args.front.is_empty() && args.mode.is_empty() && bounds.length >= 2;
+    let mut history = if whole { history() } else { Vec::new() };
     let place = if args.prove_only { None } else { Some(Place::new(args.image.as_deref())?) };
     if args.run_only {
         history.clear();

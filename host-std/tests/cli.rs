@@ -1,0 +1,158 @@
+//! The program `blk-host`, as an operator meets it: results on standard output, errors with a remedy, exit codes that
+//! mean something.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+fn blk_host(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+    command.args(arguments).stdin(Stdio::null()).output().expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(arguments: &[&str]) -> (Value, Option<i32>) {
+    let output = blk_host(arguments);
+    let value = serde_json::from_slice(&output.stdout);
+    (value.unwrap_or_else(|error| panic!("{error}: {}", text(&output.stderr))), output.status.code())
+}
+
+#[test]
+fn the_table_has_every_cell_and_each_is_as_it_must_be() {
+    let (table, code) = json(&["--json", "--quiet", "--length", "1", "--prove-only"]);
+    assert_eq!(code, Some(0));
+    assert_eq!(table["as_it_must_be"], true);
+    let cells = table["cells"].as_array().expect("cells");
+    assert_eq!(cells.len(), 4 * 5);
+    for cell in cells {
+        let safe = cell["mode"] != "unsafe";
+        assert_eq!(cell["proof"]["safe"], safe, "{cell}");
+        assert!(cell["proof"]["states"].as_u64() > Some(0), "{cell}");
+        assert_eq!(
+            cell["proof"]["counterexamples"].as_object().map(serde_json::Map::is_empty),
+            Some(safe),
+            "{cell}"
+        );
+    }
+}
+
+#[test]
+fn the_five_failing_cells_of_2009_fail_with_counterexamples() {
+    let (table, code) = json(&["--json", "--quiet", "--length", "2", "--prove-only"]);
+    assert_eq!(code, Some(0));
+    let failing = |cell: &&Value| cell["proof"]["safe"] == false;
+    let history = table["history"].as_array().expect("history");
+    let failed: Vec<_> = history.iter().filter(failing).map(|cell| (&cell["front"], &cell["mode"])).collect();
+    let expected = [
+        ("IDE DMA", "writeback"),
+        ("IDE DMA", "none"),
+        ("virtio-blk", "writethrough"),
+        ("virtio-blk", "writeback"),
+        ("virtio-blk", "none"),
+    ];
+    assert_eq!(
+        failed,
+        expected.map(|(front, mode)| (Value::from(front), Value::from(mode))).each_ref().map(|(a, b)| (a, b))
+    );
+    for cell in history.iter().filter(failing) {
+        let told = cell["proof"]["counterexamples"].to_string();
+        assert!(told.contains("power cut"), "{told}");
+    }
+}
+
+#[test]
+fn a_run_counts_what_reached_the_host_in_every_mode() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let image = directory.path().join("disk.img");
+    let image = image.to_str().expect("a path in UTF-8");
+    let (table, code) = json(&[
+        "--json",
+        "--quiet",
+        "--run-only",
+        "--front",
+        "scsi",
+        "--front",
+        "virtio-blk",
+        "--image",
+        image,
+    ]);
+    assert_eq!(code, Some(0));
+    for cell in table["cells"].as_array().expect("cells") {
+        let count = |of: &str, what: &str| cell["run"][of][what].as_u64().expect("a count");
+        let (writes, fua, flushes) =
+            (count("guest", "writes"), count("guest", "fua_writes"), count("guest", "flushes"));
+        let (fdatasyncs, dsync) = (count("host", "fdatasyncs"), count("host", "dsync_writes"));
+        match cell["mode"].as_str().expect("a mode") {
+            "unsafe" => assert_eq!((fdatasyncs, dsync), (0, 0), "{cell}"),
+            "writethrough" | "directsync" => assert_eq!((fdatasyncs, dsync), (flushes, writes), "{cell}"),
+            // FUA is one stable write, or a write and a flush.
+            _ => {
+                assert_eq!((fdatasyncs + dsync, dsync == fua || dsync == 0), (flushes + fua, true), "{cell}")
+            }
+        }
+        assert!(cell["run"]["verified_bytes"].as_u64() > Some(0));
+    }
+    assert!(!Path::new(image).exists(), "the image is removed at the end");
+}
+
+#[test]
+fn an_existing_file_is_never_written_over() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let image = directory.path().join("precious.img");
+    std::fs::write(&image, b"precious").expect("a file");
+    let output = blk_host(&["--run-only", "--image", image.to_str().expect("a path in UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("precious.img") && message.contains("--image") && message.contains("does not exist"),
+        "{message}"
+    );
+    assert_eq!(std::fs::read(&image).expect("still there"), b"precious");
+}
+
+#[test]
+fn wrong_usage_names_the_option_and_exits_with_2() {
+    for arguments in
+        [&["--front", "floppy"][..], &["--mode", "sometimes"], &["--length", "0"], &["--nonsense"]]
+    {
+        let output = blk_host(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(arguments[0]), "{}", text(&output.stderr));
+    }
+    let help = text(&blk_host(&["--help"]).stdout);
+    assert!(help.contains("Examples:") && help.contains("Exit status:"), "{help}");
+}
+
+#[test]
+fn a_signal_ends_it_cleanly() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let image = directory.path().join("disk.img");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+    command.args(["--length", "8", "--front", "virtio-blk", "--quiet", "--image"]).arg(&image);
+    let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program runs");
+    let start = Instant::now();
+    while !image.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it never began");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    assert!(!image.exists(), "the image is removed");
+}
+
+#[test]
+fn probe_answers_for_a_path_and_fails_for_none() {
+    let (report, code) = json(&["probe", "--json", env!("CARGO_TARGET_TMPDIR")]);
+    assert!(matches!(code, Some(0 | 1 | 3)), "{code:?}");
+    assert!(report["layers"].as_array().is_some_and(|layers| !layers.is_empty()), "{report}");
+    let output = blk_host(&["probe", "/nonexistent/image"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("/nonexistent/image"), "{}", text(&output.stderr));
+}
