@@ -298,6 +298,8 @@ fn stopping_flushes_and_a_stopped_unit_is_not_ready() {
     rig.log();
     rig.data_out(&[0x1b, 0, 0, 0, 4, 0], &[]);
     assert_eq!(rig.log(), [], "NO_FLUSH");
+    rig.data_out(&[0x1b, 0, 0, 0, 0, 0], &[]);
+    assert_eq!(rig.log(), [Op::Flush], "a stop without NO_FLUSH makes good what that one left out");
     rig.data_out(&[0x1b, 0, 0, 0, 1, 0], &[]);
     rig.disk.errors.push_back(Some(IoErrorKind::Medium.into()));
     assert_eq!(rig.sense(&[0x1b, 0, 0, 0, 0, 0], &[]), (3, 0x0c00));
@@ -315,6 +317,7 @@ fn too_little_room_is_an_overrun_and_nothing_is_done() {
     assert_eq!(rig.log(), []);
 }
 
+/// CVE-2023-0330: addresses of device registers are not memory, and so an error of the one command.
 #[test]
 fn a_buffer_outside_memory_fails_the_command_only() {
     let mut rig = Rig::new();

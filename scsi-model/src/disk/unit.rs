@@ -218,9 +218,8 @@ impl Unit {
             }
             Command::Unmap { list } => super::job::unmap(list, task, info, io),
             Command::ModeSelect { form, list } => self.mode_select(form, list, task, info, io),
-            Command::StartStopUnit { start: false, flush: true } if !self.stopped => {
-                Ok(job(Job::Flush(After::Stop)))
-            }
+            // Also of a unit that is stopped: it may have been without a flush.
+            Command::StartStopUnit { start: false, flush: true } => Ok(job(Job::Flush(After::Stop))),
             Command::StartStopUnit { start, .. } => {
                 self.stopped = !start;
                 Ok(Begun::GOOD)
