@@ -14,7 +14,7 @@ mod rig;
 use blk_core::op::Op;
 use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::{Extent, Lba};
-use rig::{BLOCK, Disk, Rig};
+use rig::{BLOCK, BUFFER, Disk, Rig};
 use scsi_model::Outcome;
 
 fn read(start: u64, sectors: u64) -> Op {
@@ -65,6 +65,7 @@ fn a_length_of_0_is_256_blocks_in_the_6_byte_form_and_none_in_the_others() {
     );
 }
 
+/// OpenVMM 4046: first block + count wraps.
 #[test]
 fn the_last_block_is_in_range_and_nothing_beyond_it() {
     let mut rig = Rig::new();
@@ -140,6 +141,24 @@ fn fua_reaches_the_storage() {
     assert_eq!(rig.log(), [write(0, 1, false), Op::Flush]);
     rig.data_in(&[0x28, 0x08, 0, 0, 0, 0, 0, 0, 1, 0], BLOCK);
     assert_eq!(rig.log(), [Op::Flush, read(0, 1)], "what a READ with FUA returns is stable");
+}
+
+/// PEERS, 7: the flush that makes a write stable fails, and that is how the write ends.
+#[test]
+fn a_failed_sync_of_a_write_is_its_error_and_ends_it() {
+    let fua: &[u8] = &[0x2a, 0x08, 0, 0, 0, 0, 0, 0, 1, 0];
+    let plain: &[u8] = &[0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    for (cdb, write_cache) in [(fua, 0x04), (plain, 0)] {
+        let mut rig = Rig::new();
+        rig.disk.info.fua = false;
+        let list = [&[0, 0, 0, 0, 0x08, 0x12, write_cache][..], &[0; 17]].concat();
+        rig.data_out(&[0x15, 0x10, 0, 0, 24, 0], &list);
+        rig.log();
+        rig.disk.errors.extend([None, Some(IoErrorKind::Medium.into())]);
+        assert_eq!(rig.sense(cdb, &[1; BLOCK]), (3, 0x0c00));
+        assert_eq!(rig.log(), [write(0, 1, false), Op::Flush]);
+        assert!(rig.unit.is_idle());
+    }
 }
 
 /// PEERS, 8.
@@ -273,6 +292,24 @@ fn unmap_checks_every_descriptor_before_it_does_one() {
     let list = unmap_list(&[(1, 1); 9]);
     assert_eq!(rig.sense(&unmap(list.len()), &list), (5, 0x2600), "more than page B0h allows");
     assert_eq!(rig.log(), []);
+}
+
+/// PEERS, 20: a list that is changed between its check and its use.
+#[test]
+fn an_unmap_list_that_changes_after_its_check_is_not_read_again() {
+    let mut rig = Rig::new();
+    rig.disk.held = true;
+    let list = unmap_list(&[(8, 8), (64, 16)]);
+    rig.enqueue(1, scsi_model::Attribute::Simple, &unmap(list.len()), &list, 0);
+    assert_eq!(rig.tags(), []);
+    rig.memory.0.borrow_mut()[BUFFER..][..list.len()].fill(0xff);
+    rig.disk.release(&rig.memory, 0);
+    assert_eq!(rig.tags(), []);
+    rig.disk.release(&rig.memory, 0);
+    assert_eq!(rig.poll()[0].outcome, Outcome::Good);
+    let mut done = rig.log();
+    done.sort_by_key(|op| op.extent().unwrap().start);
+    assert_eq!(done, [(8, 8), (64, 16)].map(|(start, n)| Op::Discard { extent: Extent::new(start, n) }));
 }
 
 #[test]

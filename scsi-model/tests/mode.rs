@@ -87,6 +87,9 @@ fn turning_the_cache_off_flushes_and_makes_writes_stable() {
     assert!(matches!(rig.log()[..], [Op::Write { .. }, Op::Flush]));
     rig.data_out(&[0x93, 0x01, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0], &[]);
     assert!(matches!(rig.log()[..], [Op::WriteZeroes { .. }, Op::Flush]));
+    let list = [&[0, 22, 0, 16, 0, 0, 0, 0][..], &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0]].concat();
+    rig.data_out(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list);
+    assert!(matches!(rig.log()[..], [Op::Discard { .. }, Op::Flush]));
     let (cdb, list) = caching(0x04);
     rig.data_out(&cdb, &list);
     assert_eq!(rig.log(), [], "turning it on needs no flush");
