@@ -13,11 +13,15 @@
 
 mod rig;
 
+use std::cell::Cell;
+
 use ata_model::IdeController;
-use blk_core::bus::Width;
+use blk_core::bus::{Device, Region, Width};
+use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::Op;
 use blk_core::storage::Cache;
-use rig::{DRQ, ERROR, READY, Rig, cmd, drive, isa_channel, one_drive};
+use blk_core::units::GuestAddr;
+use rig::{DRQ, ERROR, Memory, READY, Rig, cmd, drive, isa_channel, one_drive};
 
 /// CVE-2015-5154.
 #[test]
@@ -59,6 +63,20 @@ fn no_command_of_a_missing_drive_or_of_an_impossible_translation_divides_by_zero
         assert_eq!((rig.run(cmd(0x91).count(0).device(heads)), rig.error()), (ERROR, 0x04));
     }
     assert_eq!(rig.run(cmd(0x20).count(1).lba(0).device(0)), ERROR, "sector 0 of CHS");
+}
+
+/// CVE-2020-29443 and CVE-2015-6855: what begins a packet command opens no data phase in a disk.
+#[test]
+fn packet_commands_are_aborted_and_nothing_of_a_packet_is_taken() {
+    let mut rig = one_drive(Cache::WriteBack);
+    for opcode in [0xa0, 0xa1, 0xa2, 0x08] {
+        rig.issue(cmd(opcode).lba(0x00ff_ff00));
+        assert_eq!((rig.alternate_status(), rig.error()), (ERROR, 0x04), "{opcode:#x}");
+        // READ (12) of block FFFFFFFFh.
+        rig.write_words(&[0xa8, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+        assert_eq!((rig.poll().again, rig.read(0, 0, Width::Word), rig.status()), (false, 0xffff, ERROR));
+    }
+    assert!(rig.disks[0].log.is_empty());
 }
 
 /// CVE-2014-2894.
@@ -128,6 +146,73 @@ fn dma_into_what_is_not_memory_is_an_error_and_not_a_register_access() {
     for base in [0xfee0_0000, 0xfec0_0000, 0x1000_0000] {
         assert_eq!(rig.dma(cmd(0x25).count(1), &[(base, 512)], true), (0x06, ERROR));
     }
+    assert!(rig.disks[0].log.is_empty());
+}
+
+/// PEERS 20: regions that overlap are filled in order, and a table under its own transfer is read as it is found.
+#[test]
+fn regions_that_overlap_each_other_or_their_table_reach_nothing_but_memory() {
+    let mut rig = one_drive(Cache::WriteBack);
+    rig.disks[0].bytes[..512].fill(1);
+    rig.disks[0].bytes[512..1024].fill(2);
+    assert_eq!(rig.dma(cmd(0x25).count(2), &[(0x1000, 512), (0x1000, 512)], true), (0x04, READY));
+    assert_eq!(rig.peek(0x1000, 1024), [[2; 512], [0; 512]].concat());
+
+    // The first sector lands on the table, before the second region is looked up: at FFFFFFF0h, over the end.
+    rig.disks[0].info.transfer_max_bytes = 512;
+    for prd in rig.disks[0].bytes[..512].chunks_exact_mut(8) {
+        prd.copy_from_slice(&[0xf0, 0xff, 0xff, 0xff, 0, 2, 0, 0x80]);
+    }
+    assert_eq!(rig.dma(cmd(0x25).count(2), &[(0x100, 512), (0x2000, 512)], true), (0x06, ERROR));
+    assert_eq!(rig.peek(0x2000, 512), [0; 512]);
+}
+
+/// Guest memory whose PRD table changes after it was read for the first time.
+struct Changing {
+    memory: Memory,
+    table: GuestAddr,
+    reads: Cell<u32>,
+}
+
+impl GuestMemory for Changing {
+    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
+        self.memory.read(addr, into)?;
+        if addr == self.table && self.reads.replace(self.reads.get() + 1) > 0 {
+            into.copy_from_slice(&[0, 0x10, 0, 0, 2, 0, 0, 0x80]);
+        }
+        Ok(())
+    }
+
+    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
+        self.memory.write(addr, from)
+    }
+
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        self.memory.load_u16_acquire(addr)
+    }
+
+    fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
+        self.memory.store_u16_release(addr, value)
+    }
+
+    fn contains(&self, addr: GuestAddr, len: u64) -> bool {
+        self.memory.contains(addr, len)
+    }
+}
+
+/// PEERS 20: a descriptor that is changed between its check and its use.
+#[test]
+fn a_table_that_changes_between_two_looks_is_an_error_and_moves_nothing() {
+    let mut rig = one_drive(Cache::WriteBack);
+    // A sector and a bit: the table is walked again, to where the whole sectors end.
+    rig.prds(0x100, &[(0x1000, 700)]);
+    let changing = Changing { memory: rig.memory, table: GuestAddr(0x100), reads: Cell::new(0) };
+    rig.write(4, 4, Width::Dword, 0x100);
+    rig.issue(cmd(0x25).count(2));
+    let disks = &mut rig.disks[..];
+    rig.device.write(Region::Bar(4), 0, Width::Byte, 0x09, &changing, disks);
+    rig.device.poll(&changing, disks);
+    assert_eq!((changing.reads.get(), rig.stop_dma(), rig.status()), (2, 0x06, ERROR));
     assert!(rig.disks[0].log.is_empty());
 }
 

@@ -73,6 +73,30 @@ fn a_fua_write_is_busy_until_its_flush_is_done() {
     assert_eq!((rig.stop_dma(), rig.status()), (0x04, ERROR), "and the flush's error is the write's");
 }
 
+/// PEERS 7: with the cache off, the flush that makes a write stable fails, and that is how the write ends.
+#[test]
+fn a_failed_sync_of_a_write_with_the_cache_off_is_its_error_and_ends_it() {
+    let mut rig = one_drive(Cache::WriteBack);
+    let memory = rig.memory;
+    assert_eq!(rig.run(cmd(0xef).features(0x82)), READY);
+    rig.prds(0x100, &[(0x1000, 512)]);
+    rig.disks[0].hold = true;
+    rig.start_dma(cmd(0x35).lba(3).count(1), 0x100, false);
+    rig.disks[0].release(&memory);
+    rig.disks[0].fail = Some(medium_error(3));
+    rig.poll();
+    assert_eq!((rig.stop_dma(), rig.status(), rig.error(), rig.lba48()), (0x04, ERROR, 0x04, 3));
+
+    rig.disks[0].hold = true;
+    rig.issue(cmd(0x30).lba(4).count(1));
+    rig.write_words(&[7; 512]);
+    rig.disks[0].release(&memory);
+    rig.disks[0].fail = Some(medium_error(4));
+    rig.poll();
+    assert_eq!((rig.status(), rig.error(), rig.input(0, 3)), (ERROR, 0x04, 4));
+    assert_eq!(rig.disks[0].log[1..], [write(3, 1, false), Op::Flush, write(4, 1, false), Op::Flush]);
+}
+
 /// PEERS 11.
 #[test]
 fn turning_the_cache_off_flushes_and_makes_later_writes_stable() {

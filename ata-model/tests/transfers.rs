@@ -232,6 +232,7 @@ fn dma_moves_data_both_ways_and_raises_the_interrupt_after_it() {
     }
 }
 
+/// PEERS 19: a bus master that is off fetches nothing.
 #[test]
 fn dma_waits_for_start_and_for_the_storage() {
     let mut rig = filled();
