@@ -231,7 +231,24 @@ fn a_barrier_over_a_storage_that_completes_at_once_needs_one_poll() {
     assert!(!progress.again && machine.reap(0).is_some());
 }
 
-/// The chain of a barrier is walked again after its flush: a driver that has changed it meanwhile finds it failed, and
+/// PEERS, defect 20: a header that is changed between its check and its use. The operation is kept in the slot.
+#[test]
+fn a_barrier_whose_header_changed_under_it_writes_where_it_said_first() {
+    let mut machine = legacy(true, Features::all());
+    machine.disks[0].eager = false;
+    let memory = machine.memory;
+    let head = machine.send(OUT | BARRIER, 0, &[(DATA, 512, 0)]);
+    machine.poll();
+    machine.put(HEADER + 8, &9_u64.to_le_bytes());
+    for _ in 0..3 {
+        machine.disks[0].complete(&memory);
+        machine.poll();
+    }
+    assert_eq!(machine.log(), [Op::Flush, WRITE_0, Op::Flush]);
+    assert_eq!((machine.reap(0), machine.fetch(STATUS, 1)), (Some((head, 1)), vec![OK]));
+}
+
+/// PEERS, defect 20. The chain of a barrier is walked again after its flush: a driver that has changed it meanwhile finds it failed, and
 /// one that has broken it finds the queue broken.
 #[test]
 fn a_barrier_whose_chain_changed_under_it_is_an_error() {

@@ -70,6 +70,22 @@ fn an_address_whose_end_wraps_breaks_the_queue() {
     assert_broken(&mut machine, QueueError::Wraps);
 }
 
+// PEERS, defect 20: overlapping buffers.
+#[test]
+fn buffers_over_one_another_the_header_the_status_or_the_ring_hurt_their_driver_only() {
+    let mut machine = machine();
+    assert_eq!(machine.request(IN, 2, &[(DATA, 512, WRITE), (DATA, 512, WRITE)]), (OK, 1025));
+    assert_eq!(machine.fetch(DATA, 512), [3; 512]);
+    // Over the header, which was copied before, and over the status byte, which comes last.
+    assert_eq!(machine.request(IN, 2, &[(HEADER, 512, WRITE)]), (OK, 513));
+    assert_eq!((machine.fetch(HEADER, 16), machine.fetch(STATUS, 2)), (vec![2; 16], vec![OK, 2]));
+    // Over the ring: its index is then one that cannot be.
+    machine.set(register::INTERRUPT_ACK, INTERRUPT_USED);
+    machine.disks[0].data[512 * 5..512 * 6].fill(0xff);
+    machine.send(IN, 5, &[(Machine::<1>::ring(0), 512, WRITE)]);
+    assert_broken(&mut machine, QueueError::AvailableIndex);
+}
+
 // PEERS, defect 5: an empty write chain.
 #[test]
 fn a_chain_without_room_for_a_status_breaks_the_queue() {

@@ -78,6 +78,49 @@ fn a_request_may_be_in_an_indirect_table() {
     assert_eq!(machine.fetch(DATA, 512), [5; 512]);
 }
 
+// PEERS, defect 20: a chain longer than the device has room for.
+#[test]
+fn a_chain_of_more_buffers_than_there_is_room_for_is_an_io_error() {
+    const LONG_TABLE: u64 = 0x1_0000;
+    for (pieces, status) in [(128, OK), (129, IOERR)] {
+        let mut machine = machine();
+        machine.disks[0].info.segments_max = u16::MAX;
+        machine.header(HEADER, IN, 5);
+        machine.descriptor(LONG_TABLE, 0, (HEADER, 16, NEXT), 1);
+        let mut left: u32 = 512;
+        for piece in 1..=pieces {
+            // 512 bytes in all: the last two of 129 are halves of one.
+            let len = if pieces == 129 && piece > 127 { 2 } else { 4 };
+            left -= len;
+            machine.descriptor(LONG_TABLE, piece, (DATA + u64::from(left), len, NEXT | WRITE), piece + 1);
+        }
+        machine.descriptor(LONG_TABLE, pieces + 1, (STATUS, 1, WRITE), 0);
+        machine.offer(0, &[(LONG_TABLE, 16 * (u32::from(pieces) + 2), INDIRECT)]);
+        machine.poll();
+        assert_eq!((left, machine.fetch(STATUS, 1)), (0, vec![status]), "{pieces} buffers");
+        assert_eq!(machine.log().is_empty(), status != OK);
+    }
+}
+
+// PEERS, defect 20: a list that is changed between its check and its use.
+#[test]
+fn a_list_of_ranges_that_changes_after_its_check_is_not_read_again() {
+    let mut machine = machine();
+    machine.disks[0].eager = false;
+    let range = |sector: u64| [sector.to_le_bytes(), 1_u64.to_le_bytes()].concat();
+    machine.put(DATA, &[range(1), range(4)].concat());
+    let head = machine.send(WRITE_ZEROES, 0, &[(DATA, 32, 0)]);
+    machine.poll();
+    machine.put(DATA, &[0xff; 32]);
+    let memory = machine.memory;
+    for _ in 0..2 {
+        machine.disks[0].complete(&memory);
+        machine.poll();
+    }
+    assert_eq!(machine.log(), [zeroes(1, 1, false), zeroes(4, 1, false)]);
+    assert_eq!((machine.reap(0), machine.fetch(STATUS, 1)), (Some((head, 1)), vec![OK]));
+}
+
 // PEERS, defect 5.
 #[test]
 fn a_request_header_that_is_too_short_is_an_io_error() {
@@ -159,7 +202,7 @@ fn a_size_that_is_no_multiple_of_512_is_an_io_error() {
     assert_eq!(machine.request(IN, 0, &[(DATA, 100, WRITE), (DATA + 100, 412, WRITE)]), (OK, 513));
 }
 
-// cloud-hypervisor 8388 (sector x 512 wraps), OpenVMM 4046 (sector + count wraps).
+// PEERS, defect 3, and cloud-hypervisor 8388 (sector x 512 wraps), OpenVMM 4046 (sector + count wraps).
 #[test]
 fn a_sector_whose_offset_or_end_wraps_is_an_io_error() {
     let mut machine = machine();
@@ -293,6 +336,7 @@ fn a_read_that_fails_claims_the_status_byte_only() {
     assert_eq!(machine.request(IN, 0, &[(DATA, 512, WRITE)]), (UNSUPP, 1));
 }
 
+// CVE-2023-0330: addresses of device registers are not memory.
 #[test]
 fn data_that_is_not_memory_is_an_io_error() {
     let mut machine = machine();
@@ -313,7 +357,7 @@ fn more_segments_than_the_storage_takes_are_an_io_error() {
     assert_eq!(machine.request(IN, 0, &[piece(0), piece(1), piece(2)]), (IOERR, 1));
 }
 
-/// Without REQ_FLAGS the word is ignored: legacy drivers put a priority there.
+/// PEERS, defect 1: what is offered is done. Without REQ_FLAGS the word is ignored: legacy drivers put a priority there.
 #[test]
 fn the_experimental_fua_flag_counts_only_where_it_was_negotiated() {
     let fua = Features::REQ_FLAGS | Features::REQ_FLAGS_OUT_FUA;
