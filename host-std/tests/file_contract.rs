@@ -132,6 +132,7 @@ fn zeroes_and_discards_read_back_as_zero_on_part_of_a_page() {
     });
 }
 
+/// PEERS, defect 3; OpenVMM 4046; cloud-hypervisor 8388 and 7873.
 #[test]
 fn what_lies_outside_the_disk_or_does_not_add_up_is_refused() {
     let images = Images::on_disk();
@@ -141,7 +142,7 @@ fn what_lies_outside_the_disk_or_does_not_add_up_is_refused() {
     let page = [guest(0, 512)];
     let cases = [
         (read(SECTORS, 1), page.as_slice(), IoErrorKind::OutOfRange),
-        // Sector 2^55 is not sector 0 (PEERS, defect 3), and the end does not wrap.
+        // Sector 2^55 is not sector 0, and the end does not wrap.
         (write(1 << 55, 1), &page, IoErrorKind::OutOfRange),
         (write(u64::MAX, 1), &page, IoErrorKind::OutOfRange),
         (Op::Discard { extent: Extent::new(SECTORS - 1, 2) }, &[], IoErrorKind::OutOfRange),

@@ -280,7 +280,8 @@ fn errors_of_the_host_keep_their_meaning() {
     assert_eq!(rig.run(Op::Flush), None);
 }
 
-/// PEERS, defect 17: the second fdatasync succeeds, with the data gone.
+/// PEERS, defect 17: the second fdatasync succeeds, with the data gone; and 14: whoever flushes next is told of it, on
+/// any handle.
 #[test]
 fn a_flush_that_failed_once_and_would_now_succeed_fails_for_good() {
     for mode in CacheMode::ALL {
@@ -343,7 +344,7 @@ fn a_flush_names_the_lowest_sector_written_since_the_last_good_one() {
     assert_eq!((error.kind, error.lba), (IoErrorKind::NoSpace, Some(Lba(64))));
 }
 
-/// The write's pages may be among those that failed, and they may have come too late for it.
+/// PEERS, defect 13. The write's pages may be among those that failed, and they may have come too late for it.
 #[test]
 fn a_write_in_flight_during_a_flush_is_named_by_it_and_left_to_the_next() {
     for fails_at_once in [true, false] {
@@ -370,6 +371,7 @@ fn a_write_in_flight_during_a_flush_is_named_by_it_and_left_to_the_next() {
     }
 }
 
+/// PEERS, defect 13: a flush that began before it is not its flush.
 #[test]
 fn a_flush_joins_the_next_fdatasync_and_never_the_one_that_runs() {
     let mut rig = Rig::new(CacheMode::WriteBack);
