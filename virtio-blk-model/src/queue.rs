@@ -467,7 +467,10 @@ impl<const N: usize> Queue<N> {
                 Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => &[],
             };
             let fits = match op {
-                Op::Read { extent } | Op::Write { extent, .. } => total_bytes(segments) == extent.bytes(),
+                Op::Read { extent } | Op::Write { extent, .. } => {
+                    let segments_max = usize::from(storage.info().segments_max);
+                    segments.len() <= segments_max && total_bytes(segments) == extent.bytes()
+                }
                 _ => true,
             };
             if !fits {

@@ -254,14 +254,22 @@ fn a_barrier_whose_header_changed_under_it_writes_where_it_said_first() {
 fn a_barrier_whose_chain_changed_under_it_is_an_error() {
     let mut machine = legacy(true, Features::all());
     machine.disks[0].eager = false;
+    machine.disks[0].info.segments_max = 2;
     let memory = machine.memory;
-    let head = machine.send(OUT | BARRIER, 1, &[(DATA, 512, 0)]);
-    machine.poll();
-    machine.descriptor(Machine::<1>::ring(0), head + 1, (DATA, 1024, NEXT), head + 2);
-    machine.disks[0].complete(&memory);
-    machine.poll();
-    assert_eq!(machine.log(), [Op::Flush], "nothing is written");
-    assert_eq!((machine.reap(0), machine.fetch(STATUS, 1)), (Some((head, 1)), vec![IOERR]));
+    let ring = Machine::<1>::ring(0);
+    for pieces in [&[(DATA, 1024)][..], &[(DATA, 256), (DATA, 128), (DATA, 128)]] {
+        let head = machine.send(OUT | BARRIER, 1, &[(DATA, 512, 0)]);
+        machine.poll();
+        for (index, &(addr, len)) in (1..).zip(pieces) {
+            // The status byte, which follows, moves on.
+            machine.descriptor(ring, head + index, (addr, len, NEXT), head + index + 1);
+            machine.descriptor(ring, head + index + 1, (STATUS, 1, WRITE), 0);
+        }
+        machine.disks[0].complete(&memory);
+        machine.poll();
+        assert_eq!(machine.log(), [Op::Flush], "nothing is written");
+        assert_eq!((machine.reap(0), machine.fetch(STATUS, 1)), (Some((head, 1)), vec![IOERR]));
+    }
 
     let head = machine.send(OUT | BARRIER, 1, &[(DATA, 512, 0)]);
     machine.poll();
