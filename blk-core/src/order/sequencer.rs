@@ -6,7 +6,7 @@ use serde_big_array::BigArray;
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::order::plan::{GuestCache, Order, Plan, Request, plan};
-use crate::storage::{Busy, IoError, Storage};
+use crate::storage::{Busy, Completion, IoError, Storage};
 use crate::units::Tag;
 
 /// Why a request was not taken. It stays with its owner, unpopped, and is offered again after the next completion.
@@ -58,6 +58,13 @@ enum Stage {
     Ended,
     /// Only under a mutant: to be reported without waiting for the storage.
     AckEarly,
+}
+
+impl Stage {
+    /// Whether the storage has an operation of the slot.
+    const fn is_in_flight(self) -> bool {
+        matches!(self, Self::Before | Self::Main | Self::After)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -210,13 +217,15 @@ impl<T, const N: usize> Sequencer<T, N> {
         if drains && self.used != 0 {
             return Err(Hold::Barrier);
         }
-        let stage = self.start(memory, storage, slot, plan, segments)?;
-        self.set(slot, stage, plan);
-        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
-            s.payload = Some(payload);
-        }
+        let stage = self.start(memory, storage, slot, &plan, segments)?;
+        self.used |= bit(slot);
         if plan.exclusive {
             self.barrier = Some(slot);
+        }
+        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
+            s.stage = stage;
+            s.plan = plan;
+            s.payload = Some(payload);
         }
         Ok(slot)
     }
@@ -237,7 +246,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             return;
         }
         let plan = plan(request, cache, storage.info());
-        let stage = self.start(memory, storage, slot, plan, segments).unwrap_or(Stage::Wanting);
+        let stage = self.start(memory, storage, slot, &plan, segments).unwrap_or(Stage::Wanting);
         self.set(slot, stage, plan);
     }
 
@@ -267,7 +276,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             return Ok(());
         };
         let plan = s.plan;
-        let stage = self.start(memory, storage, slot, plan, segments).map_err(|_| Busy)?;
+        let stage = self.start(memory, storage, slot, &plan, segments).map_err(|_| Busy)?;
         self.set(slot, stage, plan);
         Ok(())
     }
@@ -303,47 +312,56 @@ impl<T, const N: usize> Sequencer<T, N> {
             return Some(done);
         }
         while let Some(completion) = storage.poll(memory) {
-            let Tag { slot, generation } = completion.tag;
-            let known = self.slots.get(usize::from(slot)).filter(|s| s.generation == generation);
-            let Some((stage, plan)) = known.map(|s| (s.stage, s.plan)) else {
+            let Completion { tag: Tag { slot, generation }, result } = completion;
+            let s = self.slots.get_mut(usize::from(slot));
+            let Some(s) = s.filter(|s| s.generation == generation && s.stage.is_in_flight()) else {
                 self.stray();
                 continue;
             };
-            if !matches!(stage, Stage::Before | Stage::Main | Stage::After) {
-                self.stray();
-                continue;
-            }
-            if self.resetting {
-                self.free(slot);
-                continue;
-            }
-            let flushed = stage != Stage::Main || plan.op == Op::Flush;
-            let result = match completion.result {
-                Err(_) if flushed && active(Mutant::FlushErrorSwallowed) => Ok(()),
-                result => result,
-            };
-            let mut plan = plan;
-            let next = match (stage, result) {
-                (Stage::Before, Ok(())) => {
-                    // Done: what is wanted now is the operation alone.
-                    plan.flush_before = false;
-                    Stage::Wanting
-                }
-                (Stage::Main, Ok(())) if plan.flush_after && !self.skips_flush() => {
-                    self.start_flush(memory, storage, slot).map_or(Stage::AfterRefused, |()| Stage::After)
-                }
-                _ => Stage::Ended,
-            };
-            self.set(slot, next, plan);
-            if next == Stage::Ended {
+            // Nearly always: a request of one operation.
+            if s.stage == Stage::Main && !s.plan.flush_after && !self.resetting && !cfg!(feature = "mutants")
+            {
+                s.stage = Stage::Ended;
                 return Some(Done { slot, result });
             }
-        }
-        // The completions taken above may have made room, and none may follow that would bring the caller back.
-        if self.refused != 0 {
-            self.retry_refused(memory, storage);
+            if let Some(done) = self.step(memory, storage, slot, result) {
+                return Some(done);
+            }
         }
         None
+    }
+
+    /// Takes a slot whose operation has completed to the next step of its plan. Returns it if that was the last.
+    fn step<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+        result: Result<(), IoError>,
+    ) -> Option<Done> {
+        if self.resetting {
+            self.free(slot);
+            return None;
+        }
+        let Slot { stage, mut plan, .. } = *self.slots.get(usize::from(slot))?;
+        let flushed = stage != Stage::Main || plan.op == Op::Flush;
+        let result = match result {
+            Err(_) if flushed && active(Mutant::FlushErrorSwallowed) => Ok(()),
+            result => result,
+        };
+        let next = match (stage, result) {
+            (Stage::Before, Ok(())) => {
+                // Done: what is wanted now is the operation alone.
+                plan.flush_before = false;
+                Stage::Wanting
+            }
+            (Stage::Main, Ok(())) if plan.flush_after && !self.skips_flush() => {
+                self.start_flush(memory, storage, slot).map_or(Stage::AfterRefused, |()| Stage::After)
+            }
+            _ => Stage::Ended,
+        };
+        self.set(slot, next, plan);
+        (next == Stage::Ended).then_some(Done { slot, result })
     }
 
     /// Begins a reset: what was not submitted is dropped now, what was is awaited by [`Self::poll`] and not reported.
@@ -353,7 +371,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         self.barrier = None;
         let without_drain = active(Mutant::ResetWithoutDrain);
         for slot in (0_u16..).take(N) {
-            let in_flight = matches!(self.stage(slot), Some(Stage::Before | Stage::Main | Stage::After));
+            let in_flight = self.stage(slot).is_some_and(Stage::is_in_flight);
             if !in_flight || without_drain {
                 self.free(slot);
             }
@@ -381,7 +399,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         memory: &M,
         storage: &mut S,
         slot: u16,
-        plan: Plan,
+        plan: &Plan,
         segments: &[Segment],
     ) -> Result<Stage, Busy> {
         if plan.flush_before {
@@ -455,7 +473,6 @@ impl<T, const N: usize> Sequencer<T, N> {
     #[inline]
     fn set(&mut self, slot: u16, stage: Stage, plan: Plan) {
         let bit = bit(slot);
-        self.used |= bit;
         self.wanting = if stage == Stage::Wanting { self.wanting | bit } else { self.wanting & !bit };
         self.refused = if stage == Stage::AfterRefused { self.refused | bit } else { self.refused & !bit };
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
@@ -468,8 +485,10 @@ impl<T, const N: usize> Sequencer<T, N> {
     fn free(&mut self, slot: u16) {
         let bit = bit(slot);
         self.used &= !bit;
-        self.wanting &= !bit;
-        self.refused &= !bit;
+        if self.wanting | self.refused != 0 {
+            self.wanting &= !bit;
+            self.refused &= !bit;
+        }
         if self.barrier == Some(slot) {
             self.barrier = None;
         }
