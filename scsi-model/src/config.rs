@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The identity of a logical unit: what INQUIRY and its pages 80h and 83h say. ASCII, padded with spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     /// T10 VENDOR IDENTIFICATION.
     pub vendor: [u8; 8],

@@ -23,6 +23,7 @@ pub enum Attribute {
 /// A command on its way: what the guest sent, and how much memory it gave for the data. Where that memory is
 /// stays with the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Task {
     /// The transport's name for it, unique among the tasks in the set.
     pub tag: u64,

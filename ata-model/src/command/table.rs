@@ -34,6 +34,7 @@ pub enum Protocol {
 
 /// What a row does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[allow(missing_docs, reason = "each is the command of crate::command::Command of the same name")]
 pub enum Operation {
     Read,
@@ -72,6 +73,7 @@ pub enum Needs {
 
 /// A bit of IDENTIFY DEVICE data that says that a row is there. It is set where every row that has it is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Advertised {
     /// Word 82, 83 or 84, and the same bit three words later: supported, and with that enabled.
     Both(u8, u8),

@@ -5,6 +5,7 @@ use serde_big_array::BigArray;
 
 /// What a drive is, as its maker or its operator decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DriveConfig {
     /// Serial number, padded with spaces.
     pub serial: [u8; 20],

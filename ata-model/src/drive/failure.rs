@@ -24,6 +24,7 @@ pub enum Failure {
 
 /// A failure as the registers show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Report {
     /// Error register.
     pub error: ErrorBits,

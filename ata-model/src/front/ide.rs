@@ -38,6 +38,7 @@ pub struct Channel {
 
 /// A data block between the host and a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Staged {
     /// Whose: 0 or 1.
     pub device: u8,

@@ -22,6 +22,13 @@ bitflags! {
     }
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for Status {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
+    }
+}
+
 bitflags! {
     /// The Error register after a command that failed.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,6 +44,13 @@ bitflags! {
     }
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for ErrorBits {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
+    }
+}
+
 bitflags! {
     /// The Device register without the head or address bits.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,6 +59,13 @@ bitflags! {
         const DEV = 0x10;
         /// The address is an LBA, not cylinder, head and sector.
         const LBA = 0x40;
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for DeviceBits {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
     }
 }
 
@@ -61,8 +82,16 @@ bitflags! {
     }
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for Control {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
+    }
+}
+
 /// A register that is two deep: 48-bit commands use both bytes, 28-bit commands the current one only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Pair {
     /// The byte written last.
     pub current: u8,
@@ -92,6 +121,7 @@ impl Pair {
 
 /// The registers that make up a command, and those that its outcome is reported in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TaskFile {
     /// Features.
     pub features: Pair,

@@ -13,6 +13,7 @@ pub use table::{Row, TABLE, Traits, find};
 
 /// A command descriptor block as the guest gave it: its first 16 bytes, and how many were given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Cdb {
     bytes: [u8; 16],
     given_bytes: u8,
@@ -114,6 +115,7 @@ pub enum Against {
 
 /// A decoded command. Lengths are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[allow(missing_docs, reason = "each variant and field is named as in the standards")]
 pub enum Command {
     TestUnitReady,
@@ -191,6 +193,7 @@ pub enum Command {
 
 /// MODE SENSE, of 6 bytes or of 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ModeSense {
     /// Which header.
     pub form: ModeForm,

@@ -32,6 +32,13 @@ bitflags! {
     }
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for Traits {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
+    }
+}
+
 /// A supported command.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {

@@ -22,6 +22,7 @@ pub use unit::UnitAttention;
 
 /// A task has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Ended {
     /// The task's name.
     pub tag: u64,
@@ -33,6 +34,7 @@ pub struct Ended {
 
 /// How a task ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Outcome {
     /// GOOD.
     Good,
@@ -47,6 +49,7 @@ pub enum Outcome {
 
 /// What a poll led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Polled {
     /// A task has ended. Poll again.
     Ended(Ended),
@@ -58,6 +61,7 @@ pub enum Polled {
 
 /// What resets a unit; it decides what the unit attention says: SAM-5, conditions resulting from SCSI events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ResetCause {
     /// Power on, or a hard reset of the machine.
     Hard,
@@ -70,6 +74,7 @@ pub enum ResetCause {
 /// The storage's geometry cannot be a SCSI disk's: the logical block must be a power of two from 512 to 4096
 /// (so that nothing divides by less: CVE-2023-42467), the capacity a whole number of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Unsupported;
 
 /// A disk with a task set of `N` tasks. Plain data: memory, storage and transport come in with each call.

@@ -46,6 +46,13 @@ bitflags! {
     }
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for Features {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
+    }
+}
+
 bitflags! {
     /// The device status field (VIRTIO 1.3, 2.1).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,5 +69,12 @@ bitflags! {
         const NEEDS_RESET = 64;
         /// The driver gave up.
         const FAILED = 128;
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for DeviceStatus {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
     }
 }

@@ -41,6 +41,13 @@ bitflags! {
     }
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for RangeFlags {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
+    }
+}
+
 /// The last writable byte of every request (VIRTIO 1.3, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
