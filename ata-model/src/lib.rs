@@ -11,7 +11,19 @@
 //! FEATURES 82h, STANDBY and SLEEP report success only when what they promise is stable. A reset drains what was
 //! submitted before the drive is ready again.
 //!
-//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach.
+//! **Goals:** a disk for firmware and drivers from ATA-1 on that keeps its promises over any storage; one table of
+//! opcodes, from which commands are dispatched and IDENTIFY is made. `no_std`, no allocation, no `unsafe`, no panic
+//! that a guest can reach.
+//!
+//! **Not goals:** timing, CD-ROMs, the power and acoustic management of real drives.
+//!
+//! | | |
+//! |---|---|
+//! | Data | READ, WRITE and READ VERIFY SECTORS, MULTIPLE, DMA, 28 and 48 bits, CHS; FUA forms; DATA SET MANAGEMENT with TRIM |
+//! | Cache | FLUSH CACHE, FLUSH CACHE EXT, SET FEATURES 02h and 82h |
+//! | Other commands | IDENTIFY DEVICE, SET FEATURES 03h 55h 66h AAh CCh, SET MULTIPLE MODE, INITIALIZE DEVICE PARAMETERS, READ NATIVE MAX ADDRESS, SMART, READ LOG EXT (the directory), power management, diagnostic, SEEK, RECALIBRATE, NOP |
+//! | Registers | two drives on a channel, either missing; HOB, nIEN, SRST; 16- and 32-bit data port; two channels with PCI IDE bus masters |
+//! | **Not there** | **AHCI, SATA and NCQ; ATAPI; PCI configuration space; queued commands; standby timer; security, SET MAX, configuration overlay; SMART attributes, other logs; READ and WRITE BUFFER, DOWNLOAD MICROCODE, SANITIZE, streaming; PRD tables above 4 GiB** |
 
 #![no_std]
 #![forbid(unsafe_code)]

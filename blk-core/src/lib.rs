@@ -6,8 +6,20 @@
 //! [machine-facing interface](bus::Device), and, with the feature `sim`, the disk that loses power, the oracle and the
 //! explorer that prove the promises.
 //!
-//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach. The feature `sim`, for tests and for the
-//! proof, brings in `std`.
+//! **Goals:** a completed flush, FUA write or write with the cache off survives a power cut, whatever the storage is; one
+//! place where that is decided; devices that are plain data, saved, compared and explored state by state.
+//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach. The feature `sim`, for tests and for the proof,
+//! brings in `std`.
+//!
+//! **Not goals:** a device of its own, image formats, caching, a scheduler, threads.
+//!
+//! | | |
+//! |---|---|
+//! | Operations | read, write with or without FUA, write-zeroes, discard, flush; requests free or as barriers |
+//! | Storage | the trait; a RAM disk; whatever is behind `embedded-io`; a latch for storages without one |
+//! | Virtqueues | split rings with indirect descriptors and EVENT_IDX |
+//! | State | snapshots with a version and a CRC, of devices with nothing in flight |
+//! | **Not there** | **packed rings and IN_ORDER; PCI configuration space (the interface has a region for it, no front uses it); MSI; a device's own check of a restored snapshot; copy on write; more than 128 requests in flight in a queue** |
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -7,6 +7,17 @@
 //! - [`probe`]: what lies between a path and the medium, and whether it keeps what was acknowledged.
 //! - [`proof`]: the guests that the crash explorer runs, front by front.
 //! - [`trace`]: the kernel's own count of the writes and flushes that reach a block device.
+//!
+//! **Goals:** a completed flush is stable or fails, for good; no copy and no allocation for a request whose memory is aligned;
+//! the truth about the stack below. **Not goals:** a virtual machine monitor, image formats.
+//!
+//! | | |
+//! |---|---|
+//! | Images | regular files and block devices, raw |
+//! | Cache modes | writethrough, writeback, none, directsync, unsafe |
+//! | Engine | worker threads with preadv and pwritev, one flusher with fdatasync; `RWF_DSYNC` for FUA where it is honoured |
+//! | Guests | drivers in this process: IDE by PIO and DMA, SCSI, virtio-blk |
+//! | **Not there** | **image formats, io_uring, vhost-user, vfio-user, KVM; network storage; live resize, bandwidth limits, pause on a full disk; a fence: a reset waits for the operations in flight; systems other than Linux** |
 
 pub mod backend;
 pub mod guest;

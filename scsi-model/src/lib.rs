@@ -11,7 +11,10 @@
 //! The texts: SAM-5 r21, SPC-4 r37, SBC-3 r36 and, for what is obsolete, SBC-2 r16. They are cited by the titles of their
 //! clauses, which are the names of commands, pages and formats.
 //!
-//! `no_std`, no allocation, no `unsafe`, no panic that a guest can reach.
+//! **Goals:** the order and the durability that SAM and SBC promise, over any storage; one table of commands, from which
+//! they are dispatched and reported. `no_std`, no allocation, no `unsafe`, no panic that a guest can reach.
+//!
+//! **Not goals:** a host adapter or another transport; CD-ROMs, tapes, enclosures; multipath.
 //!
 //! | there | |
 //! |---|---|
@@ -20,10 +23,10 @@
 //! | state | TEST UNIT READY, REQUEST SENSE, MODE SENSE and MODE SELECT 6/10 of pages 01h 08h 0Ah 1Ch, START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL |
 //! | tasks | SIMPLE, ORDERED, HEAD OF QUEUE; abort, abort set, reset, query; unit attentions, deferred errors |
 //!
-//! **Not there**: protection information; persistent reservations; ACA (NORMACA=0, so NACA and the ACA attribute are refused
-//! and CLEAR ACA is not a function); more than one I_T nexus; third-party copy; GET LBA STATUS, ORWRITE, WRITE ATOMIC; log
-//! pages; saved mode parameters; power conditions; command blocks of more than 16 bytes. VERIFY, WRITE AND VERIFY, COMPARE
-//! AND WRITE and WRITE SAME of a pattern need a storage with a staging buffer.
+//! | **not there** | **virtio-scsi and every other transport; protection information; reservations, persistent and old; ACA (NORMACA=0, so NACA and the ACA attribute are refused and CLEAR ACA is not a function); more than one I_T nexus; third-party copy; GET LBA STATUS, ORWRITE, WRITE ATOMIC, SANITIZE, FORMAT UNIT, SEND DIAGNOSTIC; log pages; saved mode parameters; power conditions; command blocks of more than 16 bytes** |
+//!
+//! VERIFY, WRITE AND VERIFY, COMPARE AND WRITE and WRITE SAME of a pattern need a storage with a staging buffer. A
+//! SYNCHRONIZE CACHE flushes the whole disk, and waits also with IMMED.
 
 #![no_std]
 #![forbid(unsafe_code)]
