@@ -174,6 +174,7 @@ fn trim_discards_each_range_and_skips_empty_ones() {
     assert_eq!(rig.disks[0].log, [discard(10, 4), Op::Flush], "with the cache off it is stable");
 }
 
+/// cloud-hypervisor 7873: a discard past the end.
 #[test]
 fn trim_checks_every_range_before_the_first_is_gone() {
     let mut rig = one_drive(Cache::WriteBack);

@@ -249,6 +249,19 @@ fn write_same_of_zeroes_may_unmap_and_is_no_fua() {
     assert_eq!(rig.sense(&[0x41, 0x08, 0, 0, 0, 8, 0, 0, 16, 0], &[0; BLOCK]), (5, 0x2400), "LBPWS10=0");
 }
 
+/// cloud-hypervisor 7873: zeroes past the end; OpenVMM 4046: first block + count wraps.
+#[test]
+fn write_same_past_the_end_is_out_of_range() {
+    let mut rig = Rig::new();
+    for data in [[0; BLOCK], [5; BLOCK]] {
+        assert_eq!(rig.sense(&[0x41, 0, 0, 0, 0x07, 0xff, 0, 0, 2, 0], &data), (5, 0x2100));
+        assert_eq!(rig.sense(&[0x41, 0x08, 0, 0, 0x08, 0, 0, 0, 1, 0], &data), (5, 0x2100));
+        let wraps = [0x93, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 2, 0, 0];
+        assert_eq!(rig.sense(&wraps, &data), (5, 0x2100));
+    }
+    assert_eq!(rig.log(), []);
+}
+
 #[test]
 fn write_same_repeats_a_pattern_through_the_staging_buffer() {
     let mut rig = Rig::new();
@@ -279,6 +292,7 @@ fn unmap(list_bytes: usize) -> [u8; 10] {
     [0x42, 0, 0, 0, 0, 0, 0, (list_bytes >> 8) as u8, list_bytes as u8, 0]
 }
 
+/// cloud-hypervisor 7873: a discard past the end.
 #[test]
 fn unmap_checks_every_descriptor_before_it_does_one() {
     let mut rig = Rig::new();
