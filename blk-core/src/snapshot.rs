@@ -49,8 +49,9 @@ pub fn save<'b, T: Serialize>(
 
 /// Reads a state back.
 ///
-/// What comes back is well-formed but still an allegation: the device's own `restore` checks it against its
-/// configuration.
+/// The CRC tells damage from a state that was saved; it is no seal. A state that an adversary could have written gives a
+/// device that answers that adversary's guest wrongly, but, like any state, one that does not panic and reaches no memory
+/// and no sector that the guest could not.
 ///
 /// # Errors
 /// [`SnapshotError::Damaged`] or [`SnapshotError::WrongKind`].
