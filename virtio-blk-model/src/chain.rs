@@ -50,7 +50,7 @@ impl<'a> Chain<'a> {
     }
 
     /// Takes the next buffer. Readable ones come before writable ones: the ring has seen to that.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add<M: GuestMemory + ?Sized>(&mut self, memory: &M, buffer: Buffer) {
         let Buffer { addr, len, writable } = buffer;
         if writable {
@@ -92,7 +92,7 @@ impl<'a> Chain<'a> {
         (self.segments.get(self.readable..).unwrap_or_default(), self.writable_bytes)
     }
 
-    #[inline]
+    #[inline(always)]
     fn add_readable<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) {
         let (mut addr, mut len) = (addr, len);
         if self.header_len < HEADER_BYTES {

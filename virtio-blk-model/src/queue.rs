@@ -506,7 +506,7 @@ impl<const N: usize> Queue<N> {
     }
 
     /// Writes the status byte and returns the chain.
-    #[inline]
+    #[inline(always)]
     fn answer<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,

@@ -191,7 +191,7 @@ impl<T, const N: usize> Sequencer<T, N> {
     ///
     /// # Errors
     /// [`Hold`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
-    #[inline]
+    #[inline(always)]
     #[allow(
         clippy::too_many_arguments,
         reason = "memory and storage come in with each call; the rest is the request"
@@ -332,6 +332,7 @@ impl<T, const N: usize> Sequencer<T, N> {
     }
 
     /// Takes a slot whose operation has completed to the next step of its plan. Returns it if that was the last.
+    #[inline(never)]
     fn step<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,

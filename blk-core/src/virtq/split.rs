@@ -92,7 +92,7 @@ impl Ring {
         Ok(self.knows_more() || self.look_again(memory)?)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn peek<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
         if !self.look(memory)? {
             return Ok(None);
@@ -210,6 +210,7 @@ impl Ring {
     }
 
     /// The entries of an indirect table, once its descriptor is found to be in order.
+    #[cold]
     fn table_entries(&self, addr: GuestAddr, len: u32, flags: u16, nested: bool) -> Result<u32, QueueError> {
         if !self.features.indirect {
             return Err(QueueError::IndirectNotNegotiated);
