@@ -1,7 +1,7 @@
 //! Runs a target over one input, with the stable toolchain: `cargo run --example replay TARGET FILE`. The program that the
 //! input encodes is printed first.
 
-use disk_fuzz::target::ALL;
+use disk_fuzz::targets::ALL;
 
 fn main() -> std::io::Result<()> {
     let mut arguments = std::env::args().skip(1);

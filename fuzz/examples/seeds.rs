@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use disk_fuzz::target::ALL;
+use disk_fuzz::targets::ALL;
 
 fn main() -> std::io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");

@@ -16,4 +16,4 @@ pub mod history;
 pub mod memory;
 pub mod program;
 pub mod ring;
-pub mod target;
+pub mod targets;
