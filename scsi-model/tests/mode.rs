@@ -83,6 +83,8 @@ fn turning_the_cache_off_flushes_and_makes_writes_stable() {
     rig.data_out(&cdb, &list);
     assert_eq!(rig.log(), [Op::Flush]);
     assert!(!wce(&mut rig));
+    rig.data_out(&cdb, &list);
+    assert_eq!(rig.log(), [Op::Flush], "turned off once more, it still asks whether anything was lost");
     rig.data_out(&write, &[1; BLOCK]);
     assert!(matches!(rig.log()[..], [Op::Write { .. }, Op::Flush]));
     rig.data_out(&[0x93, 0x01, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0], &[]);

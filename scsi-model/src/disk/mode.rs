@@ -29,7 +29,9 @@ const UNRESTRICTED_REORDERING: u8 = 0x10;
 const DEXCPT: u8 = 0x08;
 
 /// The page codes, in the order in which page 3Fh returns them (SPC-4, MODE SENSE(6)).
-const PAGES: [u8; 4] = [0x01, 0x08, 0x0a, 0x1c];
+const PAGES: [u8; 4] = [0x01, CACHING, 0x0a, 0x1c];
+/// The caching page (SBC-3, mode parameters).
+const CACHING: u8 = 0x08;
 const ALL_PAGES: u8 = 0x3f;
 const ALL_SUBPAGES: u8 = 0xff;
 
@@ -59,8 +61,8 @@ impl Settings {
     /// With the changeable bits of a page that was checked.
     fn with_page(self, page: &[u8]) -> Self {
         let flags = page.get(2).copied().unwrap_or(0);
-        match page.first() {
-            Some(0x08) => Self { write_cache: flags & WCE != 0, ..self },
+        match page.first().copied() {
+            Some(CACHING) => Self { write_cache: flags & WCE != 0, ..self },
             Some(0x0a) => Self { descriptor_sense: flags & D_SENSE != 0, ..self },
             _ => self,
         }
@@ -73,7 +75,7 @@ fn push_page(reply: &mut Reply, code: u8, settings: Settings, mask: bool) -> boo
     let constant = |bits: u8| if mask { 0 } else { bits };
     match code {
         0x01 => reply.push(ErrorRecovery { code, bytes: 0x0a, ..ErrorRecovery::new_zeroed() }.as_bytes()),
-        0x08 => {
+        CACHING => {
             let flags = if settings.write_cache { WCE } else { 0 };
             reply.push(Caching { code, bytes: 0x12, flags, ..Caching::new_zeroed() }.as_bytes());
         }
@@ -147,19 +149,21 @@ impl Unit {
         let mut buffer = [0; LIST_MAX];
         let list = buffer.get_mut(..usize::from(list_bytes)).ok_or(Sense::LIST_LENGTH)?;
         take(io.memory, io.transport, task.tag, 0, list)?;
-        let settings = self.parse(form, list, info)?;
-        // WCE 1 -> 0 ends with GOOD only when what the cache holds is stable: SBC-3, caches.
-        if self.settings.write_cache && !settings.write_cache {
+        let Selected { settings, caching } = self.parse(form, list, info)?;
+        // WCE 1 -> 0 ends with GOOD only when what the cache holds is stable: SBC-3, caches. 0 -> 0 asks the storage too: GOOD
+        // then says that nothing was lost, and a storage that has lost something gets a chance to say so.
+        if caching && !settings.write_cache {
             return Ok(Begun { job: Some(Job::Flush(After::Settings(settings))), moved_bytes });
         }
         self.settings = settings;
         Ok(Begun { job: None, moved_bytes })
     }
 
-    /// The settings that a parameter list asks for.
-    fn parse(&self, form: ModeForm, list: &[u8], info: &Info) -> Result<Settings, Sense> {
+    /// What a parameter list asks for.
+    fn parse(&self, form: ModeForm, list: &[u8], info: &Info) -> Result<Selected, Sense> {
         let mut at = check_head(form, list, info)?;
         let mut settings = self.settings;
+        let mut caching = false;
         while at < list.len() {
             let rest = list.get(at..).unwrap_or_default();
             let mut ours = Reply::new();
@@ -183,10 +187,18 @@ impl Unit {
                 }
             }
             settings = settings.with_page(page);
+            caching |= code == CACHING;
             at = at.saturating_add(page.len());
         }
-        Ok(settings)
+        Ok(Selected { settings, caching })
     }
+}
+
+/// What a MODE SELECT asks for.
+struct Selected {
+    settings: Settings,
+    /// The caching page is among what it sets.
+    caching: bool,
 }
 
 /// Checks header and block descriptor, and returns where the pages begin. MODE DATA LENGTH and WP are reserved here.
