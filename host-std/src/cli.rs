@@ -13,7 +13,7 @@ Examples:
   blk-host                                 the whole table, in about a minute
   blk-host --image /mnt/data/test.img      the same on the filesystem that matters to you
   blk-host --front virtio-blk --mode none  one cell
-  blk-host --exhaustive --prove-only       every program of four steps: about an hour
+  blk-host --exhaustive --prove-only       every program of four steps: some ten minutes
   blk-host --json | jq .cells              for other programs
   blk-host probe /var/lib/images           is my stack safe?
 
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub(crate) length: u8,
 
-    /// Explore every program of up to four steps on every front end, in every variant of the host.
+    /// Explore every program of up to four steps.
     #[arg(long, conflicts_with = "length")]
     pub(crate) exhaustive: bool,
 
