@@ -5,7 +5,7 @@ use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::order::{Done, GuestCache, Hold, Order, Request, Sequencer};
 use blk_core::storage::{IoError, IoErrorKind, Storage};
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{self, QueueError};
+use blk_core::virtq::{self, InFlight, QueueError};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +156,18 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: impl Fn() -> Policy,
     ) -> QueueProgress {
+        self.poll_logged(memory, storage, policy, &mut ())
+    }
+
+    /// [`Self::poll`], with a log of the chains in flight from which a later device can go on.
+    #[inline]
+    pub fn poll_logged<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        policy: impl Fn() -> Policy,
+        log: &mut impl InFlight,
+    ) -> QueueProgress {
         if self.slots.is_resetting() {
             self.finish_reset(memory, storage);
             return QueueProgress::default();
@@ -163,8 +175,8 @@ impl<const N: usize> Queue<N> {
         // A driver may set a size of 0; the ring is off or broken then.
         let mut budget = self.ring.setup().size.max(1);
         // An error has broken the ring, which says so by itself; completions go on being taken.
-        let drained = self.run(memory, storage, &policy, &mut budget).unwrap_or(true);
-        let interrupt = self.ring.publish(memory).unwrap_or(false);
+        let drained = self.run(memory, storage, &policy, &mut budget, log).unwrap_or(true);
+        let interrupt = self.ring.publish(memory, log).unwrap_or(false);
         QueueProgress { interrupt, again: !drained }
     }
 
@@ -232,15 +244,16 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: &impl Fn() -> Policy,
         budget: &mut u16,
+        log: &mut impl InFlight,
     ) -> Result<bool, QueueError> {
         self.ring.look(memory)?;
         loop {
             let before = *budget;
             while let Some(done) = self.slots.poll(memory, storage) {
-                self.end(memory, storage, done)?;
+                self.end(memory, storage, done, log)?;
             }
-            let supplied = self.slots.wanting().is_some() && self.supply(memory, storage)?;
-            let held = self.take_known(memory, storage, &policy(), budget)?;
+            let supplied = self.slots.wanting().is_some() && self.supply(memory, storage, log)?;
+            let held = self.take_known(memory, storage, &policy(), budget, log)?;
             if *budget == 0 {
                 return Ok(false);
             }
@@ -262,10 +275,11 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: &Policy,
         budget: &mut u16,
+        log: &mut impl InFlight,
     ) -> Result<bool, QueueError> {
         self.epoch = policy.epoch;
-        while *budget != 0 && self.ring.knows_more() {
-            let Some(head) = self.ring.peek(memory)? else { return Ok(false) };
+        while *budget != 0 && self.ring.knows_more(log) {
+            let Some(head) = self.ring.peek(memory, log)? else { return Ok(false) };
             if !policy.open || self.slots.next_slot().is_none() {
                 return Ok(true);
             }
@@ -276,10 +290,10 @@ impl<const N: usize> Queue<N> {
                 return Err(self.ring.break_with(QueueError::Unanswerable));
             };
             match self.take(memory, storage, policy, &chain, head, status) {
-                Ok(Taken::Submitted) => self.ring.pop(),
+                Ok(Taken::Submitted) => self.ring.pop(log, head),
                 Ok(Taken::Answered(answer, written)) => {
-                    self.ring.pop();
-                    self.answer(memory, head, status, answer, written)?;
+                    self.ring.pop(log, head);
+                    self.answer(memory, log, head, status, answer, written)?;
                 }
                 Err(_) => return Ok(true),
             }
@@ -411,6 +425,7 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         storage: &mut S,
         done: Done,
+        log: &mut impl InFlight,
     ) -> Result<(), QueueError> {
         let Done { slot, result } = done;
         if self.ranges.as_ref().is_some_and(|ranges| ranges.slot == slot)
@@ -418,7 +433,7 @@ impl<const N: usize> Queue<N> {
         {
             return Ok(());
         }
-        self.release(memory, slot, result)
+        self.release(memory, slot, result, log)
     }
 
     /// Goes on with the next range of a request, if there is one and nothing failed.
@@ -449,6 +464,7 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
+        log: &mut impl InFlight,
     ) -> Result<bool, QueueError> {
         let mut moved = false;
         while let Some((slot, op)) = self.slots.wanting() {
@@ -474,7 +490,7 @@ impl<const N: usize> Queue<N> {
                 _ => true,
             };
             if !fits {
-                self.release(memory, slot, Err(IoErrorKind::Memory.into()))?;
+                self.release(memory, slot, Err(IoErrorKind::Memory.into()), log)?;
             } else if self.slots.supply(memory, storage, slot, segments).is_err() {
                 return Ok(moved);
             }
@@ -490,12 +506,13 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         slot: u16,
         result: Result<(), IoError>,
+        log: &mut impl InFlight,
     ) -> Result<(), QueueError> {
         match self.slots.release(slot) {
             Some(Owner::Driver { head, status, written, .. }) => {
                 // On an error only the status byte is known to be written (CVE-2024-8612).
                 let written = if result.is_ok() { written } else { 1 };
-                self.answer(memory, head, status, Status::from(result), written)
+                self.answer(memory, log, head, status, Status::from(result), written)
             }
             Some(Owner::CacheOff) => {
                 self.flushed = Some(result.is_ok());
@@ -510,6 +527,7 @@ impl<const N: usize> Queue<N> {
     fn answer<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
+        log: &mut impl InFlight,
         head: u16,
         at: GuestAddr,
         status: Status,
@@ -521,7 +539,7 @@ impl<const N: usize> Queue<N> {
         if memory.write(at, &[status as u8]).is_err() {
             return Err(self.ring.break_with(QueueError::Memory));
         }
-        self.ring.complete(memory, head, written)
+        self.ring.complete(memory, log, head, written)
     }
 }
 

@@ -12,12 +12,15 @@
 //! Whatever a driver does wrong that leaves no sane way on breaks the queue ([`QueueError`]): it does nothing more
 //! until it is reset, and the device sets DEVICE_NEEDS_RESET (2.1.2).
 
+mod in_flight;
 mod split;
 
 use serde::{Deserialize, Serialize};
 
 use crate::memory::{GuestMemory, MemoryError};
 use crate::units::GuestAddr;
+
+pub use in_flight::InFlight;
 
 /// Most descriptors in a chain, and the largest queue. Indirect tables may be longer than the queue, since drivers make
 /// them so (Linux `virtqueue_add_split`), but not longer than this.
@@ -87,6 +90,16 @@ pub struct Setup {
     pub driver: GuestAddr,
     /// Device area: the used ring.
     pub device: GuestAddr,
+}
+
+/// Where a ring stands: free-running indices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Position {
+    /// The next available entry to be taken.
+    pub available: u16,
+    /// The next used entry to be written.
+    pub used: u16,
 }
 
 /// The negotiated features that matter to a ring.
@@ -176,11 +189,29 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Size`] or [`QueueError::Layout`]; the queue is then broken.
     pub fn enable(&mut self, features: RingFeatures) -> Result<(), QueueError> {
-        match split::Ring::new(&self.setup, self.size_max, features) {
+        self.enable_at(features, Position::default())
+    }
+
+    /// Enables the queue with a split ring that has been in use: everything before `position` is done, but for what
+    /// [`InFlight`] says is owed.
+    ///
+    /// # Errors
+    /// As for [`Self::enable`].
+    pub fn enable_at(&mut self, features: RingFeatures, position: Position) -> Result<(), QueueError> {
+        match split::Ring::new(&self.setup, self.size_max, features, position) {
             Ok(ring) => self.state = State::Split(ring),
             Err(error) => return Err(self.break_with(error)),
         }
         Ok(())
+    }
+
+    /// Where the ring stands, if there is one.
+    #[must_use]
+    pub const fn position(&self) -> Option<Position> {
+        match &self.state {
+            State::Split(ring) => Some(ring.position()),
+            State::Off | State::Broken(_) => None,
+        }
     }
 
     /// Turns the queue off and forgets the ring and its setup, as a reset does.
@@ -195,12 +226,13 @@ impl Queue {
         error
     }
 
-    /// Whether a chain is known that was not popped: [`Self::peek`] returns it without looking at the driver's index.
+    /// Whether a chain is owed or known that was not popped: [`Self::peek`] returns it without looking at the driver's
+    /// index.
     #[must_use]
     #[inline]
-    pub const fn knows_more(&self) -> bool {
+    pub fn knows_more(&self, log: &impl InFlight) -> bool {
         match &self.state {
-            State::Split(ring) => ring.knows_more(),
+            State::Split(ring) => ring.knows_more() || log.owed().is_some(),
             State::Off | State::Broken(_) => false,
         }
     }
@@ -215,21 +247,32 @@ impl Queue {
         ring.look(memory).map_err(|error| self.break_with(error))
     }
 
-    /// The head of the next chain, if there is one. It stays the next until [`Self::pop`].
+    /// The head of the next chain, if there is one: what is owed comes first. It stays the next until [`Self::pop`].
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
     #[inline]
-    pub fn peek<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
+    pub fn peek<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        log: &impl InFlight,
+    ) -> Result<Option<u16>, QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(None) };
+        if let Some(head) = log.owed() {
+            return Ok(Some(head));
+        }
         ring.peek(memory).map_err(|error| self.break_with(error))
     }
 
-    /// Takes the chain that was peeked last: the device now owes its completion.
+    /// Takes the chain at `head`, which was peeked last: the device now owes its completion.
     #[inline]
-    pub const fn pop(&mut self) {
-        if let State::Split(ring) = &mut self.state {
+    pub fn pop(&mut self, log: &mut impl InFlight, head: u16) {
+        let State::Split(ring) = &mut self.state else { return };
+        if log.owed() == Some(head) {
+            log.resumed();
+        } else {
             ring.pop();
+            log.taken(head);
         }
     }
 
@@ -260,11 +303,16 @@ impl Queue {
     pub fn complete<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
+        log: &mut impl InFlight,
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(()) };
-        ring.complete(memory, head, written).map_err(|error| self.break_with(error))
+        if let Err(error) = ring.complete(memory, head, written) {
+            return Err(self.break_with(error));
+        }
+        log.returned(head);
+        Ok(())
     }
 
     /// Shows the driver everything completed since the last time, and returns whether it wants an interrupt for it.
@@ -273,9 +321,13 @@ impl Queue {
     /// # Errors
     /// [`QueueError`]; the queue is then broken.
     #[inline]
-    pub fn publish<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    pub fn publish<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        log: &mut impl InFlight,
+    ) -> Result<bool, QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(false) };
-        ring.publish(memory).map_err(|error| self.break_with(error))
+        ring.publish(memory, log).map_err(|error| self.break_with(error))
     }
 
     /// Asks the driver to notify the device of the next chain, and returns whether there is one already: it came before

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes, little_endian as le};
 
-use super::{Buffer, QueueError, RingFeatures, SIZE_MAX, Setup};
+use super::{Buffer, InFlight, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
 use crate::memory::GuestMemory;
 use crate::units::GuestAddr;
 
@@ -54,8 +54,13 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// The ring that `setup` describes, at its beginning.
-    pub(super) fn new(setup: &Setup, size_max: u16, features: RingFeatures) -> Result<Self, QueueError> {
+    /// The ring that `setup` describes, at `position`.
+    pub(super) fn new(
+        setup: &Setup,
+        size_max: u16,
+        features: RingFeatures,
+        position: Position,
+    ) -> Result<Self, QueueError> {
         let Setup { size, descriptors, driver, device } = *setup;
         if !size.is_power_of_two() || size > size_max {
             return Err(QueueError::Size);
@@ -75,11 +80,15 @@ impl Ring {
             used: device,
             size,
             features,
-            next_available: 0,
-            seen_available: 0,
-            next_used: 0,
-            published: 0,
+            next_available: position.available,
+            seen_available: position.available,
+            next_used: position.used,
+            published: position.used,
         })
+    }
+
+    pub(super) const fn position(&self) -> Position {
+        Position { available: self.next_available, used: self.next_used }
     }
 
     #[inline]
@@ -168,13 +177,19 @@ impl Ring {
     }
 
     #[inline]
-    pub(super) fn publish<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    pub(super) fn publish<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        log: &mut impl InFlight,
+    ) -> Result<bool, QueueError> {
         let before = self.published;
         if before == self.next_used {
             return Ok(false);
         }
+        log.publishing();
         memory.store_u16_release(offset(self.used, INDEX), self.next_used)?;
         self.published = self.next_used;
+        log.published(self.next_used);
         // The index must be visible before the driver's wish is read, or both sides sleep (2.7.7.2).
         memory.full_fence();
         if !self.features.event_idx {

@@ -56,12 +56,12 @@ impl Rig {
     }
 
     fn peek(&mut self) -> Result<Option<u16>, QueueError> {
-        self.queue.peek(&self.memory)
+        self.queue.peek(&self.memory, &())
     }
 
     fn take(&mut self) -> u16 {
         let head = self.peek().unwrap().unwrap();
-        self.queue.pop();
+        self.queue.pop(&mut (), head);
         head
     }
 
@@ -72,8 +72,8 @@ impl Rig {
     }
 
     fn complete_and_publish(&mut self, head: u16) -> bool {
-        self.queue.complete(&self.memory, head, 1).unwrap();
-        self.queue.publish(&self.memory).unwrap()
+        self.queue.complete(&self.memory, &mut (), head, 1).unwrap();
+        self.queue.publish(&self.memory, &mut ()).unwrap()
     }
 
     /// Asserts that a walk from descriptor 0 breaks the queue for good.
@@ -101,7 +101,7 @@ fn a_chain_is_walked_in_order_and_stays_until_popped() {
         assert_eq!(rig.peek(), Ok(Some(3)));
         assert_eq!(rig.walk(3).unwrap(), expected);
     }
-    rig.queue.pop();
+    rig.queue.pop(&mut (), 3);
     assert_eq!(rig.peek(), Ok(None));
     assert!(rig.complete_and_publish(3));
     let mut used = [0; 8];
@@ -113,7 +113,7 @@ fn a_chain_is_walked_in_order_and_stays_until_popped() {
 #[test]
 fn popping_without_a_chain_does_nothing() {
     let mut rig = Rig::new(false, false);
-    rig.queue.pop();
+    rig.queue.pop(&mut (), 0);
     rig.offer(2);
     assert_eq!(rig.peek(), Ok(Some(2)));
 }
@@ -296,7 +296,7 @@ fn a_ring_that_is_not_memory_breaks_the_queue() {
 #[test]
 fn without_event_idx_the_drivers_flag_suppresses_interrupts() {
     let mut rig = Rig::new(false, false);
-    assert!(!rig.queue.publish(&rig.memory).unwrap(), "nothing to publish");
+    assert!(!rig.queue.publish(&rig.memory, &mut ()).unwrap(), "nothing to publish");
     for (flag, expected) in [(0, true), (1, false)] {
         rig.memory.store_u16_release(GuestAddr(AVAILABLE), flag).unwrap();
         rig.offer(0);
@@ -315,9 +315,9 @@ fn with_event_idx_only_the_batch_that_passes_the_event_interrupts() {
         rig.take();
     }
     assert!(!rig.complete_and_publish(0));
-    rig.queue.complete(&rig.memory, 1, 1).unwrap();
-    rig.queue.complete(&rig.memory, 2, 1).unwrap();
-    assert!(rig.queue.publish(&rig.memory).unwrap(), "one interrupt for the batch with entry 2");
+    rig.queue.complete(&rig.memory, &mut (), 1, 1).unwrap();
+    rig.queue.complete(&rig.memory, &mut (), 2, 1).unwrap();
+    assert!(rig.queue.publish(&rig.memory, &mut ()).unwrap(), "one interrupt for the batch with entry 2");
     assert!(!rig.complete_and_publish(3));
     assert!(!rig.complete_and_publish(4));
 }
@@ -331,10 +331,82 @@ fn rearming_finds_the_chain_that_came_before_the_driver_could_see_it() {
     assert_eq!(rig.take(), 0);
     assert_eq!(rig.peek(), Ok(None));
     rig.offer(1);
-    assert!(!rig.queue.knows_more());
+    assert!(!rig.queue.knows_more(&()));
     assert_eq!(rig.queue.rearm(&rig.memory), Ok(true));
     assert_eq!(rig.memory.load_u16_acquire(available_event), Ok(1));
     assert_eq!(rig.take(), 1);
     assert_eq!(rig.queue.rearm(&rig.memory), Ok(false));
     assert_eq!(rig.memory.load_u16_acquire(available_event), Ok(2), "notify me of entry 2");
+}
+
+/// A log in the test's own memory: what is in flight, oldest first, and what of it was begun again.
+#[derive(Default)]
+struct Log {
+    in_flight: Vec<u16>,
+    again: usize,
+    batch: Vec<u16>,
+    used: u16,
+}
+
+impl InFlight for Log {
+    fn owed(&self) -> Option<u16> {
+        self.in_flight.get(..self.again).and_then(|owed| owed.first()).copied()
+    }
+
+    fn resumed(&mut self) {
+        let head = self.in_flight.remove(0);
+        self.in_flight.push(head);
+        self.again -= 1;
+    }
+
+    fn taken(&mut self, head: u16) {
+        self.in_flight.push(head);
+    }
+
+    fn returned(&mut self, head: u16) {
+        self.batch.push(head);
+    }
+
+    fn published(&mut self, used: u16) {
+        let batch = core::mem::take(&mut self.batch);
+        self.in_flight.retain(|head| !batch.contains(head));
+        self.used = used;
+    }
+}
+
+#[test]
+fn what_is_owed_comes_first_and_the_ring_goes_on_behind_it() {
+    let mut rig = Rig::new(false, false);
+    let mut log = Log::default();
+    for head in 0..4 {
+        rig.offer(head);
+    }
+    for head in 0..3 {
+        assert_eq!(rig.queue.peek(&rig.memory, &log), Ok(Some(head)));
+        rig.queue.pop(&mut log, head);
+    }
+    rig.queue.complete(&rig.memory, &mut log, 1, 1).unwrap();
+    rig.queue.publish(&rig.memory, &mut log).unwrap();
+    assert_eq!((&*log.in_flight, log.used), (&[0, 2][..], 1));
+
+    // The device is gone; another takes over from the log and the used index.
+    let setup = *rig.queue.setup();
+    rig.queue.reset();
+    *rig.queue.setup_mut().unwrap() = setup;
+    log.again = log.in_flight.len();
+    let position = Position { available: log.used + 2, used: log.used };
+    rig.queue.enable_at(RingFeatures::default(), position).unwrap();
+    for head in [0, 2, 3] {
+        assert!(rig.queue.knows_more(&log) || head == 3);
+        assert_eq!(rig.queue.peek(&rig.memory, &log), Ok(Some(head)));
+        rig.queue.pop(&mut log, head);
+    }
+    assert_eq!(rig.queue.peek(&rig.memory, &log), Ok(None));
+    for head in [3, 0, 2] {
+        rig.queue.complete(&rig.memory, &mut log, head, 1).unwrap();
+    }
+    rig.queue.publish(&rig.memory, &mut log).unwrap();
+    assert_eq!((log.in_flight.len(), log.used), (0, 4));
+    assert_eq!(rig.memory.load_u16_acquire(GuestAddr(USED + 2)), Ok(4));
+    assert_eq!(rig.queue.position(), Some(Position { available: 4, used: 4 }));
 }

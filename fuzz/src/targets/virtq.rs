@@ -180,7 +180,7 @@ impl Rig {
     }
 
     fn look(&mut self, take: bool) {
-        let Ok(head) = self.queue.peek(&self.memory) else { return };
+        let Ok(head) = self.queue.peek(&self.memory, &()) else { return };
         if self.honest && self.queue.is_running() {
             assert_eq!(head, self.offered.front().map(|chain| chain.head), "in order, and all of them");
         }
@@ -196,7 +196,7 @@ impl Rig {
             assert_eq!((walked, &seen), (Ok(()), &self.offered[0].buffers));
         }
         if take && walked.is_ok() {
-            self.queue.pop();
+            self.queue.pop(&mut (), head);
             let lied = Chain { head, buffers: seen };
             self.taken.push(self.offered.pop_front().filter(|_| self.honest).unwrap_or(lied));
         }
@@ -207,14 +207,14 @@ impl Rig {
             return;
         }
         let chain = self.taken.remove(usize::from(which) % self.taken.len());
-        let _ = self.queue.complete(&self.memory, chain.head, written);
+        let _ = self.queue.complete(&self.memory, &mut (), chain.head, written);
         self.returned.push_back((chain, written));
     }
 
     fn publish(&mut self) {
         let news = self.returned.len() as u16;
         let before = self.used;
-        let interrupt = self.queue.publish(&self.memory);
+        let interrupt = self.queue.publish(&self.memory, &mut ());
         self.published.append(&mut self.returned);
         if self.honest && self.queue.is_running() {
             self.used = before.wrapping_add(news);

@@ -123,6 +123,11 @@ impl<H: Host> FileBackend<H> {
         self.shared().latch.cause()
     }
 
+    /// Latches, for a reason that was known before the image was opened.
+    pub fn latch(&self, cause: LatchCause) {
+        self.shared().latch.set(cause);
+    }
+
     fn shared(&self) -> &Shared<H> {
         &self.engine.shared
     }

@@ -20,6 +20,7 @@ mod bounce;
 mod counters;
 mod engine;
 mod file;
+mod handle;
 mod host;
 mod image;
 mod iovecs;
@@ -32,6 +33,7 @@ mod transfer;
 
 pub use counters::Counts;
 pub use file::{FileBackend, FileOptions, FileStorage};
+pub use handle::{Backend, Handle};
 pub use host::{Host, LinuxHost};
 pub use image::OpenError;
 pub use iovecs::IoVecs;

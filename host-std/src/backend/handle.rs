@@ -1,0 +1,77 @@
+//! What a server asks of a backend: an image that gives each queue a handle, on which a thread can sleep.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use blk_core::storage::{Info, Storage};
+
+use super::counters::Counts;
+use super::file::{FileBackend, FileStorage};
+use super::host::Host;
+use super::image::OpenError;
+use super::latch::LatchCause;
+use crate::memory::MappedMemory;
+
+/// A queue's way to an image, for a thread that sleeps when there is nothing to do.
+///
+/// Layers (an error policy, a recorder) are handles over a handle.
+pub trait Handle: Storage<MappedMemory> + Send {
+    /// Asks for [`Self::wake_fd`] to become readable when the next operation ends. Returns false if one has ended already
+    /// and is there to be polled: nothing would wake the caller.
+    fn arm(&mut self) -> bool;
+
+    /// Readable once an operation has ended after [`Self::arm`]. Not to be read from: `arm` does that.
+    fn wake_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// An image that is open. Layers are backends over a backend.
+pub trait Backend: Send + Sync {
+    /// A handle, for one queue.
+    ///
+    /// # Errors
+    /// [`OpenError`] if there is no memory or no descriptor for it.
+    fn handle(&self) -> Result<Box<dyn Handle>, OpenError>;
+
+    /// What the image is now: a live resize changes it.
+    fn info(&self) -> Info;
+
+    /// What has been done so far, by all handles.
+    fn counts(&self) -> Counts;
+
+    /// Why it has latched, if it has.
+    fn latched(&self) -> Option<LatchCause>;
+
+    /// Latches, for a reason that was known before this process: the latch survives a restart of the server.
+    fn latch(&self, cause: LatchCause);
+}
+
+impl<H: Host> Handle for FileStorage<H> {
+    fn arm(&mut self) -> bool {
+        Self::arm(self)
+    }
+
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+impl<H: Host> Backend for FileBackend<H> {
+    fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
+        Ok(Box::new(Self::handle(self)?))
+    }
+
+    fn info(&self) -> Info {
+        *Self::info(self)
+    }
+
+    fn counts(&self) -> Counts {
+        Self::counts(self)
+    }
+
+    fn latched(&self) -> Option<LatchCause> {
+        Self::latched(self)
+    }
+
+    fn latch(&self, cause: LatchCause) {
+        Self::latch(self, cause);
+    }
+}
