@@ -24,4 +24,5 @@ pub mod guest;
 pub mod memory;
 pub mod probe;
 pub mod proof;
+pub mod server;
 pub mod trace;
