@@ -22,6 +22,15 @@ pub trait InFlight {
     /// The chain at `head` was taken off the ring.
     fn taken(&mut self, _head: u16) {}
 
+    /// How far a request that cannot be done twice had come, in the chain at `head`: what [`Self::set_stage`] was called
+    /// with since it was taken, be it by the device before this one.
+    fn stage(&self, _head: u16) -> u8 {
+        0
+    }
+
+    /// The request in the chain at `head`, which was taken, is at `stage` from now on, whatever happens to the device.
+    fn set_stage(&mut self, _head: u16, _stage: u8) {}
+
     /// The chain at `head` has its used entry, which the driver does not see yet.
     fn returned(&mut self, _head: u16) {}
 
