@@ -21,6 +21,12 @@ pub trait Handle: Storage<MappedMemory> + Send {
 
     /// Readable once an operation has ended after [`Self::arm`]. Not to be read from: `arm` does that.
     fn wake_fd(&self) -> BorrowedFd<'_>;
+
+    /// The device drains: for a reset, a ring that stops, a client that is gone, the end of the server. Until this is called with
+    /// false, layers hold nothing back: a failed request that an error policy held ends with its error, to be polled.
+    fn drain(&mut self, on: bool) {
+        let _ = on;
+    }
 }
 
 /// An image that is open. Layers are backends over a backend.
