@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::units::GuestAddr;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -68,6 +69,16 @@ pub enum MappingError {
     /// The regions overlap, are out of order, wrap, or the kernel refused to map them.
     #[error("cannot map guest memory: {0}; give regions in ascending order that do not overlap")]
     Mapping(#[from] vm_memory::mmap::FromRangesError),
+    /// A part of guest memory overlaps another, wraps, or leaves its mapping.
+    #[error(
+        "cannot use {bytes} bytes at {addr:#x} as guest memory: they overlap others, or leave the mapping or the address space"
+    )]
+    Window {
+        /// Where the guest has it.
+        addr: u64,
+        /// Its size.
+        bytes: usize,
+    },
     /// A memory file could not be made or sized.
     #[error("cannot make a memory file of {bytes} bytes for guest memory: {errno}")]
     MemoryFile {
@@ -101,11 +112,54 @@ impl MappedMemory {
         Ok(Self::from(GuestMemoryMmap::from_ranges_with_files(ranges)?))
     }
 
-    /// The mapping below, as other crates of the field take it (vhost, for one).
+    /// Parts of mappings, in any order: what another program shares, wherever it begins in its file and however long it is.
+    ///
+    /// # Errors
+    /// [`MappingError`] if two overlap, or one wraps or leaves its mapping.
+    pub fn windows(mut windows: Vec<Window>) -> Result<Self, MappingError> {
+        windows.sort_by_key(|window| window.addr);
+        let mut table = Vec::with_capacity(windows.len());
+        let mut free_from = 0;
+        for window in &windows {
+            let Window { addr, ref mapping, offset, len } = *window;
+            let bad = || MappingError::Window { addr: addr.0, bytes: len };
+            let end = addr.checked_add(len as u64).ok_or_else(bad)?;
+            let within = offset.checked_add(len).is_some_and(|end| end <= mapping.size());
+            if len == 0 || addr.0 < free_from || !within || !is_writable(mapping) {
+                return Err(bad());
+            }
+            free_from = end.0;
+            // SAFETY: `offset` lies within the mapping, as was just checked.
+            let host = NonNull::new(unsafe { mapping.as_ptr().add(offset) }).ok_or_else(bad)?;
+            table.push(Region { start: addr.0, len: len as u64, host });
+        }
+        Ok(Self::of(table, Regions { table: Box::default(), mapping: GuestMemoryMmap::new(), windows }))
+    }
+
+    fn of(table: Vec<Region>, regions: Regions) -> Self {
+        let none = Region { start: 0, len: 0, host: NonNull::dangling() };
+        let largest = table.iter().copied().min_by_key(|region| Reverse(region.len)).unwrap_or(none);
+        Self { largest, regions: Arc::new(Regions { table: table.into(), ..regions }) }
+    }
+
+    /// The mapping below, as other crates of the field take it (vhost, for one). Empty if this was made of windows.
     #[must_use]
     pub fn mapping(&self) -> &GuestMemoryMmap {
         &self.regions.mapping
     }
+}
+
+/// A part of a mapping, as guest memory.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Where the guest has it.
+    pub addr: GuestAddr,
+    /// A mapping, readable and writable.
+    pub mapping: Arc<MmapRegion>,
+    /// Where the part begins in the mapping.
+    pub offset: usize,
+    /// Its bytes.
+    pub len: usize,
 }
 
 fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
@@ -116,18 +170,17 @@ fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
 
 impl From<GuestMemoryMmap> for MappedMemory {
     fn from(mapping: GuestMemoryMmap) -> Self {
-        let table: Box<[Region]> = mapping.iter().filter_map(Region::new).collect();
-        let none = Region { start: 0, len: 0, host: NonNull::dangling() };
-        let largest = table.iter().copied().min_by_key(|region| Reverse(region.len)).unwrap_or(none);
-        Self { largest, regions: Arc::new(Regions { table, mapping }) }
+        let table = mapping.iter().filter_map(Region::new).collect();
+        Self::of(table, Regions { table: Box::default(), mapping, windows: Vec::new() })
     }
 }
 
 #[derive(Debug)]
 struct Regions {
     table: Box<[Region]>,
-    /// Owns what the table points to.
+    /// Owns what the table points to, together with `windows`.
     mapping: GuestMemoryMmap,
+    windows: Vec<Window>,
 }
 
 impl Regions {
@@ -166,10 +219,14 @@ impl Region {
     /// `None` for what is not mapped readable and writable: it is no memory to a device.
     fn new(region: &GuestRegionMmap) -> Option<Self> {
         let mapping = region.get_mmap();
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let host = NonNull::new(mapping.as_ptr()).filter(|_| mapping.prot() & access == access)?;
+        let host = NonNull::new(mapping.as_ptr()).filter(|_| is_writable(mapping))?;
         Some(Self { start: region.start_addr().0, len: region.len(), host })
     }
+}
+
+fn is_writable(mapping: &MmapRegion) -> bool {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    mapping.prot() & access == access
 }
 
 impl MappedMemory {
@@ -270,8 +327,8 @@ impl GuestMemory for MappedMemory {
     }
 }
 
-// SAFETY: `rest` returns bytes of regions of `self.regions.mapping`, mapped readable and writable; the anchor is that mapping's
-// owner. This module makes references to guest bytes only as `AtomicU16`, which may be changed from elsewhere.
+// SAFETY: `rest` returns bytes of regions of `self.regions.mapping` or of its windows, mapped readable and writable; the anchor
+// owns both. This module makes references to guest bytes only as `AtomicU16`, which may be changed from elsewhere.
 unsafe impl HostMemory for MappedMemory {
     #[inline]
     fn host_range(&self, addr: GuestAddr, len: usize) -> Option<HostRange> {
@@ -402,6 +459,22 @@ mod tests {
         unsafe { copy_out(range.start, &mut bytes) };
         assert_eq!(&bytes, b"kept");
         drop(anchor);
+    }
+
+    #[test]
+    fn windows_are_parts_of_mappings_at_any_offset_and_never_overlap() {
+        let mapping = Arc::new(MmapRegion::new(0x3000).unwrap());
+        let window =
+            |addr, offset, len| Window { addr: GuestAddr(addr), mapping: Arc::clone(&mapping), offset, len };
+        let memory =
+            MappedMemory::windows(vec![window(0x9000, 0x1001, 0x333), window(0x1000, 0, 0x801)]).unwrap();
+        memory.write(GuestAddr(0x9332), &[7]).unwrap();
+        assert!(memory.contains(GuestAddr(0x1000), 0x801) && !memory.contains(GuestAddr(0x1000), 0x802));
+        assert_eq!(memory.write(GuestAddr(0x9333), &[7]), Err(MemoryError));
+        let overlap = MappedMemory::windows(vec![window(0x1000, 0, 0x801), window(0x1800, 0x1000, 0x10)]);
+        assert!(overlap.unwrap_err().to_string().contains("overlap"));
+        assert!(MappedMemory::windows(vec![window(0x1000, 0x2fff, 2)]).is_err());
+        assert!(MappedMemory::windows(vec![window(u64::MAX, 0, 2)]).is_err());
     }
 
     #[test]
