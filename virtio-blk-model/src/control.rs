@@ -90,7 +90,10 @@ pub struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(config: Config, queues: usize) -> Self {
+    /// A device after power-on, of the type that has `queues` queues: for a transport without a device status, whose embedder
+    /// makes the [`Policy`] itself.
+    #[must_use]
+    pub fn new(config: Config, queues: usize) -> Self {
         let queues_max = u16::try_from(queues).unwrap_or(u16::MAX);
         Self {
             config: Config { queues: config.queues.clamp(1, queues_max.max(1)), ..config },

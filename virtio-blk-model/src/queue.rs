@@ -43,6 +43,17 @@ pub struct QueueProgress {
     pub again: bool,
 }
 
+/// Is told what a queue does, for statistics. `()` does not listen.
+pub trait Observer {
+    /// A request was taken that moves `bytes` bytes of data; `None` where it is no request at all, its header too short.
+    fn began(&mut self, _command: Option<Command>, _bytes: u64) {}
+
+    /// A request was answered.
+    fn ended(&mut self, _status: Status) {}
+}
+
+impl Observer for () {}
+
 /// A request in flight: what is left to do once the storage is done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum Owner {
@@ -71,6 +82,13 @@ struct Ranges {
     cache: GuestCache,
     /// The next operation is the last of these.
     ops: Vec<Op, RANGES_MAX>,
+}
+
+/// What a chain asks for, as far as it was decoded.
+#[derive(Default)]
+struct Seen {
+    command: Option<Command>,
+    bytes: u64,
 }
 
 /// How far taking a request came.
@@ -159,14 +177,14 @@ impl<const N: usize> Queue<N> {
         self.poll_logged(memory, storage, policy, &mut ())
     }
 
-    /// [`Self::poll`], with a log of the chains in flight from which a later device can go on.
+    /// [`Self::poll`], with a log of the chains in flight from which a later device can go on, and which is told what happens.
     #[inline]
     pub fn poll_logged<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         policy: impl Fn() -> Policy,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
     ) -> QueueProgress {
         if self.slots.is_resetting() {
             self.finish_reset(memory, storage);
@@ -244,7 +262,7 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: &impl Fn() -> Policy,
         budget: &mut u16,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
     ) -> Result<bool, QueueError> {
         self.ring.look(memory)?;
         loop {
@@ -275,7 +293,7 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: &Policy,
         budget: &mut u16,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
     ) -> Result<bool, QueueError> {
         self.epoch = policy.epoch;
         while *budget != 0 && self.ring.knows_more(log) {
@@ -289,10 +307,15 @@ impl<const N: usize> Queue<N> {
             let Some(status) = chain.finish() else {
                 return Err(self.ring.break_with(QueueError::Unanswerable));
             };
-            match self.take(memory, storage, policy, &chain, head, status) {
-                Ok(Taken::Submitted) => self.ring.pop(log, head),
+            let mut seen = Seen::default();
+            match self.take(memory, storage, policy, &chain, &mut seen, (head, status)) {
+                Ok(Taken::Submitted) => {
+                    self.ring.pop(log, head);
+                    log.began(seen.command, seen.bytes);
+                }
                 Ok(Taken::Answered(answer, written)) => {
                     self.ring.pop(log, head);
+                    log.began(seen.command, seen.bytes);
                     self.answer(memory, log, head, status, answer, written)?;
                 }
                 Err(_) => return Ok(true),
@@ -310,8 +333,8 @@ impl<const N: usize> Queue<N> {
         storage: &mut S,
         policy: &Policy,
         chain: &Chain<'_>,
-        head: u16,
-        status: GuestAddr,
+        seen: &mut Seen,
+        (head, status): (u16, GuestAddr),
     ) -> Result<Taken, Hold> {
         let refuse = |status| Ok(Taken::Answered(status, 1));
         let info = storage.info();
@@ -322,6 +345,7 @@ impl<const N: usize> Queue<N> {
             Ok(decoded) => decoded,
             Err(status) => return refuse(status),
         };
+        seen.command = Some(command);
         let (sector, (segments, bytes)) = match command {
             Command::Read { sector } => (sector, chain.writable()),
             Command::Write { sector, .. } => (sector, chain.readable()),
@@ -336,6 +360,7 @@ impl<const N: usize> Queue<N> {
             Command::GetId => return Ok(self.identify(memory, chain)),
             Command::Unknown { .. } => return refuse(Status::Unsupported),
         };
+        seen.bytes = bytes;
         let extent = match command::transfer(sector, bytes, info) {
             Ok(extent) => extent,
             Err(status) => return refuse(status),
@@ -425,7 +450,7 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         storage: &mut S,
         done: Done,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
     ) -> Result<(), QueueError> {
         let Done { slot, result } = done;
         if self.ranges.as_ref().is_some_and(|ranges| ranges.slot == slot)
@@ -464,7 +489,7 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
     ) -> Result<bool, QueueError> {
         let mut moved = false;
         while let Some((slot, op)) = self.slots.wanting() {
@@ -506,7 +531,7 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         slot: u16,
         result: Result<(), IoError>,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
     ) -> Result<(), QueueError> {
         match self.slots.release(slot) {
             Some(Owner::Driver { head, status, written, .. }) => {
@@ -527,7 +552,7 @@ impl<const N: usize> Queue<N> {
     fn answer<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        log: &mut impl InFlight,
+        log: &mut (impl InFlight + Observer),
         head: u16,
         at: GuestAddr,
         status: Status,
@@ -536,6 +561,7 @@ impl<const N: usize> Queue<N> {
         if !self.ring.is_running() {
             return Ok(());
         }
+        log.ended(status);
         if memory.write(at, &[status as u8]).is_err() {
             return Err(self.ring.break_with(QueueError::Memory));
         }
