@@ -219,7 +219,7 @@ impl Region {
     /// `None` for what is not mapped readable and writable: it is no memory to a device.
     fn new(region: &GuestRegionMmap) -> Option<Self> {
         let mapping = region.get_mmap();
-        let host = NonNull::new(mapping.as_ptr()).filter(|_| is_writable(mapping))?;
+        let host = NonNull::new(mapping.as_ptr()).filter(|_| is_writable(&mapping))?;
         Some(Self { start: region.start_addr().0, len: region.len(), host })
     }
 }
