@@ -18,8 +18,9 @@
 //! | Operations | read, write with or without FUA, write-zeroes, discard, flush; requests free or as barriers |
 //! | Storage | the trait; a RAM disk; whatever is behind `embedded-io`; a latch for storages without one |
 //! | Virtqueues | split rings with indirect descriptors and EVENT_IDX |
+//! | PCI | configuration space: type 0 header, BARs, power management, MSI, MSI-X, INTx |
 //! | State | snapshots with a version and a CRC, of devices with nothing in flight |
-//! | **Not there** | **packed rings and IN_ORDER; PCI configuration space (the interface has a region for it, no front uses it); MSI; a device's own check of a restored snapshot; copy on write; more than 128 requests in flight in a queue** |
+//! | **Not there** | **packed rings and IN_ORDER; PCI Express capabilities; a device's own check of a restored snapshot; copy on write; more than 128 requests in flight in a queue** |
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -43,6 +44,7 @@ pub mod memory;
 pub mod mutant;
 pub mod op;
 pub mod order;
+pub mod pci;
 pub mod ram;
 #[cfg(feature = "sim")]
 pub mod sim;

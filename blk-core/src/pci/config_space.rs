@@ -1,0 +1,476 @@
+//! The configuration space of a function: a type 0 header and capabilities (PCI 3.0, 6.1 and 6.7).
+
+use bitflags::bitflags;
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+use serde_big_array::BigArray;
+
+use super::capability::{Capability, Message};
+use crate::bus::{IrqChange, Width};
+
+/// Bytes of a conventional configuration space.
+const BYTES: usize = 256;
+const BARS: usize = 6;
+/// Where capabilities and device-specific registers begin: behind the header.
+const HEADER_END: u8 = 0x40;
+
+mod register {
+    pub(super) const COMMAND: usize = 0x04;
+    pub(super) const STATUS: usize = 0x06;
+    pub(super) const CLASS: usize = 0x08;
+    pub(super) const CACHE_LINE: usize = 0x0c;
+    pub(super) const LATENCY_TIMER: usize = 0x0d;
+    pub(super) const BAR0: usize = 0x10;
+    pub(super) const SUBSYSTEM: usize = 0x2c;
+    pub(super) const CAPABILITIES: usize = 0x34;
+    pub(super) const INTERRUPT_LINE: usize = 0x3c;
+    pub(super) const INTERRUPT_PIN: usize = 0x3d;
+}
+
+bitflags! {
+    /// The command register (PCI 3.0, 6.2.2): the bits that a function here has.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Command: u16 {
+        /// Responds to I/O accesses.
+        const IO = 1;
+        /// Responds to memory accesses.
+        const MEMORY = 1 << 1;
+        /// May access memory by itself.
+        const BUS_MASTER = 1 << 2;
+        /// Parity Error Response: kept, without effect.
+        const PARITY = 1 << 6;
+        /// SERR# Enable: kept, without effect.
+        const SERR = 1 << 8;
+        /// INTx is not asserted.
+        const INTX_DISABLE = 1 << 10;
+    }
+}
+
+/// STATUS bit 3, Interrupt Status: the level, whatever INTX_DISABLE says (6.2.3).
+const STATUS_INTERRUPT: u8 = 1 << 3;
+/// STATUS bit 4, Capabilities List.
+const STATUS_CAPABILITIES: u8 = 1 << 4;
+
+/// Who a function says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Identity {
+    /// Vendor.
+    pub vendor: u16,
+    /// Device.
+    pub device: u16,
+    /// Revision.
+    pub revision: u8,
+    /// Base class, subclass, programming interface: the high, middle and low byte.
+    pub class: u32,
+    /// Subsystem vendor.
+    pub subsystem_vendor: u16,
+    /// Subsystem.
+    pub subsystem: u16,
+    /// Interrupt pin, 1 for INTA#; 0 for none.
+    pub interrupt_pin: u8,
+}
+
+impl Identity {
+    /// PIIX3 IDE, both channels in compatibility mode only (class code 010180h).
+    pub const PIIX3_IDE: Self = Self::intel(0x7010, 0x00, 0x01_0180, 0);
+    /// PIIX4 IDE, the same.
+    pub const PIIX4_IDE: Self = Self::intel(0x7111, 0x01, 0x01_0180, 0);
+    /// PIIX3 IDE with both channels in native mode, which INTA# serves (class code 010185h).
+    pub const PIIX3_IDE_NATIVE: Self = Self::intel(0x7010, 0x00, 0x01_0185, 1);
+    /// ICH9 AHCI (class code 010601h).
+    pub const ICH9_AHCI: Self = Self::intel(0x2922, 0x02, 0x01_0601, 1);
+
+    const fn intel(device: u16, revision: u8, class: u32, interrupt_pin: u8) -> Self {
+        Self { vendor: 0x8086, device, revision, class, subsystem_vendor: 0, subsystem: 0, interrupt_pin }
+    }
+}
+
+/// A base address register (PCI 3.0, 6.2.5.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Bar {
+    /// None: reads as zeroes.
+    #[default]
+    Absent,
+    /// Ports: `bytes` is a power of two, 4 to 256.
+    Io {
+        /// Size.
+        bytes: u32,
+    },
+    /// Memory below 4 GiB, not prefetchable: `bytes` is a power of two, 16 at least.
+    Memory32 {
+        /// Size.
+        bytes: u32,
+    },
+    /// Memory anywhere. The next BAR holds the upper half of the address, and is to be [`Bar::Absent`].
+    Memory64 {
+        /// Size: a power of two, 16 at least.
+        bytes: u32,
+        /// Reads have no side effects.
+        prefetchable: bool,
+    },
+}
+
+/// What a front says of its function.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Function {
+    /// Identity.
+    pub identity: Identity,
+    /// Base address registers.
+    pub bars: [Bar; BARS],
+    /// Capabilities, in the order of the list.
+    pub capabilities: Vec<Capability, 8>,
+    /// Registers of the device's own from 40h on: (offset, value after reset, writable bits). A capability is placed
+    /// behind the last of them.
+    pub specific: Vec<(u8, u32, u32), 4>,
+}
+
+/// What a write changed, for whoever maps and decodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Changed {
+    /// BARs were written, or decoding was switched: map [`ConfigSpace::bar`] again.
+    pub bars: bool,
+    /// Bus mastering was switched off: what is in flight may end, nothing new may touch memory.
+    pub bus_master_off: bool,
+    /// The level of the INTx pin.
+    pub irq: IrqChange,
+}
+
+/// What a front's interrupt became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Signal {
+    /// The level of the INTx pin, line 0, may have changed.
+    Intx(IrqChange),
+    /// A message is to be sent.
+    Msi(Message),
+    /// MSI-X is enabled: the front raises the vector in its table.
+    Msix,
+    /// There is nothing to be done.
+    Nothing,
+}
+
+/// A function's configuration space.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ConfigSpace {
+    function: Function,
+    #[serde(with = "BigArray")]
+    bytes: [u8; BYTES],
+    /// The front's interrupt, before INTX_DISABLE.
+    level: bool,
+}
+
+impl ConfigSpace {
+    /// The space after power-on. Capabilities that do not fit are left out.
+    #[must_use]
+    pub fn new(function: Function) -> Self {
+        let mut space = Self { function, bytes: [0; BYTES], level: false };
+        space.reset();
+        space
+    }
+
+    /// The function as it was described.
+    #[must_use]
+    pub const fn function(&self) -> &Function {
+        &self.function
+    }
+
+    /// Bus reset: every register as after power-on.
+    pub fn reset(&mut self) {
+        self.bytes = [0; BYTES];
+        self.level = false;
+        let Identity { vendor, device, revision, class, subsystem_vendor, subsystem, interrupt_pin } =
+            self.function.identity;
+        self.put(0, &vendor.to_le_bytes());
+        self.put(2, &device.to_le_bytes());
+        self.put(register::CLASS, &(class << 8 | u32::from(revision)).to_le_bytes());
+        self.put(register::SUBSYSTEM, &subsystem_vendor.to_le_bytes());
+        self.put(register::SUBSYSTEM.wrapping_add(2), &subsystem.to_le_bytes());
+        self.put(register::INTERRUPT_PIN, &[interrupt_pin]);
+        for (n, bar) in (0_u8..).zip(self.function.bars) {
+            // 6.2.5.1: bit 0 I/O; bits 2:1 = 10b 64 bits wide; bit 3 prefetchable.
+            let flags = match bar {
+                Bar::Absent | Bar::Memory32 { .. } => 0,
+                Bar::Io { .. } => 1,
+                Bar::Memory64 { prefetchable, .. } => 4 | u8::from(prefetchable) << 3,
+            };
+            self.put(bar_at(n), &[flags]);
+        }
+        for (at, value, _) in self.function.specific.clone() {
+            self.put(at.into(), &value.to_le_bytes());
+        }
+        self.put_capabilities();
+    }
+
+    /// A guest reads at `offset`. What is beyond the space, or not aligned to its width, reads as ones: no device answers.
+    #[must_use]
+    pub fn read(&self, offset: u64, width: Width) -> u64 {
+        let Some(range) = range(offset, width) else { return width.ones() };
+        let mut value = [0; 8];
+        for (to, at) in value.iter_mut().zip(range) {
+            *to = self.bytes.get(at).copied().unwrap_or(0);
+        }
+        u64::from_le_bytes(value)
+    }
+
+    /// A guest writes at `offset`: the writable bits of it change. What is beyond the space or not aligned is ignored.
+    pub fn write(&mut self, offset: u64, width: Width, value: u64) -> Changed {
+        let Some(range) = range(offset, width) else { return Changed::default() };
+        let (command, pin) = (self.command(), self.pin());
+        let mut bars = false;
+        for (at, new) in range.zip(value.to_le_bytes()) {
+            let mask = self.writable(at);
+            if let Some(byte) = self.bytes.get_mut(at) {
+                *byte = *byte & !mask | new & mask;
+            }
+            bars |= (register::BAR0..bar_at(BARS as u8)).contains(&at);
+        }
+        let decoding = Command::IO | Command::MEMORY;
+        let bus_master_off = command.difference(self.command()).contains(Command::BUS_MASTER);
+        Changed {
+            bars: bars || (command ^ self.command()).intersects(decoding),
+            bus_master_off,
+            irq: IrqChange::between(pin.into(), self.pin().into()),
+        }
+    }
+
+    /// The command register.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        Command::from_bits_truncate(u16::from_le_bytes(self.get(register::COMMAND)))
+    }
+
+    /// Where BAR `n` is decoded, if it is: its address, and its size in bytes.
+    ///
+    /// An address of 0 is an address like any other to the specification, but firmware and systems leave a BAR there that
+    /// they did not place; so does one whose end would wrap.
+    #[must_use]
+    pub fn bar(&self, n: u8) -> Option<(u64, u32)> {
+        let low = u32::from_le_bytes(self.get(bar_at(n)));
+        let (bytes, decoded, address) = match *self.function.bars.get(usize::from(n))? {
+            Bar::Absent => return None,
+            Bar::Io { bytes } => (bytes, Command::IO, u64::from(low & !3)),
+            Bar::Memory32 { bytes } => (bytes, Command::MEMORY, u64::from(low & !15)),
+            Bar::Memory64 { bytes, .. } => {
+                let high = u32::from_le_bytes(self.get(bar_at(n.saturating_add(1))));
+                (bytes, Command::MEMORY, u64::from(low & !15) | u64::from(high) << 32)
+            }
+        };
+        let placed = address != 0 && address.checked_add(u64::from(bytes)).is_some();
+        (placed && self.command().contains(decoded)).then_some((address, bytes))
+    }
+
+    /// A register of the device's own, or any other dword, as it stands.
+    #[must_use]
+    pub fn dword(&self, at: u8) -> u32 {
+        u32::from_le_bytes(self.get(usize::from(at & !3)))
+    }
+
+    /// Sets the front's interrupt level, and returns what is to be done where INTx is in use. STATUS follows the level.
+    pub fn set_level(&mut self, level: bool) -> IrqChange {
+        let before = self.pin();
+        self.level = level;
+        if let Some(status) = self.bytes.get_mut(register::STATUS) {
+            *status = *status & !STATUS_INTERRUPT | if level { STATUS_INTERRUPT } else { 0 };
+        }
+        IrqChange::between(before.into(), self.pin().into())
+    }
+
+    /// The front's interrupt `vector` happened, and its level is now `level`: by whichever way the guest has enabled.
+    pub fn signal(&mut self, vector: u16, level: bool) -> Signal {
+        let irq = self.set_level(level);
+        match (self.msix_enabled(), self.msi_enabled()) {
+            (true, _) if level => Signal::Msix,
+            (false, true) if level => self.msi_message(vector).map_or(Signal::Nothing, Signal::Msi),
+            (false, false) if irq.changed != 0 => Signal::Intx(irq),
+            _ => Signal::Nothing,
+        }
+    }
+
+    /// Whether MSI is enabled.
+    #[must_use]
+    pub fn msi_enabled(&self) -> bool {
+        self.control_of(0x05).is_some_and(|control| control & 1 != 0)
+    }
+
+    /// Whether MSI-X is enabled (Message Control bit 15).
+    #[must_use]
+    pub fn msix_enabled(&self) -> bool {
+        self.control_of(0x11).is_some_and(|control| control & 1 << 15 != 0)
+    }
+
+    /// Whether every MSI-X vector is masked (Message Control bit 14), or bus mastering off, without which no message can be
+    /// sent.
+    #[must_use]
+    pub fn msix_masked(&self) -> bool {
+        let masked = self.control_of(0x11).is_some_and(|control| control & 1 << 14 != 0);
+        masked || !self.command().contains(Command::BUS_MASTER)
+    }
+
+    /// The message of MSI `vector`. 6.8.1.3, 6.8.1.6: of the vectors that were allocated, in the low bits of the data; one
+    /// that was not shares the first.
+    fn msi_message(&self, vector: u16) -> Option<Message> {
+        let at = self.capability(0x05)?;
+        if !self.command().contains(Command::BUS_MASTER) {
+            return None;
+        }
+        let control = u16::from_le_bytes(self.get(at.wrapping_add(2)));
+        let allocated = 1_u16.wrapping_shl(u32::from(control >> 4 & 7).min(5));
+        let vector = if vector < allocated { vector } else { 0 };
+        let data = u16::from_le_bytes(self.get(at.wrapping_add(12)));
+        let address = u64::from_le_bytes(self.get(at.wrapping_add(4)));
+        Some(Message { address, data: u32::from(data & !allocated.wrapping_sub(1) | vector) })
+    }
+
+    fn control_of(&self, id: u8) -> Option<u16> {
+        Some(u16::from_le_bytes(self.get(self.capability(id)?.wrapping_add(2))))
+    }
+
+    /// The level of the INTx pin: not asserted if disabled, nor where messages are enabled (6.8.2).
+    fn pin(&self) -> bool {
+        let silent =
+            self.command().contains(Command::INTX_DISABLE) || self.msi_enabled() || self.msix_enabled();
+        self.level && !silent && self.function.identity.interrupt_pin != 0
+    }
+
+    /// Each capability with its place.
+    fn places(&self) -> impl Iterator<Item = (usize, &Capability)> {
+        let behind = self.function.specific.iter().map(|(at, _, _)| at.saturating_add(4));
+        let mut at = behind.max().unwrap_or(HEADER_END).max(HEADER_END);
+        self.function.capabilities.iter().map_while(move |capability| {
+            let here = at;
+            at = at.checked_add(capability.bytes())?;
+            Some((usize::from(here), capability))
+        })
+    }
+
+    fn capability(&self, id: u8) -> Option<usize> {
+        self.places().find_map(|(at, capability)| (capability.id() == id).then_some(at))
+    }
+
+    fn put_capabilities(&mut self) {
+        let mut link = register::CAPABILITIES;
+        let places: Vec<(usize, Capability), 8> = self.places().map(|(at, c)| (at, *c)).collect();
+        for (at, capability) in places {
+            self.put(link, &[u8::try_from(at).unwrap_or(0)]);
+            self.put(at, &[capability.id()]);
+            let body = at.wrapping_add(2);
+            match capability {
+                // PCI PM 1.2, 3.2.3: PMC version 3, no PME. 3.2.4: PMCSR bit 3, No_Soft_Reset.
+                Capability::PowerManagement => {
+                    self.put(body, &[3, 0]);
+                    self.put(body.wrapping_add(2), &[1 << 3]);
+                }
+                // 6.8.1.3: 64-bit address capable (bit 7), Multiple Message Capable (bits 3:1).
+                Capability::Msi { vectors_log2 } => self.put(body, &[1 << 7 | vectors_log2.min(5) << 1]),
+                // 6.8.2.3: N - 1. 6.8.2.4, 6.8.2.5: BIR in the low three bits of the offsets.
+                Capability::Msix { vectors, table, pending } => {
+                    self.put(body, &vectors.saturating_sub(1).min(2047).to_le_bytes());
+                    for (slot, (bar, offset)) in [(4, table), (8, pending)] {
+                        let value = offset & !7 | u32::from(bar & 7);
+                        self.put(at.wrapping_add(slot), &value.to_le_bytes());
+                    }
+                }
+                Capability::Vendor { len, bytes } => {
+                    let len = len.min(21);
+                    self.put(body, &[len.saturating_add(3)]);
+                    let bytes = bytes.get(..usize::from(len)).unwrap_or_default();
+                    self.put(at.wrapping_add(3), bytes);
+                }
+                // AHCI 1.3.1, 2.4.2 and 2.4.3: revision 1.0.
+                Capability::Sata { location } => {
+                    self.put(body, &[0x10]);
+                    self.put(at.wrapping_add(4), &location.to_le_bytes());
+                }
+            }
+            if let Some(status) = self.bytes.get_mut(register::STATUS) {
+                *status |= STATUS_CAPABILITIES;
+            }
+            link = at.wrapping_add(1);
+        }
+    }
+
+    /// The bits of the byte at `at` that a guest can change.
+    fn writable(&self, at: usize) -> u8 {
+        match at {
+            0x04 | 0x05 => {
+                let [low, high] = Command::all().bits().to_le_bytes();
+                if at == 0x04 { low } else { high }
+            }
+            register::CACHE_LINE | register::LATENCY_TIMER | register::INTERRUPT_LINE => 0xff,
+            0x10..0x28 => {
+                let place = at.wrapping_sub(register::BAR0);
+                let [b0, b1, b2, b3] = self.bar_writable(place >> 2).to_le_bytes();
+                [b0, b1, b2, b3].get(place & 3).copied().unwrap_or(0)
+            }
+            0x40.. => self.specific_writable(at) | self.capability_writable(at),
+            _ => 0,
+        }
+    }
+
+    /// The address bits of a BAR: what it decodes reads back as 0, by which it is sized.
+    fn bar_writable(&self, n: usize) -> u32 {
+        let below = n.checked_sub(1).and_then(|below| self.function.bars.get(below));
+        match (self.function.bars.get(n), below) {
+            (Some(Bar::Absent), Some(Bar::Memory64 { .. })) => u32::MAX,
+            (Some(Bar::Io { bytes }), _) => !bytes.saturating_sub(1) & !3,
+            (Some(Bar::Memory32 { bytes } | Bar::Memory64 { bytes, .. }), _) => {
+                !bytes.saturating_sub(1) & !15
+            }
+            _ => 0,
+        }
+    }
+
+    fn specific_writable(&self, at: usize) -> u8 {
+        let found = self.function.specific.iter().find_map(|(start, _, mask)| {
+            let place = at.checked_sub(usize::from(*start))?;
+            mask.to_le_bytes().get(place).copied()
+        });
+        found.unwrap_or(0)
+    }
+
+    fn capability_writable(&self, at: usize) -> u8 {
+        let found = self.places().find_map(|(start, capability)| {
+            let place = at.checked_sub(start)?;
+            (place < usize::from(capability.bytes())).then_some((capability, place))
+        });
+        match found {
+            // PMCSR bits 1:0: the power state. Kept: the device works in any (PCI PM 1.2, 3.2.4).
+            Some((Capability::PowerManagement, 4)) => 0b11,
+            // 6.8.1.3: MSI Enable (bit 0), Multiple Message Enable (bits 6:4).
+            Some((Capability::Msi { .. }, 2)) => 0x71,
+            // 6.8.1.4: the address is dword-aligned.
+            Some((Capability::Msi { .. }, 4)) => 0xfc,
+            Some((Capability::Msi { .. }, 5..=13)) => 0xff,
+            // 6.8.2.3: MSI-X Enable (bit 15), Function Mask (bit 14).
+            Some((Capability::Msix { .. }, 3)) => 0xc0,
+            _ => 0,
+        }
+    }
+
+    fn get<const L: usize>(&self, at: usize) -> [u8; L] {
+        let slice = at.checked_add(L).and_then(|end| self.bytes.get(at..end));
+        slice.and_then(|slice| slice.try_into().ok()).unwrap_or([0; L])
+    }
+
+    /// Places bytes as the device has them, whatever a guest could write.
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        for (to, from) in self.bytes.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+    }
+}
+
+/// The bytes of an access, if it lies in the space and is aligned.
+fn range(offset: u64, width: Width) -> Option<core::ops::Range<usize>> {
+    let start = usize::try_from(offset).ok()?;
+    let bytes = usize::from(width.bytes());
+    let end = start.checked_add(bytes)?;
+    (end <= BYTES && start.is_multiple_of(bytes)).then_some(start..end)
+}
+
+const fn bar_at(n: u8) -> usize {
+    (n as usize).saturating_mul(4).saturating_add(register::BAR0)
+}

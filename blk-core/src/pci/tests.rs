@@ -1,0 +1,198 @@
+use heapless::Vec;
+
+use super::*;
+use crate::bus::{IrqChange, Width};
+
+fn ahci() -> ConfigSpace {
+    let mut bars = [Bar::Absent; 6];
+    bars[4] = Bar::Io { bytes: 32 };
+    bars[5] = Bar::Memory32 { bytes: 0x2000 };
+    let capabilities = Vec::from_slice(&[
+        Capability::Msi { vectors_log2: 0 },
+        Capability::PowerManagement,
+        Capability::Sata { location: 0 },
+    ]);
+    ConfigSpace::new(Function {
+        identity: Identity::ICH9_AHCI,
+        bars,
+        capabilities: capabilities.unwrap(),
+        specific: Vec::from_slice(&[(0x40, 0x8000_8000, 0xffff_ffff)]).unwrap(),
+    })
+}
+
+/// The list as a driver walks it: (id, place).
+fn walk(space: &ConfigSpace) -> std::vec::Vec<(u64, u64)> {
+    let mut found = std::vec![];
+    let mut at = space.read(0x34, Width::Byte);
+    while at != 0 {
+        assert!(at >= 0x40 && at.is_multiple_of(4) && found.len() < 48);
+        found.push((space.read(at, Width::Byte), at));
+        at = space.read(at + 1, Width::Byte);
+    }
+    found
+}
+
+#[test]
+fn a_function_is_identified_and_its_header_is_read_only() {
+    let mut space = ahci();
+    let before: std::vec::Vec<_> = (0..0x100).map(|at| space.read(at, Width::Byte)).collect();
+    assert_eq!(space.read(0, Width::Dword), 0x2922_8086);
+    assert_eq!(space.read(8, Width::Dword), 0x0106_0102);
+    assert_eq!(space.read(0x0e, Width::Byte), 0, "type 0, one function");
+    assert_eq!(space.read(0x3d, Width::Byte), 1);
+    for at in (0..0x100).filter(|at| !matches!(at, 0x04..0x06 | 0x0c | 0x0d | 0x10..0x28 | 0x3c | 0x40..)) {
+        space.write(at, Width::Byte, !before[at as usize]);
+        assert_eq!(space.read(at, Width::Byte), before[at as usize], "{at:#x}");
+    }
+}
+
+#[test]
+fn bars_are_sized_by_writing_ones_and_decoded_only_when_enabled() {
+    let mut space = ahci();
+    for (n, sized) in [(0, 0), (3, 0), (4, 0xffff_ffe1), (5, 0xffff_e000)] {
+        assert!(space.write(0x10 + n * 4, Width::Dword, 0xffff_ffff).bars);
+        assert_eq!(space.read(0x10 + n * 4, Width::Dword), sized);
+    }
+    space.write(0x24, Width::Dword, 0xfebf_1234);
+    assert_eq!(space.bar(5), None, "memory is not decoded");
+    assert!(space.write(4, Width::Word, 0x0002).bars);
+    assert_eq!(space.bar(5), Some((0xfebf_0000, 0x2000)));
+    assert_eq!(space.bar(4), None, "ports are not");
+    assert_eq!((space.bar(0), space.bar(6), space.bar(255)), (None, None, None));
+}
+
+#[test]
+fn a_wide_bar_takes_two_registers() {
+    let mut function = ahci().function().clone();
+    function.bars = [Bar::Absent; 6];
+    function.bars[2] = Bar::Memory64 { bytes: 0x4000, prefetchable: true };
+    let mut space = ConfigSpace::new(function);
+    space.write(0x18, Width::Dword, 0xffff_ffff);
+    space.write(0x1c, Width::Dword, 0xffff_ffff);
+    assert_eq!(space.read(0x18, Width::Qword), 0xffff_ffff_ffff_c00c);
+    space.write(4, Width::Word, 2);
+    space.write(0x18, Width::Qword, 0x0000_0012_3456_8000);
+    assert_eq!(space.bar(2), Some((0x12_3456_8000, 0x4000)));
+    // Where its end would wrap it is not placed.
+    space.write(0x18, Width::Qword, u64::MAX);
+    assert_eq!(space.bar(2), None);
+}
+
+#[test]
+fn the_capability_list_is_walked_to_its_end() {
+    let space = ahci();
+    assert_ne!(space.read(6, Width::Word) & 1 << 4, 0);
+    assert_eq!(walk(&space), [(0x05, 0x44), (0x01, 0x54), (0x12, 0x5c)]);
+}
+
+#[test]
+fn capabilities_that_do_not_fit_are_left_out() {
+    let mut function = ahci().function().clone();
+    let long = Capability::Vendor { len: 21, bytes: [0xaa; 21] };
+    function.capabilities = (0..8).map(|_| long).collect();
+    function.specific = Vec::from_slice(&[(0x80, 0, 0)]).unwrap();
+    let space = ConfigSpace::new(function);
+    assert_eq!(walk(&space).len(), (0x100 - 0x84) / 24);
+}
+
+#[test]
+fn intx_follows_the_level_unless_disabled_and_status_always_does() {
+    let mut space = ahci();
+    assert_eq!(space.signal(0, true), Signal::Intx(IrqChange { changed: 1, level: 1 }));
+    assert_eq!(space.signal(0, true), Signal::Nothing);
+    assert_ne!(space.read(6, Width::Word) & 1 << 3, 0);
+    let changed = space.write(4, Width::Word, 1 << 10);
+    assert_eq!(changed.irq, IrqChange { changed: 1, level: 0 });
+    assert_ne!(space.read(6, Width::Word) & 1 << 3, 0, "the status follows the level all the same");
+    assert_eq!(space.write(4, Width::Word, 0).irq, IrqChange { changed: 1, level: 1 });
+    assert_eq!(space.signal(0, false), Signal::Intx(IrqChange { changed: 1, level: 0 }));
+    assert_eq!(space.read(6, Width::Word) & 1 << 3, 0);
+}
+
+#[test]
+fn msi_sends_a_message_instead_of_the_pin_and_needs_bus_mastering() {
+    let mut space = ahci();
+    space.signal(0, true);
+    space.write(0x48, Width::Qword, 0xfee0_1003);
+    space.write(0x50, Width::Word, 0x4021);
+    let changed = space.write(0x46, Width::Word, 1);
+    assert_eq!(changed.irq, IrqChange { changed: 1, level: 0 }, "the pin is not used any more");
+    assert_eq!(space.signal(0, true), Signal::Nothing, "no bus mastering, no message");
+    space.write(4, Width::Word, 4);
+    let message = Message { address: 0xfee0_1000, data: 0x4021 };
+    assert_eq!(space.signal(0, true), Signal::Msi(message));
+    assert_eq!(space.signal(3, true), Signal::Msi(message), "one vector was allocated");
+    assert_eq!(space.signal(0, false), Signal::Nothing);
+    assert_eq!(space.read(0x46, Width::Word), 0x0081);
+}
+
+#[test]
+fn msi_vectors_go_into_the_low_bits() {
+    let mut function = ahci().function().clone();
+    function.capabilities = Vec::from_slice(&[Capability::Msi { vectors_log2: 2 }]).unwrap();
+    let mut space = ConfigSpace::new(function);
+    space.write(4, Width::Word, 4);
+    space.write(0x50, Width::Word, 0x4020);
+    space.write(0x46, Width::Word, 2 << 4 | 1);
+    assert_eq!(space.signal(3, true), Signal::Msi(Message { address: 0, data: 0x4023 }));
+    // Multiple Message Enable has reserved values: none of them shifts out of range.
+    space.write(0x46, Width::Word, 7 << 4 | 1);
+    assert_eq!(space.signal(3, true), Signal::Msi(Message { address: 0, data: 0x4023 }));
+}
+
+#[test]
+fn switching_bus_mastering_off_is_reported_once() {
+    let mut space = ahci();
+    assert!(!space.write(4, Width::Word, 6).bus_master_off);
+    assert!(space.write(4, Width::Byte, 2).bus_master_off);
+    assert!(!space.write(4, Width::Byte, 2).bus_master_off);
+}
+
+#[test]
+fn odd_accesses_read_ones_and_change_nothing() {
+    let mut space = ahci();
+    let before = space.clone();
+    for (at, width) in [(1, Width::Word), (2, Width::Dword), (0x100, Width::Byte), (u64::MAX, Width::Qword)] {
+        assert_eq!(space.read(at, width), width.ones());
+        space.write(at, width, 0);
+    }
+    assert_eq!(space, before);
+    space.write(0x44, Width::Qword, u64::MAX);
+    space.write(4, Width::Word, 0xffff);
+    assert_eq!(space.read(4, Width::Word), 0x0547, "only the bits that there are");
+    space.reset();
+    assert_eq!(space, before);
+}
+
+#[test]
+fn a_masked_vector_is_pending_until_it_is_unmasked() {
+    let mut table = MsixTable::<3>::new();
+    table.write(16, Width::Qword, 0x0000_0001_fee0_2003);
+    table.write(24, Width::Dword, 0x31);
+    table.raise(1);
+    table.raise(9);
+    assert_eq!(table.take(false), None, "masked after a reset");
+    assert_eq!(table.read_pending(0, Width::Qword), 0b10);
+    table.write(28, Width::Dword, 0);
+    assert_eq!(table.take(true), None, "the function is masked");
+    let message = Message { address: 0x1_fee0_2000, data: 0x31 };
+    assert_eq!(table.take(false), Some((1, message)));
+    assert_eq!(table.take(false), None, "once");
+    assert_eq!(table.read_pending(0, Width::Dword), 0);
+}
+
+#[test]
+fn the_table_is_read_as_it_was_written_in_dwords_and_qwords_only() {
+    let mut table = MsixTable::<2>::new();
+    table.write(28, Width::Dword, u64::MAX);
+    assert_eq!(table.read(28, Width::Dword), 1);
+    assert_eq!(table.read(24, Width::Qword), 1 << 32);
+    let before = table.clone();
+    for (at, width) in
+        [(0, Width::Byte), (2, Width::Dword), (4, Width::Qword), (32, Width::Dword), (u64::MAX, Width::Byte)]
+    {
+        table.write(at, width, u64::MAX);
+        assert_eq!(table.read(at, width), 0);
+    }
+    assert_eq!(table, before);
+}
