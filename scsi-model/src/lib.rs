@@ -48,6 +48,7 @@ extern crate std;
 pub mod command;
 mod config;
 pub mod disk;
+pub mod front;
 pub mod sense;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -57,7 +58,7 @@ pub mod wire;
 
 pub use command::Cdb;
 pub use config::Config;
-pub use disk::{Ended, LogicalUnit, Outcome, Polled, ResetCause, Unsupported};
+pub use disk::{Ended, LogicalUnit, Outcome, Polled, ResetCause, Setting, Unsupported};
 pub use sense::Sense;
 pub use task_set::{Attribute, Task, TaskSetFull};
 pub use transport::{DataError, Direction, SEGMENTS_MAX, SegmentList, Transport};

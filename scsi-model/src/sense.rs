@@ -58,12 +58,14 @@ impl Code {
     pub const POWER_ON_OR_RESET: Self = Self(0x2900);
     pub const BUS_RESET: Self = Self(0x2902);
     pub const DEVICE_RESET: Self = Self(0x2903);
+    pub const NEXUS_LOSS: Self = Self(0x2907);
     pub const MODE_PARAMETERS_CHANGED: Self = Self(0x2a01);
     pub const CAPACITY_DATA_HAS_CHANGED: Self = Self(0x2a09);
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Self = Self(0x3900);
     pub const MEDIUM_NOT_PRESENT: Self = Self(0x3a00);
     pub const REPORTED_LUNS_CHANGED: Self = Self(0x3f0e);
     pub const INTERNAL_TARGET_FAILURE: Self = Self(0x4400);
+    pub const INVALID_MESSAGE: Self = Self(0x4900);
     pub const DATA_PHASE_ERROR: Self = Self(0x4b00);
 }
 

@@ -50,6 +50,15 @@ pub trait Transport {
         list: &mut SegmentList,
     ) -> Result<(), DataError>;
 
+    /// Whether [`Self::note_begun`] was called for task `tag`, be it in a process before this one.
+    fn has_begun(&self, _tag: u64) -> bool {
+        false
+    }
+
+    /// COMPARE AND WRITE `tag` has found its data equal and is about to write. Done once more it would find its own
+    /// data and fail: a transport whose requests outlive a killed device keeps this for [`Self::has_begun`].
+    fn note_begun(&mut self, _tag: u64) {}
+
     /// The `index`th logical unit number of the target, for REPORT LUNS, in the eight-byte form of SAM-5, logical unit number;
     /// `None` after the last. A target with one unit has LUN 0.
     fn lun(&self, index: usize) -> Option<[u8; 8]> {

@@ -19,7 +19,7 @@ use crate::wire::data::{
 };
 
 /// Most logical units that REPORT LUNS lists.
-const LUNS_MAX: usize = 64;
+pub(crate) const LUNS_MAX: usize = 64;
 
 /// Vital product data pages, in ascending order (SPC-4, Supported VPD Pages).
 const VPD_PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
@@ -29,19 +29,19 @@ const VERSIONS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
 
 /// Data for the guest, whole: it is cut to the allocation length only when it is copied out, so that no length
 /// field is affected by that and nothing beyond it is ever touched (CVE-2011-3346).
-pub(super) struct Reply(Vec<u8, 1024>);
+pub(crate) struct Reply(Vec<u8, 1024>);
 
 impl Reply {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(Vec::new())
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         let fits = self.0.extend_from_slice(bytes).is_ok();
         debug_assert!(fits, "no reply is longer than this");
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -158,21 +158,27 @@ impl Unit {
         S: ?Sized,
         T: Transport + ?Sized,
     {
-        let mut luns = Vec::<[u8; 8], LUNS_MAX>::new();
-        match select {
-            // Those with a peripheral or flat address; all of them.
-            0x00 | 0x02 => luns.extend((0..LUNS_MAX).map_while(|index| io.transport.lun(index))),
-            // Well-known units: there are none.
-            0x01 => {}
-            _ => return Err(Sense::cdb_field(2, None)),
-        }
+        let reply = report_luns(select, (0..).map_while(|index| io.transport.lun(index)))?;
         self.luns_reported();
-        let bytes = u32::try_from(luns.as_bytes().len()).unwrap_or(0).into();
-        let mut reply = Reply::new();
-        reply.push(LunsHead { bytes, reserved: [0; 4] }.as_bytes());
-        reply.push(luns.as_bytes());
         Ok(reply)
     }
+}
+
+/// SPC-4, REPORT LUNS, of a target whose logical units are `luns`.
+pub(crate) fn report_luns(select: u8, luns: impl Iterator<Item = [u8; 8]>) -> Result<Reply, Sense> {
+    let mut list = Vec::<[u8; 8], LUNS_MAX>::new();
+    match select {
+        // Those with a peripheral or flat address; all of them.
+        0x00 | 0x02 => list.extend(luns.take(LUNS_MAX)),
+        // Well-known units: a target has none.
+        0x01 => {}
+        _ => return Err(Sense::cdb_field(2, None)),
+    }
+    let bytes = u32::try_from(list.as_bytes().len()).unwrap_or(0).into();
+    let mut reply = Reply::new();
+    reply.push(LunsHead { bytes, reserved: [0; 4] }.as_bytes());
+    reply.push(list.as_bytes());
+    Ok(reply)
 }
 
 fn block_limits(info: &Info) -> BlockLimits {

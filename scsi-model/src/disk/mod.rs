@@ -16,9 +16,10 @@ use crate::config::Config;
 use crate::sense::{Sense, SenseBytes};
 use crate::task_set::{Gate, Task, TaskSet, TaskSetFull};
 use crate::transport::{DataError, SegmentList, Transport};
+pub(crate) use answer::{LUNS_MAX, Reply, report_luns};
 use job::{After, Job};
 use unit::Unit;
-pub use unit::UnitAttention;
+pub use unit::{Setting, UnitAttention};
 
 /// A task has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,6 +242,35 @@ impl<const N: usize> LogicalUnit<N> {
         }
         self.sequencer.reset();
         self.unit.reset(cause);
+    }
+
+    /// The guest's I_T nexus is lost (SAM-5, I_T nexus loss): its tasks are aborted, and it is told. Modes stay.
+    pub fn lose_nexus(&mut self) {
+        self.abort_task_set();
+        self.raise(UnitAttention::NexusLoss);
+    }
+
+    /// What the guest has set, for a unit that goes on in its place: see [`Self::resume`].
+    #[must_use]
+    pub fn setting(&self) -> Setting {
+        self.unit.setting()
+    }
+
+    /// Goes on where another unit on the same storage ended, for a guest that is to notice nothing: with that unit's
+    /// [`Self::setting`], and without the unit attention of a unit that was powered on.
+    pub fn resume(&mut self, setting: Setting) {
+        self.unit.resume(setting);
+    }
+
+    /// Looks whether the storage was resized, and if so raises the unit attention that says it, and returns true.
+    pub fn notice_capacity(&mut self, info: &Info) -> bool {
+        self.unit.notice_capacity(info)
+    }
+
+    /// Whether there is nothing to [poll](Self::poll) for: no task, and no reset that drains.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.is_idle() && !self.sequencer.is_resetting()
     }
 
     /// Tells the guest, with its next command, that something changed which it has to know.

@@ -29,6 +29,8 @@ pub enum UnitAttention {
     TransportReset,
     /// 29h/03h: the unit was reset.
     DeviceReset,
+    /// 29h/07h: the I_T nexus was lost.
+    NexusLoss,
     /// 2Ah/01h: mode parameters were changed by another than the guest.
     ModeParametersChanged,
     /// 2Ah/09h: the disk was resized.
@@ -38,10 +40,11 @@ pub enum UnitAttention {
 }
 
 impl UnitAttention {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::PowerOn,
         Self::TransportReset,
         Self::DeviceReset,
+        Self::NexusLoss,
         Self::ModeParametersChanged,
         Self::CapacityChanged,
         Self::ReportedLunsChanged,
@@ -52,6 +55,7 @@ impl UnitAttention {
             Self::PowerOn => Attentions::POWER_ON,
             Self::TransportReset => Attentions::TRANSPORT_RESET,
             Self::DeviceReset => Attentions::DEVICE_RESET,
+            Self::NexusLoss => Attentions::NEXUS_LOSS,
             Self::ModeParametersChanged => Attentions::MODE,
             Self::CapacityChanged => Attentions::CAPACITY,
             Self::ReportedLunsChanged => Attentions::LUNS,
@@ -63,6 +67,7 @@ impl UnitAttention {
             Self::PowerOn => Code::POWER_ON_OR_RESET,
             Self::TransportReset => Code::BUS_RESET,
             Self::DeviceReset => Code::DEVICE_RESET,
+            Self::NexusLoss => Code::NEXUS_LOSS,
             Self::ModeParametersChanged => Code::MODE_PARAMETERS_CHANGED,
             Self::CapacityChanged => Code::CAPACITY_DATA_HAS_CHANGED,
             Self::ReportedLunsChanged => Code::REPORTED_LUNS_CHANGED,
@@ -80,6 +85,27 @@ bitflags! {
         const MODE = 8;
         const CAPACITY = 16;
         const LUNS = 32;
+        const NEXUS_LOSS = 64;
+    }
+}
+
+bitflags! {
+    /// What a guest has set in a unit. A byte that another process can keep.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct Setting: u8 {
+        /// WCE of the caching page.
+        const WRITE_CACHE = 1;
+        /// D_SENSE of the control page.
+        const DESCRIPTOR_SENSE = 2;
+        /// It was stopped by START STOP UNIT.
+        const STOPPED = 4;
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Setting {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
     }
 }
 
@@ -133,12 +159,31 @@ impl Unit {
         self.attentions = Attentions::empty();
     }
 
+    pub(super) fn setting(&self) -> Setting {
+        let mut setting = Setting::empty();
+        setting.set(Setting::WRITE_CACHE, self.settings.write_cache);
+        setting.set(Setting::DESCRIPTOR_SENSE, self.settings.descriptor_sense);
+        setting.set(Setting::STOPPED, self.stopped);
+        setting
+    }
+
+    pub(super) fn resume(&mut self, setting: Setting) {
+        self.settings = Settings {
+            write_cache: self.volatile && setting.contains(Setting::WRITE_CACHE),
+            descriptor_sense: setting.contains(Setting::DESCRIPTOR_SENSE),
+        };
+        self.stopped = setting.contains(Setting::STOPPED);
+        self.clear_attentions();
+    }
+
     /// A live resize reaches the guest as a unit attention: SPC-4 annex D, CAPACITY DATA HAS CHANGED.
-    pub(super) fn notice_capacity(&mut self, info: &Info) {
-        if info.sectors != self.sectors {
+    pub(super) fn notice_capacity(&mut self, info: &Info) -> bool {
+        let resized = info.sectors != self.sectors;
+        if resized {
             self.sectors = info.sectors;
             self.raise(UnitAttention::CapacityChanged);
         }
+        resized
     }
 
     pub(super) fn check_condition(&self, sense: Sense) -> Outcome {

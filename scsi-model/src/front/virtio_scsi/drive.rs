@@ -1,0 +1,261 @@
+//! What a poll of the controller does: chains off the rings, tasks through the units, answers back.
+
+use blk_core::memory::GuestMemory;
+use blk_core::storage::Storage;
+use blk_core::virtq::{InFlight, QueueError};
+
+use super::address::{Address, Addressed};
+use super::controller::{Attached, Controller, Policy};
+use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Pending, Place, Request, luns};
+use super::rings::{CONTROL, EVENT, REQUEST, running};
+use super::target::{self, Stand};
+use super::wire::Response;
+use crate::disk::{Polled, Reply};
+use crate::sense::Sense;
+use crate::task_set::Task;
+
+/// What comes in with a poll.
+pub(super) struct Io<'a, M: ?Sized, H, I> {
+    pub(super) memory: &'a M,
+    pub(super) storage: &'a mut [H],
+    pub(super) policy: &'a Policy,
+    pub(super) logs: &'a mut [I],
+}
+
+impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
+    /// Takes what ring `index` has, and returns whether that was all.
+    pub(super) fn take_requests<M, H, I>(
+        &mut self,
+        index: usize,
+        io: &mut Io<'_, M, H, I>,
+        budget: &mut u16,
+    ) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InFlight,
+    {
+        if !io.policy.is_open(index) {
+            return true;
+        }
+        if let Some((ring, _)) = running(&mut self.rings, io.logs, index) {
+            // An error has broken the ring, which says so by itself.
+            let _ = ring.look(io.memory);
+        }
+        while let Some((ring, log)) = running(&mut self.rings, io.logs, index) {
+            if !ring.knows_more(log) {
+                break;
+            }
+            if *budget == 0 {
+                return false;
+            }
+            let Ok(Some(head)) = ring.peek(io.memory, log) else { break };
+            let Ok(request) = requests::take((ring, index), io.memory, log, head, self.sizes) else { break };
+            *budget = budget.saturating_sub(1);
+            match request {
+                Some(request) => self.begin(&request, io),
+                None => {
+                    let nothing = (Data::In { bytes: 0 }, &Answer::refused(Response::Failure));
+                    self.answer(Place { ring: index, head }, nothing, io);
+                }
+            }
+        }
+        true
+    }
+
+    /// Gives a request to its unit, or answers it.
+    fn begin<M, H, I>(&mut self, request: &Request, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InFlight,
+    {
+        let stand = match request.to {
+            Addressed::ReportLuns => Stand::WellKnown,
+            Addressed::Unit(address) => match self.find(address, io.storage) {
+                Some(index) => return self.enqueue(index, request, io),
+                None => Stand::Absent { zero: address.lun == 0 },
+            },
+            Addressed::Within(_) => Stand::Absent { zero: false },
+            Addressed::Nowhere => return self.refuse(request, Response::BadTarget, io),
+        };
+        if request.to.target().is_some_and(|target| !self.has_target(target)) {
+            return self.refuse(request, Response::BadTarget, io);
+        }
+        let addresses = self.addresses;
+        let replied = match request.to.target() {
+            Some(target) => target::answer(stand, &request.cdb, luns(&addresses, target)),
+            // The host's units, each by its whole address: a level for the target, a level for the unit.
+            None => target::answer(stand, &request.cdb, addresses.into_iter().flatten().map(Address::encode)),
+        };
+        match replied {
+            Ok((reply, allocation)) => self.reply(request, &reply, allocation, io),
+            Err(sense) => self.check(request, sense, io),
+        }
+    }
+
+    /// Takes a request into the task set of the unit on handle `index`.
+    fn enqueue<M, H, I>(&mut self, index: usize, request: &Request, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
+        let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) else { return };
+        let Request { chain, id, data, cdb, .. } = *request;
+        let free = (0..).zip(&mut attached.requests).find(|(_, pending)| pending.is_none());
+        let taken = free.is_some_and(|(tag, pending)| {
+            let (data_out_bytes, data_in_bytes) = (data.out_bytes(), data.in_bytes());
+            let task = Task { tag, attribute, cdb, data_out_bytes, data_in_bytes };
+            let taken = attached.unit.enqueue(task).is_ok();
+            if taken {
+                *pending = Some(Pending { chain, id, data, cancelled: Response::Aborted });
+            }
+            taken
+        });
+        if !taken {
+            // `cmd_per_lun` says how many there may be (5.6.4.1).
+            self.answer(chain, (data, &Answer::FULL), io);
+        }
+    }
+
+    fn refuse<M, H, I>(&mut self, request: &Request, response: Response, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        self.answer(request.chain, (request.data, &Answer::refused(response)), io);
+    }
+
+    fn check<M, H, I>(&mut self, request: &Request, sense: Sense, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        let sense = sense.encode(false);
+        self.answer(request.chain, (request.data, &Answer::check_condition(&sense)), io);
+    }
+
+    /// Answers with data of the target's own.
+    fn reply<M, H, I>(&mut self, request: &Request, reply: &Reply, allocation: u32, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        let wanted = usize::try_from(allocation).unwrap_or(usize::MAX).min(reply.bytes().len());
+        if request.data.in_bytes() < wanted as u64 {
+            return self.refuse(request, Response::Overrun, io);
+        }
+        let bytes = reply.bytes().get(..wanted).unwrap_or_default();
+        let put = requests::put_data(&mut self.rings, io.memory, request.chain, bytes, self.sizes);
+        // An error has broken the ring.
+        if put.is_ok() {
+            self.answer(request.chain, (request.data, &Answer::good(wanted as u64)), io);
+        }
+    }
+
+    fn answer<M, H, I>(&mut self, chain: Place, answer: (Data, &Answer<'_>), io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        // An error has broken the ring: there is nobody to be answered.
+        let _ = requests::answer(&mut self.rings, io.logs, io.memory, chain, answer, self.sizes);
+    }
+
+    /// Polls the units that have anything to do, and returns whether a task has ended.
+    pub(super) fn run_units<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>, again: &mut bool) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InFlight,
+    {
+        let Self { rings, addresses, units, sizes, .. } = self;
+        let mut ended = false;
+        for (index, (place, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
+            let Some(Attached { unit, requests }) = place else { continue };
+            let address = addresses.get(index).copied().flatten();
+            while !unit.is_quiet() {
+                let mut lane = Lane {
+                    memory: io.memory,
+                    rings: &mut *rings,
+                    logs: &mut *io.logs,
+                    requests: &*requests,
+                    addresses: &*addresses,
+                    target: address.map_or(0, |address| address.target),
+                    sizes: *sizes,
+                };
+                let one = match unit.poll(io.memory, handle, &mut lane) {
+                    Polled::Ended(one) => one,
+                    Polled::Again => {
+                        *again = true;
+                        break;
+                    }
+                    Polled::Idle => break,
+                };
+                ended = true;
+                let pending = usize::try_from(one.tag).ok().and_then(|tag| requests.get_mut(tag));
+                // After a reset there is no one to be told.
+                let Some(pending) = pending.and_then(Option::take) else { continue };
+                let answer = Answer::of(&one.outcome, one.transferred_bytes, pending.cancelled);
+                let answer = (pending.data, &answer);
+                let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);
+            }
+            if address.is_none() && unit.is_quiet() {
+                *place = None;
+            }
+        }
+        ended
+    }
+
+    /// Asks for notifications, and returns whether one was just missed.
+    pub(super) fn rearm<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        let waiting = self.function.is_some();
+        let mut missed = false;
+        // The event queue is asked for when there is something to say.
+        for index in [CONTROL].into_iter().chain(REQUEST..self.ring_count()) {
+            if (index == CONTROL && waiting) || !io.policy.is_open(index) {
+                continue;
+            }
+            if let Some((ring, _)) = running(&mut self.rings, io.logs, index) {
+                missed |= ring.rearm(io.memory).unwrap_or(false);
+            }
+        }
+        missed
+    }
+
+    pub(super) fn deliver_events<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        if !io.policy.is_open(EVENT) {
+            return;
+        }
+        if let Some((ring, log)) = running(&mut self.rings, io.logs, EVENT) {
+            let _: Result<(), QueueError> = self.events.deliver(ring, io.memory, io.policy.features, log);
+        }
+    }
+
+    /// Shows the driver what was answered, and returns for which rings it wants an interrupt. The control ring comes last: what
+    /// a function has aborted is seen to have ended before the function is (5.6.6.2).
+    pub(super) fn publish<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> u64
+    where
+        M: GuestMemory + ?Sized,
+        I: InFlight,
+    {
+        let mut interrupts = 0;
+        for index in (REQUEST..self.ring_count()).chain([EVENT, CONTROL]) {
+            let Some((ring, log)) = running(&mut self.rings, io.logs, index) else { continue };
+            if ring.publish(io.memory, log).unwrap_or(false) {
+                interrupts |=
+                    u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0);
+            }
+        }
+        interrupts
+    }
+}

@@ -1,0 +1,295 @@
+//! The request queues: commands in, their answers out. VIRTIO 1.3, 5.6.6.1.
+
+use core::ops::Range;
+
+use blk_core::memory::GuestMemory;
+use blk_core::op::Segment;
+use blk_core::virtq::{InFlight, Queue, QueueError};
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::address::{Address, Addressed};
+use super::rings::{Chain, Rings, pieces, put, running};
+use super::sizes::{SENSE_BYTES_MAX, Sizes};
+use super::wire::{RequestHead, Response, ResponseHead, attribute};
+use crate::command::Cdb;
+use crate::disk::Outcome;
+use crate::sense::{Code, Key, Sense};
+use crate::task_set::Attribute;
+use crate::transport::{DataError, Direction, SegmentList, Transport};
+
+const HEAD_BYTES: usize = size_of::<RequestHead>();
+/// Bytes of a request that are copied: the rest of a longer command block is not looked at.
+const COPIED_BYTES: usize = HEAD_BYTES + 16;
+const RESPONSE_BYTES: usize = size_of::<ResponseHead>();
+
+/// SCSI status codes: SAM-5, status codes.
+const GOOD: u8 = 0x00;
+const CHECK_CONDITION: u8 = 0x02;
+const TASK_SET_FULL: u8 = 0x28;
+
+/// A request, taken off its ring and decoded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) to: Addressed,
+    pub(super) id: u64,
+    /// `None`: one that no unit here has.
+    pub(super) attribute: Option<Attribute>,
+    pub(super) cdb: Cdb,
+    pub(super) data: Data,
+    pub(super) chain: Place,
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// Index of the ring.
+    pub(super) ring: usize,
+    /// Head of the chain.
+    pub(super) head: u16,
+}
+
+/// The data of a request: one way or none, for INOUT is not offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Data {
+    Out { bytes: u64 },
+    In { bytes: u64 },
+}
+
+impl Data {
+    pub(super) const fn out_bytes(self) -> u64 {
+        match self {
+            Self::Out { bytes } => bytes,
+            Self::In { .. } => 0,
+        }
+    }
+
+    pub(super) const fn in_bytes(self) -> u64 {
+        match self {
+            Self::In { bytes } => bytes,
+            Self::Out { .. } => 0,
+        }
+    }
+
+    const fn bytes(self) -> u64 {
+        match self {
+            Self::In { bytes } | Self::Out { bytes } => bytes,
+        }
+    }
+}
+
+/// A request that a logical unit has: the transport's side of a task, whose tag is the place in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Pending {
+    pub(super) chain: Place,
+    /// The driver's name for it.
+    pub(super) id: u64,
+    pub(super) data: Data,
+    /// What it is answered with if it comes back aborted.
+    pub(super) cancelled: Response,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub(super) struct Answer<'a> {
+    pub(super) response: Response,
+    status: u8,
+    sense: &'a [u8],
+    /// Bytes of data that were moved.
+    moved_bytes: u64,
+}
+
+impl Answer<'_> {
+    /// Nothing was done.
+    pub(super) const fn refused(response: Response) -> Self {
+        Self { response, status: GOOD, sense: &[], moved_bytes: 0 }
+    }
+
+    pub(super) const FULL: Self = Self { status: TASK_SET_FULL, ..Self::refused(Response::Ok) };
+
+    pub(super) const fn good(moved_bytes: u64) -> Self {
+        Self { moved_bytes, ..Self::refused(Response::Ok) }
+    }
+}
+
+impl<'a> Answer<'a> {
+    pub(super) const fn check_condition(sense: &'a [u8]) -> Self {
+        Self { response: Response::Ok, status: CHECK_CONDITION, sense, moved_bytes: 0 }
+    }
+
+    /// What the unit says. `cancelled` answers for a task that was aborted.
+    pub(super) fn of(outcome: &'a Outcome, moved_bytes: u64, cancelled: Response) -> Self {
+        match outcome {
+            Outcome::Good => Self::good(moved_bytes),
+            Outcome::CheckCondition(sense) => Self { moved_bytes, ..Self::check_condition(sense) },
+            Outcome::Overrun => Self::refused(Response::Overrun),
+            Outcome::Aborted => Self::refused(cancelled),
+        }
+    }
+}
+
+/// The sense data for a task attribute that no unit here has, ACA among them: SAM-5, task attributes.
+pub(super) const BAD_ATTRIBUTE: Sense = Sense::new(Key::IllegalRequest, Code::INVALID_MESSAGE);
+
+/// Reads the chain at `head` and takes it off `ring`. `None`: it is no request, but it can be told so.
+pub(super) fn take<M: GuestMemory + ?Sized>(
+    (ring, index): (&mut Queue, usize),
+    memory: &M,
+    log: &mut impl InFlight,
+    head: u16,
+    sizes: Sizes,
+) -> Result<Option<Request>, QueueError> {
+    let chain = Chain::<COPIED_BYTES>::read(ring, memory, head)?;
+    if chain.writable < RESPONSE_BYTES as u64 {
+        return Err(ring.break_with(QueueError::Unanswerable));
+    }
+    ring.pop(log, head);
+    Ok(decode(&chain, Place { ring: index, head }, sizes))
+}
+
+/// The request in a chain: `None` if it has no room for its header (PEERS, defect 5) or for sense data, or data both ways.
+fn decode(chain: &Chain<COPIED_BYTES>, place: Place, sizes: Sizes) -> Option<Request> {
+    let (head, block) = RequestHead::read_from_prefix(&chain.header).ok()?;
+    let out_bytes = chain.readable.checked_sub(sizes.request_bytes()).filter(|_| chain.legible)?;
+    let in_bytes = chain.writable.checked_sub(sizes.response_bytes())?;
+    let data = match (out_bytes, in_bytes) {
+        (0, bytes) => Data::In { bytes },
+        (bytes, 0) => Data::Out { bytes },
+        _ => return None,
+    };
+    let cdb_bytes = block.len().min(usize::from(sizes.cdb_bytes));
+    Some(Request {
+        to: Addressed::decode(head.lun),
+        id: head.id.get(),
+        attribute: match head.task_attr {
+            attribute::SIMPLE => Some(Attribute::Simple),
+            attribute::ORDERED => Some(Attribute::Ordered),
+            attribute::HEAD => Some(Attribute::HeadOfQueue),
+            _ => None,
+        },
+        cdb: Cdb::new(block.get(..cdb_bytes).unwrap_or_default()),
+        data,
+        chain: place,
+    })
+}
+
+/// Writes what became of a request, and returns its chain. `data` is what its header announced.
+pub(super) fn answer<M, I, const Q: usize>(
+    rings: &mut Rings<Q>,
+    logs: &mut [I],
+    memory: &M,
+    place: Place,
+    (data, answer): (Data, &Answer<'_>),
+    sizes: Sizes,
+) -> Result<(), QueueError>
+where
+    M: GuestMemory + ?Sized,
+    I: InFlight,
+{
+    let Some((ring, log)) = running(rings, logs, place.ring) else { return Ok(()) };
+    let mut buffer = [0; RESPONSE_BYTES + SENSE_BYTES_MAX];
+    let sense = answer.sense.get(..usize::from(sizes.sense_bytes)).unwrap_or(answer.sense);
+    let head = ResponseHead {
+        sense_len: u32::try_from(sense.len()).unwrap_or(0).into(),
+        residual: u32::try_from(data.bytes().saturating_sub(answer.moved_bytes)).unwrap_or(u32::MAX).into(),
+        status_qualifier: 0.into(),
+        status: answer.status,
+        response: answer.response as u8,
+    };
+    for (place, byte) in buffer.iter_mut().zip(head.as_bytes().iter().chain(sense)) {
+        *place = *byte;
+    }
+    // The data lies behind the room for sense data: what is counted as written is written, with zeroes (CVE-2024-8612).
+    let moved_in = answer.moved_bytes.min(data.in_bytes());
+    let bytes = if moved_in == 0 {
+        RESPONSE_BYTES.saturating_add(sense.len())
+    } else {
+        usize::try_from(sizes.response_bytes()).unwrap_or(buffer.len())
+    };
+    let written = put(ring, memory, place.head, 0, buffer.get(..bytes).unwrap_or(&buffer))?;
+    if (written as usize) < RESPONSE_BYTES {
+        // The driver has changed the chain meanwhile.
+        return Err(ring.break_with(QueueError::Unanswerable));
+    }
+    let moved_in = u32::try_from(moved_in).unwrap_or(u32::MAX);
+    ring.complete(memory, log, place.head, written.saturating_add(moved_in))
+}
+
+/// Puts `bytes` into the data-in buffer of a request that its target answers itself.
+pub(super) fn put_data<M: GuestMemory + ?Sized, const Q: usize>(
+    rings: &mut Rings<Q>,
+    memory: &M,
+    place: Place,
+    bytes: &[u8],
+    sizes: Sizes,
+) -> Result<(), QueueError> {
+    let Some(ring) = rings.get_mut(place.ring) else { return Ok(()) };
+    put(ring, memory, place.head, sizes.response_bytes(), bytes).map(drop)
+}
+
+/// A controller as one of its logical units sees it.
+pub(super) struct Lane<'a, M: ?Sized, I, const Q: usize> {
+    pub(super) memory: &'a M,
+    pub(super) rings: &'a mut Rings<Q>,
+    pub(super) logs: &'a mut [I],
+    pub(super) requests: &'a [Option<Pending>],
+    pub(super) addresses: &'a [Option<Address>],
+    pub(super) target: u8,
+    pub(super) sizes: Sizes,
+}
+
+impl<M: ?Sized, I, const Q: usize> Lane<'_, M, I, Q> {
+    fn pending(&self, tag: u64) -> Option<Pending> {
+        self.requests.get(usize::try_from(tag).ok()?).copied().flatten()
+    }
+}
+
+impl<M, I, const Q: usize> Transport for Lane<'_, M, I, Q>
+where
+    M: GuestMemory + ?Sized,
+    I: InFlight,
+{
+    fn segments(
+        &mut self,
+        tag: u64,
+        direction: Direction,
+        range: Range<u64>,
+        list: &mut SegmentList,
+    ) -> Result<(), DataError> {
+        let Place { ring, head } = self.pending(tag).ok_or(DataError)?.chain;
+        let ring = self.rings.get_mut(ring).ok_or(DataError)?;
+        let (writable, skip) = match direction {
+            Direction::In => (true, self.sizes.response_bytes()),
+            Direction::Out => (false, self.sizes.request_bytes()),
+        };
+        let range = range.start.saturating_add(skip)..range.end.saturating_add(skip);
+        let walked = pieces(ring, self.memory, head, writable, range, |addr, len| {
+            // The unit asks again for what finds no room: nothing that follows does either.
+            let _ = list.push(Segment::Guest { addr, len });
+        });
+        walked.map_err(|_| DataError)
+    }
+
+    fn has_begun(&self, tag: u64) -> bool {
+        let place = self.pending(tag).map(|pending| pending.chain);
+        place.is_some_and(|Place { ring, head }| self.logs.get(ring).is_some_and(|log| log.stage(head) != 0))
+    }
+
+    fn note_begun(&mut self, tag: u64) {
+        if let Some(Place { ring, head }) = self.pending(tag).map(|pending| pending.chain)
+            && let Some(log) = self.logs.get_mut(ring)
+        {
+            log.set_stage(head, 1);
+        }
+    }
+
+    fn lun(&self, index: usize) -> Option<[u8; 8]> {
+        luns(self.addresses, self.target).nth(index)
+    }
+}
+
+/// The logical unit numbers of a target, as REPORT LUNS lists them.
+pub(super) fn luns(addresses: &[Option<Address>], target: u8) -> impl Iterator<Item = [u8; 8]> {
+    let of_target = addresses.iter().flatten().filter(move |address| address.target == target);
+    of_target.map(|address| address.single_level())
+}

@@ -1,0 +1,82 @@
+//! What a target answers where there is no logical unit, and what the well-known logical unit REPORT LUNS does: SPC-4,
+//! INQUIRY, REPORT LUNS; SAM-5, incorrect logical unit numbers.
+
+use crate::command::{Cdb, Command, decode};
+use crate::disk::{Reply, report_luns};
+use crate::sense::Sense;
+use crate::wire::data::{Inquiry, VpdHead};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// The well-known logical unit REPORT LUNS.
+    WellKnown,
+    /// The target, for a unit that it does not have.
+    Absent {
+        /// The unit would be LUN 0, which reports the others.
+        zero: bool,
+    },
+}
+
+impl Stand {
+    /// PERIPHERAL QUALIFIER and DEVICE TYPE: a well-known unit; or no unit, and none can be there.
+    const fn peripheral(self) -> u8 {
+        match self {
+            Self::WellKnown => 0x1e,
+            Self::Absent { .. } => 0x7f,
+        }
+    }
+}
+
+/// The reply to a command, and its allocation length. `luns` are those that REPORT LUNS lists.
+pub(super) fn answer(
+    stand: Stand,
+    cdb: &Cdb,
+    luns: impl Iterator<Item = [u8; 8]>,
+) -> Result<(Reply, u32), Sense> {
+    let mut reply = Reply::new();
+    let refused = match stand {
+        Stand::WellKnown => Sense::INVALID_OPCODE,
+        Stand::Absent { .. } => Sense::NO_UNIT,
+    };
+    let allocation = match decode(cdb)? {
+        Command::Inquiry { page: None, allocation } => {
+            reply.push(standard(stand).as_bytes());
+            allocation
+        }
+        Command::Inquiry { page: Some(0), allocation } => {
+            // The list of pages has this one.
+            reply.push(VpdHead { peripheral: stand.peripheral(), page: 0, bytes: 1.into() }.as_bytes());
+            reply.push(&[0]);
+            allocation
+        }
+        Command::Inquiry { .. } => return Err(Sense::cdb_field(2, None)),
+        Command::RequestSense { descriptors, allocation } => {
+            let sense = if stand == Stand::WellKnown { Sense::NONE } else { Sense::NO_UNIT };
+            reply.push(&sense.encode(descriptors));
+            allocation
+        }
+        Command::TestUnitReady if stand == Stand::WellKnown => 0,
+        Command::ReportLuns { select, allocation } if stand != (Stand::Absent { zero: false }) => {
+            reply = report_luns(select, luns)?;
+            allocation
+        }
+        _ => return Err(refused),
+    };
+    Ok((reply, allocation))
+}
+
+fn standard(stand: Stand) -> Inquiry {
+    Inquiry {
+        peripheral: stand.peripheral(),
+        version: 6,               // SPC-4
+        format: 0x12,             // HISUP; NORMACA=0
+        additional_bytes: 96 - 5, // SPC-4, standard INQUIRY data
+        flags7: 0x02,             // CMDQUE
+        vendor: [b' '; 8],
+        product: [b' '; 16],
+        revision: [b' '; 4],
+        ..Inquiry::new_zeroed()
+    }
+}
