@@ -17,6 +17,7 @@
 //! |---|---|
 //! | Operations | read, write with or without FUA, write-zeroes, discard, flush; requests free or as barriers |
 //! | Storage | the trait; a RAM disk; whatever is behind `embedded-io`; a latch for storages without one |
+//! | virtio | the register block of virtio-mmio, modern and legacy, for any device |
 //! | Virtqueues | split rings with indirect descriptors and EVENT_IDX |
 //! | PCI | configuration space: type 0 header, BARs, power management, MSI, MSI-X, INTx |
 //! | State | snapshots with a version and a CRC, of devices with nothing in flight |
@@ -53,4 +54,5 @@ pub mod sticky;
 pub mod storage;
 pub mod sync;
 pub mod units;
+pub mod virtio;
 pub mod virtq;

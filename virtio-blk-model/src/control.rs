@@ -209,15 +209,7 @@ impl Control {
     /// Byte `width` at `offset` of the configuration space; what lies beyond it reads as zeroes.
     #[must_use]
     pub fn read_config(&self, offset: u64, width: Width, info: &Info) -> u64 {
-        let space = self.config_space(info);
-        let mut value = [0; 8];
-        // Firecracker 3869: an offset near 2^64 does not become a small one.
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = space.as_bytes().iter().skip(start).take(usize::from(width.bytes()));
-        for (to, from) in value.iter_mut().zip(bytes) {
-            *to = *from;
-        }
-        u64::from_le_bytes(value)
+        blk_core::virtio::read_bytes(self.config_space(info).as_bytes(), offset, width)
     }
 
     /// The configuration space.

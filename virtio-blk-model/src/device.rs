@@ -4,6 +4,8 @@ use blk_core::bus::{Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::{Info, Storage};
+use blk_core::virtio::VirtioDevice;
+use blk_core::virtq;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
 
@@ -12,18 +14,7 @@ use crate::queue::Queue;
 use crate::wire::{ConfigSpace, DeviceStatus};
 
 pub use crate::control::{Config, Control, Interface};
-
-/// What a poll of the device led to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Polled {
-    /// The driver wants a used-buffer interrupt.
-    pub used: bool,
-    /// The driver is to be told of a change: the device needs a reset.
-    pub changed: bool,
-    /// Work is left that needs no completion.
-    pub again: bool,
-}
+pub use blk_core::virtio::Polled;
 
 /// A virtio-blk device of at most `Q` queues with `N` requests in flight each, behind whatever transport.
 ///
@@ -157,9 +148,11 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
     pub fn poll<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut [H]) -> Polled {
         let mut polled = Polled::default();
         let (control, queues) = self.split_mut();
-        for (queue, handle) in queues.iter_mut().zip(storage.iter_mut()) {
+        for (index, (queue, handle)) in queues.iter_mut().zip(storage.iter_mut()).enumerate() {
             let progress = queue.poll(memory, handle, || control.policy());
-            polled.used |= progress.interrupt;
+            if progress.interrupt {
+                polled.mark_used(index);
+            }
             polled.again |= progress.again;
             if queue.ring().error().is_some() {
                 polled.changed |= control.needs_reset();
@@ -223,6 +216,91 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
         if over {
             control.end_reset();
         }
+    }
+}
+
+impl<const Q: usize, const N: usize> From<Config> for Blk<Q, N> {
+    fn from(config: Config) -> Self {
+        Self::new(config)
+    }
+}
+
+impl<M, H, const Q: usize, const N: usize> VirtioDevice<M, [H]> for Blk<Q, N>
+where
+    M: GuestMemory + ?Sized,
+    H: Storage<M>,
+{
+    const TYPE: u32 = 2;
+
+    fn is_legacy(&self) -> bool {
+        self.control.config.interface != Interface::Modern
+    }
+
+    fn offered_features(&self, storage: &[H]) -> u64 {
+        info(storage).map_or(0, |info| self.control.offered(info).bits())
+    }
+
+    fn driver_features(&self) -> u64 {
+        self.control.driver_features()
+    }
+
+    fn write_features(&mut self, features: u64, storage: &[H]) {
+        if let Some(info) = info(storage) {
+            self.control.write_features(features, info);
+        }
+    }
+
+    fn status(&self) -> DeviceStatus {
+        self.control.status()
+    }
+
+    fn write_status(&mut self, value: u8, memory: &M, storage: &mut [H]) -> WriteStatus {
+        self.write_status(value, memory, storage)
+    }
+
+    fn ring(&self, index: u32) -> Option<&virtq::Queue> {
+        self.queue(index).map(Queue::ring)
+    }
+
+    fn ring_mut(&mut self, index: u32) -> Option<&mut virtq::Queue> {
+        self.queue_mut(index).map(Queue::ring_mut)
+    }
+
+    fn enable_queue(&mut self, index: u32) {
+        self.enable_queue(index);
+    }
+
+    fn stop_queue(&mut self, index: u32, memory: &M, storage: &mut [H]) -> WriteStatus {
+        self.stop_queue(index, memory, storage)
+    }
+
+    fn is_stopping(&self, index: u32) -> bool {
+        self.queue(index).is_some_and(Queue::is_resetting)
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.control.generation()
+    }
+
+    fn read_config(&self, offset: u64, width: Width, storage: &[H]) -> u64 {
+        info(storage).map_or(0, |info| self.control.read_config(offset, width, info))
+    }
+
+    fn write_config(&mut self, offset: u64, width: Width, value: u64, storage: &mut [H]) -> WriteStatus {
+        self.write_config(offset, width, value, storage)
+    }
+
+    fn pending(&self) -> WriteStatus {
+        self.pending()
+    }
+
+    #[inline]
+    fn poll(&mut self, memory: &M, storage: &mut [H]) -> Polled {
+        self.poll(memory, storage)
+    }
+
+    fn reset(&mut self, memory: &M, storage: &mut [H]) -> WriteStatus {
+        self.reset(memory, storage)
     }
 }
 

@@ -1,3 +1,3 @@
-//! Transports: how a guest reaches the device.
+//! Transports.
 
 pub mod mmio;

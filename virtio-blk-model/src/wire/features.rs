@@ -1,4 +1,4 @@
-//! Feature bits and the device status.
+//! Feature bits.
 
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
@@ -48,32 +48,6 @@ bitflags! {
 
 #[cfg(feature = "defmt")]
 impl defmt::Format for Features {
-    fn format(&self, formatter: defmt::Formatter<'_>) {
-        defmt::write!(formatter, "{}", defmt::Debug2Format(self));
-    }
-}
-
-bitflags! {
-    /// The device status field (VIRTIO 1.3, 2.1).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-    pub struct DeviceStatus: u8 {
-        /// The guest has seen the device.
-        const ACKNOWLEDGE = 1;
-        /// The guest has a driver for it.
-        const DRIVER = 2;
-        /// The driver is ready.
-        const DRIVER_OK = 4;
-        /// The features are agreed.
-        const FEATURES_OK = 8;
-        /// The device cannot go on until it is reset.
-        const NEEDS_RESET = 64;
-        /// The driver gave up.
-        const FAILED = 128;
-    }
-}
-
-#[cfg(feature = "defmt")]
-impl defmt::Format for DeviceStatus {
     fn format(&self, formatter: defmt::Formatter<'_>) {
         defmt::write!(formatter, "{}", defmt::Debug2Format(self));
     }

@@ -4,6 +4,7 @@ mod config;
 mod features;
 mod request;
 
+pub use blk_core::virtio::DeviceStatus;
 pub use config::ConfigSpace;
-pub use features::{DeviceStatus, Features};
+pub use features::Features;
 pub use request::{RangeFlags, RangeSegment, RequestHeader, Status};
