@@ -4,6 +4,7 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{CacheMode, Storage};
@@ -80,8 +81,9 @@ fn requests_on_the_aligned_path_allocate_nothing_on_any_thread() {
                     }
                 }
             };
-            // Threads come up, queues reach their size.
+            // Queues reach their size, and threads come up, also those that are given nothing to do.
             run(500);
+            std::thread::sleep(Duration::from_millis(100));
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             assert_ne!(before, 0, "the counter counts");
             run(requests);

@@ -102,7 +102,12 @@ impl<H: Host> Worker<H> {
         range.start - range.start % unit..range.end.next_multiple_of(unit)
     }
 
-    pub(super) fn bounce_read(&mut self, range: Range<u64>, into: &mut IoVecs) -> Result<(), IoError> {
+    /// Holds the blocks of direct I/O that bytes of the file touch.
+    pub(super) fn hold<'a>(&self, ranges: &'a RangeLock, range: Range<u64>) -> HeldRange<'a> {
+        ranges.hold(self.id, self.blocks(range))
+    }
+
+    pub(super) fn bounce_read(&self, range: Range<u64>, into: &mut IoVecs) -> Result<(), IoError> {
         self.with_bounce(|worker, bounce| {
             let mut at = range.start;
             while at < range.end {
@@ -117,7 +122,7 @@ impl<H: Host> Worker<H> {
 
     /// Writes through the buffer, reading blocks that are written in part first. The caller holds the range.
     pub(super) fn bounce_write(
-        &mut self,
+        &self,
         range: Range<u64>,
         mut source: Source<'_>,
         fua: bool,
@@ -148,13 +153,10 @@ impl<H: Host> Worker<H> {
     }
 
     /// Lends the worker's buffer out beside the worker.
-    fn with_bounce(
-        &mut self,
-        f: impl FnOnce(&Self, &mut Bounce) -> Result<(), IoError>,
-    ) -> Result<(), IoError> {
+    fn with_bounce(&self, f: impl FnOnce(&Self, &mut Bounce) -> Result<(), IoError>) -> Result<(), IoError> {
         let mut bounce = self.bounce.take().ok_or(IoErrorKind::Unsupported)?;
         let result = f(self, &mut bounce);
-        self.bounce = Some(bounce);
+        self.bounce.set(Some(bounce));
         result
     }
 

@@ -1,7 +1,8 @@
 //! The threads of a backend: workers that transfer, and one that flushes.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use blk_core::op::Op;
@@ -12,8 +13,9 @@ use super::bounce::{Bounce, RangeLock};
 use super::counters::{Counters, add};
 use super::host::Host;
 use super::image::{Image, OpenError};
+use super::job::Job;
 use super::latch::{Durable, Latch, LatchCause};
-use super::queue::Queue;
+use super::queue::{Queue, lock};
 
 /// What the handles and the threads of an image share.
 pub(super) struct Shared<H> {
@@ -25,6 +27,8 @@ pub(super) struct Shared<H> {
     pub(super) work: Queue,
     /// Jobs for the flusher.
     pub(super) flushes: Queue,
+    /// Held while fdatasync runs.
+    syncing: Mutex<()>,
     /// Where direct I/O has blocks larger than a sector: keeps a read-modify-write apart from its neighbours.
     pub(super) ranges: Option<RangeLock>,
 }
@@ -41,7 +45,8 @@ impl<H: Host> Engine<H> {
         let ranges = large_blocks.then(|| RangeLock::new(workers.into()));
         let (latch, counters) = (Latch::new(), Counters::default());
         let (work, flushes) = (Queue::new(), Queue::new());
-        let shared = Arc::new(Shared { host, image, latch, counters, work, flushes, ranges });
+        let shared =
+            Arc::new(Shared { host, image, latch, counters, work, flushes, syncing: Mutex::new(()), ranges });
         let mut engine = Self { shared: Arc::clone(&shared), threads: Vec::new() };
         let file = shared.image.another()?;
         let flusher = Flusher { shared: Arc::clone(&shared), file };
@@ -54,7 +59,7 @@ impl<H: Host> Engine<H> {
                 }
                 None => None,
             };
-            let worker = Worker { shared: Arc::clone(&shared), file, id, bounce };
+            let worker = Worker { shared: Arc::clone(&shared), file, id, bounce: Cell::new(bounce) };
             engine.spawn("worker", move || worker.run())?;
         }
         Ok(engine)
@@ -90,70 +95,65 @@ impl<H> Drop for Engine<H> {
     }
 }
 
-/// Reads, writes, zeroes and discards.
+/// Reads, writes, zeroes and discards, on the thread that calls it.
 pub(super) struct Worker<H> {
     pub(super) shared: Arc<Shared<H>>,
     /// An open file description of its own: see [`Image::another`].
     pub(super) file: OwnedFd,
     /// Its place in the range lock.
     pub(super) id: usize,
-    pub(super) bounce: Option<Bounce>,
+    pub(super) bounce: Cell<Option<Bounce>>,
 }
 
 impl<H: Host> Worker<H> {
-    fn run(mut self) {
-        let shared = Arc::clone(&self.shared);
-        while let Some(mut job) = shared.work.pop_wait() {
-            let mutates = job.op.mutates();
-            let latched = || mutates && shared.latch.is_set();
-            let mut result = if latched() { Err(IoErrorKind::Latched.into()) } else { Ok(()) };
-            if result.is_ok() {
-                result = match job.op {
-                    Op::Read { extent } => self.read(extent, &mut job.iovecs),
-                    Op::Write { extent, fua } => self.write(extent, fua, &mut job.iovecs),
-                    Op::WriteZeroes { extent, may_unmap } => self.write_zeroes(extent, may_unmap),
-                    Op::Discard { extent } => self.discard(extent),
-                    Op::Flush => Err(IoErrorKind::Unsupported.into()),
-                };
-            }
-            // Tested again: what failed meanwhile may have taken this write along.
-            if result.is_ok() && latched() {
-                result = Err(IoErrorKind::Latched.into());
-            }
+    fn run(self) {
+        while let Some(mut job) = self.shared.work.pop_wait() {
+            let result = self.execute(&mut job);
             job.complete(result);
         }
     }
+
+    /// Does what is left of an operation that is no flush.
+    pub(super) fn execute(&self, job: &mut Job) -> Result<(), IoError> {
+        self.shared.admit(job.op)?;
+        let result = match job.op {
+            Op::Read { .. } => self.read(&mut job.iovecs, job.at),
+            Op::Write { extent, fua } => self.write(extent.start, &mut job.iovecs, job.at, fua),
+            Op::WriteZeroes { extent, may_unmap } => self.write_zeroes(extent, may_unmap),
+            Op::Discard { extent } => self.discard(extent),
+            Op::Flush => Err(IoErrorKind::Unsupported.into()),
+        };
+        self.shared.settle(job.op, result)
+    }
 }
 
-/// Runs fdatasync, one at a time: of two that run at once only one may see an error.
-struct Flusher<H> {
-    shared: Arc<Shared<H>>,
-    file: OwnedFd,
-}
-
-impl<H: Host> Flusher<H> {
-    fn run(self) {
-        // The flushes that wait now are served by one fdatasync. Those that arrive while it runs wait for the next: it may have
-        // passed by the writes that they cover.
-        while let Some(joined) = self.shared.flushes.len_wait() {
-            let result = self.flush();
-            for _ in 0..joined {
-                if let Some(job) = self.shared.flushes.pop() {
-                    job.complete(result);
-                }
-            }
-        }
+impl<H: Host> Shared<H> {
+    /// Before an operation other than a flush is begun: none that changes the image is, once it has latched.
+    pub(super) fn admit(&self, op: Op) -> Result<(), IoError> {
+        if op.mutates() && self.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) }
     }
 
-    fn flush(&self) -> Result<(), IoError> {
-        let latch = &self.shared.latch;
+    /// After it. The latch is tested again: what failed meanwhile may have taken this write along.
+    pub(super) fn settle(&self, op: Op, result: Result<(), IoError>) -> Result<(), IoError> {
+        result.and_then(|()| self.admit(op))
+    }
+
+    /// Runs fdatasync, unless it runs already: of two that run at once only one may see an error.
+    pub(super) fn try_sync(&self, file: BorrowedFd<'_>) -> Option<Result<(), IoError>> {
+        let _running = self.syncing.try_lock().ok()?;
+        Some(self.sync(file))
+    }
+
+    /// Runs fdatasync. The caller holds `syncing`.
+    fn sync(&self, file: BorrowedFd<'_>) -> Result<(), IoError> {
+        let latch = &self.latch;
         if latch.is_set() {
             return Err(IoErrorKind::Latched.into());
         }
         let lba = latch.take_dirty();
         let result = loop {
-            add(&self.shared.counters.fdatasync_calls, 1);
-            match self.shared.host.fdatasync(self.file.as_fd()) {
+            add(&self.counters.fdatasync_calls, 1);
+            match self.host.fdatasync(file) {
                 Err(Errno::INTR) => {}
                 result => break result,
             }
@@ -164,6 +164,29 @@ impl<H: Host> Flusher<H> {
             Err(errno) => {
                 latch.set(LatchCause { what: Durable::Flush, errno: Some(errno), lba });
                 Err(IoError { kind: super::transfer::kind(errno), lba })
+            }
+        }
+    }
+}
+
+/// Runs fdatasync off the queues' threads.
+struct Flusher<H> {
+    shared: Arc<Shared<H>>,
+    file: OwnedFd,
+}
+
+impl<H: Host> Flusher<H> {
+    fn run(self) {
+        // The flushes that wait now are served by one fdatasync. Those that arrive while it runs wait for the next: it may have
+        // passed by the writes that they cover.
+        while let Some(joined) = self.shared.flushes.len_wait() {
+            let running = lock(&self.shared.syncing);
+            let result = self.shared.sync(self.file.as_fd());
+            drop(running);
+            for _ in 0..joined {
+                if let Some(job) = self.shared.flushes.pop() {
+                    job.complete(result);
+                }
             }
         }
     }

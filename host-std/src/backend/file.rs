@@ -1,28 +1,47 @@
-//! The image and its handles.
+//! The image and its options.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::storage::{Busy, CacheMode, Completion, Info, IoError, IoErrorKind, Storage};
-use blk_core::units::Tag;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use vm_memory::mmap::MmapRegion;
+use blk_core::storage::{CacheMode, Info};
 
-use super::counters::{Counts, add};
+use super::counters::Counts;
 use super::engine::{Engine, Shared};
 use super::host::{Host, LinuxHost};
-use super::image::{Image, OpenError, STAGING_BYTES, TRANSFER_MAX_BYTES};
-use super::iovecs::SEGMENTS_MAX;
-use super::job::{Home, Job};
+use super::image::{Image, OpenError};
 use super::latch::LatchCause;
-use crate::memory::{HostMemory, HostRange};
+use super::storage::FileStorage;
+
+/// Which way reads and writes take. (Flushes, range operations and what direct I/O does not take as it is always have
+/// threads; see the [module](super).)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// The fastest that there is: on the queue's own thread what waits for no device, the rest through an io_uring where it
+    /// is permitted and faster, or by worker threads.
+    #[default]
+    Auto,
+    /// Worker threads.
+    Threads,
+    /// An io_uring; without one a handle is refused.
+    Ring,
+}
+
+impl Way {
+    /// The name by which an operator gives it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Threads => "threads",
+            Self::Ring => "uring",
+        }
+    }
+
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Threads, Self::Ring];
+}
 
 /// How an image is opened and served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +59,17 @@ pub struct FileOptions {
     pub depth: u16,
     /// Lock the image against other programs.
     pub lock: bool,
+    /// How long to wait for the lock, or the device, if another program has it. One that was killed gives it up when the last
+    /// of its operations has ended.
+    pub lock_wait: Duration,
     /// Use `RWF_DSYNC` for FUA where it is known to be honoured; if false, FUA is a write and a flush.
     pub native_fua: bool,
+    /// Which way reads and writes take.
+    pub way: Way,
 }
 
 impl FileOptions {
-    /// The defaults, in a cache mode: writable, locked, 4 workers, 128 operations.
+    /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, the fastest way.
     #[must_use]
     pub const fn new(mode: CacheMode) -> Self {
         Self {
@@ -55,7 +79,9 @@ impl FileOptions {
             workers: 4,
             depth: 128,
             lock: true,
+            lock_wait: Duration::ZERO,
             native_fua: true,
+            way: Way::Auto,
         }
     }
 }
@@ -64,7 +90,7 @@ impl FileOptions {
 /// image is closed when the last of them and this are gone.
 pub struct FileBackend<H: Host = LinuxHost> {
     engine: Arc<Engine<H>>,
-    depth: u16,
+    options: FileOptions,
 }
 
 impl FileBackend {
@@ -93,21 +119,30 @@ impl<H: Host> FileBackend<H> {
         }
         let image = Image::open(path, options)?;
         let engine = Engine::start(host, image, options.workers)?;
-        Ok(Self { engine: Arc::new(engine), depth: options.depth })
+        Ok(Self { engine: Arc::new(engine), options: *options })
     }
 
     /// A handle, for one queue.
     ///
     /// # Errors
-    /// [`OpenError`] if there is no memory or no descriptor for it.
+    /// [`OpenError`] if there is no memory or no descriptor for it, or no io_uring and the options demand one.
     pub fn handle(&self) -> Result<FileStorage<H>, OpenError> {
-        FileStorage::new(Arc::clone(&self.engine), self.depth.into())
+        FileStorage::new(Arc::clone(&self.engine), &self.options)
     }
 
-    /// What the image is.
+    /// What the image is now.
     #[must_use]
-    pub fn info(&self) -> &Info {
-        &self.shared().image.info
+    pub fn info(&self) -> Info {
+        self.shared().image.live.info()
+    }
+
+    /// Takes over the size that the image has now, or, if `bytes` is given, first extends a file to that. Never shrinks a file
+    /// by itself. Handles take the new [`Info`] over when they poll; an operation beyond a new, lower end fails from now on.
+    ///
+    /// # Errors
+    /// [`OpenError`] if the size cannot be, or cannot be set; then nothing has changed for the handles.
+    pub fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
+        self.shared().image.resize(bytes)
     }
 
     /// What has been done so far, by all handles.
@@ -133,264 +168,9 @@ impl<H: Host> FileBackend<H> {
     }
 }
 
-/// A queue's handle to an image.
-///
-/// [`Storage::poll`] never waits. Whoever has nothing else to do sleeps in [`wait`](Self::wait), or calls
-/// [`arm`](Self::arm) and sleeps until the descriptor ([`AsFd`]) is readable, together with whatever else it waits for.
-///
-/// A handle may be dropped with operations in flight: they land, and their memory stays mapped until then.
-pub struct FileStorage<H: Host = LinuxHost> {
-    engine: Arc<Engine<H>>,
-    home: Arc<Home>,
-    /// Jobs not in use. There are as many jobs as the handle is deep.
-    #[expect(clippy::vec_box, reason = "a job moves between owners by pointer")]
-    free: Vec<Box<Job>>,
-    /// Ended, not yet polled.
-    ended: VecDeque<Box<Job>>,
-    staging: Staging,
-}
-
-impl<H: Host> FileStorage<H> {
-    fn new(engine: Arc<Engine<H>>, depth: usize) -> Result<Self, OpenError> {
-        let fail = |errno| OpenError::System {
-            path: engine.shared.image.path().into(),
-            what: "make a handle",
-            errno,
-            remedy: "; raise the limits on open files and memory",
-        };
-        let staging = Staging::new(depth).map_err(fail)?;
-        let home = Arc::new(Home::new(depth, Arc::clone(&staging.mapping) as _).map_err(fail)?);
-        engine.shared.work.make_room(depth);
-        engine.shared.flushes.make_room(depth);
-        let free = (0..depth).map(|_| Box::new(Job::new(Arc::clone(&home)))).collect();
-        Ok(Self { engine, home, free, ended: VecDeque::with_capacity(depth), staging })
-    }
-
-    /// What the image is.
-    #[must_use]
-    pub fn info(&self) -> &Info {
-        &self.engine.shared.image.info
-    }
-
-    /// Operations in flight or not yet polled.
-    #[must_use]
-    pub fn in_use(&self) -> usize {
-        self.staging.depth() - self.free.len()
-    }
-
-    /// Asks for the descriptor to become readable when the next operation ends. Returns false if one has ended already and
-    /// is there to be polled: then nothing would wake the caller.
-    pub fn arm(&mut self) -> bool {
-        self.ended.is_empty() && self.home.arm()
-    }
-
-    /// Sleeps until an operation has ended, or for `timeout`, or until a signal. Returns whether one has.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
-        if !self.arm() {
-            return true;
-        }
-        // A timeout beyond what the kernel can count is none.
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let wake = self.home.wake_fd();
-        matches!(poll(&mut [PollFd::new(&wake, PollFlags::IN)], timeout.as_ref()), Ok(1..))
-    }
-
-    /// Checks an operation and puts its memory into the job.
-    fn prepare<M: HostMemory + ?Sized>(
-        &self,
-        memory: &M,
-        job: &mut Job,
-        segments: &[Segment],
-    ) -> Result<(), IoErrorKind> {
-        let info = self.info();
-        if let Some(extent) = job.op.extent()
-            && !extent.fits(info.sectors)
-        {
-            return Err(IoErrorKind::OutOfRange);
-        }
-        if job.op.mutates() && info.read_only {
-            return Err(IoErrorKind::ReadOnly);
-        }
-        let bytes = match job.op {
-            Op::Write { fua: true, .. } if !info.fua => return Err(IoErrorKind::Unsupported),
-            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
-            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
-        };
-        let fits = bytes.is_some_and(|bytes| bytes <= u64::from(TRANSFER_MAX_BYTES));
-        if !fits || segments.len() > usize::from(SEGMENTS_MAX) || total_bytes(segments) != bytes {
-            return Err(IoErrorKind::OutOfRange);
-        }
-        for segment in segments {
-            match *segment {
-                Segment::Guest { addr, len } => {
-                    let mut done = 0;
-                    while done < len {
-                        let at = addr.checked_add(done.into()).ok_or(IoErrorKind::Memory)?;
-                        let range =
-                            memory.host_range(at, (len - done) as usize).ok_or(IoErrorKind::Memory)?;
-                        // SAFETY: `HostMemory` says that the range stays mapped as long as the anchor that the job takes below, and that
-                        // no reference to it exists. `Job::complete` clears the list before it lets the anchor go.
-                        unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
-                        done += range.len as u32;
-                    }
-                }
-                Segment::Staging { offset, len } => {
-                    let range = self.staging.range(job.tag.slot, offset, len).ok_or(IoErrorKind::Memory)?;
-                    // SAFETY: the job's home keeps the staging buffers mapped. `Staging::slice` gives out no reference while
-                    // a job that is marked `staged` is in flight, and one that it gave out borrows the handle, as does this.
-                    unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
-                    job.staged = true;
-                }
-            }
-        }
-        if job.iovecs.count() != 0 {
-            job.anchor = Some(memory.anchor());
-        }
-        Ok(())
-    }
-
-    fn count(&self, op: Op) {
-        let counters = &self.engine.shared.counters;
-        match op {
-            Op::Read { .. } => add(&counters.reads, 1),
-            Op::Write { fua, .. } => {
-                add(&counters.writes, 1);
-                add(&counters.fua_requests, fua.into());
-            }
-            Op::WriteZeroes { .. } | Op::Discard { .. } => add(&counters.ranges, 1),
-            Op::Flush => add(&counters.flushes, 1),
-        }
-    }
-
-    /// Ends a job that no thread has to see. It is reported by the next poll, like any other.
-    fn end(&mut self, mut job: Box<Job>, result: Result<(), IoError>) {
-        job.result = result;
-        job.iovecs.clear();
-        job.anchor = None;
-        self.ended.push_back(job);
-    }
-}
-
-impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
-    fn info(&self) -> &Info {
-        FileStorage::info(self)
-    }
-
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
-        let mut job = self.free.pop().ok_or(Busy)?;
-        (job.tag, job.op, job.staged) = (tag, op, false);
-        self.count(op);
-        let prepared = self.prepare(memory, &mut job, segments);
-        if job.staged {
-            self.staging.borrow(tag.slot);
-        }
-        let shared = &self.engine.shared;
-        match (prepared, op) {
-            (Err(kind), _) => {
-                self.end(job, Err(IoError { kind, lba: op.extent().map(|extent| extent.start) }))
-            }
-            (Ok(()), Op::Flush) if !shared.image.flushes() => self.end(job, Ok(())),
-            (Ok(()), Op::Flush) => shared.flushes.push(job),
-            (Ok(()), _) => shared.work.push(job),
-        }
-        Ok(())
-    }
-
-    fn poll(&mut self, _memory: &M) -> Option<Completion> {
-        if self.ended.is_empty() && !self.home.take(&mut self.ended) {
-            return None;
-        }
-        let job = self.ended.pop_front()?;
-        if job.staged {
-            self.staging.give_back(job.tag.slot);
-        }
-        let completion = Completion { tag: job.tag, result: job.result };
-        self.free.push(job);
-        Some(completion)
-    }
-
-    fn staging(&mut self, slot: u16) -> &mut [u8] {
-        self.staging.slice(slot)
-    }
-}
-
-impl<H: Host> AsFd for FileStorage<H> {
-    /// Readable once an operation has ended after [`arm`](Self::arm). Not to be read from: `arm` does that.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.home.wake_fd()
-    }
-}
-
 impl<H: Host> fmt::Debug for FileBackend<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileBackend").field("image", &self.shared().image).finish_non_exhaustive()
-    }
-}
-
-impl<H: Host> fmt::Debug for FileStorage<H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let image = &self.engine.shared.image;
-        f.debug_struct("FileStorage")
-            .field("image", image)
-            .field("in_use", &self.in_use())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<H: Host> Drop for FileStorage<H> {
-    fn drop(&mut self) {
-        self.home.close();
-    }
-}
-
-/// The staging buffers of a handle: one for each slot, page-aligned.
-struct Staging {
-    mapping: Arc<MmapRegion>,
-    /// Operations in flight that use each slot's buffer.
-    users: Box<[u16]>,
-}
-
-impl Staging {
-    fn new(depth: usize) -> Result<Self, Errno> {
-        let mapping = MmapRegion::new(depth * STAGING_BYTES as usize).map_err(|_| Errno::NOMEM)?;
-        Ok(Self { mapping: Arc::new(mapping), users: vec![0; depth].into() })
-    }
-
-    fn depth(&self) -> usize {
-        self.users.len()
-    }
-
-    fn borrow(&mut self, slot: u16) {
-        if let Some(users) = self.users.get_mut(usize::from(slot)) {
-            *users += 1;
-        }
-    }
-
-    fn give_back(&mut self, slot: u16) {
-        if let Some(users) = self.users.get_mut(usize::from(slot)) {
-            *users -= 1;
-        }
-    }
-
-    fn range(&self, slot: u16, offset: u32, len: u32) -> Option<HostRange> {
-        let end = offset.checked_add(len)?;
-        if usize::from(slot) >= self.depth() || end > STAGING_BYTES {
-            return None;
-        }
-        let at = usize::from(slot) * STAGING_BYTES as usize + offset as usize;
-        // SAFETY: `at` lies within the mapping, or at its end if `len` is 0: there are `depth` buffers of STAGING_BYTES.
-        let start = unsafe { self.mapping.as_ptr().add(at) };
-        Some(HostRange { start: NonNull::new(start)?, len: len as usize })
-    }
-
-    fn slice(&mut self, slot: u16) -> &mut [u8] {
-        let unused = self.users.get(usize::from(slot)) == Some(&0);
-        match self.range(slot, 0, STAGING_BYTES).filter(|_| unused) {
-            // SAFETY: mapped as long as `self` lives. No operation in flight uses this buffer, so that neither the kernel nor a
-            // thread accesses it; none can begin while the slice, which borrows the handle mutably, lives.
-            Some(range) => unsafe { std::slice::from_raw_parts_mut(range.start.as_ptr(), range.len) },
-            None => &mut [],
-        }
     }
 }
 

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use blk_core::storage::{Info, Storage};
 
 use super::counters::Counts;
-use super::file::{FileBackend, FileStorage};
+use super::file::FileBackend;
 use super::host::Host;
 use super::image::OpenError;
 use super::latch::LatchCause;
+use super::storage::FileStorage;
 use crate::memory::MappedMemory;
 
 /// A queue's way to an image, for a thread that sleeps when there is nothing to do.
@@ -40,6 +41,13 @@ pub trait Backend: Send + Sync {
     /// What the image is now: a live resize changes it.
     fn info(&self) -> Info;
 
+    /// Takes over the size that the image has now, or, if `bytes` is given, first extends a file to that. Never shrinks a file
+    /// by itself. Handles take the new [`Info`] over when they poll.
+    ///
+    /// # Errors
+    /// [`OpenError`] if the size cannot be, or cannot be set; then nothing has changed for the handles.
+    fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError>;
+
     /// What has been done so far, by all handles.
     fn counts(&self) -> Counts;
 
@@ -66,7 +74,11 @@ impl<H: Host> Backend for FileBackend<H> {
     }
 
     fn info(&self) -> Info {
-        *Self::info(self)
+        Self::info(self)
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
+        Self::resize(self, bytes)
     }
 
     fn counts(&self) -> Counts {

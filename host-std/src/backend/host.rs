@@ -46,6 +46,41 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// The kernel's.
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()>;
+
+    /// Whether a call takes no longer than the kernel's own: then those for which the kernel waits for no device are made on
+    /// the queue's own thread. A host that delays says false.
+    fn prompt(&self) -> bool {
+        false
+    }
+
+    /// [`read`](Self::read) if it need not wait (`RWF_NOWAIT`); part of it if only part need not.
+    ///
+    /// # Errors
+    /// `EAGAIN` if it would wait, `EOPNOTSUPP` if it never does this; both, and all others, leave it to `read`.
+    fn read_now(&self, _fd: BorrowedFd<'_>, _into: &IoVecs, _offset: u64) -> Result<usize> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// [`write`](Self::write), not stable, if it need not wait.
+    ///
+    /// # Errors
+    /// As for [`read_now`](Self::read_now).
+    fn write_now(&self, _fd: BorrowedFd<'_>, _from: &IoVecs, _offset: u64) -> Result<usize> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// Whether an io_uring may read and write in place of this host.
+    fn ring(&self) -> bool {
+        false
+    }
+
+    /// What a read or write that an io_uring made is said to have come to: for tests, which change it.
+    ///
+    /// # Errors
+    /// The kernel's, or another.
+    fn ring_ended(&self, _write: bool, result: Result<usize>) -> Result<usize> {
+        result
+    }
 }
 
 /// The kernel.
@@ -87,6 +122,26 @@ impl Host for LinuxHost {
 
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
         range_ioctl(fd, BLKZEROOUT, offset, bytes)
+    }
+
+    fn prompt(&self) -> bool {
+        true
+    }
+
+    fn read_now(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
+        let (list, count, offset) = arguments(into, offset)?;
+        // SAFETY: as for `read`.
+        transferred(unsafe { libc::preadv2(fd.as_raw_fd(), list, count, offset, libc::RWF_NOWAIT) })
+    }
+
+    fn write_now(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64) -> Result<usize> {
+        let (list, count, offset) = arguments(from, offset)?;
+        // SAFETY: as for `write`.
+        transferred(unsafe { libc::pwritev2(fd.as_raw_fd(), list, count, offset, libc::RWF_NOWAIT) })
+    }
+
+    fn ring(&self) -> bool {
+        true
     }
 }
 

@@ -2,18 +2,22 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use blk_core::storage::{Cache, CacheMode, Info};
 use blk_core::units::SECTOR_BYTES;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat, StatxFlags, fallocate, fstat, fstatfs,
-    ioctl_blkpbszget, ioctl_blksszget, major, minor, open, seek, statx,
+    ftruncate, ioctl_blkpbszget, ioctl_blksszget, major, minor, open, seek, statx,
 };
 use rustix::io::Errno;
 
 use super::file::FileOptions;
 use super::iovecs::SEGMENTS_MAX;
-use super::lock;
+use super::live::Live;
+use super::lock as image_lock;
+use super::queue::lock;
 
 /// Bytes of a staging buffer.
 pub(super) const STAGING_BYTES: u32 = 64 * 1024;
@@ -67,14 +71,28 @@ pub enum OpenError {
         or: &'static str,
     },
     /// Another program uses the image.
-    #[error("{path}: in use by another program ({detail}); stop that program{or}")]
+    #[error("{path}: in use by another program ({detail}{}); stop that program{or}", after(.waited))]
     InUse {
         /// The image.
         path: PathBuf,
         /// How it is known.
         detail: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
         /// Another remedy; empty where there is none.
         or: &'static str,
+    },
+    /// A live resize would cut data off.
+    #[error(
+        "{path}: has {now} bytes, and a resize to {bytes} would cut data off; shrink it yourself: truncate -s {bytes} {path}, then resize without a size"
+    )]
+    Shrinks {
+        /// The image.
+        path: PathBuf,
+        /// The size that was asked for.
+        bytes: u64,
+        /// The size that it has.
+        now: u64,
     },
     /// An option's value cannot be.
     #[error("{path}: option {option}: {value} is not possible; {remedy}")]
@@ -88,6 +106,10 @@ pub enum OpenError {
         /// What is possible.
         remedy: &'static str,
     },
+}
+
+fn after(waited: &Duration) -> String {
+    if waited.is_zero() { String::new() } else { format!(", after waiting for {waited:?}") }
 }
 
 /// What kind of file the image is.
@@ -104,7 +126,13 @@ const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC.cast_unsigned());
 /// An open image.
 #[derive(Debug)]
 pub(super) struct Image {
-    pub(super) info: Info,
+    pub(super) live: Live,
+    /// Whether completed flushes mean anything.
+    pub(super) flushes: bool,
+    /// Whether discards release space.
+    pub(super) discards: bool,
+    /// Whether it is a file in memory (tmpfs, ramfs, memfd), where no call waits for a device.
+    pub(super) in_memory: bool,
     pub(super) kind: Kind,
     /// Every write is made on a file opened `O_DSYNC`.
     pub(super) dsync: bool,
@@ -114,6 +142,7 @@ pub(super) struct Image {
     pub(super) range_unit: u64,
     path: PathBuf,
     flags: OFlags,
+    resizing: Mutex<()>,
     /// Holds the locks.
     file: OwnedFd,
 }
@@ -121,7 +150,7 @@ pub(super) struct Image {
 impl Drop for Image {
     fn drop(&mut self) {
         // Not left to the closing of `file`: a child between fork and exec may hold a copy of it for a while.
-        lock::release(self.file.as_fd());
+        image_lock::release(self.file.as_fd());
     }
 }
 
@@ -132,8 +161,30 @@ pub(super) struct Alignment {
     pub(super) offset: u32,
 }
 
+/// How often an image that is in use is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 impl Image {
+    /// Opens an image. One that is in use is waited for as long as the options say: the lock of a process that was killed
+    /// is held until the last of its operations has ended.
     pub(super) fn open(path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
+        let began = Instant::now();
+        loop {
+            match Self::open_now(path, options) {
+                Err(OpenError::InUse { detail, or, .. }) => {
+                    let left = options.lock_wait.saturating_sub(began.elapsed());
+                    if left.is_zero() {
+                        let waited = options.lock_wait;
+                        return Err(OpenError::InUse { path: path.into(), detail, waited, or });
+                    }
+                    std::thread::sleep(LOCK_PAUSE.min(left));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn open_now(path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
         let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let mut flags = access | OFlags::CLOEXEC;
         flags.set(OFlags::DIRECT, options.mode.direct());
@@ -160,15 +211,19 @@ impl Image {
             Errno::BUSY => OpenError::InUse {
                 path: path.into(),
                 detail: "the device is mounted, part of another device, or open exclusively",
+                waited: Duration::ZERO,
                 or: ", or unmount it",
             },
             errno => system(path, "open it again", "; is /proc mounted?")(errno),
         })?;
         if options.lock {
-            lock::take(file.as_fd(), options.read_only).map_err(|errno| match errno {
-                Errno::AGAIN => {
-                    OpenError::InUse { path: path.into(), detail: "it holds the image lock", or: "" }
-                }
+            image_lock::take(file.as_fd(), options.read_only).map_err(|errno| match errno {
+                Errno::AGAIN => OpenError::InUse {
+                    path: path.into(),
+                    detail: "it holds the image lock",
+                    waited: Duration::ZERO,
+                    or: "",
+                },
                 errno => system(path, "lock it", "; option lock turns the lock off")(errno),
             })?;
         }
@@ -199,7 +254,13 @@ impl Image {
                 ioctl_blkpbszget(&file).map_err(fail("find its block size"))?,
             ),
         };
-        let direct = if options.mode.direct() { Some(alignment(path, &file, kind, unit)?) } else { None };
+        // A file in memory is all page cache, which takes anything, `O_DIRECT` or not. (A device's node lies in a tmpfs, too.)
+        let in_memory = kind == Kind::File && matches!(file_system(file.as_fd()), Some(TMPFS | RAMFS));
+        let direct = if options.mode.direct() && !in_memory {
+            Some(alignment(path, &file, kind, unit)?)
+        } else {
+            None
+        };
         let logical = options.logical_block_bytes.unwrap_or(unit);
         check_sizes(path, bytes, logical, direct)?;
         let physical = if physical.is_power_of_two() { physical.max(logical) } else { logical };
@@ -221,13 +282,17 @@ impl Image {
             transfer_max_bytes: TRANSFER_MAX_BYTES,
         };
         Ok(Self {
-            info,
+            live: Live::new(info),
+            flushes: info.cache != Cache::Unsafe,
+            discards: info.discard,
+            in_memory,
             kind,
             dsync: options.mode.dsync(),
             direct,
             range_unit: if kind == Kind::Block { u64::from(unit) } else { 1 },
             path: path.into(),
             flags,
+            resizing: Mutex::new(()),
             file,
         })
     }
@@ -244,7 +309,7 @@ impl Image {
         ))
     }
 
-    /// The descriptor for range operations. On a block device they empty the page cache, and dirty pages make that fail
+    /// The descriptor that holds the locks, and the one for range operations. On a block device they empty the page cache, and dirty pages make that fail
     /// with `EBUSY` on any descriptor but the one that holds the device (Linux, block/bdev.c, `truncate_bdev_range`).
     pub(super) fn exclusive(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -254,9 +319,34 @@ impl Image {
         &self.path
     }
 
-    /// Whether completed flushes mean anything.
-    pub(super) fn flushes(&self) -> bool {
-        self.info.cache != Cache::Unsafe
+    /// Takes over the size that the file or device has now, or that of `bytes` bytes to which a file is extended first.
+    pub(super) fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
+        let _one_at_a_time = lock(&self.resizing);
+        let size = || self.size().map_err(system(&self.path, "find its size", ""));
+        let logical = self.live.info().logical_block_bytes;
+        if let Some(bytes) = bytes {
+            let now = size()?;
+            check_sizes(&self.path, bytes, logical, self.direct)?;
+            if bytes < now {
+                return Err(OpenError::Shrinks { path: self.path.clone(), bytes, now });
+            }
+            if bytes > now {
+                // On a device this is EINVAL; on an image opened for reading, too.
+                let remedy = "; only a file that is opened writable can be extended";
+                ftruncate(&self.file, bytes).map_err(system(&self.path, "extend it", remedy))?;
+            }
+        }
+        let bytes = size()?;
+        check_sizes(&self.path, bytes, logical, self.direct)?;
+        Ok(self.live.resize(bytes / u64::from(SECTOR_BYTES)))
+    }
+
+    /// Bytes that it has now.
+    fn size(&self) -> rustix::io::Result<u64> {
+        match self.kind {
+            Kind::File => Ok(u64::try_from(fstat(&self.file)?.st_size).unwrap_or(0)),
+            Kind::Block => seek(&self.file, SeekFrom::End(0)),
+        }
     }
 }
 
@@ -326,9 +416,6 @@ fn alignment(path: &Path, file: &OwnedFd, kind: Kind, unit: u32) -> Result<Align
     } else if kind == Kind::Block {
         // open(2), NOTES, O_DIRECT: since Linux 2.6 the logical block size of the device suffices.
         Alignment { memory: unit, offset: unit }
-    } else if file_system(file.as_fd()) == Some(TMPFS) {
-        // tmpfs takes O_DIRECT since 6.6, and serves it from the page cache.
-        Alignment { memory: 1, offset: 1 }
     } else {
         Alignment { memory: 4096, offset: 4096 }
     };
@@ -342,6 +429,7 @@ const XFS: u32 = 0x5846_5342;
 const BTRFS: u32 = 0x9123_683E;
 const F2FS: u32 = 0xF2F5_2010;
 const TMPFS: u32 = 0x0102_1994;
+const RAMFS: u32 = 0x8584_58F6;
 
 fn file_system(file: BorrowedFd<'_>) -> Option<u32> {
     // The type of the field differs between architectures; a magic number has 32 bits.

@@ -17,8 +17,12 @@ use crate::memory::Anchor;
 /// One operation. Allocated with its handle; it moves from the handle to a thread and back by pointer, so that exactly
 /// one of them has it.
 pub(super) struct Job {
+    /// Its number among its handle's.
+    pub(super) number: u16,
     pub(super) tag: Tag,
     pub(super) op: Op,
+    /// Byte of the image at which a read or write goes on, with `iovecs`.
+    pub(super) at: u64,
     /// The memory of a read or write; kept mapped by `anchor` and, for staging, by `home`.
     pub(super) iovecs: IoVecs,
     /// Whether `iovecs` names the staging buffer of `tag.slot`.
@@ -29,10 +33,12 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(home: Arc<Home>) -> Self {
+    pub(super) fn new(number: u16, home: Arc<Home>) -> Self {
         Self {
+            number,
             tag: Tag { slot: 0, generation: 0 },
             op: Op::Flush,
+            at: 0,
             iovecs: IoVecs::new(),
             staged: false,
             anchor: None,
@@ -41,11 +47,16 @@ impl Job {
         }
     }
 
-    /// Ends the operation and hands the job back to its handle.
-    pub(super) fn complete(mut self: Box<Self>, result: Result<(), IoError>) {
+    /// Ends the operation: its memory is let go.
+    pub(super) fn end(&mut self, result: Result<(), IoError>) {
         self.result = result;
         self.iovecs.clear();
         self.anchor = None;
+    }
+
+    /// Ends the operation and hands the job back to its handle.
+    pub(super) fn complete(mut self: Box<Self>, result: Result<(), IoError>) {
+        self.end(result);
         let home = Arc::clone(&self.home);
         home.put(self);
     }
@@ -104,22 +115,21 @@ impl Home {
         }
     }
 
-    /// Exchanges the jobs that have arrived for `empty`, an empty queue with room for as many. Returns whether there are any.
-    pub(super) fn take(&self, empty: &mut VecDeque<Box<Job>>) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return false;
+    /// Appends the jobs that have arrived to `ended`, which has room for all jobs of the handle.
+    pub(super) fn take(&self, ended: &mut VecDeque<Box<Job>>) {
+        if self.count.load(Ordering::Acquire) != 0 {
+            let mut arrived = lock(&self.arrived);
+            ended.append(&mut arrived.jobs);
+            self.count.store(0, Ordering::Release);
         }
-        let mut arrived = lock(&self.arrived);
-        std::mem::swap(&mut arrived.jobs, empty);
-        self.count.store(0, Ordering::Release);
-        !empty.is_empty()
     }
 
     /// Asks for the eventfd to be signalled when the next job arrives. Returns false if one has arrived already.
-    pub(super) fn arm(&self) -> bool {
+    /// `signalled` says whether somebody else may have signalled it.
+    pub(super) fn arm(&self, signalled: bool) -> bool {
         let mut arrived = lock(&self.arrived);
-        if std::mem::take(&mut arrived.signalled) {
-            // Not empty, since `signalled` says so; it is non-blocking all the same.
+        if std::mem::take(&mut arrived.signalled) || signalled {
+            // It is non-blocking: nobody else need have.
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
         arrived.armed = arrived.jobs.is_empty();

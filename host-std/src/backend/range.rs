@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use blk_core::storage::IoError;
 use blk_core::units::Extent;
@@ -29,7 +28,7 @@ enum Way {
 }
 
 impl<H: Host> Worker<H> {
-    pub(super) fn write_zeroes(&mut self, extent: Extent, may_unmap: bool) -> Result<(), IoError> {
+    pub(super) fn write_zeroes(&self, extent: Extent, may_unmap: bool) -> Result<(), IoError> {
         let ways: &[Way] = match (self.shared.image.kind, may_unmap) {
             (Kind::File, true) => &[Way::Punch, Way::ZeroRange],
             (Kind::File, false) => &[Way::ZeroRange],
@@ -51,8 +50,8 @@ impl<H: Host> Worker<H> {
 
     /// Releases the blocks of a file, and lets a device discard. What it does not do, or not for parts of its blocks, stays:
     /// a discard may leave the data.
-    pub(super) fn discard(&mut self, extent: Extent) -> Result<(), IoError> {
-        if !self.shared.image.info.discard {
+    pub(super) fn discard(&self, extent: Extent) -> Result<(), IoError> {
+        if !self.shared.image.discards {
             return Ok(());
         }
         self.change(extent, |worker, range| {
@@ -75,17 +74,17 @@ impl<H: Host> Worker<H> {
 
     /// Runs a change of a range: alone on its blocks, and dirty until a flush, since `O_DSYNC` does not cover it.
     fn change(
-        &mut self,
+        &self,
         extent: Extent,
-        f: impl FnOnce(&mut Self, Range<u64>) -> Result<(), IoError>,
+        f: impl FnOnce(&Self, Range<u64>) -> Result<(), IoError>,
     ) -> Result<(), IoError> {
         let (offset, bytes) = bytes_of(extent)?;
         if bytes == 0 {
             return Ok(());
         }
-        let shared = Arc::clone(&self.shared);
+        let shared = &self.shared;
         let range = offset..offset + bytes;
-        let _held = shared.ranges.as_ref().map(|ranges| ranges.hold(self.id, self.blocks(range.clone())));
+        let _held = shared.ranges.as_ref().map(|ranges| self.hold(ranges, range.clone()));
         shared.latch.dirty(extent.start);
         let result = f(self, range);
         shared.latch.dirty(extent.start);
@@ -116,7 +115,7 @@ impl<H: Host> Worker<H> {
         }
     }
 
-    fn write_zero_bytes(&mut self, range: Range<u64>) -> Result<(), IoError> {
+    fn write_zero_bytes(&self, range: Range<u64>) -> Result<(), IoError> {
         if self.blocks(range.clone()) != range {
             return self.bounce_write(range, Source::Zeroes, false);
         }

@@ -8,95 +8,133 @@ use rustix::io::Errno;
 
 use super::bounce::Source;
 use super::counters::add;
-use super::engine::Worker;
+use super::engine::{Shared, Worker};
 use super::host::Host;
 use super::iovecs::IoVecs;
 use super::latch::{Durable, LatchCause};
 
-impl<H: Host> Worker<H> {
-    pub(super) fn read(&mut self, extent: Extent, into: &mut IoVecs) -> Result<(), IoError> {
-        let (offset, bytes) = bytes_of(extent)?;
-        if self.needs_bounce(into, offset, bytes) {
-            add(&self.shared.counters.bounced, 1);
-            return self.bounce_read(offset..offset + bytes, into);
-        }
-        self.read_all(into, offset)
-    }
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
+    Read,
+    Write { fua: bool },
+}
 
-    pub(super) fn write(&mut self, extent: Extent, fua: bool, from: &mut IoVecs) -> Result<(), IoError> {
-        let (offset, bytes) = bytes_of(extent)?;
-        let durable = fua || self.shared.image.dsync;
-        let shared = std::sync::Arc::clone(&self.shared);
-        let _held =
-            shared.ranges.as_ref().map(|ranges| ranges.hold(self.id, self.blocks(offset..offset + bytes)));
-        if !durable {
-            shared.latch.dirty(extent.start);
-        }
-        let result = if self.needs_bounce(from, offset, bytes) {
-            add(&shared.counters.bounced, 1);
-            self.bounce_write(offset..offset + bytes, Source::Memory(from), fua)
-        } else {
-            self.write_all(from, offset, fua)
+impl<H: Host> Shared<H> {
+    /// What one call of a transfer came to, whoever made it. `None`: the transfer goes on, with what is `left`, at byte `at`.
+    /// One that stopped short goes on; one that moved nothing, as at the end of the file, is an error. If a write was to be
+    /// stable and failed, the backend latches.
+    #[inline]
+    pub(super) fn moved(
+        &self,
+        transfer: Transfer,
+        left: &mut IoVecs,
+        at: &mut u64,
+        result: rustix::io::Result<usize>,
+    ) -> Option<Result<(), IoError>> {
+        let errno = match result {
+            Ok(0) => None,
+            Ok(bytes) => {
+                left.advance(bytes);
+                *at += bytes as u64;
+                let counter = match transfer {
+                    Transfer::Read => &self.counters.bytes_read,
+                    Transfer::Write { .. } => &self.counters.bytes_written,
+                };
+                add(counter, bytes as u64);
+                return (left.count() == 0).then_some(Ok(()));
+            }
+            Err(Errno::INTR) => return None,
+            Err(errno) => Some(errno),
         };
-        if !durable {
-            shared.latch.dirty(extent.start);
+        let lba = Some(sector(*at));
+        if let Transfer::Write { fua } = transfer
+            && self.is_durable(fua)
+        {
+            self.latch.set(LatchCause { what: Durable::Write, errno, lba });
         }
-        result
+        Some(Err(IoError { kind: errno.map_or(IoErrorKind::Medium, kind), lba }))
     }
 
-    /// Fills `into` from byte `offset` on. A transfer that stops short goes on; one that moves nothing, as at the end of
-    /// the file, is an error.
-    pub(super) fn read_all(&self, into: &mut IoVecs, offset: u64) -> Result<(), IoError> {
-        let mut at = offset;
-        while into.count() != 0 {
-            match self.shared.host.read(self.file.as_fd(), into, at) {
-                Ok(0) => return Err(IoError { kind: IoErrorKind::Medium, lba: Some(sector(at)) }),
-                Ok(moved) => {
-                    into.advance(moved);
-                    at += moved as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(IoError { kind: kind(errno), lba: Some(sector(at)) }),
-            }
-        }
-        add(&self.shared.counters.bytes_read, at - offset);
-        Ok(())
+    /// Whether a write is stable when it is done.
+    pub(super) fn is_durable(&self, fua: bool) -> bool {
+        fua || self.image.dsync
     }
 
-    /// Writes all of `from` at byte `offset`. If the write was to be durable and failed, the backend latches.
-    pub(super) fn write_all(&self, from: &mut IoVecs, offset: u64, fua: bool) -> Result<(), IoError> {
-        let shared = &self.shared;
-        let mut at = offset;
-        while from.count() != 0 {
-            add(&shared.counters.dsync_writes, u64::from(shared.image.dsync));
-            add(&shared.counters.fua_writes, u64::from(fua));
-            let errno = match shared.host.write(self.file.as_fd(), from, at, fua) {
-                Ok(0) => None,
-                Ok(moved) => {
-                    from.advance(moved);
-                    at += moved as u64;
-                    continue;
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Some(errno),
-            };
-            let lba = Some(sector(at));
-            if fua || shared.image.dsync {
-                shared.latch.set(LatchCause { what: Durable::Write, errno, lba });
-            }
-            return Err(IoError { kind: errno.map_or(IoErrorKind::Medium, kind), lba });
+    /// To be called before a write is issued, and after it has completed: see [`Latch::dirty`](super::latch::Latch::dirty).
+    pub(super) fn dirty(&self, start: Lba, fua: bool) {
+        if !self.is_durable(fua) {
+            self.latch.dirty(start);
         }
-        add(&shared.counters.bytes_written, at - offset);
-        Ok(())
+    }
+
+    pub(super) fn count_write_call(&self, fua: bool) {
+        if self.image.dsync {
+            add(&self.counters.dsync_writes, 1);
+        }
+        if fua {
+            add(&self.counters.fua_writes, 1);
+        }
     }
 
     /// Whether direct I/O would refuse this transfer as it is.
-    fn needs_bounce(&self, iovecs: &IoVecs, offset: u64, bytes: u64) -> bool {
-        self.shared.image.direct.is_some_and(|direct| {
+    pub(super) fn needs_bounce(&self, iovecs: &IoVecs, at: u64) -> bool {
+        self.image.direct.is_some_and(|direct| {
             let unit = u64::from(direct.offset);
-            (offset | bytes) & (unit - 1) != 0
+            (at | iovecs.bytes() as u64) & (unit - 1) != 0
                 || !iovecs.aligned(direct.memory as usize, direct.offset as usize)
         })
+    }
+}
+
+impl<H: Host> Worker<H> {
+    pub(super) fn read(&self, into: &mut IoVecs, at: u64) -> Result<(), IoError> {
+        if self.shared.needs_bounce(into, at) {
+            add(&self.shared.counters.bounced, 1);
+            return self.bounce_read(at..at + into.bytes() as u64, into);
+        }
+        self.read_all(into, at)
+    }
+
+    /// Writes what is left, from byte `at` on, of a write that begins at `start`.
+    pub(super) fn write(&self, start: Lba, from: &mut IoVecs, at: u64, fua: bool) -> Result<(), IoError> {
+        let shared = &self.shared;
+        let hold = |ranges| self.hold(ranges, at..at + from.bytes() as u64);
+        let _held = shared.ranges.as_ref().map(hold);
+        shared.dirty(start, fua);
+        let result = if shared.needs_bounce(from, at) {
+            add(&shared.counters.bounced, 1);
+            self.bounce_write(at..at + from.bytes() as u64, Source::Memory(from), fua)
+        } else {
+            self.write_all(from, at, fua)
+        };
+        shared.dirty(start, fua);
+        result
+    }
+
+    /// Fills `into` from byte `offset` on.
+    pub(super) fn read_all(&self, into: &mut IoVecs, offset: u64) -> Result<(), IoError> {
+        let mut at = offset;
+        while into.count() != 0 {
+            let result = self.shared.host.read(self.file.as_fd(), into, at);
+            if let Some(result) = self.shared.moved(Transfer::Read, into, &mut at, result) {
+                return result;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `from` at byte `offset`.
+    pub(super) fn write_all(&self, from: &mut IoVecs, offset: u64, fua: bool) -> Result<(), IoError> {
+        let mut at = offset;
+        while from.count() != 0 {
+            self.shared.count_write_call(fua);
+            let result = self.shared.host.write(self.file.as_fd(), from, at, fua);
+            if let Some(result) = self.shared.moved(Transfer::Write { fua }, from, &mut at, result) {
+                return result;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -116,7 +116,12 @@ pub fn kind(result: Result<(), IoError>) -> Option<IoErrorKind> {
 }
 
 pub fn open(path: &Path, mode: CacheMode) -> FileBackend {
-    FileBackend::open(path, &FileOptions::new(mode)).unwrap()
+    FileBackend::open(path, &options(mode)).unwrap()
+}
+
+/// The defaults, except that a child of another test, which has copies of all descriptors between fork and exec, is waited for.
+pub fn options(mode: CacheMode) -> FileOptions {
+    FileOptions { lock_wait: Duration::from_secs(5), ..FileOptions::new(mode) }
 }
 
 /// A directory on the file system of the build, which is a real one; and images in it.

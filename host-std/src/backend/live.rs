@@ -1,0 +1,49 @@
+//! What an image is now: its size may change while it is served.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use blk_core::storage::Info;
+
+use super::queue::lock;
+
+/// An image's [`Info`], which a live resize replaces. Every handle keeps a copy, and takes a new one over when it polls.
+#[derive(Debug)]
+pub(super) struct Live {
+    info: Mutex<Info>,
+    /// `info.sectors`, for the check of every operation: no handle may go on by an end that has moved down.
+    sectors: AtomicU64,
+    epoch: AtomicU64,
+}
+
+impl Live {
+    pub(super) const fn new(info: Info) -> Self {
+        let sectors = AtomicU64::new(info.sectors);
+        Self { info: Mutex::new(info), sectors, epoch: AtomicU64::new(0) }
+    }
+
+    pub(super) fn info(&self) -> Info {
+        *lock(&self.info)
+    }
+
+    /// The capacity now.
+    pub(super) fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Acquire)
+    }
+
+    /// Counts the changes.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Changes the capacity, and returns what the image is then.
+    pub(super) fn resize(&self, sectors: u64) -> Info {
+        let mut info = lock(&self.info);
+        if info.sectors != sectors {
+            info.sectors = sectors;
+            self.sectors.store(sectors, Ordering::Release);
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        *info
+    }
+}

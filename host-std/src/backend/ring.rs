@@ -1,0 +1,247 @@
+//! Reads and writes through an io_uring: one for each handle, entered once for all that has been submitted since.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use blk_core::op::Op;
+use io_uring::{IoUring, opcode, squeue, types};
+use rustix::io::Errno;
+
+use super::engine::Shared;
+use super::host::Host;
+use super::iovecs::IoVecs;
+use super::job::Job;
+use super::transfer::Transfer;
+
+/// Index of the image among the ring's registered files.
+const IMAGE: types::Fixed = types::Fixed(0);
+
+/// A handle's ring, and the jobs that the kernel has of it.
+///
+/// Dropped, it waits until the kernel has ended them all.
+pub(super) struct Ring<H: Host> {
+    shared: Arc<Shared<H>>,
+    uring: IoUring,
+    /// By number. A job that is here may be used by the kernel: it stays, and its memory with it, until its completion comes.
+    #[expect(
+        clippy::vec_box,
+        reason = "a job moves between owners by pointer, and the kernel has its address"
+    )]
+    jobs: Vec<Option<Box<Job>>>,
+    in_flight: usize,
+    /// The eventfd is to be signalled.
+    armed: bool,
+    /// The eventfd may have been signalled since it was last read.
+    signalled: bool,
+    /// An open file description of its own: see [`Image::another`](super::image::Image::another).
+    _file: OwnedFd,
+}
+
+impl<H: Host> Ring<H> {
+    /// A ring for `depth` jobs that signals `wake`.
+    ///
+    /// # Errors
+    /// The kernel's, where there is no io_uring, it is too old (before 5.19) or not permitted.
+    pub(super) fn new(
+        shared: Arc<Shared<H>>,
+        file: OwnedFd,
+        depth: usize,
+        wake: BorrowedFd<'_>,
+    ) -> io::Result<Self> {
+        let entries = u32::try_from(depth).unwrap_or(u32::MAX);
+        // Completions are posted when this thread enters the kernel anyway, not by interrupting it. The rings stay out of
+        // children, which have no use for them.
+        let uring = IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().dontfork().build(entries)?;
+        // The second file is never used: the ring holds it, and with it the image lock, until its last operation has ended,
+        // also if this process is killed. Nobody else is then given the lock while an old write may still land.
+        let files = [file.as_raw_fd(), shared.image.exclusive().as_raw_fd()];
+        uring.submitter().register_files(&files)?;
+        uring.submitter().register_eventfd(wake.as_raw_fd())?;
+        let mut ring = Self {
+            shared,
+            uring,
+            jobs: (0..depth).map(|_| None).collect(),
+            in_flight: 0,
+            armed: false,
+            signalled: false,
+            _file: file,
+        };
+        ring.uring.completion().disable_eventfd();
+        Ok(ring)
+    }
+
+    /// Takes a read or write that is admitted, or gives it back.
+    pub(super) fn push(&mut self, job: Box<Job>) -> Option<Box<Job>> {
+        if let Op::Write { extent, fua } = job.op {
+            self.shared.dirty(extent.start, fua);
+        }
+        self.submit(job)
+    }
+
+    /// Puts what is left of a job into the submission queue; gives back what does not fit or is no transfer.
+    fn submit(&mut self, job: Box<Job>) -> Option<Box<Job>> {
+        let Some(transfer) = transfer(job.op) else { return Some(job) };
+        let Some(place) = self.jobs.get_mut(usize::from(job.number)).filter(|place| place.is_none()) else {
+            return Some(job);
+        };
+        let entry = entry(transfer, &job.iovecs, job.at).user_data(job.number.into());
+        // SAFETY: the entry names `job.iovecs`, which does not move as the job is boxed, and the memory that it lists. Both stay
+        // as they are while the job is in `jobs`: its anchor and its home keep the memory mapped, and nobody changes the list.
+        // It is taken from there only when the completion with its number has come, after which the kernel uses neither; and
+        // `drop` leaves nothing there.
+        if unsafe { self.uring.submission().push(&entry) }.is_err() {
+            return Some(job);
+        }
+        if let Transfer::Write { fua } = transfer {
+            self.shared.count_write_call(fua);
+        }
+        *place = Some(job);
+        self.in_flight += 1;
+        None
+    }
+
+    /// Appends the jobs that have ended to `ended`. Enters the kernel only if none has, and there is reason to.
+    pub(super) fn poll(&mut self, ended: &mut VecDeque<Box<Job>>) {
+        if self.in_flight == 0 {
+            return;
+        }
+        self.disarm();
+        let before = ended.len();
+        self.reap(ended);
+        if ended.len() == before && self.enter() {
+            self.reap(ended);
+        }
+    }
+
+    /// Asks for the eventfd to be signalled by the next completion. Returns false if one is there, or the kernel did not take all
+    /// that was submitted: then the caller is to poll. To be called when the eventfd has been read.
+    pub(super) fn arm(&mut self) -> bool {
+        self.signalled = false;
+        if self.in_flight == 0 {
+            return true;
+        }
+        self.enter();
+        self.armed = true;
+        self.uring.completion().enable_eventfd();
+        // Either the kernel sees the flag after it has posted a completion, or the completion is seen here.
+        fence(Ordering::SeqCst);
+        self.uring.completion().is_empty()
+            && self.uring.submission().is_empty()
+            && !self.uring.submission().taskrun()
+    }
+
+    /// Whether the eventfd may have been signalled.
+    pub(super) const fn may_have_signalled(&self) -> bool {
+        self.signalled || self.armed
+    }
+
+    fn disarm(&mut self) {
+        if self.armed {
+            (self.armed, self.signalled) = (false, true);
+            self.uring.completion().disable_eventfd();
+        }
+    }
+
+    /// Gives the kernel what was submitted, and lets it post what has ended. Returns whether there was reason to.
+    fn enter(&mut self) -> bool {
+        let queue = self.uring.submission();
+        let reason = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if reason {
+            // EINTR, EAGAIN and EBUSY leave the rest in the queue: the next poll tries again. There are no others.
+            let _ = self.uring.submit();
+        }
+        reason
+    }
+
+    /// Takes completions that the kernel has posted; no system call.
+    fn reap(&mut self, ended: &mut VecDeque<Box<Job>>) {
+        loop {
+            let Some(entry) = self.uring.completion().next() else { return };
+            let number = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            let Some(job) = self.jobs.get_mut(number).and_then(Option::take) else { continue };
+            self.in_flight -= 1;
+            if let Some(job) = self.step(job, entry.result()) {
+                ended.push_back(job);
+            }
+        }
+    }
+
+    /// What a completion means for its job: it has ended, or it goes on.
+    fn step(&mut self, mut job: Box<Job>, result: i32) -> Option<Box<Job>> {
+        let transfer = transfer(job.op)?;
+        let result = usize::try_from(result).map_err(|_| Errno::from_raw_os_error(result.saturating_neg()));
+        let result = self.shared.host.ring_ended(transfer != Transfer::Read, result);
+        if let Err(Errno::AGAIN | Errno::CANCELED) = result {
+            // The kernel would have to wait and does not here, or the thread that submitted it has exited.
+            self.shared.work.push(job);
+            return None;
+        }
+        let ended = self.shared.moved(transfer, &mut job.iovecs, &mut job.at, result);
+        let Some(result) = ended else {
+            if self.shared.needs_bounce(&job.iovecs, job.at) {
+                self.shared.work.push(job);
+            } else if let Some(job) = self.submit(job) {
+                self.shared.work.push(job);
+            }
+            return None;
+        };
+        if let Op::Write { extent, fua } = job.op {
+            self.shared.dirty(extent.start, fua);
+        }
+        let result = self.shared.settle(job.op, result);
+        job.end(result);
+        Some(job)
+    }
+}
+
+impl<H: Host> Drop for Ring<H> {
+    fn drop(&mut self) {
+        let mut ended = VecDeque::new();
+        while self.in_flight != 0 {
+            self.reap(&mut ended);
+            ended.clear();
+            if self.in_flight == 0 {
+                break;
+            }
+            // Waits as long as the kernel takes: before that no memory may go.
+            let _ = self.uring.submit_and_wait(1);
+        }
+        // Now, not when the kernel gets round to it: the next one to open a device exclusively must find it free.
+        let _ = self.uring.submitter().unregister_files();
+    }
+}
+
+const fn transfer(op: Op) -> Option<Transfer> {
+    match op {
+        Op::Read { .. } => Some(Transfer::Read),
+        Op::Write { fua, .. } => Some(Transfer::Write { fua }),
+        Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => None,
+    }
+}
+
+fn entry(transfer: Transfer, left: &IoVecs, at: u64) -> squeue::Entry {
+    let list = left.as_slice();
+    // At most 192 pieces, each of at most TRANSFER_MAX_BYTES.
+    let count = list.len() as u32;
+    let flags = match transfer {
+        Transfer::Write { fua: true } => libc::RWF_DSYNC,
+        Transfer::Read | Transfer::Write { fua: false } => 0,
+    };
+    match (transfer, list) {
+        (Transfer::Read, [one]) => {
+            opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32).offset(at).build()
+        }
+        (Transfer::Read, _) => opcode::Readv::new(IMAGE, list.as_ptr(), count).offset(at).build(),
+        (Transfer::Write { .. }, [one]) => {
+            let write = opcode::Write::new(IMAGE, one.iov_base.cast_const().cast(), one.iov_len as u32);
+            write.offset(at).rw_flags(flags).build()
+        }
+        (Transfer::Write { .. }, _) => {
+            opcode::Writev::new(IMAGE, list.as_ptr(), count).offset(at).rw_flags(flags).build()
+        }
+    }
+}

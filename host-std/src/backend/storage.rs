@@ -1,0 +1,423 @@
+//! A queue's handle to an image.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use blk_core::op::{Op, Segment, total_bytes};
+use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::units::Tag;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::counters::add;
+use super::engine::{Engine, Shared, Worker};
+use super::file::{FileOptions, Way};
+use super::host::{Host, LinuxHost};
+use super::image::{OpenError, TRANSFER_MAX_BYTES};
+use super::iovecs::SEGMENTS_MAX;
+use super::job::{Home, Job};
+use super::ring::Ring;
+use super::staging::Staging;
+use super::transfer::Transfer;
+use crate::memory::HostMemory;
+
+/// Most bytes that an operation on an image in memory may have to be done on the queue's own thread: as long as that takes
+/// (some 200 us), nothing else of the queue goes on.
+const HERE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// A queue's handle to an image.
+///
+/// [`Storage::poll`] never waits. Whoever has nothing else to do sleeps in [`wait`](Self::wait), or calls
+/// [`arm`](Self::arm) and sleeps until the descriptor ([`AsFd`]) is readable, together with whatever else it waits for.
+///
+/// A handle may be dropped with operations in flight: they land, and their memory stays mapped until then.
+pub struct FileStorage<H: Host = LinuxHost> {
+    /// Makes, on this thread, the calls that wait for nothing.
+    here: Worker<H>,
+    calls: Calls,
+    // Dropped before `engine`, whose threads may have to go on with its jobs.
+    ring: Option<Ring<H>>,
+    /// Whether the ring is the best way for writes, too.
+    ring_writes: bool,
+    engine: Arc<Engine<H>>,
+    home: Arc<Home>,
+    /// Jobs not in use. There are as many jobs as the handle is deep.
+    #[expect(clippy::vec_box, reason = "a job moves between owners by pointer")]
+    free: Vec<Box<Job>>,
+    /// Ended, not yet polled.
+    ended: VecDeque<Box<Job>>,
+    staging: Staging,
+    info: Info,
+    epoch: u64,
+}
+
+/// Which operations are done on the queue's own thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Calls {
+    None,
+    /// Those that the page cache takes at once.
+    Cached {
+        reads: bool,
+        writes: bool,
+    },
+    /// All: the image lies in memory.
+    All,
+}
+
+impl<H: Host> FileStorage<H> {
+    pub(super) fn new(engine: Arc<Engine<H>>, options: &FileOptions) -> Result<Self, OpenError> {
+        let depth = usize::from(options.depth);
+        let shared = Arc::clone(&engine.shared);
+        let path = shared.image.path();
+        let fail = |what, remedy| move |errno| OpenError::System { path: path.into(), what, errno, remedy };
+        let limits = fail("make a handle", "; raise the limits on open files and memory");
+        let staging = Staging::new(depth).map_err(&limits)?;
+        let home = Arc::new(Home::new(depth, staging.anchor()).map_err(&limits)?);
+        shared.work.make_room(depth);
+        shared.flushes.make_room(depth);
+        let free = (0..options.depth).map(|number| Box::new(Job::new(number, Arc::clone(&home)))).collect();
+        let calls = calls(&shared, options.way);
+        let wanted = options.way == Way::Ring || options.way == Way::Auto && calls != Calls::All;
+        let ring = if wanted && shared.host.ring() {
+            let file = shared.image.another()?;
+            let remedy = "; permit it (sysctl kernel.io_uring_disabled, seccomp, RLIMIT_MEMLOCK), or leave the way to auto";
+            match Ring::new(Arc::clone(&shared), file, depth, home.wake_fd()) {
+                Ok(ring) => Some(ring),
+                Err(error) if options.way == Way::Ring => {
+                    let errno = error.raw_os_error().map_or(Errno::NOSYS, Errno::from_raw_os_error);
+                    return Err(fail("set up an io_uring for it", remedy)(errno));
+                }
+                Err(error) => {
+                    tracing::info!(path = %path.display(), %error, "no io_uring: threads read and write instead");
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        // Buffered writes the kernel would only hand to threads of its own, one write of a file at a time.
+        let ring_writes = options.way == Way::Ring || shared.image.direct.is_some();
+        let (epoch, info) = (shared.image.live.epoch(), shared.image.live.info());
+        let file = shared.image.another()?;
+        // An image in memory has no blocks to keep apart, and needs no bounce buffer.
+        let here = Worker { shared, file, id: usize::MAX, bounce: Cell::new(None) };
+        let ended = VecDeque::with_capacity(depth);
+        Ok(Self { here, calls, ring, ring_writes, engine, home, free, ended, staging, info, epoch })
+    }
+
+    /// What the image is, as of the last poll.
+    #[must_use]
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Operations in flight or not yet polled.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.staging.depth() - self.free.len()
+    }
+
+    /// Asks for the descriptor to become readable when the next operation ends. Returns false if one has ended already and
+    /// is there to be polled: then nothing would wake the caller.
+    pub fn arm(&mut self) -> bool {
+        let signalled = self.ring.as_ref().is_some_and(Ring::may_have_signalled);
+        self.ended.is_empty() && self.home.arm(signalled) && self.ring.as_mut().is_none_or(Ring::arm)
+    }
+
+    /// Sleeps until an operation has ended, or for `timeout`, or until a signal. Returns whether one has.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        if !self.arm() {
+            return true;
+        }
+        // A timeout beyond what the kernel can count is none.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let wake = self.home.wake_fd();
+        matches!(poll(&mut [PollFd::new(&wake, PollFlags::IN)], timeout.as_ref()), Ok(1..))
+    }
+
+    fn shared(&self) -> &Shared<H> {
+        &self.here.shared
+    }
+
+    /// Checks an operation and puts its memory into the job.
+    fn prepare<M: HostMemory + ?Sized>(
+        &self,
+        memory: &M,
+        job: &mut Job,
+        segments: &[Segment],
+    ) -> Result<(), IoErrorKind> {
+        let info = &self.info;
+        if let Some(extent) = job.op.extent() {
+            if !extent.fits(self.shared().image.live.sectors()) {
+                return Err(IoErrorKind::OutOfRange);
+            }
+            job.at = extent.offset_bytes().ok_or(IoErrorKind::OutOfRange)?;
+        }
+        if job.op.mutates() && info.read_only {
+            return Err(IoErrorKind::ReadOnly);
+        }
+        let bytes = match job.op {
+            Op::Write { fua: true, .. } if !info.fua => return Err(IoErrorKind::Unsupported),
+            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
+            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
+        };
+        let fits = bytes.is_some_and(|bytes| bytes <= u64::from(TRANSFER_MAX_BYTES));
+        if !fits || segments.len() > usize::from(SEGMENTS_MAX) || total_bytes(segments) != bytes {
+            return Err(IoErrorKind::OutOfRange);
+        }
+        for segment in segments {
+            match *segment {
+                Segment::Guest { addr, len } => {
+                    let mut done = 0;
+                    while done < len {
+                        let at = addr.checked_add(done.into()).ok_or(IoErrorKind::Memory)?;
+                        let range =
+                            memory.host_range(at, (len - done) as usize).ok_or(IoErrorKind::Memory)?;
+                        // SAFETY: `HostMemory` says that the range stays mapped as long as the anchor that the job takes below, and that
+                        // no reference to it exists. `Job::complete` clears the list before it lets the anchor go.
+                        unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
+                        done += range.len as u32;
+                    }
+                }
+                Segment::Staging { offset, len } => {
+                    let range = self.staging.range(job.tag.slot, offset, len).ok_or(IoErrorKind::Memory)?;
+                    // SAFETY: the job's home keeps the staging buffers mapped. `Staging::slice` gives out no reference while
+                    // a job that is marked `staged` is in flight, and one that it gave out borrows the handle, as does this.
+                    unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
+                    job.staged = true;
+                }
+            }
+        }
+        if job.iovecs.count() != 0 {
+            job.anchor = Some(memory.anchor());
+        }
+        Ok(())
+    }
+
+    fn count(&self, op: Op) {
+        let counters = &self.shared().counters;
+        match op {
+            Op::Read { .. } => add(&counters.reads, 1),
+            Op::Write { fua, .. } => {
+                add(&counters.writes, 1);
+                add(&counters.fua_requests, fua.into());
+            }
+            Op::WriteZeroes { .. } | Op::Discard { .. } => add(&counters.ranges, 1),
+            Op::Flush => add(&counters.flushes, 1),
+        }
+    }
+
+    /// Sends an operation that was checked on its way.
+    fn start(&mut self, job: Box<Job>) {
+        match job.op {
+            Op::Flush => return self.flush(job),
+            // Nothing to move.
+            Op::Read { .. } | Op::Write { .. } if job.iovecs.count() == 0 => return self.end(job, Ok(())),
+            _ => {}
+        }
+        let job = self.do_here(job).and_then(|job| self.give_to_ring(job));
+        if let Some(job) = job {
+            self.shared().work.push(job);
+        }
+    }
+
+    /// A flush of an image in memory has nothing to wait for. All others go to the flusher.
+    fn flush(&mut self, job: Box<Job>) {
+        let shared = self.shared();
+        let done = match self.calls {
+            _ if !shared.image.flushes => Some(Ok(())),
+            Calls::All => shared.try_sync(self.here.file.as_fd()),
+            Calls::None | Calls::Cached { .. } => None,
+        };
+        match done {
+            Some(result) => self.end(job, result),
+            None => shared.flushes.push(job),
+        }
+    }
+
+    /// Does an operation on this thread if that waits for nothing; gives back what it did not finish.
+    fn do_here(&mut self, mut job: Box<Job>) -> Option<Box<Job>> {
+        let result = match (self.calls, job.op) {
+            (Calls::All, op) => {
+                let bytes = op.extent().and_then(|extent| extent.bytes());
+                let short = bytes.is_some_and(|bytes| bytes <= HERE_MAX_BYTES);
+                short.then(|| self.here.execute(&mut job))
+            }
+            (Calls::Cached { reads: true, .. }, Op::Read { .. }) => self.read_cached(&mut job),
+            (Calls::Cached { writes: true, .. }, Op::Write { fua: false, .. }) => self.write_cached(&mut job),
+            (Calls::None | Calls::Cached { .. }, _) => None,
+        };
+        match result {
+            Some(result) => {
+                self.end(job, result);
+                None
+            }
+            None => Some(job),
+        }
+    }
+
+    /// Reads what the page cache has. `None` if it has not all of it: the job goes on elsewhere, whatever the reason.
+    fn read_cached(&mut self, job: &mut Job) -> Option<Result<(), IoError>> {
+        let (shared, file) = (&self.here.shared, self.here.file.as_fd());
+        loop {
+            let result = shared.host.read_now(file, &job.iovecs, job.at);
+            if let (Err(Errno::OPNOTSUPP), Calls::Cached { reads, .. }) = (result, &mut self.calls) {
+                *reads = false;
+            }
+            let moved = result.ok().filter(|&bytes| bytes != 0)?;
+            let ended = shared.moved(Transfer::Read, &mut job.iovecs, &mut job.at, Ok(moved));
+            if ended.is_some() {
+                return ended;
+            }
+        }
+    }
+
+    /// Writes what the page cache takes without waiting.
+    fn write_cached(&mut self, job: &mut Job) -> Option<Result<(), IoError>> {
+        let (shared, file) = (&self.here.shared, self.here.file.as_fd());
+        let start = job.op.extent()?.start;
+        shared.dirty(start, false);
+        loop {
+            let result = shared.host.write_now(file, &job.iovecs, job.at);
+            if let (Err(Errno::OPNOTSUPP), Calls::Cached { writes, .. }) = (result, &mut self.calls) {
+                *writes = false;
+            }
+            let moved = result.ok().filter(|&bytes| bytes != 0)?;
+            let transfer = Transfer::Write { fua: false };
+            if let Some(result) = shared.moved(transfer, &mut job.iovecs, &mut job.at, Ok(moved)) {
+                shared.dirty(start, false);
+                return Some(shared.settle(job.op, result));
+            }
+        }
+    }
+
+    /// Gives a read or write to the ring, if there is one and it is the best way; gives back what it does not take.
+    fn give_to_ring(&mut self, job: Box<Job>) -> Option<Box<Job>> {
+        let shared = &self.here.shared;
+        let Some(ring) = &mut self.ring else { return Some(job) };
+        let fits = match job.op {
+            Op::Read { .. } => true,
+            // Where blocks have to be kept apart, only threads can wait for them.
+            Op::Write { .. } => self.ring_writes && shared.ranges.is_none(),
+            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => false,
+        };
+        if fits && !shared.needs_bounce(&job.iovecs, job.at) { ring.push(job) } else { Some(job) }
+    }
+
+    /// Ends a job that no thread has to see. It is reported by the next poll, like any other.
+    fn end(&mut self, mut job: Box<Job>, result: Result<(), IoError>) {
+        job.end(result);
+        self.ended.push_back(job);
+    }
+
+    /// Collects what has ended.
+    fn collect(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.poll(&mut self.ended);
+        }
+        self.home.take(&mut self.ended);
+    }
+
+    fn refresh(&mut self) {
+        let live = &self.here.shared.image.live;
+        let epoch = live.epoch();
+        if epoch != self.epoch {
+            (self.epoch, self.info) = (epoch, live.info());
+        }
+    }
+
+    /// The oldest operation that has ended.
+    fn take_ended(&mut self) -> Option<Completion> {
+        let job = self.ended.pop_front()?;
+        if job.staged {
+            self.staging.give_back(job.tag.slot);
+        }
+        let completion = Completion { tag: job.tag, result: job.result };
+        self.free.push(job);
+        Some(completion)
+    }
+}
+
+/// What is done on the queues' threads.
+fn calls<H: Host>(shared: &Shared<H>, way: Way) -> Calls {
+    let image = &shared.image;
+    if way != Way::Auto || !shared.host.prompt() {
+        Calls::None
+    } else if image.in_memory {
+        Calls::All
+    } else if image.direct.is_some() {
+        Calls::None
+    } else {
+        // A write that is to be stable waits for the device.
+        Calls::Cached { reads: true, writes: !image.dsync }
+    }
+}
+
+impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
+    fn info(&self) -> &Info {
+        FileStorage::info(self)
+    }
+
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        let mut job = self.free.pop().ok_or(Busy)?;
+        (job.tag, job.op, job.staged) = (tag, op, false);
+        self.count(op);
+        let prepared = self.prepare(memory, &mut job, segments);
+        if job.staged {
+            self.staging.borrow(tag.slot);
+        }
+        let lba = op.extent().map(|extent| extent.start);
+        match prepared.map_err(|kind| IoError { kind, lba }).and_then(|()| self.shared().admit(op)) {
+            Err(error) => self.end(job, Err(error)),
+            Ok(()) => self.start(job),
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _memory: &M) -> Option<Completion> {
+        if self.ended.is_empty() {
+            self.collect();
+            self.refresh();
+        }
+        self.take_ended()
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        self.staging.slice(slot)
+    }
+
+    /// True if nothing is in flight: what has ended is forgotten. What the kernel or a thread has cannot be taken back.
+    fn fence(&mut self) -> bool {
+        self.collect();
+        let quiet = self.in_use() == self.ended.len();
+        while quiet && self.take_ended().is_some() {}
+        quiet
+    }
+}
+
+impl<H: Host> AsFd for FileStorage<H> {
+    /// Readable once an operation has ended after [`arm`](Self::arm). Not to be read from: `arm` does that.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.home.wake_fd()
+    }
+}
+
+impl<H: Host> Drop for FileStorage<H> {
+    fn drop(&mut self) {
+        self.home.close();
+    }
+}
+
+impl<H: Host> fmt::Debug for FileStorage<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let image = &self.engine.shared.image;
+        f.debug_struct("FileStorage")
+            .field("image", image)
+            .field("in_use", &self.in_use())
+            .finish_non_exhaustive()
+    }
+}
