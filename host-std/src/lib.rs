@@ -2,6 +2,7 @@
 //! the kernel reads and writes in place, and the question "is my stack safe?".
 //!
 //! - [`backend`]: a file or block device behind [`Storage`](blk_core::storage::Storage), one handle for each queue.
+//! - [`client`]: the other end of a server's socket, for tests and benchmarks without a virtual machine.
 //! - [`guest`]: small drivers that use a model over a real image, in this process.
 //! - [`memory`]: guest memory mapped into this process.
 //! - [`probe`]: what lies between a path and the medium, and whether it keeps what was acknowledged.
@@ -20,6 +21,7 @@
 //! | **Not there** | **image formats, io_uring, vhost-user, vfio-user, KVM; network storage; live resize, bandwidth limits, pause on a full disk; a fence: a reset waits for the operations in flight; systems other than Linux** |
 
 pub mod backend;
+pub mod client;
 pub mod guest;
 pub mod memory;
 pub mod probe;
