@@ -124,6 +124,8 @@ pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     pub(super) events: Events,
     pub(super) sizes: Sizes,
     resetting: bool,
+    /// Counts what changes the configuration space.
+    generation: u32,
 }
 
 impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
@@ -146,6 +148,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             events: Events::new(),
             sizes: Sizes::DEFAULT,
             resetting: false,
+            generation: 0,
         }
     }
 
@@ -204,6 +207,12 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             max_target: 255.into(),
             max_lun: u32::from(LUN_MAX).into(),
         }
+    }
+
+    /// Counts changes of the configuration space.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// The driver writes `bytes` at `offset` of the configuration space, in which `sense_size` and `cdb_size` are writable,
@@ -441,6 +450,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             }
         }
         self.events.push(self.rings.get(EVENT), address, happened);
+        self.generation = self.generation.wrapping_add(1);
     }
 
     fn notice_capacities<M: ?Sized, H: Storage<M>>(&mut self, storage: &[H]) {

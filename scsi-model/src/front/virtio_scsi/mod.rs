@@ -7,7 +7,8 @@
 //!   2.. request queues, which share the units' task sets: one thread polls them all
 //! ```
 //!
-//! [`Controller`] is the part that a server over vhost-user drives; a register front puts the device status before it.
+//! [`Controller`] is the part that a server over vhost-user drives. [`Scsi`] puts negotiation and the device status before
+//! it, for transports with registers: [`Mmio`].
 //! Segments are never kept: a chain is walked again when a unit wants its data.
 //!
 //! | | |
@@ -20,6 +21,7 @@
 
 mod address;
 mod controller;
+mod device;
 mod drive;
 mod events;
 mod functions;
@@ -31,4 +33,5 @@ pub mod wire;
 
 pub use address::{Address, LUN_MAX};
 pub use controller::{Config, Controller, NotInserted, Policy, Polled};
+pub use device::{Mmio, Scsi};
 pub use rings::{CONTROL, EVENT, REQUEST};
