@@ -1,0 +1,201 @@
+//! A queue's handle that records.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use blk_core::memory::GuestMemory as _;
+use blk_core::op::{Op, Segment, total_bytes};
+use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::units::Tag;
+
+use super::buffers::{Buffer, Buffers};
+use super::writer::Writer;
+use crate::backend::Handle;
+use crate::memory::MappedMemory;
+
+pub(super) struct RecordedHandle {
+    inner: Box<dyn Handle>,
+    writer: Arc<Writer>,
+    /// Its number in the recording.
+    number: u32,
+    in_flight: HashMap<Tag, InFlight>,
+    /// What was not given to the host, and is still to be reported.
+    refused: VecDeque<Completion>,
+    buffers: Buffers,
+    /// The host was busy, and nothing has completed since: it is not asked, and nothing recorded, again.
+    full: bool,
+    /// A write's data on its way from the guest to the recording and the host.
+    data: Vec<u8>,
+}
+
+struct InFlight {
+    op: Op,
+    /// The sequence number of its submission.
+    submission: u64,
+    /// A write's data.
+    buffer: Option<Buffer>,
+    /// A write came from the staging buffer of this slot, which stays closed until it has ended.
+    staged: Option<u16>,
+}
+
+impl RecordedHandle {
+    pub(super) fn new(inner: Box<dyn Handle>, writer: Arc<Writer>, number: u32) -> Self {
+        Self {
+            inner,
+            writer,
+            number,
+            in_flight: HashMap::new(),
+            refused: VecDeque::new(),
+            buffers: Buffers::default(),
+            full: false,
+            data: Vec::new(),
+        }
+    }
+
+    /// Copies the data of a write, once. A guest that changes it meanwhile changes neither what is recorded nor what is
+    /// written.
+    fn gather(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<(), IoErrorKind> {
+        self.data.clear();
+        let Op::Write { extent, .. } = op else { return Ok(()) };
+        let info = self.inner.info();
+        let bytes = extent.bytes().filter(|&bytes| bytes <= u64::from(info.transfer_max_bytes));
+        if total_bytes(segments) != bytes || segments.len() > usize::from(info.segments_max) {
+            return Err(IoErrorKind::OutOfRange);
+        }
+        for segment in segments {
+            let (start, len) = (self.data.len(), segment.len() as usize);
+            match *segment {
+                Segment::Guest { addr, .. } => {
+                    self.data.resize(start + len, 0);
+                    memory.read(addr, &mut self.data[start..]).map_err(|_| IoErrorKind::Memory)?;
+                }
+                Segment::Staging { offset, .. } => {
+                    let staging = self.inner.staging(tag.slot);
+                    let piece = staging.get(offset as usize..).and_then(|rest| rest.get(..len));
+                    self.data.extend_from_slice(piece.ok_or(IoErrorKind::Memory)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends an operation that the host does not get. The next poll reports it.
+    fn refuse(&mut self, tag: Tag, op: Op, kind: IoErrorKind) {
+        let lba = op.extent().map(|extent| extent.start);
+        self.refused.push_back(Completion { tag, result: Err(IoError { kind, lba }) });
+    }
+}
+
+impl Storage<MappedMemory> for RecordedHandle {
+    fn info(&self) -> &Info {
+        self.inner.info()
+    }
+
+    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.full && !self.in_flight.is_empty() {
+            return Err(Busy);
+        }
+        if let Err(kind) = self.gather(memory, tag, op, segments) {
+            self.refuse(tag, op, kind);
+            return Ok(());
+        }
+        let buffer = match self.data.as_slice() {
+            [] => None,
+            data => match self.buffers.holding(data) {
+                Ok(buffer) => Some(buffer),
+                Err(_) if self.in_flight.is_empty() => {
+                    self.refuse(tag, op, IoErrorKind::Medium);
+                    return Ok(());
+                }
+                // No memory now; there is more once something has ended.
+                Err(_) => return Err(Busy),
+            },
+        };
+        // Recorded before the host has it: a flush covers what was recorded as complete before it.
+        let Ok(submission) = self.writer.submit(self.number, op, &self.data) else {
+            // A recording that misses an operation is worth nothing: what it would miss is not done.
+            if let Op::Read { .. } = op {
+                return self.inner.submit(memory, tag, op, segments);
+            }
+            self.refuse(tag, op, IoErrorKind::Medium);
+            return Ok(());
+        };
+        let result = match &buffer {
+            Some(buffer) => self.inner.submit(buffer.memory(), tag, op, &[buffer.segment()]),
+            None => self.inner.submit(memory, tag, op, segments),
+        };
+        if result.is_err() {
+            self.full = true;
+            if let Some(buffer) = buffer {
+                self.buffers.give_back(buffer);
+            }
+            // If it cannot be recorded, that is found out by the next operation.
+            let _ = self.writer.withdrawn(self.number, submission);
+            return Err(Busy);
+        }
+        let staged = segments.iter().any(|segment| matches!(segment, Segment::Staging { .. }));
+        let staged = (staged && buffer.is_some()).then_some(tag.slot);
+        self.in_flight.insert(tag, InFlight { op, submission, buffer, staged });
+        Ok(())
+    }
+
+    fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
+        if let Some(refused) = self.refused.pop_front() {
+            return Some(refused);
+        }
+        let mut completion = self.inner.poll(memory)?;
+        self.full = false;
+        let Some(ended) = self.in_flight.remove(&completion.tag) else { return Some(completion) };
+        if let Some(buffer) = ended.buffer {
+            self.buffers.give_back(buffer);
+        }
+        // Recorded before the guest can hear of it.
+        let recorded = self.writer.complete(self.number, ended.op, ended.submission, completion.result);
+        if recorded.is_err() && !matches!(ended.op, Op::Read { .. }) && completion.result.is_ok() {
+            completion.result = Err(IoErrorKind::Medium.into());
+        }
+        Some(completion)
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        if self.in_flight.values().any(|pending| pending.staged == Some(slot)) {
+            return &mut [];
+        }
+        self.inner.staging(slot)
+    }
+
+    fn fence(&mut self) -> bool {
+        if !self.inner.fence() {
+            return false;
+        }
+        for pending in self.in_flight.drain().filter_map(|(_, pending)| pending.buffer) {
+            self.buffers.give_back(pending);
+        }
+        self.refused.clear();
+        self.full = false;
+        // If it cannot be recorded, what was in flight counts as in flight for ever, which allows more, never less.
+        let _ = self.writer.fence(self.number);
+        true
+    }
+}
+
+impl Handle for RecordedHandle {
+    fn arm(&mut self) -> bool {
+        self.refused.is_empty() && self.inner.arm()
+    }
+
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.inner.wake_fd()
+    }
+
+    fn drain(&mut self, on: bool) {
+        self.inner.drain(on);
+    }
+}

@@ -1,0 +1,242 @@
+//! Recordings: everything that a host was given, in order, so that the image can be rebuilt at any point and every power cut
+//! tried.
+//!
+//! A [`Recorder`] is a layer over any [`Backend`]. It appends to a file
+//!
+//! - each operation, with the data of a write, **before** the host is given it,
+//! - each completion when it is polled, **before** the guest can be told of it,
+//! - marks that a harness sets ([`Recorder::mark`]): what the guest said that it had been told, such as a completed fsync.
+//!
+//! All handles of the image append under one lock, so the file has one order, and that order is the one by which the
+//! [storage contract](blk_core::storage::Storage) decides what a flush covers: exactly the changes whose completions are
+//! recorded before the flush is. The data of a write is copied out of the guest's memory once, and that copy is both recorded
+//! and written: a guest that changes it meanwhile changes neither. Of a read, the range and the result are recorded and not the
+//! data. The file survives `kill -9` of the server; it is not made stable against a power cut of the host that records.
+//!
+//! A recording that cannot be written (its file system is full) fails flushes and writes from then on: what it would miss is
+//! not done. A server that is restarted appends a new session to the same file, after cutting off what its predecessor left
+//! half-written. In between, nobody else may change the image.
+//!
+//! # Format, version 1
+//!
+//! Little-endian throughout. CRC is CRC32C (RFC 3720, 12.1, the polynomial 1EDC6F41h).
+//!
+//! | file header | bytes | |
+//! |---|---|---|
+//! | magic | 8 | `89 42 4c 4b 52 45 43 0a` |
+//! | version | 2 | 1; a reader refuses others |
+//! | reserved | 2 | 0 |
+//! | base | 4 | the image at the start: 0 all zeroes, 1 data |
+//! | sectors | 8 | its size in units of 512 bytes |
+//! | hash | 16 | XXH3-128 of its contents, 0 where they are zeroes |
+//! | padding | 20 | 0 |
+//! | crc | 4 | of the 60 bytes before |
+//!
+//! Records follow, each a header and a body:
+//!
+//! | record header | bytes | |
+//! |---|---|---|
+//! | length | 4 | bytes of the body |
+//! | kind | 2 | below |
+//! | flags | 2 | of a submission: bit 0 FUA, bit 1 may unmap, bit 2 the data is zeroes and left out; else 0 |
+//! | handle | 4 | numbered within the session; 0 for records of the whole image |
+//! | body crc | 4 | of the body |
+//! | sequence | 8 | the number of records before this one |
+//! | crc | 4 | of the 24 bytes before |
+//!
+//! | kind | body | |
+//! |---|---|---|
+//! | 1 session | 48 | seconds since 1970 (8), process (4), 0 (4), info (32): a server begins |
+//! | 2 info | 32 | what the storage is from now on: sectors (8), logical block, physical block, optimal transfer, staging, largest transfer (4 each), segments (2), cache (1: 0 write-through, 1 write-back, 2 unsafe), flags (1: read-only, rotational, FUA, ranges stable, discard) |
+//! | 3 submission | 24 + data | operation (1: 0 read, 1 write, 2 write-zeroes, 3 discard, 4 flush), 0 (7), first sector (8), sectors (8), the data of a write |
+//! | 4 completion | 24 | sequence of the submission (8), sector of an error or all ones (8), result (1: 0 success, 1 medium, 2 no space, 3 read-only, 4 out of range, 5 memory, 6 latched, 7 unsupported), 0 (7) |
+//! | 5 withdrawal | 8 | sequence of the submission: the host was busy and took nothing |
+//! | 6 fence | 0 | nothing in flight on the handle lands any more, and no completion of it comes |
+//! | 7 mark | n | UTF-8 |
+//! | 8 end | 0 | the server stopped in order |
+//!
+//! A **position** is a number of records: the image at position n is what the first n records say. A file that ends within a
+//! record was cut off there: the records before it count. A checksum that is wrong, or a sequence with a gap, is damage.
+
+mod buffers;
+mod contents;
+pub(crate) mod format;
+mod handle;
+mod writer;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use blk_core::storage::{Info, IoErrorKind};
+use zerocopy::IntoBytes as _;
+
+use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
+use crate::replay::{Log, LogError};
+
+pub use contents::Contents;
+pub(crate) use contents::Summary;
+pub(crate) use writer::is_zero;
+
+use format::FileHeader;
+use handle::RecordedHandle;
+use writer::Writer;
+
+/// How long the recording of a server that was killed may still be locked: until the kernel has closed its files.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// A recording could not be begun or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The kernel refused.
+    #[error("{path}: cannot {what} the recording: {error}; give --record a path that can be written")]
+    System {
+        /// The recording.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's error.
+        error: std::io::Error,
+    },
+    /// Another server appends to it.
+    #[error("{path}: another server records into it; stop that one, or give --record another path")]
+    InUse {
+        /// The recording.
+        path: PathBuf,
+    },
+    /// What is there cannot be appended to.
+    #[error("{0}; give --record another path, or remove the file")]
+    Unreadable(#[from] LogError),
+    /// The image's contents could not be read.
+    #[error("cannot read the image that is to be recorded: {0:?}; check it with a read of the whole file")]
+    Image(IoErrorKind),
+    /// The image could give no handle.
+    #[error(transparent)]
+    Handle(#[from] OpenError),
+    /// The recording cannot be written any more; the log has said why.
+    #[error("{path}: the recording can no longer be written; make room for it, then restart the server")]
+    Broken {
+        /// The recording.
+        path: PathBuf,
+    },
+}
+
+/// A backend that records what goes through it. See the [module](self).
+pub struct Recorder {
+    inner: Arc<dyn Backend>,
+    path: PathBuf,
+    writer: Arc<Writer>,
+    handles: AtomicU32,
+}
+
+impl Recorder {
+    /// Records what `inner` is given from now on: into a new file, or, where there is a recording already, in a new session
+    /// at its end.
+    ///
+    /// The image is read through, once, when its recording begins.
+    ///
+    /// # Errors
+    /// [`RecordError`], which names the file and the remedy.
+    pub fn open(inner: Arc<dyn Backend>, path: impl Into<PathBuf>) -> Result<Self, RecordError> {
+        let path = path.into();
+        let system = |what| {
+            let path = path.clone();
+            move |error| RecordError::System { path, what, error }
+        };
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = file.map_err(system("open"))?;
+        lock(&file, &path)?;
+        let info = inner.info();
+        let empty = file.metadata().map_err(system("look at"))?.len() == 0;
+        let records = if empty {
+            let mut handle = inner.handle()?;
+            let contents = contents::read(&mut *handle).map_err(RecordError::Image)?;
+            let hash = match contents {
+                Contents::Zeroes => None,
+                Contents::Data { hash } => Some(hash),
+            };
+            file.write_all(FileHeader::new(info.sectors, hash).as_bytes()).map_err(system("write"))?;
+            0
+        } else {
+            let log = Log::open(&path)?;
+            file.set_len(log.whole_bytes()).map_err(system("cut the tail off"))?;
+            file.seek(SeekFrom::End(0)).map_err(system("append to"))?;
+            log.positions()
+        };
+        let begun = Writer::begin(path.clone(), file, records, info);
+        let writer = Arc::new(begun.map_err(|_| RecordError::Broken { path: path.clone() })?);
+        Ok(Self { inner, path, writer, handles: AtomicU32::new(0) })
+    }
+
+    /// Notes something that happened outside, such as what a guest said on its console. Returns the first position of which
+    /// the mark is part.
+    ///
+    /// # Errors
+    /// [`RecordError::Broken`] if the recording cannot be written.
+    pub fn mark(&self, text: &str) -> Result<u64, RecordError> {
+        self.writer.mark(text).map_err(|_| RecordError::Broken { path: self.path.clone() })
+    }
+
+    /// The position reached.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.writer.position()
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), RecordError> {
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => return Err(RecordError::InUse { path: path.into() }),
+            Err(TryLockError::Error(error)) => {
+                return Err(RecordError::System { path: path.into(), what: "lock", error });
+            }
+        }
+    }
+}
+
+impl Backend for Recorder {
+    fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
+        let inner = self.inner.handle()?;
+        let number = self.handles.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(RecordedHandle::new(inner, Arc::clone(&self.writer), number)))
+    }
+
+    fn info(&self) -> Info {
+        self.inner.info()
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
+        let info = self.inner.resize(bytes)?;
+        // If it cannot be recorded, neither can any write, which therefore fails.
+        let _ = self.writer.changed(&info);
+        Ok(info)
+    }
+
+    fn counts(&self) -> Counts {
+        self.inner.counts()
+    }
+
+    fn latched(&self) -> Option<LatchCause> {
+        self.inner.latched()
+    }
+
+    fn latch(&self, cause: LatchCause) {
+        self.inner.latch(cause);
+    }
+}
