@@ -48,7 +48,7 @@ pub(crate) enum Gate {
     Simple,
     HeadOfQueue,
     Ordered,
-    /// Runs with nothing beside it, not even HEAD OF QUEUE: the cache switch, START STOP UNIT, COMPARE AND WRITE.
+    /// Runs with nothing beside it, not even HEAD OF QUEUE: the cache switch, START STOP UNIT, COMPARE AND WRITE, ORWRITE.
     Alone,
 }
 

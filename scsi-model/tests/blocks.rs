@@ -229,6 +229,57 @@ fn compare_and_write_writes_only_where_all_of_it_matches() {
 }
 
 /// PEERS, 12a: bit 3 of WRITE SAME is UNMAP, not FUA.
+/// A device that is killed after the write of a COMPARE AND WRITE, and before its answer, has written what would be compared.
+#[test]
+fn a_compare_and_write_that_had_compared_is_not_compared_once_more() {
+    let cdb = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0];
+    let mut rig = Rig::new();
+    let data = [rig.sector(3), vec![0x55; BLOCK]].concat();
+    assert_eq!(rig.outcome(&cdb, &data, 0), Outcome::Good);
+    assert_eq!(rig.transport.noted, [0]);
+    let mut later = Rig::on(rig.disk);
+    later.transport.begun = rig.transport.noted;
+    assert_eq!(later.outcome(&cdb, &data, 0), Outcome::Good);
+    assert_eq!(later.sector(3), [0x55; BLOCK]);
+    assert_eq!(later.log().last(), Some(&write(3, 1, false)));
+    later.transport.begun.clear();
+    assert_eq!(later.sense(&cdb, &data), (0xe, 0x1d00), "a new one does compare");
+    assert_eq!(later.transport.noted, [0_u64; 0], "what miscompares does not write");
+}
+
+#[test]
+fn orwrite_sets_bits_and_clears_none() {
+    let mut rig = Rig::new();
+    rig.disk.info.staging_bytes = 1024;
+    let before: Vec<u8> = (5..8).flat_map(|lba| rig.sector(lba)).collect();
+    let data: Vec<u8> = (0..3 * BLOCK).map(|at| (at * 7) as u8).collect();
+    let expected: Vec<u8> = before.iter().zip(&data).map(|(a, b)| a | b).collect();
+    let cdb = [0x8b, 0x08, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 3, 0, 0];
+    rig.log();
+    rig.data_out(&cdb, &data);
+    assert_eq!(rig.log(), [read(5, 2), write(5, 2, true), read(7, 1), write(7, 1, true)]);
+    let after: Vec<u8> = (5..8).flat_map(|lba| rig.sector(lba)).collect();
+    assert_eq!(after, expected);
+    rig.data_out(&cdb, &data);
+    assert_eq!(
+        (5..8).flat_map(|lba| rig.sector(lba)).collect::<Vec<u8>>(),
+        expected,
+        "once more is the same"
+    );
+    assert_eq!(rig.outcome(&cdb, &data[1..], 0), Outcome::Overrun);
+}
+
+/// SBC-3, GET LBA STATUS: 0 says mapped or unknown, and is true of every block of every storage.
+#[test]
+fn the_status_of_a_block_is_mapped_or_unknown() {
+    let mut rig = Rig::new();
+    let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 7, 0xfe, 0, 0, 0, 255, 0, 0];
+    let data = rig.data_in(&cdb, 255);
+    assert_eq!(data, [0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0xfe, 0, 0, 0, 2, 0, 0, 0, 0]);
+    let beyond = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 255, 0, 0];
+    assert_eq!(rig.sense(&beyond, &[]), (5, 0x2100));
+}
+
 #[test]
 fn write_same_of_zeroes_may_unmap_and_is_no_fua() {
     let mut rig = Rig::new();

@@ -35,12 +35,14 @@ fn an_allocation_length_never_moves_more_than_there_is() {
         assert_eq!(data.len(), usize::from(allocation).min(96));
         assert!(data.get(4).is_none_or(|additional| *additional == 91));
     }
-    assert_eq!(rig.data_in(&[0x12, 0, 0, 0xff, 0xff, 0], 3).len(), 3, "the buffer is shorter");
+    assert_eq!(rig.data_in(&[0x12, 0, 0, 0xff, 0xff, 0], 96).len(), 96, "the data is shorter, and fits");
+    for (cdb, room) in [([0x12, 0, 0, 0xff, 0xff, 0], 95), ([0x1a, 0, 0x3f, 0, 255, 0], 7)] {
+        assert_eq!(rig.outcome(&cdb, &[], room), Outcome::Overrun, "the buffer is too short for the data");
+    }
     assert_eq!(rig.data_in(&[0x12, 0, 0, 0xff, 0xff, 0], BUFFER).len(), 96);
     let luns = [0xa0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
     assert_eq!(rig.data_in(&luns, BUFFER), [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    let sense = [0x1a, 0, 0x3f, 0, 255, 0];
-    assert_eq!(rig.data_in(&sense, 7).len(), 7);
+    assert_eq!(rig.data_in(&[0x1a, 0, 0x3f, 0, 7, 0], 7).len(), 7);
 }
 
 #[test]

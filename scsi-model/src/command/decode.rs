@@ -60,6 +60,11 @@ pub(super) fn read_capacity16(cdb: &Cdb) -> Decoded {
     Ok(Command::ReadCapacity16 { allocation: block.allocation.get() })
 }
 
+pub(super) fn get_lba_status(cdb: &Cdb) -> Decoded {
+    let block: ServiceActionIn16 = cdb.view();
+    Ok(Command::GetLbaStatus { lba: block.lba.get(), allocation: block.allocation.get() })
+}
+
 pub(super) fn mode_sense6(cdb: &Cdb) -> Decoded {
     let block: Short6 = cdb.view();
     Ok(Command::ModeSense(ModeSense {
@@ -158,6 +163,11 @@ pub(super) fn verify(cdb: &Cdb) -> Decoded {
 pub(super) fn compare_and_write(cdb: &Cdb) -> Decoded {
     let (flags, blocks) = range(cdb);
     Ok(Command::CompareAndWrite { blocks, fua: flags & FUA != 0 })
+}
+
+pub(super) fn or_write(cdb: &Cdb) -> Decoded {
+    let (flags, blocks) = range(cdb);
+    Ok(Command::OrWrite { blocks, fua: flags & FUA != 0 })
 }
 
 pub(super) fn synchronize_cache(cdb: &Cdb) -> Decoded {

@@ -142,6 +142,10 @@ pub enum Command {
     ReadCapacity16 {
         allocation: u32,
     },
+    GetLbaStatus {
+        lba: u64,
+        allocation: u32,
+    },
     ModeSense(ModeSense),
     ModeSelect {
         form: ModeForm,
@@ -170,6 +174,10 @@ pub enum Command {
         against: Against,
     },
     CompareAndWrite {
+        blocks: Blocks,
+        fua: bool,
+    },
+    OrWrite {
         blocks: Blocks,
         fua: bool,
     },

@@ -14,8 +14,8 @@ use crate::command::Command;
 use crate::sense::{Code, Key, Sense};
 use crate::transport::Transport;
 use crate::wire::data::{
-    BlockLimits, Capacity10, Capacity16, Characteristics, Designator, ExtendedInquiry, Inquiry, LunsHead,
-    Provisioning, VpdHead,
+    BlockLimits, Capacity10, Capacity16, Characteristics, Designator, ExtendedInquiry, Inquiry, LbaStatus,
+    LunsHead, Provisioning, VpdHead,
 };
 
 /// Most logical units that REPORT LUNS lists.
@@ -71,6 +71,7 @@ impl Unit {
             Command::ReportOpcodes { options, timeouts, opcode, service_action, allocation } => {
                 (opcodes::report(options, timeouts, opcode, service_action, info)?, allocation)
             }
+            Command::GetLbaStatus { lba, allocation } => (lba_status(lba, info)?, allocation),
             Command::ReadCapacity10 => (read_capacity10(info)?, u32::MAX),
             Command::ReadCapacity16 { allocation } => (read_capacity16(info)?, allocation),
             Command::ModeSense(sense) => (self.mode_sense(&sense, info)?, sense.allocation.into()),
@@ -207,6 +208,17 @@ fn provisioning(info: &Info) -> Provisioning {
 
 fn last_block(info: &Info) -> Result<u64, Sense> {
     capacity_blocks(info).checked_sub(1).ok_or(Sense::new(Key::NotReady, Code::MEDIUM_NOT_PRESENT))
+}
+
+/// Of every block it is true that it is mapped or not known to be: a storage cannot be asked which blocks it has space for.
+fn lba_status(lba: u64, info: &Info) -> Result<Reply, Sense> {
+    let blocks = capacity_blocks(info).checked_sub(lba).filter(|blocks| *blocks != 0);
+    let blocks = u32::try_from(blocks.ok_or(Sense::OUT_OF_RANGE)?).unwrap_or(u32::MAX);
+    let status =
+        LbaStatus { bytes: 20.into(), lba: lba.into(), blocks: blocks.into(), ..LbaStatus::new_zeroed() };
+    let mut reply = Reply::new();
+    reply.push(status.as_bytes());
+    Ok(reply)
 }
 
 fn read_capacity10(info: &Info) -> Result<Reply, Sense> {

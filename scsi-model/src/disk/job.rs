@@ -56,6 +56,7 @@ pub(super) enum Verb {
     /// WRITE SAME of a pattern.
     Fill,
     CompareAndWrite,
+    OrWrite,
 }
 
 /// Moves blocks in chunks: as many at a time as the guest's segments, the storage and the staging buffer allow.
@@ -67,7 +68,7 @@ pub(super) struct Transfer {
     done_sectors: u64,
     /// Sectors of the operation in flight.
     chunk_sectors: u64,
-    /// The second of a verb's two operations: reading back what was written, writing after comparing.
+    /// The second of a verb's two operations: reading back what was written, writing after comparing or reading.
     second: bool,
 }
 
@@ -169,7 +170,9 @@ impl Job {
         let Self::Transfer(transfer) = self else { return 0 };
         let done = sector_bytes(transfer.done_sectors);
         match transfer.verb {
-            Verb::Read | Verb::Write | Verb::WriteAndVerify | Verb::Verify(Against::Data) => done,
+            Verb::Read | Verb::Write | Verb::WriteAndVerify | Verb::OrWrite | Verb::Verify(Against::Data) => {
+                done
+            }
             Verb::CompareAndWrite => done.saturating_mul(2),
             Verb::Verify(Against::Nothing | Against::OneBlock) | Verb::Fill => 0,
         }
@@ -188,10 +191,10 @@ impl Transfer {
             (Verb::Write, _) | (Verb::WriteAndVerify, false) | (Verb::CompareAndWrite, true) => {
                 Move::WriteGuest
             }
-            (Verb::Verify(_), _) | (Verb::WriteAndVerify, true) | (Verb::CompareAndWrite, false) => {
-                Move::ReadStaging
-            }
-            (Verb::Fill, _) => Move::WriteStaging,
+            (Verb::Verify(_), _)
+            | (Verb::WriteAndVerify, true)
+            | (Verb::CompareAndWrite | Verb::OrWrite, false) => Move::ReadStaging,
+            (Verb::Fill, _) | (Verb::OrWrite, true) => Move::WriteStaging,
         }
     }
 
@@ -209,6 +212,10 @@ impl Transfer {
     {
         if self.done_sectors >= self.extent.sectors {
             return Ok(None);
+        }
+        if self.compares_first() && !self.second {
+            // A device before this one has compared, and may have written what would be compared now.
+            self.second = io.transport.has_begun(task.tag);
         }
         self.chunk_sectors = self.segments(slot, task, io, list)?;
         let start = self.extent.start.0.saturating_add(self.done_sectors);
@@ -246,8 +253,8 @@ impl Transfer {
         if !matches!(self.verb, Verb::Read | Verb::Write) {
             most = most.min(info.staging_bytes.into());
         }
-        if self.verb == Verb::WriteAndVerify && self.second {
-            // Just what was written.
+        if matches!(self.verb, Verb::WriteAndVerify | Verb::OrWrite) && self.second {
+            // Just what was written, or read.
             most = sector_bytes(self.chunk_sectors);
         }
         let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors)).min(most);
@@ -273,7 +280,7 @@ impl Transfer {
             // One block in more pieces than the storage takes.
             return Err(Sense::DATA_PHASE);
         }
-        if self.movement() == Move::WriteStaging {
+        if self.verb == Verb::Fill {
             repeat_pattern(slot, task.tag, bytes, &info, io)?;
         }
         Ok(bytes >> SECTOR_BYTES.trailing_zeros())
@@ -285,17 +292,32 @@ impl Transfer {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if self.movement() == Move::ReadStaging {
-            self.compare(slot, task, io)?;
-        }
         match (self.verb, self.second) {
-            // What was written is read back; what was compared is written.
-            (Verb::WriteAndVerify | Verb::CompareAndWrite, false) => {
+            // What was written is read back.
+            (Verb::WriteAndVerify, false) => {
                 self.second = true;
                 return Ok(());
             }
-            (Verb::WriteAndVerify, true) => self.second = false,
-            _ => {}
+            // What was compared is written, whatever becomes of this device.
+            (Verb::CompareAndWrite, false) => {
+                self.compare(slot, task, io)?;
+                io.transport.note_begun(task.tag);
+                self.second = true;
+                return Ok(());
+            }
+            // Done once more it comes to the same, so that nobody has to know how far it came.
+            (Verb::OrWrite, false) => {
+                self.merge(slot, task, io)?;
+                self.second = true;
+                return Ok(());
+            }
+            (Verb::WriteAndVerify, true) => {
+                self.compare(slot, task, io)?;
+                self.second = false;
+            }
+            (Verb::OrWrite, true) => self.second = false,
+            (Verb::Verify(_), _) => self.compare(slot, task, io)?,
+            (Verb::Read | Verb::Write | Verb::Fill, _) | (Verb::CompareAndWrite, true) => {}
         }
         self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
         Ok(())
@@ -331,6 +353,28 @@ impl Transfer {
                 let sector = self.extent.start.0.saturating_add(self.done_sectors);
                 (sector >> sectors_per_block.trailing_zeros()).saturating_add(index as u64)
             }));
+        }
+        Ok(())
+    }
+
+    /// ORs the guest's data into what was read into the staging buffer.
+    fn merge<M, S, T>(&self, slot: u16, task: &Task, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let len = usize::try_from(sector_bytes(self.chunk_sectors)).map_err(|_| Sense::DATA_PHASE)?;
+        let data = io.storage.staging(slot).get_mut(..len).ok_or(Sense::DATA_PHASE)?;
+        let mut at = sector_bytes(self.done_sectors);
+        for sector in data.chunks_exact_mut(SECTOR_BYTES as usize) {
+            let mut theirs = [0; SECTOR_BYTES as usize];
+            let taken = take(io.memory, io.transport, task.tag, at, &mut theirs);
+            taken.map_err(|_| Sense::DATA_PHASE)?;
+            for (ours, theirs) in sector.iter_mut().zip(theirs) {
+                *ours |= theirs;
+            }
+            at = at.saturating_add(SECTOR_BYTES.into());
         }
         Ok(())
     }

@@ -253,6 +253,7 @@ impl Unit {
             Command::CompareAndWrite { blocks, fua } => {
                 transfer(Verb::CompareAndWrite, blocks, fua, task, info)
             }
+            Command::OrWrite { blocks, fua } => transfer(Verb::OrWrite, blocks, fua, task, info),
             Command::SynchronizeCache { blocks } => {
                 // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3, SYNCHRONIZE CACHE(10)).
                 extent(blocks, info)?;
@@ -274,8 +275,11 @@ impl Unit {
             Command::Unknown { .. } => Err(Sense::INVALID_OPCODE.into()),
             command => {
                 let (reply, allocation) = self.answer(command, info, io)?;
-                let room = u64::from(allocation).min(task.data_in_bytes);
-                let moved_bytes = put(io.memory, io.transport, task.tag, reply.bytes(), room)?;
+                let wanted = u64::from(allocation).min(reply.bytes().len() as u64);
+                if task.data_in_bytes < wanted {
+                    return Err(Refusal::Overrun);
+                }
+                let moved_bytes = put(io.memory, io.transport, task.tag, reply.bytes(), wanted)?;
                 Ok(Begun { moved_bytes, job: None })
             }
         }
@@ -328,7 +332,9 @@ fn transfer(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> 
     let one_block = u64::from(info.logical_block_bytes).min(bytes);
     let (needs, has) = match verb {
         Verb::Read => (bytes, task.data_in_bytes),
-        Verb::Write | Verb::WriteAndVerify | Verb::Verify(Against::Data) => (bytes, task.data_out_bytes),
+        Verb::Write | Verb::WriteAndVerify | Verb::OrWrite | Verb::Verify(Against::Data) => {
+            (bytes, task.data_out_bytes)
+        }
         Verb::CompareAndWrite => (bytes.saturating_mul(2), task.data_out_bytes),
         Verb::Verify(Against::OneBlock) | Verb::Fill => (one_block, task.data_out_bytes),
         Verb::Verify(Against::Nothing) => (0, 0),

@@ -187,7 +187,7 @@ layout! {
     }
 }
 layout! {
-    /// READ CAPACITY(16): SBC-3 5.16.
+    /// READ CAPACITY(16), GET LBA STATUS: SBC-3 5.16, GET LBA STATUS.
     ServiceActionIn16, 16, {
         /// Operation code.
         opcode: u8,

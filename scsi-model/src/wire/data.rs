@@ -153,6 +153,23 @@ layout! {
     }
 }
 layout! {
+    /// GET LBA STATUS data with one descriptor: SBC-3, GET LBA STATUS.
+    LbaStatus, 24, {
+        /// Bytes that follow.
+        bytes: U32,
+        /// Reserved.
+        reserved: [u8; 4],
+        /// First logical block.
+        lba: U64,
+        /// Blocks that are alike.
+        blocks: U32,
+        /// PROVISIONING STATUS 3:0. 0: mapped, or in an unknown state.
+        status: u8,
+        /// Reserved.
+        reserved_too: [u8; 3],
+    }
+}
+layout! {
     /// Head of REPORT LUNS data: SPC-4, REPORT LUNS.
     LunsHead, 8, {
         /// Bytes that follow this head.

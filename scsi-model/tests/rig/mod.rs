@@ -191,6 +191,10 @@ impl Storage<Memory> for Disk {
 /// Cuts every buffer into pieces of `piece` bytes.
 pub struct Pieces {
     pub piece: u64,
+    /// Tasks that a device before this one has begun.
+    pub begun: Vec<u64>,
+    /// Tasks that this one has begun.
+    pub noted: Vec<u64>,
 }
 
 impl Transport for Pieces {
@@ -209,6 +213,14 @@ impl Transport for Pieces {
             at = end;
         }
         Ok(())
+    }
+
+    fn has_begun(&self, tag: u64) -> bool {
+        self.begun.contains(&tag)
+    }
+
+    fn note_begun(&mut self, tag: u64) {
+        self.noted.push(tag);
     }
 }
 
@@ -243,7 +255,7 @@ impl Rig {
             unit: LogicalUnit::new(config, &disk.info).unwrap(),
             memory: Memory(RefCell::new(vec![0xee; TAGS * BUFFER])),
             disk,
-            transport: Pieces { piece: 4096 },
+            transport: Pieces { piece: 4096, begun: Vec::new(), noted: Vec::new() },
         }
     }
 
