@@ -26,5 +26,7 @@ pub mod guest;
 pub mod memory;
 pub mod probe;
 pub mod proof;
+pub mod record;
+pub mod replay;
 pub mod server;
 pub mod trace;

@@ -62,6 +62,8 @@ mod buffers;
 mod contents;
 pub(crate) mod format;
 mod handle;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fs::{File, OpenOptions, TryLockError};

@@ -85,7 +85,7 @@ impl Writer {
     /// The host was busy after all.
     pub(super) fn withdrawn(&self, handle: u32, submission: u64) -> Result<(), Broken> {
         let body = WithdrawnBody { submission: submission.into() };
-        self.lock().append(&self.path, kind::WITHDRAWN, 0, handle, [body.as_bytes(), &[]], When::Later)
+        self.lock().append(&self.path, kind::WITHDRAWN, 0, handle, [body.as_bytes(), &[]], When::Now)
     }
 
     /// A completion was taken from the host.
