@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use table::{Addressing, Advertised, Needs, Operation, Protocol, Row, TABLE};
 
-use crate::drive::Power;
+use crate::drive::{Direction, Power};
 use crate::wire::{DeviceBits, Pair, TaskFile};
 
 /// The CHS translation in force (ATA/ATAPI-5, INITIALIZE DEVICE PARAMETERS).
@@ -72,6 +72,20 @@ pub struct Blocks {
     pub count: u32,
 }
 
+/// READ or WRITE FPDMA QUEUED.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Queued {
+    /// 0 to 31. Not yet checked against what is outstanding.
+    pub tag: u8,
+    /// Which way.
+    pub direction: Direction,
+    /// Where.
+    pub blocks: Blocks,
+    /// Force Unit Access.
+    pub fua: bool,
+}
+
 /// A decoded command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -85,6 +99,8 @@ pub enum Command {
         /// Force Unit Access.
         fua: bool,
     },
+    /// A queued read or write.
+    Queued(Queued),
     /// Blocks read from the medium and dropped.
     Verify(Blocks),
     /// Everything acknowledged becomes stable. `ext` decides how an error's address is reported.
@@ -172,6 +188,13 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
     let command = match row.operation {
         Operation::Read => Command::Read(blocks()?),
         Operation::Write { fua } => Command::Write { blocks: blocks()?, fua },
+        // ATA8-ACS, READ FPDMA QUEUED: the tag is Count(7:3), FUA is Device bit 7. The priority in Count(15:14) is a hint.
+        Operation::Queued(direction) => Command::Queued(Queued {
+            tag: task.count.current >> 3,
+            direction,
+            blocks: blocks()?,
+            fua: task.device & DeviceBits::FUA.bits() != 0,
+        }),
         Operation::Verify => Command::Verify(blocks()?),
         Operation::Flush => Command::Flush,
         Operation::Identify => Command::Identify,
@@ -213,20 +236,21 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
 fn blocks(addressing: Addressing, task: &TaskFile, geometry: Geometry) -> Result<Blocks, Reject> {
     let lba = match addressing {
         Addressing::None => 0,
-        Addressing::Lba48 => task.lba48(),
+        Addressing::Lba48 | Addressing::Queued => task.lba48(),
         Addressing::Lba28 if task.device & DeviceBits::LBA.bits() != 0 => u64::from(task.lba28()),
         Addressing::Lba28 => {
             let cylinder = u16::from_le_bytes([task.lba_mid.current, task.lba_high.current]);
             geometry.block(cylinder, task.device & 0x0f, task.lba_low.current).ok_or(Reject::NoSuchAddress)?
         }
     };
-    Ok(Blocks { lba, count: count(addressing, task.count) })
+    let register = if addressing == Addressing::Queued { task.features } else { task.count };
+    Ok(Blocks { lba, count: count(addressing, register) })
 }
 
 fn count(addressing: Addressing, register: Pair) -> u32 {
     match (addressing, register.current, register.wide()) {
-        (Addressing::Lba48, _, 0) => 65_536,
-        (Addressing::Lba48, _, wide) => u32::from(wide),
+        (Addressing::Lba48 | Addressing::Queued, _, 0) => 65_536,
+        (Addressing::Lba48 | Addressing::Queued, _, wide) => u32::from(wide),
         (_, 0, _) => 256,
         (_, current, _) => u32::from(current),
     }
@@ -285,6 +309,18 @@ mod tests {
         let mut task = task(0xc8, [(0, 0), (0, 1), (0, 0x78), (0, 0x56), (0, 0x34)]);
         task.device = 0xf2;
         assert_eq!(decoded(&task), Command::Read(Blocks { lba: 0x234_5678, count: 1 }));
+    }
+
+    #[test]
+    fn a_queued_command_has_its_count_in_features_and_its_tag_in_count() {
+        let mut task = task(0x61, [(1, 2), (0xc0, 31 << 3 | 7), (0x44, 0x11), (0x55, 0x22), (0x66, 0x33)]);
+        let blocks = Blocks { lba: 0x6655_4433_2211, count: 0x0102 };
+        let (tag, direction) = (31, Direction::Write);
+        assert_eq!(decoded(&task), Command::Queued(Queued { tag, direction, blocks, fua: false }));
+        task.device |= 0x80;
+        task.features = Pair::new(0);
+        let blocks = Blocks { count: 65_536, ..blocks };
+        assert_eq!(decoded(&task), Command::Queued(Queued { tag, direction, blocks, fua: true }));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use blk_core::storage::Info;
 
-use crate::drive::Power;
+use crate::drive::{Direction, Interface, Power};
 
 /// Which registers hold a command's address and count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Addressing {
     Lba28,
     /// 48-bit LBA, 16-bit count: both bytes of each register.
     Lba48,
+    /// 48-bit LBA; a 16-bit count in Features, and the tag in Count.
+    Queued,
 }
 
 /// How a command's data moves (ATA/ATAPI-7 volume 1, data transfer protocols).
@@ -30,6 +32,8 @@ pub enum Protocol {
     DmaIn,
     /// From the host by DMA.
     DmaOut,
+    /// By first-party DMA, beside other commands.
+    Queued,
 }
 
 /// What a row does.
@@ -39,6 +43,7 @@ pub enum Protocol {
 pub enum Operation {
     Read,
     Write { fua: bool },
+    Queued(Direction),
     Verify,
     Flush,
     Identify,
@@ -67,6 +72,8 @@ pub enum Needs {
     Staging,
     /// A front that does DMA.
     Dma,
+    /// Serial ATA.
+    Serial,
     /// A storage that discards, and the staging buffer and the DMA that the list of ranges comes in by.
     Discard,
 }
@@ -109,15 +116,16 @@ impl Row {
         TABLE.get(usize::from(*INDEX.get(usize::from(opcode))?))
     }
 
-    /// Whether the row is there on this storage, behind a front that does DMA or not.
+    /// Whether the row is there on this storage, behind this interface.
     #[must_use]
-    pub fn available(&self, info: &Info, dma: bool) -> bool {
+    pub fn available(&self, info: &Info, interface: Interface) -> bool {
         let staging = info.staging_bytes >= info.logical_block_bytes;
         match self.needs {
             Needs::Nothing => true,
             Needs::Staging => staging,
-            Needs::Dma => dma,
-            Needs::Discard => staging && dma && info.discard,
+            Needs::Dma => interface.has_dma(),
+            Needs::Serial => interface == Interface::Serial,
+            Needs::Discard => staging && interface.has_dma() && info.discard,
         }
     }
 }
@@ -158,6 +166,16 @@ impl Row {
 
     const fn dma_out(self) -> Self {
         Self { protocol: Protocol::DmaOut, needs: Needs::Dma, ..self }
+    }
+
+    const fn queued(self) -> Self {
+        Self {
+            addressing: Addressing::Queued,
+            protocol: Protocol::Queued,
+            needs: Needs::Serial,
+            advertised: &[Bit(76, 8)],
+            ..self
+        }
     }
 
     const fn multiple(self) -> Self {
@@ -207,6 +225,8 @@ pub const TABLE: &[Row] = &[
     row(0x40, "READ VERIFY SECTOR(S)", Op::Verify).lba28().staged(),
     row(0x41, "READ VERIFY SECTOR(S) without retries", Op::Verify).lba28().staged(),
     row(0x42, "READ VERIFY SECTOR(S) EXT", Op::Verify).lba48().staged(),
+    row(0x60, "READ FPDMA QUEUED", Op::Queued(Direction::Read)).queued(),
+    row(0x61, "WRITE FPDMA QUEUED", Op::Queued(Direction::Write)).queued(),
     row(0x70, "SEEK", Op::Seek).lba28(),
     row(0x90, "EXECUTE DEVICE DIAGNOSTIC", Op::Diagnostic),
     row(0x91, "INITIALIZE DEVICE PARAMETERS", Op::Initialize),

@@ -3,9 +3,10 @@
 use blk_core::storage::{Info, Storage};
 
 use super::identify::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX};
+use super::queue::QUEUE_ERROR_LOG;
 use super::settings::{Power, TransferMode};
 use super::smart::{Smart, general_log};
-use super::{Direction, Drive, Failure, Job, Then, dsm_blocks_max, extent, multiple_max};
+use super::{Direction, Drive, Failure, Interface, Job, Then, dsm_blocks_max, extent, multiple_max};
 use crate::command::{Blocks, Command, Row};
 use crate::wire::TaskFile;
 
@@ -22,7 +23,7 @@ impl<const N: usize> Drive<N> {
     ) -> Result<Job, Failure> {
         let info = *storage.info();
         // A sleeping drive need not answer; an error is kinder than silence.
-        if !row.available(&info, self.dma) || self.power == Power::Sleep {
+        if !row.available(&info, self.interface) || self.power == Power::Sleep {
             return Err(Failure::Aborted);
         }
         if row.multiple && self.settings.multiple == 0 {
@@ -32,6 +33,8 @@ impl<const N: usize> Drive<N> {
             Command::Read(blocks) => self.transfer_job(Direction::Read, blocks, false, &info),
             Command::Write { .. } if info.read_only => Err(Failure::Aborted),
             Command::Write { blocks, fua } => self.transfer_job(Direction::Write, blocks, fua, &info),
+            // Taken before it comes here.
+            Command::Queued(_) => Err(Failure::Aborted),
             Command::Verify(blocks) => {
                 self.power = Power::Active;
                 Ok(Job::Verify { left: extent(blocks, &info)?, moving: 0 })
@@ -57,8 +60,16 @@ impl<const N: usize> Drive<N> {
                 self.smart(subcommand, selector, count, storage)
             }
             Command::Smart { .. } => Err(Failure::Aborted),
+            Command::ReadLog { address: QUEUE_ERROR_LOG, page: 0, count: 1 }
+                if self.interface == Interface::Serial =>
+            {
+                let page = self.queue_error_log(&info);
+                let job = self.send(&page, storage)?;
+                self.queue.reopen();
+                Ok(job)
+            }
             Command::ReadLog { address, page: 0, count: 1 } => {
-                self.send(&general_log(address).ok_or(Failure::Aborted)?, storage)
+                self.send(&general_log(address, self.interface).ok_or(Failure::Aborted)?, storage)
             }
             Command::ReadLog { .. } => Err(Failure::Aborted),
             Command::CheckPower => {
@@ -104,6 +115,10 @@ impl<const N: usize> Drive<N> {
             // Also where there is no cache: then what is asked for is so already, and the flush reports the latch.
             0x82 => return Ok(Job::Flush(Then::CacheOff)),
             0x03 => self.settings.transfer = TransferMode::decode(count).ok_or(Failure::Aborted)?,
+            // Serial ATA's own features, of which this is the only one.
+            0x10 | 0x90 if count == 0x06 && self.interface == Interface::Serial => {
+                self.settings.outlive_comreset = subcommand == 0x10;
+            }
             0x55 => self.settings.look_ahead = false,
             0xaa => self.settings.look_ahead = true,
             0x66 => self.settings.revert_on_reset = false,

@@ -3,7 +3,7 @@
 use blk_core::storage::{IoError, IoErrorKind};
 use serde::{Deserialize, Serialize};
 
-use crate::wire::ErrorBits;
+use crate::wire::{ErrorBits, Status};
 
 /// Why a command failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,6 +32,14 @@ pub struct Report {
     pub fault: bool,
     /// First block in error, in 512-byte sectors.
     pub sector: Option<u64>,
+}
+
+impl Report {
+    /// Status bits: ERR, and DF for a fault.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        if self.fault { Status::ERR.union(Status::DF) } else { Status::ERR }
+    }
 }
 
 impl Failure {

@@ -8,10 +8,12 @@ mod begin;
 mod config;
 mod failure;
 mod identify;
+mod interface;
+mod queue;
+mod reset;
 mod settings;
 mod smart;
 
-use blk_core::mutant::{Mutant, active};
 use blk_core::op::{Op, Segment};
 use blk_core::order::{GuestCache, Hold, Order, Request, Sequencer};
 use blk_core::storage::{Info, IoError, Storage};
@@ -20,22 +22,16 @@ use serde::{Deserialize, Serialize};
 
 pub use config::DriveConfig;
 pub use failure::{Failure, Report};
+pub use interface::{Direction, Interface};
+pub use queue::{Due, QueueError, Reply, Staged};
+pub use reset::Reset;
 pub use settings::{Power, Settings, TransferMode};
 pub use smart::Smart;
 
 use crate::command::{Addressing, Blocks, Command, Row};
 use crate::wire::TaskFile;
 use identify::Identity;
-
-/// Which way a command's data goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Direction {
-    /// From the disk to the host.
-    Read,
-    /// From the host to the disk.
-    Write,
-}
+use queue::{Gate, Queue};
 
 /// What has to happen next for the command in execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +104,27 @@ enum Job {
     Ended(Result<(), Failure>),
 }
 
+/// Whose an operation in flight is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Owner {
+    /// The command in execution.
+    Alone,
+    /// The queued command with this tag.
+    Queued(u8),
+}
+
+/// What became of a command that a drive was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Taken {
+    /// It is in execution, or has ended: [`Drive::poll`].
+    Alone,
+    /// It is queued.
+    Queued,
+    /// It ends the queue, when what the storage has of it is done: [`Drive::queue_error`].
+    Refused,
+}
+
 /// Most 512-byte blocks of ranges that a DATA SET MANAGEMENT command may have.
 fn dsm_blocks_max(info: &Info) -> u16 {
     u16::try_from(info.staging_bytes >> 9).unwrap_or(u16::MAX).min(8)
@@ -119,31 +136,34 @@ fn multiple_max(info: &Info) -> u8 {
     fit.checked_ilog2().and_then(|log2| 1_u8.checked_shl(log2)).unwrap_or(0)
 }
 
-/// A drive whose commands use up to `N` slots of the storage's handle.
+/// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`], up to
+/// `N` queued ones (32 at most).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Drive<const N: usize> {
     config: DriveConfig,
-    dma: bool,
+    interface: Interface,
     settings: Settings,
     power: Power,
     smart: Smart,
     job: Job,
-    sequencer: Sequencer<(), N>,
+    queue: Queue<N>,
+    sequencer: Sequencer<Owner, N>,
     #[cfg(feature = "mutants")]
     retry: Option<(Extent, Segment)>,
 }
 
 impl<const N: usize> Drive<N> {
-    /// A drive after power-on, behind a front that does DMA or not.
+    /// A drive after power-on.
     #[must_use]
-    pub fn new(config: DriveConfig, dma: bool) -> Self {
+    pub fn new(config: DriveConfig, interface: Interface) -> Self {
         Self {
             config,
-            dma,
+            interface,
             settings: Settings::power_on(config.write_cache),
             power: Power::Active,
             smart: Smart::default(),
             job: Job::Idle,
+            queue: Queue::new(),
             sequencer: Sequencer::new(),
             #[cfg(feature = "mutants")]
             retry: None,
@@ -178,7 +198,7 @@ impl<const N: usize> Drive<N> {
         }
     }
 
-    /// Begins a decoded command. Registers that report an outcome are set in `task` at once.
+    /// Takes a decoded command. Registers that report an outcome are set in `task` at once.
     ///
     /// Nothing is checked later that could be checked here: addresses are, against the capacity, before any data moves.
     pub fn execute<M: ?Sized, S: Storage<M> + ?Sized>(
@@ -187,18 +207,32 @@ impl<const N: usize> Drive<N> {
         command: Command,
         task: &mut TaskFile,
         storage: &mut S,
-    ) {
-        self.job = match self.begin(row, command, task, storage) {
-            Ok(job) => job,
-            Err(failure) => Job::Ended(Err(failure)),
-        };
+    ) -> Taken {
+        match (self.queue_gate(row, &command, storage.info()), command) {
+            (Gate::Open, Command::Queued(queued)) => self.enqueue(row, queued, storage.info()),
+            (Gate::Open, _) => {
+                self.job = match self.begin(row, command, task, storage) {
+                    Ok(job) => job,
+                    Err(failure) => Job::Ended(Err(failure)),
+                };
+                Taken::Alone
+            }
+            (Gate::Mixed, _) => {
+                self.refuse(None, Failure::Aborted);
+                Taken::Refused
+            }
+            (Gate::Closed, _) => {
+                self.job = Job::Ended(Err(Failure::Aborted));
+                Taken::Alone
+            }
+        }
     }
 
     /// IDENTIFY DEVICE data as the guest would read it now.
     #[must_use]
     pub fn identify(&self, info: &Info) -> [u8; 512] {
-        let (config, settings) = (&self.config, &self.settings);
-        Identity { config, settings, smart_enabled: self.smart.enabled, dma: self.dma, info }.page()
+        let (config, settings, interface) = (&self.config, &self.settings, self.interface);
+        Identity { config, settings, smart_enabled: self.smart.enabled, interface, depth: N, info }.page()
     }
 
     /// Takes completions, lets the command go on as far as it can by itself, and says what it needs.
@@ -206,8 +240,15 @@ impl<const N: usize> Drive<N> {
     /// Bounded: one operation is submitted at most.
     pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Step {
         while let Some(done) = self.sequencer.poll(memory, storage) {
-            self.sequencer.release(done.slot);
-            self.complete(done.result);
+            if let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot) {
+                self.complete_queued(tag, done);
+            } else {
+                self.sequencer.release(done.slot);
+                self.complete(done.result);
+            }
+        }
+        if self.advance_queue(memory, storage) {
+            return Step::Submitted;
         }
         if self.sequencer.is_idle() {
             self.advance(memory, storage);
@@ -293,48 +334,6 @@ impl<const N: usize> Drive<N> {
         self.job = Job::Idle;
     }
 
-    /// Begins a reset: nothing more is submitted, and what was is awaited by [`Self::finish_reset`].
-    pub fn begin_reset(&mut self) {
-        self.sequencer.reset();
-    }
-
-    /// Ends a reset if nothing is with the storage any more; returns whether it has.
-    ///
-    /// A hardware reset gives every setting its default. A software reset does so if the guest asked for that.
-    pub fn finish_reset<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        hardware: bool,
-        memory: &M,
-        storage: &mut S,
-    ) -> bool {
-        while self.sequencer.poll(memory, storage).is_some() {}
-        if !self.sequencer.finish_reset(storage) {
-            return false;
-        }
-        #[cfg(feature = "mutants")]
-        self.reexecute(memory, storage);
-        self.job = Job::Idle;
-        if hardware || self.settings.revert_on_reset {
-            let leaked = active(Mutant::CacheSettingLeaks).then_some(self.settings.write_cache);
-            self.settings = Settings::power_on(leaked.unwrap_or(self.config.write_cache));
-        }
-        self.power = match self.power {
-            _ if hardware => Power::Active,
-            Power::Sleep => Power::Standby,
-            power => power,
-        };
-        true
-    }
-
-    /// The mutant that does once more what a reset took away (CVE-2023-5088).
-    #[cfg(feature = "mutants")]
-    fn reexecute<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
-        if let (true, Some((extent, segment))) = (active(Mutant::ResetReexecutes), self.retry.take()) {
-            let request = Request::new(Op::Write { extent, fua: false });
-            let _ = self.submit(memory, storage, &request, &[segment]);
-        }
-    }
-
     fn submit<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -343,7 +342,7 @@ impl<const N: usize> Drive<N> {
         segments: &[Segment],
     ) -> Result<(), Hold> {
         let cache = self.guest_cache(storage.info());
-        self.sequencer.submit(memory, storage, request, cache, segments, ()).map(|_| ())
+        self.sequencer.submit(memory, storage, request, cache, segments, Owner::Alone).map(|_| ())
     }
 
     /// An operation of the command in execution has ended.
@@ -470,7 +469,7 @@ fn range(staging: &[u8], index: u32) -> Option<Blocks> {
 pub(crate) fn report_address(task: &mut TaskFile, addressing: Addressing, sector: u64, info: &Info) {
     let block = sector.checked_div(info.sectors_per_block()).unwrap_or(0);
     match addressing {
-        Addressing::Lba48 => task.set_lba48(block),
+        Addressing::Lba48 | Addressing::Queued => task.set_lba48(block),
         Addressing::None | Addressing::Lba28 => task.set_lba28(block),
     }
 }

@@ -59,6 +59,8 @@ pub struct Settings {
     pub look_ahead: bool,
     /// SET FEATURES CCh and 66h: whether a software reset restores the defaults.
     pub revert_on_reset: bool,
+    /// SET FEATURES 10h and 90h, 06h: whether a COMRESET keeps the settings (Serial ATA, software settings preservation).
+    pub outlive_comreset: bool,
     /// SET FEATURES 03h.
     pub transfer: TransferMode,
     /// SET MULTIPLE MODE: blocks per DRQ, or 0.
@@ -79,6 +81,7 @@ impl Settings {
             write_cache,
             look_ahead: true,
             revert_on_reset: false,
+            outlive_comreset: true,
             transfer: TransferMode::Ultra(TransferMode::ULTRA_MAX),
             multiple: 0,
             geometry: Geometry::DEFAULT,

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::Interface;
+use super::queue::QUEUE_ERROR_LOG;
 use crate::wire::{LogDirectory, SelfTestEntry, SelfTestLog, SmartData, SummaryErrorLog};
 
 /// Entries of the self-test log.
@@ -89,14 +91,18 @@ impl Smart {
     }
 }
 
-/// The single page of the general purpose log at `address` (READ LOG EXT): the directory, which lists no other.
+/// The single page of the general purpose log at `address` (READ LOG EXT): the directory, which lists no other but, of a
+/// drive that queues, the queued error log.
 #[must_use]
-pub(super) fn general_log(address: u8) -> Option<[u8; 512]> {
+pub(super) fn general_log(address: u8, interface: Interface) -> Option<[u8; 512]> {
     if address != 0 {
         return None;
     }
     let mut directory = LogDirectory::new_zeroed();
     directory.version = U16::new(1);
+    for (address, blocks) in (1..=u8::MAX).zip(directory.blocks.iter_mut()) {
+        *blocks = U16::new(u16::from(address == QUEUE_ERROR_LOG && interface == Interface::Serial));
+    }
     page(directory.as_bytes())
 }
 

@@ -1,19 +1,12 @@
 //! One channel's half of a PCI IDE bus master ("Programming Interface for Bus Master IDE Controller", revision 1.0).
 
 use blk_core::memory::{GuestMemory, MemoryError};
-use blk_core::op::Segment;
 use blk_core::units::GuestAddr;
-use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::scatter::Table;
 use crate::wire::Prd;
-
-/// Most segments of one storage operation. What a table scatters wider goes in several, or through the staging buffer.
-pub(super) const SEGMENTS: usize = 64;
-
-/// The segments of one storage operation.
-pub(super) type Segments = Vec<Segment, SEGMENTS>;
 
 /// Command register: Start.
 const START: u8 = 0x01;
@@ -152,28 +145,6 @@ impl Cursor {
         Self { entry: table, last: false, region: 0, left: 0 }
     }
 
-    /// Whether nothing is left of the table.
-    #[must_use]
-    pub const fn is_exhausted(&self) -> bool {
-        self.last && self.left == 0
-    }
-
-    /// Takes the next at most `bytes_max` bytes, or `None` at the end of the table.
-    fn take<M: GuestMemory + ?Sized>(
-        &mut self,
-        memory: &M,
-        bytes_max: u32,
-    ) -> Result<Option<(GuestAddr, u32)>, MemoryError> {
-        if self.left == 0 && !self.fetch(memory)? {
-            return Ok(None);
-        }
-        let len = self.left.min(bytes_max);
-        let addr = GuestAddr(u64::from(self.region));
-        self.region = self.region.wrapping_add(len);
-        self.left = self.left.saturating_sub(len);
-        Ok(Some((addr, len)))
-    }
-
     /// Reads the next entry, once. Returns false at the end of the table.
     fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, MemoryError> {
         if self.last {
@@ -192,81 +163,25 @@ impl Cursor {
         let last_byte = self.region.checked_add(self.left.wrapping_sub(1));
         last_byte.map(|_| true).ok_or(MemoryError)
     }
-
-    /// Lists the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
-    /// bytes that are. Neighbours become one segment.
-    pub(super) fn gather<M: GuestMemory + ?Sized>(
-        &mut self,
-        memory: &M,
-        bytes: u32,
-        segments_max: usize,
-        list: &mut Segments,
-    ) -> Result<u32, MemoryError> {
-        let mut got = 0_u32;
-        while got < bytes {
-            let before = *self;
-            let Some((addr, len)) = self.take(memory, bytes.saturating_sub(got))? else { break };
-            if !memory.contains(addr, u64::from(len)) {
-                return Err(MemoryError);
-            }
-            if !append(list, addr, len, segments_max) {
-                *self = before;
-                break;
-            }
-            got = got.saturating_add(len);
-        }
-        Ok(got)
-    }
-
-    /// Copies the next bytes out of memory; returns how many the table had.
-    pub(super) fn copy_out<M: GuestMemory + ?Sized>(
-        &mut self,
-        memory: &M,
-        mut into: &mut [u8],
-    ) -> Result<u32, MemoryError> {
-        let mut copied = 0_u32;
-        while !into.is_empty() {
-            let room = u32::try_from(into.len()).unwrap_or(u32::MAX);
-            let Some((addr, len)) = self.take(memory, room)? else { break };
-            let Some((piece, rest)) = into.split_at_mut_checked(to_usize(len)) else { break };
-            memory.read(addr, piece)?;
-            into = rest;
-            copied = copied.saturating_add(len);
-        }
-        Ok(copied)
-    }
-
-    /// Copies bytes into memory; returns how many the table had room for.
-    pub(super) fn copy_in<M: GuestMemory + ?Sized>(
-        &mut self,
-        memory: &M,
-        mut from: &[u8],
-    ) -> Result<u32, MemoryError> {
-        let mut copied = 0_u32;
-        while !from.is_empty() {
-            let room = u32::try_from(from.len()).unwrap_or(u32::MAX);
-            let Some((addr, len)) = self.take(memory, room)? else { break };
-            let Some((piece, rest)) = from.split_at_checked(to_usize(len)) else { break };
-            memory.write(addr, piece)?;
-            from = rest;
-            copied = copied.saturating_add(len);
-        }
-        Ok(copied)
-    }
 }
 
-pub(super) fn to_usize(bytes: u32) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-/// Adds a region to a list; returns false if that needs more than `segments_max` segments.
-fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -> bool {
-    if let Some(Segment::Guest { addr: start, len: before }) = list.last_mut()
-        && start.checked_add(u64::from(*before)) == Some(addr)
-        && let Some(sum) = before.checked_add(len)
-    {
-        *before = sum;
-        return true;
+impl Table for Cursor {
+    fn is_exhausted(&self) -> bool {
+        self.last && self.left == 0
     }
-    list.len() < segments_max && list.push(Segment::Guest { addr, len }).is_ok()
+
+    fn take<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        bytes_max: u32,
+    ) -> Result<Option<(GuestAddr, u32)>, MemoryError> {
+        if self.left == 0 && !self.fetch(memory)? {
+            return Ok(None);
+        }
+        let len = self.left.min(bytes_max);
+        let addr = GuestAddr(u64::from(self.region));
+        self.region = self.region.wrapping_add(len);
+        self.left = self.left.saturating_sub(len);
+        Ok(Some((addr, len)))
+    }
 }

@@ -6,10 +6,11 @@ use blk_core::op::Segment;
 use blk_core::storage::{Info, IoError, IoErrorKind, Storage};
 use blk_core::units::Extent;
 
-use super::bmdma::{Cursor, SEGMENTS, Segments, to_usize};
+use super::bmdma::Cursor;
 use super::ide::{Channel, Phase};
+use super::scatter::{Stop, Table, next_piece, to_usize};
 use crate::command::Row;
-use crate::drive::{Direction, Failure, Step, chunk_sectors};
+use crate::drive::{Direction, Failure, Step};
 
 /// Guest memory that is none, as a failure of the command.
 const NO_MEMORY: Failure = Failure::Io { error: IoError::new(IoErrorKind::Memory), reading: false };
@@ -204,53 +205,21 @@ impl Channel {
             Ok(cursor) => cursor,
             Err(moved) => return moved,
         };
-        let info = *storage.info();
-        let (cursor, segments, bytes) = match whole_blocks(start, left, memory, &info) {
-            Ok(found) => found,
-            Err(error) => return error.into(),
-        };
-        if bytes == 0 {
-            return match cursor.is_exhausted() {
-                true => Moved::Short,
-                false => self.bounce(start, direction, memory, storage),
-            };
-        }
-        let Some(unit) = self.selected() else { return Moved::NotNow };
-        if unit.drive.transfer(memory, storage, u64::from(bytes >> 9), &segments).is_err() {
-            return Moved::NotNow;
-        }
-        self.moved(cursor);
-        Moved::Yes
-    }
-
-    /// Moves one block, which the table scatters wider than an operation has segments, through the staging buffer.
-    fn bounce<M: GuestMemory + ?Sized, H: Storage<M>>(
-        &mut self,
-        mut cursor: Cursor,
-        direction: Direction,
-        memory: &M,
-        storage: &mut H,
-    ) -> Moved {
-        let bytes = storage.info().logical_block_bytes;
         let Some(unit) = self.selected() else { return Moved::NotNow };
         let slot = unit.drive.slot();
-        let Some(buffer) = storage.staging(slot).get_mut(..to_usize(bytes)) else {
-            return Moved::Failed(Failure::Aborted);
+        let piece = match next_piece(start, (direction, left), slot, memory, storage) {
+            Ok(piece) => piece,
+            Err(Stop::Short) => return Moved::Short,
+            Err(Stop::Memory) => return Moved::Failed(NO_MEMORY),
+            Err(Stop::NoStaging) => return Moved::Failed(Failure::Aborted),
         };
-        if direction == Direction::Write {
-            match cursor.copy_out(memory, buffer) {
-                Ok(copied) if copied == bytes => {}
-                Ok(_) => return Moved::Short,
-                Err(error) => return error.into(),
-            }
-        }
-        let segments = [Segment::Staging { offset: 0, len: bytes }];
-        if unit.drive.transfer(memory, storage, u64::from(bytes >> 9), &segments).is_err() {
+        if unit.drive.transfer(memory, storage, piece.sectors, &piece.segments).is_err() {
             return Moved::NotNow;
         }
-        match direction {
-            Direction::Write => self.moved(cursor),
-            Direction::Read => self.phase = Phase::Dma { bounced: bytes },
+        if piece.staged {
+            self.phase = Phase::Dma { bounced: storage.info().logical_block_bytes };
+        } else {
+            self.moved(piece.table);
         }
         Moved::Yes
     }
@@ -325,30 +294,4 @@ const fn data_bytes(width: Width) -> Option<u32> {
         Width::Dword => Some(4),
         Width::Byte | Width::Qword => None,
     }
-}
-
-/// The segments of as many whole blocks of `left` as one operation holds, with their bytes and the place behind them.
-///
-/// The place is where the walk came to if there is no whole block.
-fn whole_blocks<M: GuestMemory + ?Sized>(
-    start: Cursor,
-    left: Extent,
-    memory: &M,
-    info: &Info,
-) -> Result<(Cursor, Segments, u32), MemoryError> {
-    let sectors = chunk_sectors(left.sectors, info.transfer_max_bytes, info);
-    let wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
-    let segments_max = usize::from(info.segments_max).min(SEGMENTS);
-    let mut cursor = start;
-    let mut segments = Segments::new();
-    let got = cursor.gather(memory, wanted, segments_max, &mut segments)?;
-    let whole = got.saturating_sub(got.checked_rem(info.logical_block_bytes).unwrap_or(0));
-    if whole == 0 || whole == got {
-        return Ok((cursor, segments, whole));
-    }
-    // Once more, and no further than the last whole block. A table that changed in between is no memory.
-    let mut cursor = start;
-    segments.clear();
-    let again = cursor.gather(memory, whole, segments_max, &mut segments)?;
-    if again == whole { Ok((cursor, segments, whole)) } else { Err(MemoryError) }
 }

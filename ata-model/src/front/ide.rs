@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bmdma::{Asked, BusMaster};
 use crate::command::{Addressing, Operation, Protocol, Reject, Row, decode};
-use crate::drive::{Drive, DriveConfig, Failure, Step, report_address};
+use crate::drive::{Drive, DriveConfig, Failure, Interface, Reset, Step, report_address};
 use crate::wire::{Control, DeviceBits, Pair, Status, TaskFile};
 
 /// Steps that one access or poll makes at most; each submits one storage operation at most.
@@ -95,8 +95,8 @@ impl Channel {
     }
 
     fn build(drives: [Option<DriveConfig>; 2], bus_master: Option<BusMaster>) -> Self {
-        let dma = bus_master.is_some();
-        let units = drives.map(|config| config.map(|config| Unit::new(Drive::new(config, dma))));
+        let interface = if bus_master.is_some() { Interface::BusMaster } else { Interface::Pio };
+        let units = drives.map(|config| config.map(|config| Unit::new(Drive::new(config, interface))));
         Self { units, device_1: false, control: Control::empty(), phase: Phase::Idle, bus_master }
     }
 
@@ -248,9 +248,10 @@ impl Channel {
         unit.task.command = opcode;
         match decode(&unit.task, unit.drive.settings().geometry) {
             Ok((row, command)) => {
-                unit.drive.execute(row, command, &mut unit.task, storage_n);
+                // Behind a parallel cable nothing is queued.
+                let _ = unit.drive.execute(row, command, &mut unit.task, storage_n);
                 self.phase = match row.protocol {
-                    Protocol::DmaIn | Protocol::DmaOut => Phase::Dma { bounced: 0 },
+                    Protocol::DmaIn | Protocol::DmaOut | Protocol::Queued => Phase::Dma { bounced: 0 },
                     // The first block that the host is to write is not announced by an interrupt.
                     Protocol::PioOut => Phase::Pio { interrupt: false },
                     Protocol::PioIn | Protocol::NonData => Phase::Pio { interrupt: true },
@@ -315,8 +316,9 @@ impl Channel {
         if self.control.contains(Control::SRST) {
             return;
         }
+        let reset = if hardware { Reset::PowerOn } else { Reset::Software };
         let drained = self.units.iter_mut().zip(storage.iter_mut()).all(|(unit, storage)| {
-            unit.as_mut().is_none_or(|unit| unit.drive.finish_reset(hardware, memory, storage))
+            unit.as_mut().is_none_or(|unit| unit.drive.finish_reset(reset, memory, storage))
         });
         if drained {
             self.units.iter_mut().flatten().for_each(Unit::sign);
@@ -434,7 +436,7 @@ impl Unit {
         let Err(failure) = result else { return };
         let report = failure.report();
         self.error = report.error.bits();
-        self.failed = if report.fault { Status::ERR | Status::DF } else { Status::ERR };
+        self.failed = report.status();
         if let Some(sector) = report.sector {
             let addressing = Row::of(self.task.command).map_or(Addressing::None, |row| row.addressing);
             report_address(&mut self.task, addressing, sector, info);

@@ -4,6 +4,7 @@ mod bmdma;
 mod controller;
 mod data;
 mod ide;
+mod scatter;
 
 pub use bmdma::{BusMaster, Cursor};
 pub use controller::IdeController;

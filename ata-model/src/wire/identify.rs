@@ -60,9 +60,14 @@ pub struct IdentifyData {
     pub _70: [U16; 5],
     /// 75: queue depth minus one; 0 without queuing.
     pub queue_depth: U16,
-    /// 76: SATA capabilities; 0 on a parallel device.
+    /// 76: Serial ATA capabilities: bits 3:1 signalling speeds, bit 8 queuing; 0 on a parallel device.
     pub sata_capabilities: U16,
-    pub _77: [U16; 3],
+    /// 77: more of them: bit 5 NCQ NON-DATA, bit 6 SEND and RECEIVE FPDMA QUEUED.
+    pub sata_capabilities_2: U16,
+    /// 78: Serial ATA features supported; bit 6: settings outlive a COMRESET.
+    pub sata_features: U16,
+    /// 79: the same, enabled.
+    pub sata_features_enabled: U16,
     /// 80: major version: one bit for each standard followed.
     pub major_version: U16,
     pub _81: U16,
@@ -96,7 +101,10 @@ pub struct IdentifyData {
     pub _210: [U16; 7],
     /// 217: 1 for a medium that does not rotate; 0 unknown.
     pub rotation_rate: U16,
-    pub _218: [U16; 37],
+    pub _218: [U16; 4],
+    /// 222: transport major version: bits 15:12 1h serial, one bit for each revision followed.
+    pub transport_version: U16,
+    pub _223: [U16; 32],
     /// 255: bits 7:0 A5h; bits 15:8 make the sum of all 512 bytes zero.
     pub integrity: U16,
 }
@@ -108,6 +116,8 @@ const _: () = {
     assert!(offset_of!(IdentifyData, model) == 27 * 2);
     assert!(offset_of!(IdentifyData, multiple) == 59 * 2);
     assert!(offset_of!(IdentifyData, additional) == 69 * 2);
+    assert!(offset_of!(IdentifyData, sata_features) == 78 * 2);
+    assert!(offset_of!(IdentifyData, transport_version) == 222 * 2);
     assert!(offset_of!(IdentifyData, command_sets) == 82 * 2);
     assert!(offset_of!(IdentifyData, hardware_reset) == 93 * 2);
     assert!(offset_of!(IdentifyData, lba48_sectors) == 100 * 2);

@@ -59,6 +59,8 @@ bitflags! {
         const DEV = 0x10;
         /// The address is an LBA, not cylinder, head and sector.
         const LBA = 0x40;
+        /// Of a queued command: Force Unit Access. Obsolete and a one in others.
+        const FUA = 0x80;
     }
 }
 
@@ -193,6 +195,18 @@ impl TaskFile {
         self.lba_low = Pair { current: b0, previous: b3 };
         self.lba_mid = Pair { current: b1, previous: b4 };
         self.lba_high = Pair { current: b2, previous: b5 };
+    }
+
+    /// LBA bits 7:0, 15:8 and 23:16, as a FIS has them.
+    #[must_use]
+    pub const fn lba_bytes(&self) -> [u8; 3] {
+        [self.lba_low.current, self.lba_mid.current, self.lba_high.current]
+    }
+
+    /// LBA bits 31:24, 39:32 and 47:40, as a FIS has them.
+    #[must_use]
+    pub const fn lba_previous_bytes(&self) -> [u8; 3] {
+        [self.lba_low.previous, self.lba_mid.previous, self.lba_high.previous]
     }
 
     /// Whether device 1 is selected.

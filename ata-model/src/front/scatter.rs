@@ -1,0 +1,183 @@
+//! Tables of the memory regions of a transfer, whatever their layout: walked once, bounded, and cut into storage operations.
+
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::op::Segment;
+use blk_core::storage::{Info, Storage};
+use blk_core::units::{Extent, GuestAddr};
+use heapless::Vec;
+
+use crate::drive::{Direction, chunk_sectors};
+
+/// Most segments of one storage operation: as many as Linux puts into a command (`AHCI_MAX_SG`). What a table scatters wider
+/// goes in several, or through the staging buffer.
+const SEGMENTS: usize = 168;
+
+/// The segments of one storage operation.
+pub(super) type Segments = Vec<Segment, SEGMENTS>;
+
+/// A place in a table of regions.
+pub(super) trait Table: Copy {
+    /// Whether nothing is left of the table.
+    fn is_exhausted(&self) -> bool;
+
+    /// Takes the next at most `bytes_max` bytes, or `None` at the end of the table.
+    fn take<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        bytes_max: u32,
+    ) -> Result<Option<(GuestAddr, u32)>, MemoryError>;
+
+    /// Lists the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
+    /// bytes that are. Neighbours become one segment.
+    fn gather<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        bytes: u32,
+        segments_max: usize,
+        list: &mut Segments,
+    ) -> Result<u32, MemoryError> {
+        let mut got = 0_u32;
+        while got < bytes {
+            let before = *self;
+            let Some((addr, len)) = self.take(memory, bytes.saturating_sub(got))? else { break };
+            if !memory.contains(addr, u64::from(len)) {
+                return Err(MemoryError);
+            }
+            if !append(list, addr, len, segments_max) {
+                *self = before;
+                break;
+            }
+            got = got.saturating_add(len);
+        }
+        Ok(got)
+    }
+
+    /// Copies the next bytes out of memory; returns how many the table had.
+    fn copy_out<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        mut into: &mut [u8],
+    ) -> Result<u32, MemoryError> {
+        let mut copied = 0_u32;
+        while !into.is_empty() {
+            let room = u32::try_from(into.len()).unwrap_or(u32::MAX);
+            let Some((addr, len)) = self.take(memory, room)? else { break };
+            let Some((piece, rest)) = into.split_at_mut_checked(to_usize(len)) else { break };
+            memory.read(addr, piece)?;
+            into = rest;
+            copied = copied.saturating_add(len);
+        }
+        Ok(copied)
+    }
+
+    /// Copies bytes into memory; returns how many the table had room for.
+    fn copy_in<M: GuestMemory + ?Sized>(&mut self, memory: &M, mut from: &[u8]) -> Result<u32, MemoryError> {
+        let mut copied = 0_u32;
+        while !from.is_empty() {
+            let room = u32::try_from(from.len()).unwrap_or(u32::MAX);
+            let Some((addr, len)) = self.take(memory, room)? else { break };
+            let Some((piece, rest)) = from.split_at_checked(to_usize(len)) else { break };
+            memory.write(addr, piece)?;
+            from = rest;
+            copied = copied.saturating_add(len);
+        }
+        Ok(copied)
+    }
+}
+
+/// A storage operation's worth of a transfer.
+pub(super) struct Piece<T> {
+    /// The place in the table behind it; of a `staged` one, before it.
+    pub(super) table: T,
+    pub(super) segments: Segments,
+    pub(super) sectors: u64,
+    /// It is read into the staging buffer, and goes to where the table says by [`Table::copy_in`].
+    pub(super) staged: bool,
+}
+
+/// Why there is no next piece.
+pub(super) enum Stop {
+    /// The table ends before the transfer does.
+    Short,
+    /// The table, or what it describes, is no memory.
+    Memory,
+    /// It is scattered wider than an operation has segments, and there is no staging buffer.
+    NoStaging,
+}
+
+impl From<MemoryError> for Stop {
+    fn from(MemoryError: MemoryError) -> Self {
+        Self::Memory
+    }
+}
+
+/// The next piece of a transfer, from the start of `left` on: as many whole blocks as go into one operation, or one block
+/// through the staging buffer of `slot`, which is filled with it if it is to be written.
+pub(super) fn next_piece<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
+    table: T,
+    (direction, left): (Direction, Extent),
+    slot: u16,
+    memory: &M,
+    storage: &mut H,
+) -> Result<Piece<T>, Stop> {
+    let info = *storage.info();
+    let (after, segments, bytes) = whole_blocks(table, left, memory, &info)?;
+    if bytes != 0 {
+        return Ok(Piece { table: after, segments, sectors: u64::from(bytes >> 9), staged: false });
+    }
+    if after.is_exhausted() {
+        return Err(Stop::Short);
+    }
+    let bytes = info.logical_block_bytes;
+    let buffer = storage.staging(slot).get_mut(..to_usize(bytes)).ok_or(Stop::NoStaging)?;
+    let mut after = table;
+    if direction == Direction::Write && after.copy_out(memory, buffer)? != bytes {
+        return Err(Stop::Short);
+    }
+    let mut segments = Segments::new();
+    let _ = segments.push(Segment::Staging { offset: 0, len: bytes });
+    let staged = direction == Direction::Read;
+    Ok(Piece { table: after, segments, sectors: u64::from(bytes >> 9), staged })
+}
+
+pub(super) fn to_usize(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Adds a region to a list; returns false if that needs more than `segments_max` segments.
+fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -> bool {
+    if let Some(Segment::Guest { addr: start, len: before }) = list.last_mut()
+        && start.checked_add(u64::from(*before)) == Some(addr)
+        && let Some(sum) = before.checked_add(len)
+    {
+        *before = sum;
+        return true;
+    }
+    list.len() < segments_max && list.push(Segment::Guest { addr, len }).is_ok()
+}
+
+/// The segments of as many whole blocks of `left` as one operation holds, with their bytes and the place behind them.
+///
+/// The place is where the walk came to if there is no whole block.
+fn whole_blocks<T: Table, M: GuestMemory + ?Sized>(
+    start: T,
+    left: Extent,
+    memory: &M,
+    info: &Info,
+) -> Result<(T, Segments, u32), MemoryError> {
+    let sectors = chunk_sectors(left.sectors, info.transfer_max_bytes, info);
+    let wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
+    let segments_max = usize::from(info.segments_max).min(SEGMENTS);
+    let mut cursor = start;
+    let mut segments = Segments::new();
+    let got = cursor.gather(memory, wanted, segments_max, &mut segments)?;
+    let whole = got.saturating_sub(got.checked_rem(info.logical_block_bytes).unwrap_or(0));
+    if whole == 0 || whole == got {
+        return Ok((cursor, segments, whole));
+    }
+    // Once more, and no further than the last whole block. A table that changed in between is no memory.
+    let mut cursor = start;
+    segments.clear();
+    let again = cursor.gather(memory, whole, segments_max, &mut segments)?;
+    if again == whole { Ok((cursor, segments, whole)) } else { Err(MemoryError) }
+}
