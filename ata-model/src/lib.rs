@@ -50,4 +50,4 @@ pub mod sim;
 pub mod wire;
 
 pub use drive::{Drive, DriveConfig};
-pub use front::{Channel, IdeController};
+pub use front::{Channel, Hba, IdeController};

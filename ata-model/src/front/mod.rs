@@ -1,11 +1,13 @@
 //! What a machine sees of the drives.
 
+mod ahci;
 mod bmdma;
 mod controller;
 mod data;
 mod ide;
 mod scatter;
 
+pub use ahci::Hba;
 pub use bmdma::{BusMaster, Cursor};
 pub use controller::IdeController;
 pub use ide::{Channel, Staged};

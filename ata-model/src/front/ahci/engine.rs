@@ -1,0 +1,257 @@
+//! Takes commands from a port's list, and lets them and resets go on (AHCI 1.3.1, 5.3, HBA Port State Machine).
+
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::storage::Storage;
+use blk_core::units::GuestAddr;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::port::{Bay, Engine, Executing, Phase, Port};
+use super::prdt::Prdt;
+use super::receive::READY;
+use super::registers::Interrupts;
+use crate::command::{Command, Operation, Reject, Row, decode};
+use crate::drive::{Failure, Reset, Taken};
+use crate::wire::ahci::{CommandHeader, PRD_TABLE};
+use crate::wire::fis::RegisterH2d;
+use crate::wire::{Control, ErrorBits, Pair, Status, TaskFile};
+
+/// Steps that one access or poll makes at most in a port.
+const STEPS_MAX: u32 = 128;
+
+/// A command as the list has it: copied once.
+struct Fetched {
+    slot: u8,
+    header_at: u64,
+    header: CommandHeader,
+    fis: RegisterH2d,
+}
+
+impl Port {
+    /// Lets commands and resets go on until they wait for the host or the storage; returns whether they could go on.
+    pub(super) fn advance<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: Option<&mut H>,
+    ) -> bool {
+        let Some(storage) = storage else {
+            // Without storage there is nothing to wait for.
+            if self.engine == Engine::Stopping {
+                self.end_stop();
+            }
+            return false;
+        };
+        (0..STEPS_MAX).all(|_| self.advance_once(memory, storage))
+    }
+
+    fn advance_once<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
+        if let Bay::Releases(unit) = &mut self.bay
+            && unit.drive.drain(memory, storage)
+        {
+            self.bay = Bay::Empty;
+        }
+        self.advance_reset(memory, storage);
+        self.sign(memory);
+        if self.engine == Engine::Stopping {
+            let drained = match &mut self.bay {
+                Bay::Empty => true,
+                Bay::Holds(unit) | Bay::Releases(unit) => unit.drive.drain(memory, storage),
+            };
+            if !drained {
+                return false;
+            }
+            self.end_stop();
+        }
+        self.take_command(memory, storage) || self.move_data(memory, storage)
+    }
+
+    fn end_stop(&mut self) {
+        let started = self.cmd.contains(super::registers::Cmd::ST);
+        self.engine = if started { Engine::Running } else { Engine::Stopped };
+    }
+
+    /// Ends a reset of the drive when nothing is with the storage any more, and what holds it has let go. BSY is set until
+    /// then, by no timer.
+    fn advance_reset<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) {
+        let held = self.link_is_held();
+        let Some(unit) = self.unit_mut() else { return };
+        let Phase::Resetting { reset, srst, slot } = unit.phase else { return };
+        if !unit.drive.drain(memory, storage) || srst || held && reset >= Reset::Comreset {
+            return;
+        }
+        if !unit.drive.finish_reset(reset, memory, storage) {
+            return;
+        }
+        unit.tables = [Prdt::default(); super::registers::SLOTS];
+        if reset == Reset::Stop {
+            // Its commands are gone, and none of them may look as if it had succeeded.
+            unit.phase = Phase::Ready;
+            self.status = (READY | Status::ERR).bits();
+            self.error = ErrorBits::ABRT.bits();
+        } else {
+            unit.phase = Phase::Signing { slot };
+        }
+    }
+
+    /// Takes the next command from the list, if one may be sent now; returns whether it did.
+    fn take_command<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
+        if self.engine != Engine::Running || self.ci == 0 || self.is_busy() {
+            return false;
+        }
+        let Some(unit) = self.unit() else { return false };
+        let takes = match unit.phase {
+            Phase::Ready => !unit.drive.is_queue_ending(),
+            Phase::Resetting { srst, .. } => srst,
+            Phase::Executing(_) | Phase::Signing { .. } => false,
+        };
+        if !takes {
+            return false;
+        }
+        match self.fetch(memory) {
+            Ok(fetched) => self.send(&fetched, memory, storage),
+            Err(MemoryError) => self.fatal(Interrupts::HBFS),
+        }
+        true
+    }
+
+    /// Reads the next command in turn: the slots go round (5.3.2, P:SelectCmd).
+    fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Fetched, MemoryError> {
+        let first = u32::from(self.ccs).wrapping_add(1);
+        let distance = self.ci.rotate_right(first).trailing_zeros();
+        let slot = u8::try_from(first.wrapping_add(distance) & 31).unwrap_or(0);
+        self.ccs = slot;
+        let header_at = self.clb.checked_add(u64::from(slot).wrapping_mul(32)).ok_or(MemoryError)?;
+        let mut header = CommandHeader::new_zeroed();
+        memory.read(GuestAddr(header_at), header.as_mut_bytes())?;
+        let mut fis = RegisterH2d::new_zeroed();
+        memory.read(GuestAddr(header.table.get() & CommandHeader::TABLE), fis.as_mut_bytes())?;
+        Ok(Fetched { slot, header_at, header, fis })
+    }
+
+    /// Sends a command's FIS to the drive. What is no Register FIS the drive does not take.
+    fn send<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        fetched: &Fetched,
+        memory: &M,
+        storage: &mut H,
+    ) {
+        let dwords = fetched.header.options.get() & CommandHeader::FIS_DWORDS;
+        if fetched.fis.fis_type != RegisterH2d::TYPE || usize::from(dwords) < size_of::<RegisterH2d>() >> 2 {
+            self.serr |= super::registers::Serr::P;
+            return self.fatal(Interrupts::IFS);
+        }
+        self.status |= Status::BSY.bits();
+        if fetched.fis.flags & RegisterH2d::COMMAND != 0 {
+            self.command(fetched, memory, storage);
+        } else {
+            self.control(fetched);
+        }
+    }
+
+    /// Device Control: SRST begins with one FIS and ends with another (10.4.1). Whatever port of a multiplier the FIS is for,
+    /// a drive that is attached directly takes it, so that hosts find out that there is none.
+    fn control(&mut self, fetched: &Fetched) {
+        let control = Control::from_bits_truncate(fetched.fis.control);
+        let Some(unit) = self.unit_mut() else { return };
+        match (&mut unit.phase, control.contains(Control::SRST)) {
+            (Phase::Resetting { srst, slot, .. }, false) if *srst => {
+                // The signature ends this command.
+                *srst = false;
+                *slot = Some(fetched.slot);
+                return;
+            }
+            (_, true) => unit.begin_reset(Reset::Software, true),
+            _ => {}
+        }
+        // As if the header said so, which it has to: with BSY set the end of SRST could not be sent.
+        self.status &= !Status::BSY.bits();
+        self.take_from_list(fetched.slot);
+    }
+
+    fn command<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        fetched: &Fetched,
+        memory: &M,
+        storage: &mut H,
+    ) {
+        let Some(unit) = self.unit_mut() else { return };
+        if matches!(unit.phase, Phase::Resetting { .. }) {
+            // Lost: a drive in reset listens to the end of SRST alone.
+            return;
+        }
+        unit.task = task_file(&fetched.fis);
+        let slot = fetched.slot;
+        let Fetched { header, .. } = fetched;
+        let table = (header.table.get() & CommandHeader::TABLE).checked_add(PRD_TABLE);
+        let Some(table) = table.map(|table| Prdt::new(table, header.prd_entries.get())) else {
+            return self.fatal(Interrupts::HBFS);
+        };
+        // Behind no port multiplier there is nothing that such a command could mean (CAP.SPM is 0).
+        let elsewhere = fetched.fis.flags & 0x0f != 0 || header.options.get() & CommandHeader::PORT != 0;
+        let decoded = decode(&unit.task, unit.drive.settings().geometry);
+        let executing = Phase::Executing(Executing {
+            slot,
+            header: fetched.header_at,
+            table,
+            moved_bytes: 0,
+            staged_bytes: 0,
+        });
+        let closed = unit.drive.is_queue_closed();
+        let taken = match decoded {
+            _ if elsewhere => Err(Failure::Aborted),
+            Ok((_, Command::Queued(queued))) if queued.tag != slot && !closed => {
+                // The HBA finds a queued command's table by its tag.
+                unit.drive.refuse(Some(queued.tag), Failure::Aborted);
+                Ok(Taken::Refused)
+            }
+            Ok((row, _)) if is_diagnostic(row) && !unit.drive.is_queue_busy() && !closed => {
+                return self.diagnose(memory, slot);
+            }
+            Ok((row, command)) => Ok(unit.drive.execute(row, command, &mut unit.task, storage)),
+            Err(Reject::Unknown) => Err(Failure::Aborted),
+            Err(Reject::NoSuchAddress) => Err(Failure::NoSuchAddress),
+        };
+        match taken {
+            Ok(Taken::Alone) => {
+                unit.phase = executing;
+                if closed && !unit.drive.is_queue_closed() {
+                    // The host reads the log: all that was outstanding is discarded (Serial ATA revision 3.0, 13.6).
+                    self.post_device_bits(memory, u32::MAX, (READY, 0), false);
+                }
+            }
+            Ok(Taken::Queued) => {
+                if let Some(place) = unit.tables.get_mut(usize::from(slot)) {
+                    *place = table;
+                }
+                let task = unit.task;
+                self.post_register(memory, &task, (READY, 0), false);
+                self.take_from_list(slot);
+            }
+            Ok(Taken::Refused) => {}
+            Err(failure) if unit.drive.is_queue_busy() => unit.drive.refuse(None, failure),
+            Err(failure) => {
+                unit.drive.fail(failure);
+                unit.phase = executing;
+            }
+        }
+    }
+}
+
+fn is_diagnostic(row: &Row) -> bool {
+    row.operation == Operation::Diagnostic
+}
+
+/// The registers that a command's FIS fills.
+fn task_file(fis: &RegisterH2d) -> TaskFile {
+    let [low, mid, high] = fis.lba;
+    let [low_previous, mid_previous, high_previous] = fis.lba_previous;
+    let pair = |current, previous| Pair { current, previous };
+    TaskFile {
+        features: pair(fis.features, fis.features_previous),
+        count: pair(fis.count, fis.count_previous),
+        lba_low: pair(low, low_previous),
+        lba_mid: pair(mid, mid_previous),
+        lba_high: pair(high, high_previous),
+        device: fis.device,
+        command: fis.command,
+    }
+}

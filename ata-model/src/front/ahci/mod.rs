@@ -1,0 +1,311 @@
+//! An AHCI 1.3.1 host bus adapter ("Serial ATA Advanced Host Controller Interface", revision 1.3.1; clauses in this module
+//! are its).
+//!
+//! ```text
+//! registers   the bits
+//! port        a port's registers, its link and its bay
+//!   -> engine     takes commands from the list; resets
+//!   -> transfer   PRD tables, data, the ends of commands
+//!   -> receive    FISes from the drive: memory, PxTFD, PxIS
+//! ```
+//!
+//! Commands that are not queued end when PxCI clears; queued ones when their bit in PxSACT does. PxCMD.CR, GHC.HR and BSY
+//! after a reset stay set until nothing that was submitted can land any more.
+
+mod engine;
+mod port;
+mod prdt;
+mod receive;
+mod registers;
+mod transfer;
+
+use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::memory::GuestMemory;
+use blk_core::storage::Storage;
+use serde::{Deserialize, Serialize};
+use serde_big_array::BigArray;
+
+use crate::drive::{DriveConfig, Reset};
+use port::Port;
+use registers::{CAP, GHC_AE, GHC_HR, GHC_IE, PORT_BYTES, PORTS_AT, VERSION, host};
+
+/// An HBA with `P` ports, 1 to 32, each with a drive or without.
+///
+/// | range | what |
+/// |---|---|
+/// | `Bar(5)`, [`Self::ABAR_BYTES`] | generic host control, and 128 bytes for each port |
+///
+/// Interrupt line 0 is INTx. Line 1 is the one MSI message: each change of it, always to high, is a message to be sent; who
+/// uses the one line ignores the other. Storage handle n is port n's, with up to 32 operations in flight; an empty port's is
+/// not used.
+///
+/// Registers are 32 bits wide. A read of another width returns the bytes that it names, a write changes those alone, as
+/// byte enables have it. What is reserved reads as zero and ignores writes.
+///
+/// **Not there:** port multipliers, enclosure management, command completion coalescing, link power states, device sleep,
+/// ATAPI, BIST, several MSI messages, staggered spin-up, the index and data ports of ICH chipsets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Hba<const P: usize> {
+    #[serde(with = "BigArray")]
+    ports: [Port; P],
+    /// GHC.IE.
+    enabled: bool,
+    /// IS.
+    pending: u32,
+    /// GHC.HR, or the machine's reset.
+    reset: Option<Reset>,
+}
+
+impl<const P: usize> Hba<P> {
+    /// Bytes of the registers: what the BAR has to hold.
+    pub const ABAR_BYTES: u64 = {
+        assert!(P >= 1 && P <= 32, "an HBA has 1 to 32 ports");
+        PORTS_AT + PORT_BYTES * P as u64
+    };
+
+    /// An HBA after power-on.
+    #[must_use]
+    pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
+        Self { ports: drives.map(Port::new), enabled: false, pending: 0, reset: None }
+    }
+
+    /// Puts a drive into a port, whose storage handle is from now on its own; returns false, and does nothing, if there is one,
+    /// or if the storage still has operations of the one that was. The change of the interrupt lines comes with the next poll.
+    pub fn plug(&mut self, port: usize, drive: DriveConfig) -> bool {
+        self.ports.get_mut(port).is_some_and(|port| port.plug(drive))
+    }
+
+    /// Pulls the drive out of a port. The change of the interrupt lines comes with the next poll.
+    pub fn unplug(&mut self, port: usize) {
+        if let Some(port) = self.ports.get_mut(port) {
+            port.unplug();
+        }
+    }
+
+    /// Whether a port has no drive, and the storage nothing of one: its handle may be replaced.
+    #[must_use]
+    pub fn is_empty(&self, port: usize) -> bool {
+        self.ports.get(port).is_none_or(|port| matches!(port.bay, port::Bay::Empty))
+    }
+
+    /// Whether nothing is in execution: no command, and no reset. Then a saved state is whole.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.reset.is_none() && self.ports.iter().all(Port::is_quiet)
+    }
+
+    /// Completions that named no operation in flight: a defect of the storage.
+    #[must_use]
+    pub fn strays(&self) -> u32 {
+        let units = self.ports.iter().filter_map(Port::unit);
+        units.fold(0, |sum, unit| sum.saturating_add(unit.drive.strays()))
+    }
+
+    /// The interrupt lines, of which the second is never seen high.
+    const fn lines(&self) -> u32 {
+        (self.enabled && self.pending != 0) as u32
+    }
+
+    /// Runs `access` and returns what it did to the interrupt lines.
+    ///
+    /// A message is sent when a bit of IS is set, when bits are left after some were cleared, and when interrupts are enabled
+    /// with bits set (10.7.2; the one vector is shared, as with MC = 0).
+    fn watched<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> (T, IrqChange) {
+        let (line, before, enabled) = (self.lines(), self.pending, self.enabled);
+        let value = access(self);
+        let kept = self.pending;
+        for (index, port) in self.ports.iter().enumerate() {
+            if port.interrupts() {
+                self.pending |= 1_u32.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
+            }
+        }
+        let set = self.pending & !before != 0;
+        let cleared = kept != before && self.pending != 0;
+        let message = self.enabled && (set || cleared || !enabled && self.pending != 0);
+        let mut irq = IrqChange::between(line, self.lines());
+        if message {
+            irq = irq.then(IrqChange { changed: 0b10, level: 0b10 });
+        }
+        (value, irq)
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            host::CAP => CAP | u32::try_from(P.saturating_sub(1)).unwrap_or(0),
+            host::GHC => {
+                let reset = if self.reset.is_some() { GHC_HR } else { 0 };
+                GHC_AE | reset | if self.enabled { GHC_IE } else { 0 }
+            }
+            host::IS => self.pending,
+            host::PI => u32::MAX >> 32_usize.saturating_sub(P).min(31),
+            host::VS => VERSION,
+            // Below the ports: CCC, EM, CAP2 and BOHC, of all of which there is nothing; what is reserved, or the vendor's.
+            _ => port_at(offset).and_then(|(index, at)| Some(self.ports.get(index)?.read(at))).unwrap_or(0),
+        }
+    }
+
+    fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        (offset, value, mask): (u64, u32, u32),
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        // An HBA in reset takes no writes; what there is to see then is GHC.HR.
+        if self.reset.is_some() {
+            return;
+        }
+        match offset {
+            host::GHC if value & mask & GHC_HR != 0 => {
+                self.begin_reset(Reset::Comreset);
+                self.advance_reset(memory, storage);
+            }
+            host::GHC if mask & GHC_IE != 0 => self.enabled = value & GHC_IE != 0,
+            host::IS => self.pending &= !(value & mask),
+            _ => {
+                if let Some((index, at)) = port_at(offset)
+                    && let Some(port) = self.ports.get_mut(index)
+                {
+                    port.write(at, value, mask, memory, storage.get_mut(index));
+                }
+            }
+        }
+    }
+
+    fn begin_reset(&mut self, reset: Reset) {
+        self.reset = self.reset.max(Some(reset));
+        self.enabled = false;
+        self.pending = 0;
+        self.ports.iter_mut().for_each(|port| port.begin_host_reset(reset));
+    }
+
+    /// Ends a reset when nothing is with any storage any more.
+    fn advance_reset<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut [H]) {
+        self.advance_ports(memory, storage);
+        if self.ports.iter().all(Port::is_reset) {
+            self.reset = None;
+        }
+    }
+
+    fn advance_ports<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut [H],
+    ) -> bool {
+        let mut again = false;
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            again |= port.advance(memory, storage.get_mut(index));
+        }
+        again
+    }
+
+    fn progress<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Progress {
+        let (again, irq) = self.watched(|hba| {
+            if hba.reset.is_some() {
+                hba.advance_reset(memory, storage);
+            }
+            hba.advance_ports(memory, storage)
+        });
+        Progress { irq, again, pending_write: self.reset == Some(Reset::PowerOn) }
+    }
+}
+
+impl<const P: usize, M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Hba<P> {
+    fn read(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        _memory: &M,
+        _storage: &mut [H],
+    ) -> Access<u64> {
+        if region != Region::Bar(5) {
+            return Access::quiet(width.ones());
+        }
+        let value = lanes(offset, width).rev().fold(0_u64, |value, lane| {
+            let bits = self.read_register(lane.register).checked_shr(lane.shift).unwrap_or(0);
+            value.checked_shl(lane.bits).unwrap_or(0) | u64::from(bits & lane.ones())
+        });
+        Access::quiet(value)
+    }
+
+    fn write(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<WriteStatus> {
+        if region != Region::Bar(5) {
+            return Access::quiet(WriteStatus::Done);
+        }
+        let mut left = value;
+        let mut irq = IrqChange::NONE;
+        for lane in lanes(offset, width) {
+            let [a, b, c, d, ..] = left.to_le_bytes();
+            let bits = u32::from_le_bytes([a, b, c, d]) & lane.ones();
+            left = left.checked_shr(lane.bits).unwrap_or(0);
+            let written = bits.checked_shl(lane.shift).unwrap_or(0);
+            let mask = lane.ones().checked_shl(lane.shift).unwrap_or(0);
+            let write = (lane.register, written, mask);
+            irq = irq.then(self.watched(|hba| hba.write_register(write, memory, storage)).1);
+        }
+        Access { value: WriteStatus::Done, irq }
+    }
+
+    fn poll(&mut self, memory: &M, storage: &mut [H]) -> Progress {
+        self.progress(memory, storage)
+    }
+
+    fn reset(&mut self, memory: &M, storage: &mut [H]) -> Progress {
+        let irq = self.watched(|hba| hba.begin_reset(Reset::PowerOn)).1;
+        let progress = self.progress(memory, storage);
+        Progress { irq: irq.then(progress.irq), ..progress }
+    }
+}
+
+/// Which port's register an offset is, and where in that port.
+fn port_at(offset: u64) -> Option<(usize, u64)> {
+    let at = offset.checked_sub(PORTS_AT)?;
+    let index = usize::try_from(at.checked_div(PORT_BYTES)?).ok()?;
+    Some((index, at & (PORT_BYTES - 1)))
+}
+
+/// The part of an access that falls into one register.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// Where the register is.
+    register: u64,
+    /// The first bit of it.
+    shift: u32,
+    /// How many.
+    bits: u32,
+}
+
+impl Lane {
+    const fn ones(self) -> u32 {
+        match 32_u32.checked_sub(self.bits) {
+            Some(rest) if rest < 32 => u32::MAX >> rest,
+            _ => 0,
+        }
+    }
+}
+
+/// The registers that an access touches, lowest first; at an offset that is no multiple of 4 that may be one more.
+fn lanes(offset: u64, width: Width) -> impl DoubleEndedIterator<Item = Lane> {
+    let end = offset.saturating_add(u64::from(width.bytes()));
+    let first = offset & !3;
+    (0..3_u64).filter_map(move |n| {
+        let register = first.checked_add(n.wrapping_mul(4))?;
+        let from = offset.max(register);
+        let to = end.min(register.saturating_add(4));
+        let bytes = u32::try_from(to.checked_sub(from).filter(|&bytes| bytes > 0)?).ok()?;
+        let skipped = u32::try_from(from.checked_sub(register)?).ok()?;
+        Some(Lane { register, shift: skipped.saturating_mul(8), bits: bytes.saturating_mul(8) })
+    })
+}

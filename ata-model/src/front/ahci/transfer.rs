@@ -1,0 +1,368 @@
+//! Moves the data of commands between the disk and memory, and ends them.
+
+use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::storage::{Info, Storage};
+use blk_core::units::{Extent, GuestAddr};
+
+use super::port::{Engine, Executing, Phase, Port};
+use super::prdt::Prdt;
+use super::receive::READY;
+use super::registers::Interrupts;
+use crate::command::{Addressing, Protocol, Row};
+use crate::drive::{Direction, Due, Failure, QueueError, Reply, Staged, Step, report_address};
+use crate::front::scatter::{Stop, Table, next_piece, to_usize};
+
+/// What became of a piece of a command's data.
+enum Moved {
+    /// It is with the storage, or done.
+    Yes,
+    /// The storage does not take it now.
+    NotNow,
+    /// The PRD table ends before the data does.
+    Short,
+    /// The PRD table, or what it names, is no memory.
+    NoMemory,
+    /// The command cannot go on.
+    Failed(Failure),
+}
+
+impl From<Stop> for Moved {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Short => Self::Short,
+            Stop::Memory => Self::NoMemory,
+            Stop::NoStaging => Self::Failed(Failure::Aborted),
+        }
+    }
+}
+
+impl From<MemoryError> for Moved {
+    fn from(MemoryError: MemoryError) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl Port {
+    /// Lets the commands that the drive has go on; returns whether one did.
+    pub(super) fn move_data<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut H,
+    ) -> bool {
+        let running = self.engine == Engine::Running;
+        let Some(unit) = self.unit_mut() else { return false };
+        if matches!(unit.phase, Phase::Resetting { .. } | Phase::Signing { .. }) {
+            return false;
+        }
+        if !running {
+            // What the storage completes is not reported any more; a stop drops it.
+            return unit.drive.poll(memory, storage) == Step::Submitted;
+        }
+        if self.serve_due(memory, storage) {
+            return true;
+        }
+        let Some(unit) = self.unit_mut() else { return false };
+        let step = unit.drive.poll(memory, storage);
+        let phase = unit.phase;
+        match (step, phase) {
+            (Step::Submitted, _) => true,
+            (step, Phase::Executing(executing)) => self.execute(executing, step, memory, storage),
+            _ => self.serve_queue(memory, storage),
+        }
+    }
+
+    /// Goes on with the command in execution.
+    fn execute<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        mut executing: Executing,
+        step: Step,
+        memory: &M,
+        storage: &mut H,
+    ) -> bool {
+        let staged = core::mem::take(&mut executing.staged_bytes);
+        let moved = match step {
+            Step::Wait | Step::Submitted | Step::Idle => return false,
+            Step::Ended(Err(failure)) => Moved::Failed(failure),
+            _ if staged > 0 => self.unstage(&mut executing, staged, memory, storage),
+            Step::Ended(Ok(())) => {
+                self.finish(&executing, memory, storage.info());
+                return true;
+            }
+            Step::Medium { direction, left } => {
+                self.move_medium(&mut executing, (direction, left), memory, storage)
+            }
+            Step::ToHost { bytes } => self.unstage(&mut executing, bytes, memory, storage),
+            Step::FromHost { bytes } => self.receive(&mut executing, bytes, memory, storage),
+        };
+        if let Some(unit) = self.unit_mut() {
+            unit.phase = Phase::Executing(executing);
+        }
+        match moved {
+            Moved::Yes => return true,
+            Moved::NotNow => return false,
+            Moved::NoMemory => self.fatal(Interrupts::HBFS),
+            Moved::Short => {
+                self.is |= Interrupts::OFS;
+                self.fail(Failure::Aborted, memory, storage.info());
+            }
+            Moved::Failed(failure) => self.fail(failure, memory, storage.info()),
+        }
+        true
+    }
+
+    fn move_medium<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        executing: &mut Executing,
+        what: (Direction, Extent),
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let Some(unit) = self.unit_mut() else { return Moved::NotNow };
+        let piece = match next_piece(executing.table, what, unit.drive.slot(), memory, storage) {
+            Ok(piece) => piece,
+            Err(stop) => return stop.into(),
+        };
+        if unit.drive.transfer(memory, storage, piece.sectors, &piece.segments).is_err() {
+            return Moved::NotNow;
+        }
+        let bytes = u32::try_from(piece.sectors.saturating_mul(512)).unwrap_or(u32::MAX);
+        executing.table = piece.table;
+        if piece.staged {
+            executing.staged_bytes = bytes;
+        } else {
+            executing.moved_bytes = executing.moved_bytes.saturating_add(bytes);
+        }
+        Moved::Yes
+    }
+
+    /// Copies the start of the staging buffer to where the table says.
+    fn unstage<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        executing: &mut Executing,
+        bytes: u32,
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let Some(unit) = self.unit_mut() else { return Moved::NotNow };
+        let from = storage.staging(unit.drive.slot()).get(..to_usize(bytes)).unwrap_or(&[]);
+        match executing.table.copy_in(memory, from) {
+            Ok(copied) if copied == bytes => {}
+            Ok(_) => return Moved::Short,
+            Err(error) => return error.into(),
+        }
+        unit.drive.parameters_sent();
+        executing.moved_bytes = executing.moved_bytes.saturating_add(bytes);
+        Moved::Yes
+    }
+
+    /// Copies a list of ranges into the staging buffer.
+    fn receive<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        executing: &mut Executing,
+        bytes: u32,
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let Some(unit) = self.unit_mut() else { return Moved::NotNow };
+        let Some(buffer) = storage.staging(unit.drive.slot()).get_mut(..to_usize(bytes)) else {
+            return Moved::Failed(Failure::Aborted);
+        };
+        match executing.table.copy_out(memory, buffer) {
+            Ok(copied) if copied == bytes => {}
+            Ok(_) => return Moved::Short,
+            Err(error) => return error.into(),
+        }
+        unit.drive.parameters_received(storage);
+        executing.moved_bytes = executing.moved_bytes.saturating_add(bytes);
+        Moved::Yes
+    }
+
+    /// The command in execution has ended well.
+    fn finish<M: GuestMemory + ?Sized>(&mut self, executing: &Executing, memory: &M, info: &Info) {
+        let Some(unit) = self.unit_mut() else { return };
+        unit.drive.finish();
+        unit.phase = Phase::Ready;
+        let task = unit.task;
+        let row = Row::of(task.command);
+        let block = last_block(row, executing.moved_bytes, unit.drive.settings().multiple, info);
+        self.report_bytes(executing, memory);
+        match row.map(|row| row.protocol) {
+            // The status is in the PIO Setup FIS; there is no other (Serial ATA revision 3.0, 11.7, PIO data-in).
+            Some(Protocol::PioIn) if executing.moved_bytes > 0 => {
+                self.post_pio_setup(memory, &task, true, block);
+            }
+            Some(Protocol::PioOut) => {
+                self.post_pio_setup(memory, &task, false, block);
+                self.post_register(memory, &task, (READY, 0), true);
+            }
+            _ => self.post_register(memory, &task, (READY, 0), true),
+        }
+        if self.engine == Engine::Running {
+            self.take_from_list(executing.slot);
+        }
+    }
+
+    /// The command in execution has failed. PxCI keeps its bit, and PxCMD.CCS names it (6.2.2.1).
+    fn fail<M: GuestMemory + ?Sized>(&mut self, failure: Failure, memory: &M, info: &Info) {
+        let Some(unit) = self.unit_mut() else { return };
+        let Phase::Executing(executing) = unit.phase else { return };
+        unit.drive.finish();
+        unit.phase = Phase::Ready;
+        let report = failure.report();
+        if let Some(sector) = report.sector {
+            let addressing = Row::of(unit.task.command).map_or(Addressing::None, |row| row.addressing);
+            report_address(&mut unit.task, addressing, sector, info);
+        }
+        let task = unit.task;
+        self.report_bytes(&executing, memory);
+        if failure.is_memory() {
+            return self.fatal(Interrupts::HBFS);
+        }
+        self.post_register(memory, &task, (READY | report.status(), report.error.bits()), true);
+    }
+
+    /// Writes PRDBC, if anything has moved, and interrupts for regions that asked for it.
+    fn report_bytes<M: GuestMemory + ?Sized>(&mut self, executing: &Executing, memory: &M) {
+        if executing.table.notified() {
+            self.is |= Interrupts::DPS;
+        }
+        if executing.moved_bytes > 0 {
+            let at = executing.header.wrapping_add(crate::wire::ahci::CommandHeader::TRANSFERRED_BYTES);
+            if memory.write(GuestAddr(at), &executing.moved_bytes.to_le_bytes()).is_err() {
+                self.fatal(Interrupts::HBFS);
+            }
+        }
+    }
+
+    /// Gives the storage what queued commands it takes; returns whether it took any.
+    fn serve_due<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
+        let Some(unit) = self.unit() else { return false };
+        let mut served = false;
+        for due in unit.drive.queue_due() {
+            match self.serve_one(due, memory, storage) {
+                Moved::Yes => served = true,
+                Moved::NotNow => break,
+                Moved::NoMemory => {
+                    self.fatal(Interrupts::HBFS);
+                    return true;
+                }
+                Moved::Short => {
+                    self.is |= Interrupts::OFS;
+                    self.fail_queued(due.tag, Failure::Aborted);
+                    return true;
+                }
+                Moved::Failed(failure) => {
+                    self.fail_queued(due.tag, failure);
+                    return true;
+                }
+            }
+        }
+        served
+    }
+
+    fn serve_one<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        due: Due,
+        memory: &M,
+        storage: &mut H,
+    ) -> Moved {
+        let Due { tag, direction, left } = due;
+        let Some(unit) = self.unit_mut() else { return Moved::NotNow };
+        let Some(&table) = unit.tables.get(usize::from(tag)) else { return Moved::NotNow };
+        let piece = match next_piece(table, (direction, left), unit.drive.slot(), memory, storage) {
+            Ok(piece) => piece,
+            Err(stop) => return stop.into(),
+        };
+        let moves = (piece.sectors, piece.staged);
+        if unit.drive.transfer_queued(memory, storage, tag, &piece.segments, moves).is_err() {
+            return Moved::NotNow;
+        }
+        if let Some(place) = unit.tables.get_mut(usize::from(tag)) {
+            *place = piece.table;
+        }
+        if table.is_at_start() {
+            let bytes = left.bytes().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(u32::MAX);
+            self.post_dma_setup(memory, tag, direction == Direction::Read, bytes);
+        }
+        Moved::Yes
+    }
+
+    fn fail_queued(&mut self, tag: u8, failure: Failure) {
+        if let Some(unit) = self.unit_mut() {
+            unit.drive.fail_queued(tag, failure);
+        }
+    }
+
+    /// Reports queued commands that have ended, and the end of the queue; returns whether there was anything.
+    fn serve_queue<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
+        let Some(unit) = self.unit_mut() else { return false };
+        if let Some(staged) = unit.drive.queue_staged() {
+            self.unstage_queued(staged, memory, storage);
+            return true;
+        }
+        let ended = unit.drive.take_ended();
+        if ended != 0 {
+            let mut notified = false;
+            for (tag, table) in unit.tables.iter_mut().enumerate() {
+                if ended.checked_shr(u32::try_from(tag).unwrap_or(0)).unwrap_or(0) & 1 != 0 {
+                    notified |= core::mem::take(table).notified();
+                }
+            }
+            if notified {
+                self.is |= Interrupts::DPS;
+            }
+            self.post_device_bits(memory, ended, (READY, 0), true);
+            return true;
+        }
+        let Some(error) = unit.drive.queue_error() else { return false };
+        unit.tables = [Prdt::default(); super::registers::SLOTS];
+        self.report_queue_error(error, memory);
+        true
+    }
+
+    fn unstage_queued<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        staged: Staged,
+        memory: &M,
+        storage: &mut H,
+    ) {
+        let Some(unit) = self.unit_mut() else { return };
+        let Some(table) = unit.tables.get_mut(usize::from(staged.tag)) else { return };
+        let from = storage.staging(staged.slot).get(..to_usize(staged.bytes)).unwrap_or(&[]);
+        match table.copy_in(memory, from) {
+            Ok(copied) if copied == staged.bytes => unit.drive.unstage_queued(staged.tag),
+            Ok(_) => {
+                unit.drive.fail_queued(staged.tag, Failure::Aborted);
+                self.is |= Interrupts::OFS;
+            }
+            Err(MemoryError) => self.fatal(Interrupts::HBFS),
+        }
+    }
+
+    /// The queue has ended. PxSACT keeps the bits of all that were outstanding until the host has read the log.
+    fn report_queue_error<M: GuestMemory + ?Sized>(&mut self, error: QueueError, memory: &M) {
+        if error.failure.is_memory() {
+            return self.fatal(Interrupts::HBFS);
+        }
+        let Some(unit) = self.unit() else { return };
+        let task = unit.task;
+        let report = error.failure.report();
+        let outcome = (READY | report.status(), report.error.bits());
+        match error.reply {
+            Reply::Register => self.post_register(memory, &task, outcome, true),
+            Reply::SetDeviceBits => self.post_device_bits(memory, 0, outcome, true),
+        }
+    }
+}
+
+/// Bytes of the last data block of a PIO command: a logical block, or as many as SET MULTIPLE MODE says.
+fn last_block(row: Option<&Row>, moved_bytes: u32, multiple: u8, info: &Info) -> u16 {
+    let blocks = if row.is_some_and(|row| row.multiple) { u32::from(multiple) } else { 1 };
+    let parameters = row.is_none_or(|row| row.addressing == Addressing::None);
+    let block = if parameters { 512 } else { info.logical_block_bytes.saturating_mul(blocks) };
+    let last = match moved_bytes.checked_rem(block) {
+        Some(0) | None => block,
+        Some(rest) => rest,
+    };
+    u16::try_from(last.min(moved_bytes)).unwrap_or(u16::MAX)
+}
