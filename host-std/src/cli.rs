@@ -1,5 +1,7 @@
 //! The command line.
 
+mod serve;
+
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
@@ -7,6 +9,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use blk_core::storage::CacheMode;
 use host_std::proof::Front;
+
+pub(crate) use serve::{CtlArgs, CtlCommand, ServeArgs, SizeArg};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,9 +20,12 @@ Examples:
   blk-host --exhaustive --prove-only       every program of four steps: some ten minutes
   blk-host --json | jq .cells              for other programs
   blk-host probe /var/lib/images           is my stack safe?
+  blk-host serve --socket disk.sock --image disk.img,cache=none,size=10G
+                                           a virtio-blk disk for QEMU, cloud-hypervisor or User-Mode Linux
 
-Exit status: 0 every cell is as it must be (probe: safe), 1 a cell that must be safe is not (probe: unsafe),
-2 wrong usage or an error, 3 probe cannot tell, 130 stopped by a signal.";
+Exit status: 0 every cell is as it must be (probe: safe; serve: stopped in order), 1 a cell that must be safe is not
+(probe: unsafe; serve: a last flush failed; ctl: refused), 2 wrong usage or an error, 3 probe cannot tell, 130 stopped
+by a signal.";
 
 /// Disk device models whose every cache mode survives a power cut, shown and proven.
 ///
@@ -71,6 +78,10 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Is my stack safe? Looks at everything between a path and the medium, layer by layer.
     Probe(ProbeArgs),
+    /// Serve disks to virtual machines of other programs, by vhost-user.
+    Serve(ServeArgs),
+    /// Ask or command a server by its control socket.
+    Ctl(CtlArgs),
 }
 
 #[derive(Debug, clap::Args)]

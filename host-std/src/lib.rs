@@ -28,5 +28,6 @@ pub mod probe;
 pub mod proof;
 pub mod record;
 pub mod replay;
+pub mod serve;
 pub mod server;
 pub mod trace;

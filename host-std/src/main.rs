@@ -1,6 +1,7 @@
 //! `blk-host`: shows, for every front end and cache mode, what reaches the host and what survives a power cut.
 
 mod cli;
+mod ctl;
 mod table;
 
 use std::process::ExitCode;
@@ -10,7 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context as _;
 use clap::Parser as _;
 
-use crate::cli::{Args, Command, ProbeArgs};
+use host_std::serve::config::LogFormat;
+use host_std::serve::listen::Inherited;
+
+use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
 
 /// A cell that must be safe is not, or a stack is known to be unsafe.
 const EXIT_UNSAFE: u8 = 1;
@@ -20,14 +24,20 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_STOPPED: u8 = 130;
 
 fn main() -> ExitCode {
+    // SAFETY: the first thing that is done: nothing has opened a descriptor.
+    let inherited = unsafe { Inherited::at_start() };
     let args = Args::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("BLK_HOST_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
     let outcome = match args.command {
-        Some(Command::Probe(probe)) => run_probe(&probe),
-        None => run_table(&args),
+        Some(Command::Serve(serve)) => run_serve(&serve, inherited),
+        Some(Command::Ctl(ctl)) => ctl::run(&ctl),
+        Some(Command::Probe(probe)) => {
+            log_to_stderr("error", LogFormat::Text);
+            run_probe(&probe)
+        }
+        None => {
+            log_to_stderr("error", LogFormat::Text);
+            run_table(&args)
+        }
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("blk-host: {error:#}");
@@ -63,4 +73,33 @@ fn run_probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
         print!("{report}");
     }
     Ok(ExitCode::from(report.verdict.exit_status()))
+}
+
+fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode> {
+    let (config, place) = args.config()?;
+    config.check(&place)?;
+    if args.print_attach {
+        for (index, device) in config.devices.iter().enumerate() {
+            let name = device.name(index);
+            let path = device
+                .socket
+                .as_ref()
+                .with_context(|| format!("{name}: --print-attach wants --socket PATH"))?;
+            print!("{}", host_std::serve::attach::lines(&name, device, path));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    log_to_stderr("info", config.log_format);
+    let well = host_std::serve::run(&config, &place, inherited, !args.quiet)?;
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
+}
+
+/// Logs by the filter in `BLK_HOST_LOG`, or from `level` on.
+fn log_to_stderr(level: &str, format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BLK_HOST_LOG").unwrap_or_else(|_| level.into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
 }

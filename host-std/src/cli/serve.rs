@@ -1,0 +1,240 @@
+//! The arguments of `serve` and `ctl`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use host_std::serve::config::{Config, ConfigError, DeviceConfig, DeviceKind, LogFormat, Size};
+use host_std::serve::spec::ImageSpec;
+
+const IMAGE_HELP: &str = "\
+An image and its options, separated by commas; a comma in the path is written twice. Several with virtio-scsi.
+
+  cache=writeback|none|writethrough|directsync|unsafe   default: writeback
+  readonly              refuse writes
+  serial=TEXT           what the guest reads, 20 characters at most
+  queues=N              request queues; virtio-blk has a thread for each
+  rerror=report|stop|enospc, werror=report|stop|enospc
+                        what a failed read or write leads to: an error in the guest, or a pause until `blk-host ctl resume`
+                        (enospc: only if space ran out); default: rerror=report, werror=enospc
+  engine=auto|threads|uring, workers=N    how the host is asked; default: auto
+  logical-block=BYTES   512 to 65536
+  size=SIZE             make the image, or extend it, to this size, for example 10G
+  lun=TARGET:UNIT       virtio-scsi: where it is found; default: 0:0, 0:1 and so on
+  record=LOG            record what the host is given";
+
+/// Serve disks by vhost-user: from options, one device; from a file, any number.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Make the device's socket here.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Take the device's socket, listening or connected, from the supervisor. With neither --socket nor --fd: LISTEN_FDS.
+    #[arg(long, value_name = "N", conflicts_with = "socket")]
+    fd: Option<i32>,
+
+    /// What the guest sees.
+    #[arg(long, value_enum, default_value_t = DeviceArg::VirtioBlk)]
+    device: DeviceArg,
+
+    /// An image and its options: PATH[,cache=MODE,readonly,serial=TEXT,queues=N,...].
+    #[arg(long = "image", value_name = "PATH[,OPTION...]", long_help = IMAGE_HELP)]
+    images: Vec<String>,
+
+    /// Read everything from a TOML file instead.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "fd", "device", "images", "record", "fault", "once"])]
+    config: Option<PathBuf>,
+
+    /// Make a control socket here, for `blk-host ctl`.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
+    /// Record what the host is given into this file, for `blk-host replay`. (With several images: record=LOG with each.)
+    #[arg(long, value_name = "LOG")]
+    record: Option<PathBuf>,
+
+    /// Inject faults, for tests.
+    #[arg(long, value_name = "SPEC", hide = true)]
+    fault: Option<String>,
+
+    /// Exit when the first client leaves.
+    #[arg(long)]
+    once: bool,
+
+    /// The form of the log, on standard error. BLK_HOST_LOG filters it (for example: debug).
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogArg>,
+
+    /// Print the lines that attach a guest, and exit. (They are printed at the start, too.)
+    #[arg(long)]
+    pub(crate) print_attach: bool,
+
+    /// Print no lines that attach a guest.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+impl ServeArgs {
+    /// What is to be served, and where that was given.
+    pub(crate) fn config(&self) -> Result<(Config, String), ConfigError> {
+        let (mut config, place) = match &self.config {
+            Some(path) => (Config::load(path)?, path.display().to_string()),
+            None => (self.one_device()?, "serve".to_owned()),
+        };
+        if self.control.is_some() {
+            config.control.clone_from(&self.control);
+        }
+        if let Some(format) = self.log_format {
+            config.log_format = format.into();
+        }
+        Ok((config, place))
+    }
+
+    fn one_device(&self) -> Result<Config, ConfigError> {
+        let error = |what: &str, remedy: &str| {
+            Err(ConfigError { place: "serve".into(), what: what.into(), remedy: remedy.into() })
+        };
+        let specs: Vec<_> =
+            self.images.iter().map(|text| ImageSpec::parse(text)).collect::<Result<_, _>>()?;
+        let queues = specs.iter().filter_map(|spec| spec.queues).max().unwrap_or(1);
+        let mut images: Vec<_> = specs.into_iter().map(|spec| spec.image).collect();
+        match (images.as_mut_slice(), &self.record, &self.fault) {
+            (_, None, None) => {}
+            ([image], record, fault) => {
+                image.record = record.clone().or_else(|| image.record.take());
+                image.fault = fault.clone().or_else(|| image.fault.take());
+            }
+            _ => {
+                return error(
+                    "--record or --fault with several images",
+                    "give each image record=LOG or fault=SPEC",
+                );
+            }
+        }
+        let device = DeviceConfig {
+            name: None,
+            kind: self.device.into(),
+            socket: self.socket.clone(),
+            fd: self.fd,
+            queues,
+            queue_size: 256,
+            once: self.once,
+            images,
+        };
+        Ok(Config { control: None, log_format: LogFormat::Text, devices: vec![device] })
+    }
+}
+
+/// [`DeviceKind`] as an argument.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeviceArg {
+    /// A disk.
+    VirtioBlk,
+    /// A SCSI host with disks.
+    VirtioScsi,
+}
+
+impl From<DeviceArg> for DeviceKind {
+    fn from(arg: DeviceArg) -> Self {
+        match arg {
+            DeviceArg::VirtioBlk => Self::VirtioBlk,
+            DeviceArg::VirtioScsi => Self::VirtioScsi,
+        }
+    }
+}
+
+/// [`LogFormat`] as an argument.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogArg {
+    /// Lines for people.
+    Text,
+    /// A JSON object on each line.
+    Json,
+}
+
+impl From<LogArg> for LogFormat {
+    fn from(arg: LogArg) -> Self {
+        match arg {
+            LogArg::Text => Self::Text,
+            LogArg::Json => Self::Json,
+        }
+    }
+}
+
+/// Ask or command a server by its control socket.
+#[derive(Debug, Args)]
+pub(crate) struct CtlArgs {
+    /// The server's control socket.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+
+    /// The device, where the server has several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) device: Option<String>,
+
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: CtlCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CtlCommand {
+    /// What the guest asked for, what the images did, how long it took.
+    Stats,
+    /// Take no more requests of the guest.
+    Pause,
+    /// Take requests again, and try those again that an error held.
+    Resume,
+    /// Pause, wait until nothing is in flight, flush: the image is at rest until a resume.
+    Drain,
+    /// Tell the guest the image's new size, after extending it if one is given.
+    Resize {
+        /// Which image, from 0 on.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        image: usize,
+        /// The size, or what is added: 2147483648, 20G, +1GiB.
+        #[arg(value_name = "SIZE|+SIZE")]
+        size: Option<SizeArg>,
+    },
+    /// Write a note into the recording.
+    Mark {
+        /// The note.
+        text: String,
+    },
+    /// Add a logical unit to a virtio-scsi host.
+    Hotplug {
+        /// The image and its options, as for `serve --image`.
+        #[arg(value_name = "PATH[,OPTION...]")]
+        image: String,
+    },
+    /// Remove a logical unit from a virtio-scsi host.
+    Unplug {
+        /// Where it is.
+        #[arg(value_name = "TARGET:UNIT")]
+        lun: String,
+    },
+    /// Print what happens, as it happens.
+    Events,
+}
+
+/// A size, or what is to be added to one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SizeArg {
+    To(u64),
+    By(u64),
+}
+
+impl std::str::FromStr for SizeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix('+') {
+            Some(more) => more.parse().map(|Size(bytes)| Self::By(bytes)),
+            None => text.parse().map(|Size(bytes)| Self::To(bytes)),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `blk-host ctl`: asks a server, and prints its answers for people or for programs.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use host_std::serve::control::{Client, Reply, Report, Request};
+use host_std::serve::meter::KindStats;
+use host_std::serve::{DeviceStats, Event, ImageReport, State};
+
+use crate::EXIT_UNSAFE;
+use crate::cli::{CtlArgs, CtlCommand, SizeArg};
+
+pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
+    let request = request(args)?;
+    let mut client = Client::connect(&args.control).with_context(|| {
+        format!("--control {}: nobody answers there; is it what serve was given?", args.control.display())
+    })?;
+    let value = match client.ask(&request).context("the server gave no answer")? {
+        Reply::Ok(value) => value,
+        Reply::Error(refusal) => {
+            eprintln!("blk-host: {refusal}");
+            return Ok(ExitCode::from(EXIT_UNSAFE));
+        }
+    };
+    if request == (Request::Events {}) {
+        while let Some(line) = client.line()? {
+            print_event(&line, args.json)?;
+        }
+    } else {
+        print_answer(&request, value, args.json)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn request(args: &CtlArgs) -> anyhow::Result<Request> {
+    let device = args.device.clone();
+    Ok(match &args.command {
+        CtlCommand::Stats => Request::Stats { device },
+        CtlCommand::Pause => Request::Pause { device },
+        CtlCommand::Resume => Request::Resume { device },
+        CtlCommand::Drain => Request::Drain { device },
+        CtlCommand::Resize { image, size } => {
+            let (bytes, grow) = match *size {
+                Some(SizeArg::To(bytes)) => (Some(bytes), None),
+                Some(SizeArg::By(bytes)) => (None, Some(bytes)),
+                None => (None, None),
+            };
+            Request::Resize { device, image: *image, bytes, grow }
+        }
+        CtlCommand::Mark { text } => Request::Mark { device, text: text.clone() },
+        CtlCommand::Hotplug { image } => Request::Hotplug { device, image: image.clone() },
+        CtlCommand::Unplug { lun } => {
+            let lun = lun.parse().map_err(|remedy| anyhow::anyhow!("unplug {lun}: {remedy}"))?;
+            Request::Unplug { device, lun }
+        }
+        CtlCommand::Events => Request::Events {},
+    })
+}
+
+fn print_event(line: &str, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{line}");
+        return Ok(());
+    }
+    let event: Event = serde_json::from_str(line).context("the server sent no event")?;
+    match event {
+        Event::Failed { device, failure } => {
+            let outcome = if failure.held { "held" } else { "reported to the guest" };
+            println!("{device}: {failure}: {outcome}");
+        }
+        Event::Paused { device, reason } => println!("{device}: paused: {reason}"),
+        Event::Resumed { device } => println!("{device}: resumed"),
+        Event::Resized { device, image, bytes } => println!("{device}: {image} has {bytes} bytes now"),
+        Event::Plugged { device, lun } => println!("{device}: lun {lun} plugged"),
+        Event::Unplugged { device, lun } => println!("{device}: lun {lun} unplugged"),
+        Event::Stopping => println!("the server stops"),
+        Event::Missed { events } => println!("{events} events were missed"),
+    }
+    Ok(())
+}
+
+fn print_answer(request: &Request, value: Value, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    match request {
+        Request::Stats { .. } => {
+            let report: Report =
+                serde_json::from_value(value).context("the server's answer is not understood")?;
+            println!("blk-host {}, up {} s", report.version, report.uptime_seconds);
+            report.devices.iter().for_each(print_device);
+        }
+        Request::Resume { .. } => println!("resumed; tried again: {}", value["retried"]),
+        Request::Resize { .. } => println!("{} bytes", value["bytes"]),
+        Request::Mark { .. } => println!("position {}", value["position"]),
+        Request::Hotplug { .. } => println!("lun {}", value["lun"].as_str().unwrap_or_default()),
+        _ => println!("done"),
+    }
+    Ok(())
+}
+
+fn print_device(device: &DeviceStats) {
+    let client = if device.server.connected { "client connected" } else { "no client" };
+    println!("\n{} ({}): {client}, {} so far", device.name, device.kind.name(), device.server.clients);
+    if let State::Paused { reason } = &device.state {
+        println!("PAUSED: {reason}; {} requests are held", device.held);
+    }
+    let mut table = new_table(&[
+        "queue",
+        "reads",
+        "read",
+        "writes",
+        "written",
+        "flushes",
+        "ranges",
+        "others",
+        "errors",
+        "in flight",
+        "kicks",
+        "interrupts",
+    ]);
+    for (index, queue) in device.server.queues.iter().enumerate() {
+        row(
+            &mut table,
+            &index.to_string(),
+            &[
+                queue.reads.to_string(),
+                bytes(queue.read_bytes),
+                queue.writes.to_string(),
+                bytes(queue.written_bytes),
+                queue.flushes.to_string(),
+                queue.ranges.to_string(),
+                queue.others.to_string(),
+                queue.errors.to_string(),
+                queue.in_flight.to_string(),
+                queue.kicks.to_string(),
+                queue.notifications.to_string(),
+            ],
+        );
+    }
+    println!("{table}");
+    device.images.iter().for_each(print_image);
+}
+
+fn print_image(image: &ImageReport) {
+    let lun = image.lun.map_or(String::new(), |lun| format!(" lun {lun},"));
+    println!("{}:{lun} {}, cache={}", image.path.display(), bytes(image.bytes), image.cache);
+    if let Some(cause) = &image.latched {
+        println!("FAILED: flushes and writes fail since {cause}; check the image, then restart the server");
+    }
+    let mut table = new_table(&["operation", "done", "bytes", "errors", "mean", "50 %", "99 %", "100 %"]);
+    let operations = &image.operations;
+    let kinds = [
+        ("read", &operations.read),
+        ("write", &operations.write),
+        ("flush", &operations.flush),
+        ("zero, discard", &operations.range),
+    ];
+    for (name, kind) in kinds {
+        let percentile = |percent| kind.latency.percentile_ns(percent).map_or("-".into(), time);
+        row(
+            &mut table,
+            name,
+            &[
+                kind.operations.to_string(),
+                bytes(kind.bytes),
+                kind.errors.to_string(),
+                mean(kind),
+                percentile(50),
+                percentile(99),
+                percentile(100),
+            ],
+        );
+    }
+    println!("{table}");
+    let host = &image.host;
+    println!(
+        "host: {} fdatasync, {} O_DSYNC and {} RWF_DSYNC writes; tried again after errors: {}",
+        host.fdatasync_calls, host.dsync_writes, host.fua_writes, operations.retries
+    );
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    table
+}
+
+fn row(table: &mut Table, name: &str, cells: &[String]) {
+    let right = |text: &String| Cell::new(text).set_alignment(CellAlignment::Right);
+    table.add_row(std::iter::once(Cell::new(name)).chain(cells.iter().map(right)));
+}
+
+fn mean(kind: &KindStats) -> String {
+    kind.total_ns.checked_div(kind.latency.count()).map_or("-".into(), time)
+}
+
+fn time(ns: u64) -> String {
+    format!("{:.1?}", Duration::from_nanos(ns))
+}
+
+fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}

@@ -1,0 +1,197 @@
+//! The server's side of the control socket: a thread for each connection.
+
+use std::io::{BufReader, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{CONNECTIONS_MAX, LineError, Reply, Report, Request, read_line};
+use crate::serve::device::{Device, Refusal};
+use crate::serve::events::{Bus, Event};
+use crate::serve::spec::ImageSpec;
+
+/// How long a client may leave an answer unread before it is let go.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the control socket acts on.
+pub(in crate::serve) struct Control {
+    pub(in crate::serve) devices: Vec<Arc<Device>>,
+    pub(in crate::serve) bus: Arc<Bus>,
+    pub(in crate::serve) since: Instant,
+}
+
+impl Control {
+    /// Answers connections, for as long as the process lives.
+    pub(in crate::serve) fn listen(self: Arc<Self>, listener: &UnixListener) {
+        let open = Arc::new(AtomicUsize::new(0));
+        let ids = AtomicU64::new(0);
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: later there may be some.
+                    tracing::warn!(%error, "the control socket cannot accept");
+                    thread::sleep(Duration::from_secs(1));
+                    continue;
+                }
+            };
+            let place = Place::take(&open);
+            let (control, id) = (Arc::clone(&self), ids.fetch_add(1, Ordering::Relaxed));
+            let Some(place) = place else {
+                refuse(stream);
+                continue;
+            };
+            let serve = move || {
+                let _place = place;
+                control.converse(stream, id);
+            };
+            if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
+                tracing::warn!(%error, "the control socket cannot serve a connection");
+            }
+        }
+    }
+
+    fn converse(&self, stream: UnixStream, id: u64) {
+        let peers = stream.set_write_timeout(Some(WRITE_TIMEOUT)).and_then(|()| stream.try_clone());
+        let Ok(writer) = peers else { return };
+        let writer = Arc::new(Mutex::new(writer));
+        let mut from = BufReader::new(stream);
+        loop {
+            let line = match read_line(&mut from) {
+                Ok(Some(line)) => line,
+                Ok(None) | Err(LineError::Io(_)) => break,
+                Err(error) => {
+                    send(&writer, &Reply::Error(error.to_string()));
+                    break;
+                }
+            };
+            let reply = match serde_json::from_str(&line) {
+                Ok(Request::Events {}) => {
+                    // Once is enough.
+                    self.bus.unsubscribe(id);
+                    let events = self.bus.subscribe(id);
+                    if !send(&writer, &Reply::Ok(json!({}))) {
+                        break;
+                    }
+                    let writer = Arc::clone(&writer);
+                    // Without a thread the receiver is dropped, and nothing comes.
+                    let _ = thread::Builder::new().name("events".into()).spawn(move || forward(&events, &writer));
+                    continue;
+                }
+                Ok(request) => self.answer(request).map_or_else(Reply::Error, Reply::Ok),
+                Err(error) => Reply::Error(format!("not a request: {error}")),
+            };
+            if !send(&writer, &reply) {
+                break;
+            }
+        }
+        self.bus.unsubscribe(id);
+        // The forwarder may still have a copy of the socket.
+        let _ = from.get_ref().shutdown(Shutdown::Both);
+    }
+
+    fn answer(&self, request: Request) -> Result<Value, Refusal> {
+        match request {
+            Request::Stats { device } => self.report(device.as_deref()),
+            Request::Pause { device } => {
+                self.device(device.as_deref())?.pause();
+                Ok(json!({}))
+            }
+            Request::Resume { device } => Ok(json!({ "retried": self.device(device.as_deref())?.resume() })),
+            Request::Drain { device } => self.device(device.as_deref())?.drain().map(|()| json!({})),
+            Request::Resize { device, image, bytes, grow } => {
+                let device = self.device(device.as_deref())?;
+                let bytes = match (bytes, grow) {
+                    (Some(_), Some(_)) => return Err("both bytes and grow; give one".into()),
+                    (None, Some(grow)) => {
+                        let now = device.bytes(image).ok_or("there is no such image")?;
+                        Some(now.checked_add(grow).ok_or("that is more than 2^64 bytes")?)
+                    }
+                    (bytes, None) => bytes,
+                };
+                device.resize(image, bytes).map(|bytes| json!({ "bytes": bytes }))
+            }
+            Request::Mark { device, text } => {
+                self.device(device.as_deref())?.mark(&text).map(|position| json!({ "position": position }))
+            }
+            Request::Hotplug { device, image } => {
+                let spec = ImageSpec::parse(&image).map_err(|error| error.to_string())?;
+                let lun = self.device(device.as_deref())?.hotplug(&spec.image)?;
+                Ok(json!({ "lun": lun }))
+            }
+            Request::Unplug { device, lun } => {
+                self.device(device.as_deref())?.unplug(lun).map(|()| json!({}))
+            }
+            // Answered by the connection.
+            Request::Events {} => Ok(json!({})),
+        }
+    }
+
+    fn report(&self, device: Option<&str>) -> Result<Value, Refusal> {
+        let devices = match device {
+            Some(name) => vec![self.device(Some(name))?.stats()],
+            None => self.devices.iter().map(|device| device.stats()).collect(),
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let report = Report { version, uptime_seconds: self.since.elapsed().as_secs(), devices };
+        serde_json::to_value(report).map_err(|error| error.to_string())
+    }
+
+    fn device(&self, name: Option<&str>) -> Result<&Device, Refusal> {
+        let found = match (name, self.devices.as_slice()) {
+            (None, [device]) => Some(device),
+            (Some(name), devices) => devices.iter().find(|device| device.name == name),
+            (None, _) => None,
+        };
+        found.map(AsRef::as_ref).ok_or_else(|| {
+            let names: Vec<_> = self.devices.iter().map(|device| device.name.as_str()).collect();
+            format!("name one of the devices: {}", names.join(", "))
+        })
+    }
+}
+
+/// One of the connections that there may be.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
+        let before = open.fetch_add(1, Ordering::Relaxed);
+        // Given back by the drop, also where it is one too many.
+        let place = Self(Arc::clone(open));
+        (before < CONNECTIONS_MAX).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn refuse(stream: UnixStream) {
+    let error = format!("there are {CONNECTIONS_MAX} connections already; close one");
+    // A line of this size fits in the socket's buffer: it does not wait.
+    send(&Mutex::new(stream), &Reply::Error(error));
+}
+
+fn forward(events: &Receiver<Event>, writer: &Mutex<UnixStream>) {
+    while let Ok(event) = events.recv() {
+        if !send(writer, &event) {
+            return;
+        }
+    }
+}
+
+/// Returns whether the client took it.
+fn send(writer: &Mutex<UnixStream>, what: &impl Serialize) -> bool {
+    let Ok(mut line) = serde_json::to_vec(what) else { return false };
+    line.push(b'\n');
+    writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line).is_ok()
+}

@@ -1,0 +1,365 @@
+//! A device: a server over its images, and the operator's hand on both.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use blk_core::units::SECTOR_BYTES;
+use serde::{Deserialize, Serialize};
+
+use super::config::{Address, ConfigError, DeviceConfig, DeviceKind, ImageConfig};
+use super::events::{Bus, Event};
+use super::meter::{ImageStats, Meters};
+use super::policy::{ErrorPolicy, Failure, Gate, Policed};
+use crate::backend::{Backend, Counts, FileBackend, FileOptions};
+use crate::record::Recorder;
+use crate::server::{BlkOptions, Controller, Server, Stats};
+
+/// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Failures that wait to be logged.
+const FAILURES: usize = 256;
+
+/// Whether a device takes requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum State {
+    /// It does.
+    Running,
+    /// It does not.
+    Paused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What an operator is told of a device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceStats {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: DeviceKind,
+    /// Whether it takes requests.
+    #[serde(flatten)]
+    pub state: State,
+    /// Requests that the error policy holds.
+    pub held: u32,
+    /// What the guest asked for.
+    pub server: Stats,
+    /// What its images did.
+    pub images: Vec<ImageReport>,
+}
+
+/// What an operator is told of an image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// The image.
+    pub path: PathBuf,
+    /// The cache mode.
+    pub cache: String,
+    /// Where it is found, behind a virtio-scsi host.
+    pub lun: Option<Address>,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether a durable operation has failed, so that flushes and writes fail until the image has been checked.
+    pub latched: Option<String>,
+    /// The operations that the device made of the guest's requests.
+    pub operations: ImageStats,
+    /// The system calls that the backend made of those.
+    pub host: Counts,
+}
+
+/// Why an operator's command was not done.
+pub(super) type Refusal = String;
+
+/// A device that is served.
+pub(super) struct Device {
+    pub(super) name: String,
+    pub(super) config: DeviceConfig,
+    pub(super) server: Server,
+    controller: Controller,
+    gate: Arc<Gate>,
+    /// One change at a time.
+    state: Mutex<State>,
+    images: Mutex<Vec<Image>>,
+    bus: Arc<Bus>,
+}
+
+struct Image {
+    config: ImageConfig,
+    address: Address,
+    backend: Arc<dyn Backend>,
+    meters: Arc<Meters>,
+    recorder: Option<Arc<Recorder>>,
+}
+
+impl Device {
+    /// Opens the images and makes the server. What the host fails is told by the receiver.
+    pub(super) fn open(
+        name: String,
+        config: DeviceConfig,
+        bus: Arc<Bus>,
+    ) -> anyhow::Result<(Self, Receiver<Failure>)> {
+        let (sender, failures): (SyncSender<_>, _) = sync_channel(FAILURES);
+        let gate = Arc::new(Gate::new(sender));
+        let mut images = Vec::new();
+        for (index, image) in config.images.iter().enumerate() {
+            images.push(Image::open(image, image.address(index), &gate)?);
+        }
+        let server = match (config.kind, images.first()) {
+            (DeviceKind::VirtioBlk, Some(image)) => {
+                let options = BlkOptions {
+                    serial: image.config.serial.clone().unwrap_or_default(),
+                    queues: config.queues,
+                    queue_size_max: config.queue_size,
+                    read_only: image.config.readonly,
+                    ..BlkOptions::default()
+                };
+                Server::blk(&options, Arc::clone(&image.backend))?
+            }
+            _ => anyhow::bail!("{name}: virtio-scsi is not served yet; use virtio-blk"),
+        };
+        let controller = server.controller();
+        let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
+        Ok((Self { name, config, server, controller, gate, state, images, bus }, failures))
+    }
+
+    /// Handles a failure: the device is paused if a request is held.
+    pub(super) fn failed(&self, failure: Failure) {
+        let reason = failure.to_string();
+        self.bus.publish(&Event::Failed { device: self.name.clone(), failure });
+        let mut state = lock(&self.state);
+        if !self.gate.wants_pause() {
+            return;
+        }
+        self.controller.pause();
+        if *state == State::Running {
+            tracing::warn!(device = self.name, reason, "paused; make room, then: blk-host ctl resume");
+            *state = State::Paused { reason: reason.clone() };
+            self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
+        }
+    }
+
+    /// Takes no more requests.
+    pub(super) fn pause(&self) {
+        let mut state = lock(&self.state);
+        self.controller.pause();
+        if *state == State::Running {
+            let reason = "an operator's command".to_owned();
+            *state = State::Paused { reason: reason.clone() };
+            tracing::info!(device = self.name, "paused");
+            self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
+        }
+    }
+
+    /// Takes requests again, and tries those again that are held. Returns how many those were.
+    pub(super) fn resume(&self) -> u32 {
+        let mut state = lock(&self.state);
+        let held = self.gate.held();
+        self.gate.retry();
+        // Paused first also where it runs: what wakes the queues is the way from paused to running.
+        self.controller.pause();
+        self.controller.resume();
+        if *state != State::Running {
+            *state = State::Running;
+            tracing::info!(device = self.name, held, "resumed");
+            self.bus.publish(&Event::Resumed { device: self.name.clone() });
+        }
+        held
+    }
+
+    /// Pauses, waits until nothing is in flight, and flushes the images: their files are at rest until a resume.
+    pub(super) fn drain(&self) -> Result<(), Refusal> {
+        self.pause();
+        let held = self.gate.held();
+        if held != 0 {
+            return Err(format!("{held} requests are held after errors; make room and resume, then drain"));
+        }
+        self.controller.drain();
+        let backends: Vec<_> = lock(&self.images).iter().map(|image| Arc::clone(&image.backend)).collect();
+        for backend in backends {
+            flush(&*backend)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over an image's size, or extends it first. Returns the size.
+    pub(super) fn resize(&self, image: usize, bytes: Option<u64>) -> Result<u64, Refusal> {
+        let images = lock(&self.images);
+        let count = images.len();
+        let image = images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+        let info = image.backend.resize(bytes).map_err(|error| error.to_string())?;
+        let bytes = info.sectors.saturating_mul(u64::from(SECTOR_BYTES));
+        self.controller.resized();
+        let path = image.config.path.display().to_string();
+        tracing::info!(device = self.name, image = path, bytes, "resized");
+        self.bus.publish(&Event::Resized { device: self.name.clone(), image: path, bytes });
+        Ok(bytes)
+    }
+
+    /// The size of an image now.
+    pub(super) fn bytes(&self, image: usize) -> Option<u64> {
+        let images = lock(&self.images);
+        Some(images.get(image)?.backend.info().sectors.saturating_mul(u64::from(SECTOR_BYTES)))
+    }
+
+    /// Writes a note into the recordings. Returns the position of the first one.
+    pub(super) fn mark(&self, text: &str) -> Result<u64, Refusal> {
+        let recorders: Vec<_> =
+            lock(&self.images).iter().filter_map(|image| image.recorder.clone()).collect();
+        let mut position = Err("nothing is recorded; serve with --record".to_owned());
+        for recorder in recorders {
+            let at = recorder.mark(text).map_err(|error| error.to_string())?;
+            position = position.or(Ok(at));
+        }
+        position
+    }
+
+    /// Adds a logical unit.
+    pub(super) fn hotplug(&self, config: &ImageConfig) -> Result<Address, Refusal> {
+        if self.config.kind != DeviceKind::VirtioScsi {
+            return Err("only a virtio-scsi device takes more units".into());
+        }
+        config.check("hotplug", self.config.kind).map_err(|error| error.to_string())?;
+        let mut images = lock(&self.images);
+        let free = |at: Address| images.iter().all(|image| image.address != at);
+        let first_free = || (0..255).map(|lun| Address { target: 0, lun }).find(|&at| free(at));
+        let address = config.lun.or_else(first_free).filter(|&at| free(at));
+        let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
+        let image = Image::open(config, address, &self.gate).map_err(|error| format!("{error:#}"))?;
+        images.push(image);
+        tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
+        self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
+        Ok(address)
+    }
+
+    /// Removes a logical unit.
+    pub(super) fn unplug(&self, address: Address) -> Result<(), Refusal> {
+        if self.config.kind != DeviceKind::VirtioScsi {
+            return Err("only a virtio-scsi device gives units up".into());
+        }
+        let mut images = lock(&self.images);
+        if images.iter().all(|image| image.address != address) {
+            return Err(format!("there is no lun {address}; blk-host ctl stats lists them"));
+        }
+        images.retain(|image| image.address != address);
+        tracing::info!(device = self.name, %address, "unplugged");
+        self.bus.publish(&Event::Unplugged { device: self.name.clone(), lun: address.to_string() });
+        Ok(())
+    }
+
+    /// What has been done so far.
+    pub(super) fn stats(&self) -> DeviceStats {
+        let state = lock(&self.state).clone();
+        DeviceStats {
+            name: self.name.clone(),
+            kind: self.config.kind,
+            state,
+            held: self.gate.held(),
+            server: self.controller.stats(),
+            images: lock(&self.images).iter().map(|image| image.report(self.config.kind)).collect(),
+        }
+    }
+
+    /// Begins the end: what is held ends with its error, what is in flight completes, the images are flushed.
+    pub(super) fn stop(&self) {
+        self.gate.end();
+        self.controller.stop();
+    }
+}
+
+impl Image {
+    fn open(config: &ImageConfig, address: Address, gate: &Arc<Gate>) -> anyhow::Result<Self> {
+        config.make()?;
+        let options = FileOptions {
+            read_only: config.readonly,
+            logical_block_bytes: config.logical_block,
+            workers: config.workers,
+            way: config.engine,
+            lock_wait: LOCK_WAIT,
+            ..FileOptions::new(config.cache)
+        };
+        let mut backend: Arc<dyn Backend> = Arc::new(FileBackend::open(&config.path, &options)?);
+        let mut recorder = None;
+        if let Some(path) = &config.record {
+            let opened = Arc::new(Recorder::open(backend, path)?);
+            recorder = Some(Arc::clone(&opened));
+            backend = opened;
+        }
+        let policy = ErrorPolicy { read: config.rerror, write: config.werror };
+        let name = config.path.display().to_string();
+        let policed = Policed::new(backend, policy, Arc::clone(gate), &name);
+        let meters = Arc::clone(policed.meters());
+        Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, recorder })
+    }
+
+    fn report(&self, kind: DeviceKind) -> ImageReport {
+        let info = self.backend.info();
+        ImageReport {
+            path: self.config.path.clone(),
+            cache: self.config.cache.name().to_owned(),
+            lun: (kind == DeviceKind::VirtioScsi).then_some(self.address),
+            bytes: info.sectors.saturating_mul(u64::from(SECTOR_BYTES)),
+            latched: self.backend.latched().map(|cause| format!("{cause:?}")),
+            operations: self.meters.stats(),
+            host: self.backend.counts(),
+        }
+    }
+}
+
+impl ImageConfig {
+    /// Makes the image, or extends it, where the options say so.
+    fn make(&self) -> Result<(), ConfigError> {
+        let Some(size) = self.size else { return Ok(()) };
+        let error = |error: std::io::Error| {
+            let place = format!("image {}: size", self.path.display());
+            ConfigError::new(place, format!("the image cannot be made or extended: {error}"), "check its folder and the space there")
+        };
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(&self.path).map_err(error)?;
+        let metadata = file.metadata().map_err(error)?;
+        if metadata.is_file() && metadata.len() < size.0 {
+            file.set_len(size.0).map_err(error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Flushes through a handle of its own: it covers what all handles have completed.
+fn flush(backend: &dyn Backend) -> Result<(), Refusal> {
+    use blk_core::op::Op;
+    use blk_core::units::{GuestAddr, Tag};
+
+    let memory = crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
+    let mut handle = backend.handle().map_err(|error| error.to_string())?;
+    let tag = Tag { slot: 0, generation: 0 };
+    handle.submit(&memory, tag, Op::Flush, &[]).map_err(|_| "the image is busy".to_owned())?;
+    loop {
+        if let Some(completion) = handle.poll(&memory) {
+            return completion.result.map_err(|error| format!("the flush failed ({:?}); check the image", error.kind));
+        }
+        if handle.arm() {
+            let wake = handle.wake_fd();
+            // A signal, or a spurious wake: looked at again.
+            let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&wake, rustix::event::PollFlags::IN)], None);
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.image, self.operation)?;
+        if let Some(lba) = self.lba {
+            write!(f, " at sector {lba}")?;
+        }
+        write!(f, ": {}", self.error)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,107 @@
+//! An image and its options as one argument: `PATH[,key=value...]`, as QEMU's `-drive` writes them.
+
+use std::str::FromStr;
+
+use blk_core::storage::CacheMode;
+
+use super::config::{ConfigError, ImageConfig};
+use crate::backend::Way;
+
+/// An image as an argument gives it, and how many queues that asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// The image.
+    pub image: ImageConfig,
+    /// `queues=N`, which is of the device.
+    pub queues: Option<u16>,
+}
+
+const KEYS: &str = "the options are cache, readonly, serial, queues, rerror, werror, engine, workers, logical-block, size, lun, record; \
+                    a comma in a path is written twice";
+
+impl ImageSpec {
+    /// Takes an argument apart.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut parts = split(text).into_iter();
+        let path = parts.next().filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| ConfigError::new(format!("--image {text}"), "no path", "put it first"))?;
+        let mut spec = Self { image: ImageConfig::new(path), queues: None };
+        for part in parts {
+            spec.set(&part).map_err(|(what, remedy)| ConfigError::new(format!("--image {text}"), what, remedy))?;
+        }
+        Ok(spec)
+    }
+
+    fn set(&mut self, part: &str) -> Result<(), (String, String)> {
+        let (key, value) = part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value)));
+        let image = &mut self.image;
+        match key {
+            "readonly" => image.readonly = parsed(key, value.or(Some("on")), switch)?,
+            "cache" => image.cache = parsed(key, value, cache)?,
+            "engine" => image.engine = parsed(key, value, engine)?,
+            "serial" => image.serial = Some(parsed(key, value, |text| Ok(text.to_owned()))?),
+            "rerror" => image.rerror = parsed(key, value, FromStr::from_str)?,
+            "werror" => image.werror = parsed(key, value, FromStr::from_str)?,
+            "workers" => image.workers = parsed(key, value, number)?,
+            "logical-block" => image.logical_block = Some(parsed(key, value, number)?),
+            "size" => image.size = Some(parsed(key, value, FromStr::from_str)?),
+            "lun" => image.lun = Some(parsed(key, value, FromStr::from_str)?),
+            "record" => image.record = Some(parsed(key, value, |text| Ok(text.into()))?),
+            "fault" => image.fault = Some(parsed(key, value, |text| Ok(text.to_owned()))?),
+            "queues" => self.queues = Some(parsed(key, value, number)?),
+            _ => return Err((format!("there is no option {key}"), KEYS.into())),
+        }
+        Ok(())
+    }
+}
+
+/// Splits at single commas.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let doubled = c == ',' && chars.next_if_eq(&',').is_some();
+        match parts.last_mut() {
+            Some(part) if c != ',' || doubled => part.push(c),
+            _ => parts.push(String::new()),
+        }
+    }
+    parts
+}
+
+fn parsed<T>(
+    key: &str,
+    value: Option<&str>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, (String, String)> {
+    let value = value.unwrap_or_default();
+    if value.is_empty() {
+        return Err((format!("option {key} without a value"), format!("write {key}=...")));
+    }
+    parse(value).map_err(|remedy| (format!("{key}={value} is not possible"), remedy))
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("give on or off".into()),
+    }
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "give a whole number within the option's limits".into())
+}
+
+pub(super) fn cache(name: &str) -> Result<CacheMode, String> {
+    let mode = CacheMode::ALL.into_iter().find(|mode| mode.name() == name);
+    mode.ok_or_else(|| "give writeback, none, writethrough, directsync or unsafe".into())
+}
+
+pub(super) fn engine(name: &str) -> Result<Way, String> {
+    let way = Way::ALL.into_iter().find(|way| way.name() == name);
+    way.ok_or_else(|| "give auto, threads or uring".into())
+}
