@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod ahci;
+
 use std::collections::VecDeque;
 
 use ata_model::front::IdeController;
@@ -15,6 +17,8 @@ use blk_core::storage::{Busy, Cache, Completion, Info, IoError, Storage};
 use blk_core::units::{GuestAddr, Lba, Tag};
 
 pub const SECTORS: u64 = 4096;
+/// Bytes of each slot's staging buffer.
+const STAGING_BYTES: usize = 8192;
 pub const MEMORY_BYTES: usize = 1 << 20;
 
 /// A disk in memory whose completions can be held back, refused and failed, and which notes every operation.
@@ -35,7 +39,7 @@ pub struct TestDisk {
 impl TestDisk {
     pub fn new(cache: Cache) -> Self {
         let mut info = plain_info(SECTORS * 512, cache);
-        info.staging_bytes = 8192;
+        info.staging_bytes = STAGING_BYTES as u32;
         info.discard = true;
         Self {
             info,
@@ -46,7 +50,7 @@ impl TestDisk {
             fail: None,
             held: VecDeque::new(),
             done: VecDeque::new(),
-            staging: vec![0; 8192],
+            staging: vec![0; 32 * STAGING_BYTES],
         }
     }
 
@@ -59,6 +63,12 @@ impl TestDisk {
         while let Some((tag, op, segments)) = self.held.pop_front() {
             self.run(memory, tag, op, &segments);
         }
+    }
+
+    /// Lets the `n`th of the operations held go.
+    pub fn release_one(&mut self, memory: &impl GuestMemory, n: usize) {
+        let (tag, op, segments) = self.held.remove(n).unwrap();
+        self.run(memory, tag, op, &segments);
     }
 
     pub fn sector(&self, lba: u64) -> &[u8] {
@@ -82,7 +92,8 @@ impl TestDisk {
                     (Segment::Guest { addr, .. }, Op::Read { .. }) => memory.write(addr, piece).unwrap(),
                     (Segment::Guest { addr, .. }, _) => memory.read(addr, piece).unwrap(),
                     (Segment::Staging { offset, len }, op) => {
-                        let staging = &mut self.staging[offset as usize..(offset + len) as usize];
+                        let at = usize::from(tag.slot) * STAGING_BYTES + offset as usize;
+                        let staging = &mut self.staging[at..at + len as usize];
                         match op {
                             Op::Read { .. } => staging.copy_from_slice(piece),
                             _ => piece.copy_from_slice(staging),
@@ -123,10 +134,11 @@ impl<M: GuestMemory + ?Sized> Storage<M> for TestDisk {
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
-        let used = self.held.iter().any(|(_, _, segments)| {
-            segments.iter().any(|segment| matches!(segment, Segment::Staging { .. }))
+        let used = self.held.iter().any(|(tag, _, segments)| {
+            tag.slot == slot && segments.iter().any(|segment| matches!(segment, Segment::Staging { .. }))
         });
-        if used || slot != 0 { &mut [] } else { &mut self.staging[..self.info.staging_bytes as usize] }
+        let at = usize::from(slot) * STAGING_BYTES;
+        if used || slot > 31 { &mut [] } else { &mut self.staging[at..][..self.info.staging_bytes as usize] }
     }
 }
 
@@ -148,6 +160,8 @@ pub struct Rig<D> {
     pub irq: u32,
     /// How often line 0 went up.
     pub edges: u32,
+    /// How often line 1 did: messages.
+    pub messages: u32,
 }
 
 /// A controller with one drive.
@@ -200,11 +214,12 @@ pub const ERROR: u8 = 0x51;
 impl<D: Device<Memory, [TestDisk]>> Rig<D> {
     pub fn new(device: D, cache: Cache) -> Self {
         let disks = (0..4).map(|_| TestDisk::new(cache)).collect();
-        Self { device, memory: memory(), disks, irq: 0, edges: 0 }
+        Self { device, memory: memory(), disks, irq: 0, edges: 0, messages: 0 }
     }
 
     fn wire(&mut self, irq: IrqChange) {
         self.edges += u32::from(irq.line(0) == Some(true));
+        self.messages += u32::from(irq.line(1) == Some(true));
         self.irq = (self.irq & !irq.changed) | irq.level;
     }
 
