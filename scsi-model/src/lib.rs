@@ -6,8 +6,9 @@
 //!      -> blk_core::order::Sequencer -> Storage -> status and sense
 //! ```
 //!
-//! A transport ([`front::virtio_scsi`], or one of yours) owns what the guest shares with it: it [enqueues](LogicalUnit::enqueue) tasks, lends
-//! guest memory through [`Transport`], and takes what [`LogicalUnit::poll`] says has ended.
+//! A transport ([`front::virtio_scsi`], or one of yours) owns what the guest shares with it: it
+//! [enqueues](LogicalUnit::enqueue) tasks, lends guest memory through [`Transport`], and takes what [`LogicalUnit::poll`] says
+//! has ended.
 //!
 //! The texts: SAM-5 r21, SPC-4 r37, SBC-3 r36 and, for what is obsolete, SBC-2 r16. They are cited by the titles of their
 //! clauses, which are the names of commands, pages and formats.
@@ -28,7 +29,8 @@
 //! | **not there** | **other transports; protection information; reservations, persistent and old; ACA (NORMACA=0, so NACA and the ACA attribute are refused and CLEAR ACA is not a function); more than one I_T nexus; third-party copy; WRITE ATOMIC, SANITIZE, FORMAT UNIT, SEND DIAGNOSTIC; log pages; saved mode parameters; power conditions; command blocks of more than 16 bytes** |
 //!
 //! VERIFY, WRITE AND VERIFY, COMPARE AND WRITE, ORWRITE and WRITE SAME of a pattern need a storage with a staging buffer.
-//! GET LBA STATUS says of every block that it is mapped or unknown, since a storage cannot be asked. A SYNCHRONIZE CACHE flushes the whole disk, and waits also with IMMED.
+//! GET LBA STATUS says of every block that it is mapped or unknown, since a storage cannot be asked. A SYNCHRONIZE CACHE
+//! flushes the whole disk, and waits also with IMMED.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -45,12 +45,14 @@ impl GuestMemory for Memory {
         Ok(())
     }
 
-    fn load_u16_acquire(&self, _: GuestAddr) -> Result<u16, MemoryError> {
-        Err(MemoryError)
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        let mut bytes = [0; 2];
+        self.read(addr, &mut bytes)?;
+        Ok(u16::from_le_bytes(bytes))
     }
 
-    fn store_u16_release(&self, _: GuestAddr, _: u16) -> Result<(), MemoryError> {
-        Err(MemoryError)
+    fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
+        self.write(addr, &value.to_le_bytes())
     }
 
     fn contains(&self, addr: GuestAddr, len: u64) -> bool {

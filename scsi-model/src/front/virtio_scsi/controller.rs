@@ -440,8 +440,13 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         self.addresses.iter().flatten().any(|address| address.target == target)
     }
 
-    /// A unit came or went: the other units of its target tell (SPC-4 annex D, REPORTED LUNS DATA HAS CHANGED).
+    /// A unit came or went: the other units of its target tell (SPC-4 annex D, REPORTED LUNS DATA HAS CHANGED), and an event
+    /// does. A driver that has not set up its queues has yet to look at the units.
     fn tell_others(&mut self, address: Address, happened: Happened) {
+        self.generation = self.generation.wrapping_add(1);
+        if !(0..self.ring_count()).any(|ring| self.ring(ring).is_some_and(Queue::is_enabled)) {
+            return;
+        }
         for (attached, at) in self.units.iter_mut().zip(&self.addresses) {
             if let Some(attached) = attached
                 && at.is_some_and(|at| at.target == address.target)
@@ -450,7 +455,6 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             }
         }
         self.events.push(self.rings.get(EVENT), address, happened);
-        self.generation = self.generation.wrapping_add(1);
     }
 
     fn notice_capacities<M: ?Sized, H: Storage<M>>(&mut self, storage: &[H]) {

@@ -58,7 +58,7 @@ impl Events {
         Self { waiting: Vec::new(), missed: false }
     }
 
-    /// Notes that something happened. A driver that has not set its queue up has yet to look at the units.
+    /// Notes that something happened, for a driver that has set its queue up.
     pub(super) fn push(&mut self, ring: Option<&Queue>, address: Address, happened: Happened) {
         if ring.is_some_and(Queue::is_enabled) {
             self.missed |= self.waiting.push((address, happened)).is_err();

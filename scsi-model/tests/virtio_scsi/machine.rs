@@ -1,0 +1,427 @@
+//! A machine with one virtio-scsi controller, and a driver's pen for whatever it may write.
+
+use std::cell::RefCell;
+
+use blk_core::bus::{Device, Progress, Region, Width, WriteStatus};
+use blk_core::memory::GuestMemory;
+use blk_core::storage::{Cache, Storage};
+use blk_core::units::GuestAddr;
+use blk_core::virtio::mmio::{INTERRUPT_CONFIG, register};
+use scsi_model::Config as Identity;
+use scsi_model::front::virtio_scsi::wire::Features;
+use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, Mmio, REQUEST};
+
+use crate::rig::{Disk, Memory, TAGS};
+
+pub(crate) const QUEUES: usize = 2;
+pub(crate) const UNITS: usize = 4;
+const RINGS: usize = QUEUES + 2;
+pub(crate) const RING: u16 = 64;
+
+const RING_BYTES: u64 = 0x1000;
+const DRIVER_AREA: u64 = 0x400;
+const DEVICE_AREA: u64 = 0x500;
+/// Each descriptor has bytes of its own: requests do not share any.
+const BUFFERS: u64 = 0x1_0000;
+const BUFFER_BYTES: u64 = 0x1000;
+const MEMORY_BYTES: u64 = BUFFERS + RINGS as u64 * RING as u64 * BUFFER_BYTES;
+
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
+
+pub(crate) const HEAD_BYTES: usize = 51;
+pub(crate) const RESPONSE_BYTES: usize = 108;
+
+pub(crate) const OK: u8 = 0;
+pub(crate) const OVERRUN: u8 = 1;
+pub(crate) const ABORTED: u8 = 2;
+pub(crate) const BAD_TARGET: u8 = 3;
+pub(crate) const RESET: u8 = 4;
+pub(crate) const FAILURE: u8 = 9;
+pub(crate) const SUCCEEDED: u8 = 10;
+pub(crate) const REJECTED: u8 = 11;
+pub(crate) const INCORRECT_LUN: u8 = 12;
+
+pub(crate) const GOOD: u8 = 0;
+pub(crate) const CHECK_CONDITION: u8 = 2;
+
+pub(crate) const TEST_UNIT_READY: [u8; 6] = [0; 6];
+pub(crate) const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 255, 0];
+
+/// A descriptor: address, length, flags.
+pub(crate) type Piece = (u64, u32, u16);
+
+/// A chain in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) ring: usize,
+    pub(crate) head: u16,
+    /// Where its response is, and where its data.
+    pub(crate) response: u64,
+    pub(crate) data: u64,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) response: u8,
+    pub(crate) status: u8,
+    pub(crate) residual: u32,
+    pub(crate) sense: Vec<u8>,
+    pub(crate) used_len: u32,
+}
+
+impl Answer {
+    /// Sense key and additional sense code, in fixed format.
+    pub(crate) fn key(&self) -> (u8, u16) {
+        assert_eq!((self.response, self.status), (OK, CHECK_CONDITION), "{self:?}");
+        (self.sense[2] & 0xf, u16::from_be_bytes([self.sense[12], self.sense[13]]))
+    }
+
+    pub(crate) fn is_good(&self) -> bool {
+        (self.response, self.status) == (OK, GOOD)
+    }
+}
+
+pub(crate) struct Machine {
+    pub(crate) memory: Memory,
+    pub(crate) device: Mmio<QUEUES, UNITS, TAGS>,
+    pub(crate) disks: Vec<Disk>,
+    available: [u16; RINGS],
+    used: [u16; RINGS],
+    next: [u16; RINGS],
+    next_id: u64,
+}
+
+/// The features that a driver takes by default.
+pub(crate) fn features() -> Features {
+    Features::all().difference(Features::EVENT_IDX)
+}
+
+pub(crate) const fn at(target: u8, lun: u16) -> Address {
+    Address { target, lun }
+}
+
+/// As Linux writes it (virtio_scsi.c, `virtscsi_init_hdr`).
+pub(crate) fn lun(target: u8, lun: u16) -> [u8; 8] {
+    [1, target, (lun >> 8) as u8 | 0x40, lun as u8, 0, 0, 0, 0]
+}
+
+pub(crate) fn read10(lba: u8, blocks: u8) -> [u8; 10] {
+    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
+}
+
+pub(crate) fn write10(lba: u8, blocks: u8) -> [u8; 10] {
+    [0x2a, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
+}
+
+impl Machine {
+    /// A controller that is up, with a disk at each address, whose unit attentions have been heard.
+    pub(crate) fn new(addresses: &[Address]) -> Self {
+        let mut machine = Self::fresh(addresses, features());
+        for address in addresses {
+            let heard = machine.command(address.encode(), &TEST_UNIT_READY, &[], 0).key();
+            assert_eq!(heard, (6, 0x2900), "POWER ON");
+        }
+        machine
+    }
+
+    /// As it comes up.
+    pub(crate) fn fresh(addresses: &[Address], features: Features) -> Self {
+        let mut machine = Self::off(addresses);
+        machine.bring_up(features);
+        machine
+    }
+
+    pub(crate) fn off(addresses: &[Address]) -> Self {
+        let mut device = Mmio::<QUEUES, UNITS, TAGS>::new(Config { queues: 2, queue_size_max: RING });
+        let disks: Vec<Disk> = addresses.iter().map(|_| Disk::new(Cache::WriteBack)).collect();
+        for (address, disk) in addresses.iter().zip(&disks) {
+            let inserted = device.device_mut().controller_mut().insert(*address, identity(), &disk.info);
+            inserted.unwrap();
+        }
+        Self {
+            memory: Memory(RefCell::new(vec![0; MEMORY_BYTES as usize])),
+            device,
+            disks,
+            available: [0; RINGS],
+            used: [0; RINGS],
+            next: [0; RINGS],
+            next_id: 1,
+        }
+    }
+
+    pub(crate) fn bring_up(&mut self, features: Features) {
+        self.set(register::STATUS, 1);
+        self.set(register::STATUS, 3);
+        for half in [0, 1] {
+            self.set(register::DRIVER_FEATURES_SEL, half);
+            self.set(register::DRIVER_FEATURES, (features.bits() >> (32 * half)) as u32);
+        }
+        self.set(register::STATUS, 11);
+        assert_eq!(self.get(register::STATUS), 11, "features accepted");
+        for ring in 0..RINGS {
+            self.set_up_ring(ring);
+        }
+        self.set(register::STATUS, 15);
+    }
+
+    pub(crate) fn set_up_ring(&mut self, ring: usize) {
+        let base = ring as u64 * RING_BYTES;
+        self.put(base, &[0; RING_BYTES as usize]);
+        (self.available[ring], self.used[ring], self.next[ring]) = (0, 0, 0);
+        self.set(register::QUEUE_SEL, ring as u32);
+        self.set(register::QUEUE_SIZE, RING.into());
+        self.set(register::QUEUE_DESC_LOW, base as u32);
+        self.set(register::QUEUE_DRIVER_LOW, (base + DRIVER_AREA) as u32);
+        self.set(register::QUEUE_DEVICE_LOW, (base + DEVICE_AREA) as u32);
+        self.set(register::QUEUE_READY, 1);
+    }
+
+    pub(crate) fn get(&mut self, offset: u64) -> u32 {
+        self.read(offset, Width::Dword) as u32
+    }
+
+    pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
+        self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks[..]).value
+    }
+
+    /// Writes a register, whatever comes of it.
+    pub(crate) fn set(&mut self, offset: u64, value: u32) {
+        let _ = self.try_set(offset, value);
+    }
+
+    pub(crate) fn try_set(&mut self, offset: u64, value: u32) -> WriteStatus {
+        self.write(offset, Width::Dword, value.into())
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
+        self.device.write(Region::Bar(0), offset, width, value, &self.memory, &mut self.disks[..]).value
+    }
+
+    /// Polls until the device rests.
+    pub(crate) fn poll(&mut self) -> Progress {
+        loop {
+            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
+            if !progress.again {
+                return progress;
+            }
+        }
+    }
+
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
+        self.memory.write(GuestAddr(at), bytes).unwrap();
+    }
+
+    pub(crate) fn fetch(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read(GuestAddr(at), &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Bytes that nothing else uses: those of descriptor `index`.
+    pub(crate) fn buffer(ring: usize, index: u16) -> u64 {
+        BUFFERS + (ring as u64 * u64::from(RING) + u64::from(index % RING)) * BUFFER_BYTES
+    }
+
+    pub(crate) fn next(&self, ring: usize) -> u16 {
+        self.next[ring]
+    }
+
+    pub(crate) fn descriptor(&self, table: u64, index: u16, (addr, len, flags): Piece, next: u16) {
+        let at = table + u64::from(index) * 16;
+        self.put(at, &addr.to_le_bytes());
+        self.put(at + 8, &len.to_le_bytes());
+        self.put(at + 12, &flags.to_le_bytes());
+        self.put(at + 14, &next.to_le_bytes());
+    }
+
+    /// Makes a chain of `pieces` available, and returns its head.
+    pub(crate) fn offer(&mut self, ring: usize, pieces: &[Piece]) -> u16 {
+        let base = ring as u64 * RING_BYTES;
+        let head = self.next[ring] % RING;
+        for (index, &(addr, len, flags)) in (0..).zip(pieces) {
+            let at = (head + index) % RING;
+            let more = usize::from(index) + 1 < pieces.len();
+            let flags = flags | if more { NEXT } else { 0 };
+            self.descriptor(base, at, (addr, len, flags), (at + 1) % RING);
+        }
+        self.next[ring] += pieces.len() as u16;
+        self.offer_head(ring, head);
+        head
+    }
+
+    pub(crate) fn offer_head(&mut self, ring: usize, head: u16) {
+        let driver = ring as u64 * RING_BYTES + DRIVER_AREA;
+        self.put(driver + 4 + 2 * u64::from(self.available[ring] % RING), &head.to_le_bytes());
+        self.available[ring] = self.available[ring].wrapping_add(1);
+        self.put(driver + 2, &self.available[ring].to_le_bytes());
+        self.set(register::QUEUE_NOTIFY, ring as u32);
+    }
+
+    /// The used ring's next element: head and length.
+    pub(crate) fn reap(&mut self, ring: usize) -> Option<(u16, u32)> {
+        let used = ring as u64 * RING_BYTES + DEVICE_AREA;
+        if self.memory.load_u16_acquire(GuestAddr(used + 2)).unwrap() == self.used[ring] {
+            return None;
+        }
+        let element = self.fetch(used + 4 + 8 * u64::from(self.used[ring] % RING), 8);
+        self.used[ring] = self.used[ring].wrapping_add(1);
+        let half = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
+        Some((half(0) as u16, half(4)))
+    }
+
+    /// The heads of what came back on a ring.
+    pub(crate) fn heads(&mut self, ring: usize) -> Vec<u16> {
+        std::iter::from_fn(|| self.reap(ring)).map(|(head, _)| head).collect()
+    }
+
+    /// The header of a request.
+    pub(crate) fn header(lun: [u8; 8], id: u64, attribute: u8, cdb: &[u8]) -> [u8; HEAD_BYTES] {
+        let mut header = [0; HEAD_BYTES];
+        header[..8].copy_from_slice(&lun);
+        header[8..16].copy_from_slice(&id.to_le_bytes());
+        header[16] = attribute;
+        header[19..19 + cdb.len()].copy_from_slice(cdb);
+        header
+    }
+
+    /// Makes a SIMPLE command available on the first request queue. Its name is returned too.
+    pub(crate) fn send(&mut self, lun: [u8; 8], cdb: &[u8], out: &[u8], in_bytes: usize) -> (Sent, u64) {
+        self.next_id += 1;
+        (self.send_as(REQUEST, lun, (self.next_id, 0), cdb, out, in_bytes), self.next_id)
+    }
+
+    pub(crate) fn send_as(
+        &mut self,
+        ring: usize,
+        lun: [u8; 8],
+        (id, attribute): (u64, u8),
+        cdb: &[u8],
+        out: &[u8],
+        in_bytes: usize,
+    ) -> Sent {
+        let first = self.next[ring];
+        let [head, middle, last] = [0, 1, 2].map(|index| Self::buffer(ring, first + index));
+        self.put(head, &Self::header(lun, id, attribute, cdb));
+        let mut pieces = vec![(head, HEAD_BYTES as u32, 0)];
+        let (response, data) = if out.is_empty() { (middle, last) } else { (last, middle) };
+        if !out.is_empty() {
+            self.put(data, out);
+            pieces.push((data, out.len() as u32, 0));
+        }
+        self.put(response, &[0xee; RESPONSE_BYTES]);
+        pieces.push((response, RESPONSE_BYTES as u32, WRITE));
+        if in_bytes != 0 {
+            self.put(data, &vec![0xee; in_bytes]);
+            pieces.push((data, in_bytes as u32, WRITE));
+        }
+        let head = self.offer(ring, &pieces);
+        Sent { ring, head, response, data }
+    }
+
+    /// What came of a request that has just been returned with `used_len`.
+    pub(crate) fn answer(&self, sent: Sent, used_len: u32) -> Answer {
+        let bytes = self.fetch(sent.response, RESPONSE_BYTES);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        Answer {
+            response: bytes[11],
+            status: bytes[10],
+            residual: word(4),
+            sense: bytes[12..12 + word(0) as usize].to_vec(),
+            used_len,
+        }
+    }
+
+    /// Polls, and takes what came back, which has to be this.
+    pub(crate) fn expect(&mut self, sent: Sent) -> Answer {
+        self.poll();
+        let (head, used_len) = self.reap(sent.ring).expect("it comes back");
+        assert_eq!(head, sent.head);
+        self.answer(sent, used_len)
+    }
+
+    /// Executes a command.
+    pub(crate) fn command(&mut self, lun: [u8; 8], cdb: &[u8], out: &[u8], in_bytes: usize) -> Answer {
+        let (sent, _) = self.send(lun, cdb, out, in_bytes);
+        let answer = self.expect(sent);
+        assert_eq!(self.reap(REQUEST), None, "it comes back once");
+        answer
+    }
+
+    /// Executes a command that returns data.
+    pub(crate) fn data_in(&mut self, lun: [u8; 8], cdb: &[u8], in_bytes: usize) -> Vec<u8> {
+        let (sent, _) = self.send(lun, cdb, &[], in_bytes);
+        let answer = self.expect(sent);
+        assert!(answer.is_good(), "{answer:?}");
+        let moved = in_bytes - answer.residual as usize;
+        assert_eq!(answer.used_len as usize, RESPONSE_BYTES + moved);
+        self.fetch(sent.data, moved)
+    }
+
+    /// Makes a request of the control queue available.
+    pub(crate) fn control(&mut self, request: &[u8], answer_bytes: u32) -> Sent {
+        let first = self.next[CONTROL];
+        let [data, response] = [0, 1].map(|index| Self::buffer(CONTROL, first + index));
+        self.put(data, request);
+        self.put(response, &[0xee; 8]);
+        let pieces = [(data, request.len() as u32, 0), (response, answer_bytes, WRITE)];
+        let head = self.offer(CONTROL, &pieces);
+        Sent { ring: CONTROL, head, response, data }
+    }
+
+    /// Makes a task management function available.
+    pub(crate) fn manage(&mut self, subtype: u32, lun: [u8; 8], id: u64) -> Sent {
+        let request = [&[0; 4][..], &subtype.to_le_bytes(), &lun, &id.to_le_bytes()].concat();
+        self.control(&request, 1)
+    }
+
+    /// The response to a function that has come back; `None` if it has not.
+    pub(crate) fn managed(&mut self, sent: Sent) -> Option<u8> {
+        self.poll();
+        let (head, used_len) = self.reap(CONTROL)?;
+        assert_eq!((head, used_len), (sent.head, 1));
+        Some(self.fetch(sent.response, 1)[0])
+    }
+
+    /// Gives the device a buffer for an event, and returns where it is.
+    pub(crate) fn lend(&mut self, bytes: u32) -> u64 {
+        let buffer = Self::buffer(EVENT, self.next[EVENT]);
+        self.put(buffer, &[0xee; 16]);
+        self.offer(EVENT, &[(buffer, bytes, WRITE)]);
+        buffer
+    }
+
+    /// The next event: event, LUN, reason.
+    pub(crate) fn event(&mut self) -> Option<(u32, [u8; 8], u32)> {
+        self.poll();
+        let (head, used_len) = self.reap(EVENT)?;
+        let bytes = self.fetch(Self::buffer(EVENT, head), 16);
+        assert_eq!(used_len, 16);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        Some((word(0), bytes[4..12].try_into().unwrap(), word(12)))
+    }
+
+    /// Lets disk `index` end its oldest operation.
+    pub(crate) fn release(&mut self, index: usize) {
+        self.disks[index].release(&self.memory, 0);
+    }
+
+    /// Whether the driver was told that the device needs a reset.
+    pub(crate) fn is_broken(&mut self) -> bool {
+        self.poll();
+        let told = self.get(register::INTERRUPT_STATUS) & INTERRUPT_CONFIG != 0;
+        assert_eq!(told, self.get(register::STATUS) & 64 != 0);
+        told
+    }
+
+    /// A handle's description.
+    pub(crate) fn sectors(&self, index: usize) -> u64 {
+        Storage::<Memory>::info(&self.disks[index]).sectors
+    }
+}
+
+pub(crate) fn identity() -> Identity {
+    Identity::new("BLK", "bench disk", "1", "S123")
+}
