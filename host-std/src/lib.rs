@@ -3,10 +3,13 @@
 //!
 //! - [`backend`]: a file or block device behind [`Storage`](blk_core::storage::Storage), one handle for each queue.
 //! - [`client`]: the other end of a server's socket, for tests and benchmarks without a virtual machine.
+//! - [`fault`]: a backend that fails when it is told to, for tests.
 //! - [`guest`]: small drivers that use a model over a real image, in this process.
 //! - [`memory`]: guest memory mapped into this process.
 //! - [`probe`]: what lies between a path and the medium, and whether it keeps what was acknowledged.
 //! - [`proof`]: the guests that the crash explorer runs, front by front.
+//! - [`record`]: everything that a host was given, in order, with its data.
+//! - [`replay`]: the image at any point of a recording, and every image that a power cut could have left there.
 //! - [`trace`]: the kernel's own count of the writes and flushes that reach a block device.
 //!
 //! **Goals:** a completed flush is stable or fails, for good; no copy and no allocation for a request whose memory is aligned;
@@ -22,6 +25,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod fault;
 pub mod guest;
 pub mod memory;
 pub mod probe;

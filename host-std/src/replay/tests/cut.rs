@@ -74,11 +74,8 @@ fn every_flipped_bit_is_found_and_its_place_named() {
     let bench = bench();
     let bytes = std::fs::read(bench.path()).unwrap();
     let flipped = bench.out("flipped");
-    for bit in 0..bytes.len() * 8 {
-        // The data of the write is long, and all alike.
-        if bit / 8 > 240 && bit / 8 < 640 && bit % 97 != 0 {
-            continue;
-        }
+    // Of each byte one bit: a CRC treats them alike.
+    for bit in (0..bytes.len()).map(|byte| byte * 8 + byte % 8) {
         let mut bytes = bytes.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(&flipped, &bytes).unwrap();
