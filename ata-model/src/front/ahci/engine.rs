@@ -113,12 +113,12 @@ impl Port {
         true
     }
 
-    /// Reads the next command in turn: the slots go round (5.3.2, P:SelectCmd).
+    /// Reads the next command in turn: the slots go round, from slot 0 on when ST was set (3.3.7, CCS).
     fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Fetched, MemoryError> {
-        let first = u32::from(self.ccs).wrapping_add(1);
+        let first = self.ccs.map_or(0, |ccs| u32::from(ccs).wrapping_add(1));
         let distance = self.ci.rotate_right(first).trailing_zeros();
         let slot = u8::try_from(first.wrapping_add(distance) & 31).unwrap_or(0);
-        self.ccs = slot;
+        self.ccs = Some(slot);
         let header_at = self.clb.checked_add(u64::from(slot).wrapping_mul(32)).ok_or(MemoryError)?;
         let mut header = CommandHeader::new_zeroed();
         memory.read(GuestAddr(header_at), header.as_mut_bytes())?;

@@ -30,8 +30,8 @@ pub(super) struct Port {
     pub(super) serr: Serr,
     pub(super) sact: u32,
     pub(super) ci: u32,
-    /// PxCMD.CCS: the slot whose command was sent last.
-    pub(super) ccs: u8,
+    /// PxCMD.CCS: the slot whose command was sent last, if one was since ST was set.
+    pub(super) ccs: Option<u8>,
     /// PxSSTS.SPD while the link is up.
     pub(super) speed: u32,
     pub(super) engine: Engine,
@@ -149,7 +149,7 @@ impl Port {
             serr: Serr::empty(),
             sact: 0,
             ci: 0,
-            ccs: 0,
+            ccs: None,
             speed: 0,
             engine: Engine::Stopped,
             bay: drive.map_or(Bay::Empty, |config| Bay::Holds(Unit::new(config))),
@@ -229,7 +229,7 @@ impl Port {
         let running = self.engine != Engine::Stopped;
         cmd.set(Cmd::CR, running);
         cmd.set(Cmd::FR, running || self.cmd.contains(Cmd::FRE));
-        cmd.bits() | u32::from(self.ccs) << 8
+        cmd.bits() | u32::from(self.ccs.unwrap_or(0)) << 8
     }
 
     /// PxSSTS: DET and, with a drive, IPM 1 (active) and the speed.
@@ -295,7 +295,7 @@ impl Port {
 
     /// ST was cleared: the HBA forgets its commands, the drive drops them, and CR stays until nothing of them can land.
     fn stop(&mut self) {
-        (self.ci, self.sact, self.ccs) = (0, 0, 0);
+        (self.ci, self.sact, self.ccs) = (0, 0, None);
         self.engine = Engine::Stopping;
         if let Some(unit) = self.unit_mut()
             && unit.is_busy()

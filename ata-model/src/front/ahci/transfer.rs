@@ -58,16 +58,12 @@ impl Port {
             // What the storage completes is not reported any more; a stop drops it.
             return unit.drive.poll(memory, storage) == Step::Submitted;
         }
-        if self.serve_due(memory, storage) {
-            return true;
-        }
-        let Some(unit) = self.unit_mut() else { return false };
         let step = unit.drive.poll(memory, storage);
         let phase = unit.phase;
         match (step, phase) {
             (Step::Submitted, _) => true,
             (step, Phase::Executing(executing)) => self.execute(executing, step, memory, storage),
-            _ => self.serve_queue(memory, storage),
+            _ => self.serve_queue(memory, storage) || self.serve_due(memory, storage),
         }
     }
 
