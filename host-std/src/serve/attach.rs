@@ -30,14 +30,21 @@ pub fn lines(name: &str, device: &DeviceConfig, path: &Path) -> String {
                 "vhost_user=true,socket={path},num_queues={queues},queue_size={}",
                 device.queue_size
             ));
-            let _ = writeln!(text, "cloud-hypervisor:\n  cloud-hypervisor --memory size=1G,shared=on --disk {disk} ...");
+            let _ = writeln!(
+                text,
+                "cloud-hypervisor:\n  cloud-hypervisor --memory size=1G,shared=on --disk {disk} ..."
+            );
         }
         DeviceKind::VirtioScsi => text.push_str("cloud-hypervisor: has no virtio-scsi; serve virtio-blk\n"),
     }
     if path.contains([':', ' ']) {
         text.push_str("User-Mode Linux: takes no path with a colon or a space\n");
     } else {
-        let _ = writeln!(text, "User-Mode Linux:\n  linux.uml mem=256M virtio_uml.device={}:{uml} ...", quoted(&path));
+        let _ = writeln!(
+            text,
+            "User-Mode Linux:\n  linux.uml mem=256M virtio_uml.device={}:{uml} ...",
+            quoted(&path)
+        );
     }
     text
 }

@@ -207,6 +207,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        if digits.is_empty() {
+            return Err("give a number, for example 10G".into());
+        }
         let shift = match text.get(digits.len()..).unwrap_or_default() {
             "" | "B" => 0,
             "K" | "KiB" => 10,
@@ -255,7 +258,10 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = text.split_once(':').and_then(|(target, lun)| {
-            Some(Self { target: target.parse().ok()?, lun: lun.parse().ok().filter(|&lun: &u16| lun < 16384)? })
+            Some(Self {
+                target: target.parse().ok()?,
+                lun: lun.parse().ok().filter(|&lun: &u16| lun < 16384)?,
+            })
         });
         parsed.ok_or_else(|| "give target:unit, from 0:0 to 255:16383".into())
     }
@@ -318,15 +324,13 @@ impl Config {
     /// As [`Self::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| {
-                let before = text.get(..span.start).unwrap_or_default();
-                (before.lines().count().max(1), text.lines().nth(before.matches('\n').count()).unwrap_or_default())
-            });
-            let place = match line {
-                Some((line, _)) => format!("{}:{line}", path.display()),
-                None => path.display().to_string(),
-            };
-            let at = line.map_or(String::new(), |(_, text)| format!(" (in: {})", text.trim()));
+            let line = error.span().and_then(|span| Some(text.get(..span.start)?.matches('\n').count()));
+            let place = line.map_or_else(
+                || path.display().to_string(),
+                |line| format!("{}:{}", path.display(), line + 1),
+            );
+            let text = line.and_then(|line| text.lines().nth(line)).unwrap_or_default();
+            let at = if text.is_empty() { String::new() } else { format!(" (in: {})", text.trim()) };
             ConfigError::new(place, format!("{}{at}", error.message()), "the README lists the keys")
         })?;
         config.check(&path.display().to_string())?;
@@ -341,13 +345,17 @@ impl Config {
         if self.devices.is_empty() {
             return Err(ConfigError::new(place, "no device", "give at least one [[device]]"));
         }
-        let mut names = HashSet::new();
-        let mut paths = HashSet::new();
+        let (mut names, mut paths, mut fds) = (HashSet::new(), HashSet::new(), HashSet::new());
         for (index, device) in self.devices.iter().enumerate() {
             let name = device.name(index);
-            let place = if self.devices.len() == 1 { place.to_owned() } else { format!("{place}: device {name}") };
+            let place =
+                if self.devices.len() == 1 { place.to_owned() } else { format!("{place}: device {name}") };
             if !names.insert(name.clone()) {
-                return Err(ConfigError::new(place, "the name is used twice", "give each device its own name"));
+                return Err(ConfigError::new(
+                    place,
+                    "the name is used twice",
+                    "give each device its own name",
+                ));
             }
             let sockets = device.socket.iter().chain(self.control.iter().filter(|_| index == 0));
             let logs = device.images.iter().filter_map(|image| image.record.as_ref());
@@ -356,6 +364,13 @@ impl Config {
                     let what = format!("{} is used twice", path.display());
                     return Err(ConfigError::new(place, what, "give each socket and recording its own path"));
                 }
+            }
+            if let Some(fd) = device.fd.filter(|&fd| !fds.insert(fd)) {
+                return Err(ConfigError::new(
+                    place,
+                    format!("fd {fd} is used twice"),
+                    "give each device its own",
+                ));
             }
             device.check(&place)?;
         }
@@ -384,7 +399,10 @@ impl DeviceConfig {
             return error(what, "give a power of two from 2 to 1024");
         }
         if self.images.is_empty() {
-            return error("no image".into(), "give one: path = \"disk.img\" in [[device.image]], or --image disk.img");
+            return error(
+                "no image".into(),
+                "give one: path = \"disk.img\" in [[device.image]], or --image disk.img",
+            );
         }
         if self.kind == DeviceKind::VirtioBlk && self.images.len() != 1 {
             return error(
@@ -424,7 +442,11 @@ impl ImageConfig {
         }
         if self.readonly && (self.size.is_some() || self.record.is_some()) {
             let what = "readonly with size or record";
-            return Err(ConfigError::new(place, what, "leave readonly out: neither does anything to an image that is only read"));
+            return Err(ConfigError::new(
+                place,
+                what,
+                "leave readonly out: neither does anything to an image that is only read",
+            ));
         }
         Ok(())
     }

@@ -191,7 +191,8 @@ impl Device {
     pub(super) fn resize(&self, image: usize, bytes: Option<u64>) -> Result<u64, Refusal> {
         let images = lock(&self.images);
         let count = images.len();
-        let image = images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+        let image =
+            images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
         let info = image.backend.resize(bytes).map_err(|error| error.to_string())?;
         let bytes = info.sectors.saturating_mul(u64::from(SECTOR_BYTES));
         self.controller.resized();
@@ -317,7 +318,11 @@ impl ImageConfig {
         let Some(size) = self.size else { return Ok(()) };
         let error = |error: std::io::Error| {
             let place = format!("image {}: size", self.path.display());
-            ConfigError::new(place, format!("the image cannot be made or extended: {error}"), "check its folder and the space there")
+            ConfigError::new(
+                place,
+                format!("the image cannot be made or extended: {error}"),
+                "check its folder and the space there",
+            )
         };
         let mut options = std::fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).open(&self.path).map_err(error)?;
@@ -334,18 +339,24 @@ fn flush(backend: &dyn Backend) -> Result<(), Refusal> {
     use blk_core::op::Op;
     use blk_core::units::{GuestAddr, Tag};
 
-    let memory = crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
+    let memory =
+        crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
     let mut handle = backend.handle().map_err(|error| error.to_string())?;
     let tag = Tag { slot: 0, generation: 0 };
     handle.submit(&memory, tag, Op::Flush, &[]).map_err(|_| "the image is busy".to_owned())?;
     loop {
         if let Some(completion) = handle.poll(&memory) {
-            return completion.result.map_err(|error| format!("the flush failed ({:?}); check the image", error.kind));
+            return completion
+                .result
+                .map_err(|error| format!("the flush failed ({:?}); check the image", error.kind));
         }
         if handle.arm() {
             let wake = handle.wake_fd();
             // A signal, or a spurious wake: looked at again.
-            let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&wake, rustix::event::PollFlags::IN)], None);
+            let _ = rustix::event::poll(
+                &mut [rustix::event::PollFd::new(&wake, rustix::event::PollFlags::IN)],
+                None,
+            );
         }
     }
 }

@@ -72,7 +72,12 @@ pub fn bind(path: &Path, option: &str) -> Result<(UnixListener, SocketFile), Con
             }
             match UnixStream::connect(path) {
                 Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {}
-                _ => return Err(error(in_use, "another program listens there: stop it, or give another path")),
+                _ => {
+                    return Err(error(
+                        in_use,
+                        "another program listens there: stop it, or give another path",
+                    ));
+                }
             }
             // Nobody listens. Should two servers come to this point at once, the file of one of them is removed under it; the image's
             // lock has it end before that matters.

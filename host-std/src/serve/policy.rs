@@ -313,7 +313,8 @@ impl PolicedHandle {
     #[inline]
     fn filter(&mut self, completion: Completion) -> Option<Completion> {
         let slot = self.slots.get_mut(usize::from(completion.tag.slot));
-        let Some(slot) = slot.filter(|slot| slot.state == State::InFlight && slot.tag == completion.tag) else {
+        let Some(slot) = slot.filter(|slot| slot.state == State::InFlight && slot.tag == completion.tag)
+        else {
             return Some(completion);
         };
         slot.state = State::Free;
@@ -479,3 +480,6 @@ const fn describe(kind: IoErrorKind) -> &'static str {
         IoErrorKind::Unsupported => "not supported",
     }
 }
+
+#[cfg(test)]
+mod tests;

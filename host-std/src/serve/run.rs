@@ -82,7 +82,9 @@ fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus, stop: &
     while left != 0 {
         match events.recv() {
             Ok(Happened::Signal) if stopping => {
-                tracing::warn!("stopped at once by a second signal: requests in flight are lost to the guest");
+                tracing::warn!(
+                    "stopped at once by a second signal: requests in flight are lost to the guest"
+                );
                 process::exit(EXIT_AT_ONCE);
             }
             Ok(Happened::Signal) => {
@@ -120,7 +122,8 @@ struct Sockets {
 
 impl Sockets {
     fn open(config: &Config, inherited: &mut Inherited) -> anyhow::Result<Self> {
-        let mut handed_over = sd_notify::listen_fds().context("the service manager's sockets (LISTEN_FDS)")?;
+        let mut handed_over =
+            sd_notify::listen_fds().context("the service manager's sockets (LISTEN_FDS)")?;
         let (mut devices, mut files) = (Vec::new(), Vec::new());
         for device in &config.devices {
             devices.push(match (device.fd, &device.socket) {
@@ -217,6 +220,9 @@ fn on_signal(mut signals: Signals, happened: Sender<Happened>) -> anyhow::Result
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     // The kernel keeps 15 bytes of it.
-    thread::Builder::new().name(name.into()).spawn(body).context("cannot start a thread; raise the limit on processes")?;
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .context("cannot start a thread; raise the limit on processes")?;
     Ok(())
 }

@@ -27,10 +27,12 @@ impl ImageSpec {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut parts = split(text).into_iter();
         let path = parts.next().filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| ConfigError::new(format!("--image {text}"), "no path", "put it first"))?;
+        let path =
+            path.ok_or_else(|| ConfigError::new(format!("--image {text}"), "no path", "put it first"))?;
         let mut spec = Self { image: ImageConfig::new(path), queues: None };
         for part in parts {
-            spec.set(&part).map_err(|(what, remedy)| ConfigError::new(format!("--image {text}"), what, remedy))?;
+            spec.set(&part)
+                .map_err(|(what, remedy)| ConfigError::new(format!("--image {text}"), what, remedy))?;
         }
         Ok(spec)
     }
@@ -104,4 +106,61 @@ pub(super) fn cache(name: &str) -> Result<CacheMode, String> {
 pub(super) fn engine(name: &str) -> Result<Way, String> {
     let way = Way::ALL.into_iter().find(|way| way.name() == name);
     way.ok_or_else(|| "give auto, threads or uring".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::config::Size;
+    use crate::serve::policy::OnError;
+
+    fn error(text: &str) -> String {
+        ImageSpec::parse(text).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn every_option_is_taken() {
+        let text = "a,,b.img,cache=directsync,readonly,serial=S,queues=4,rerror=stop,werror=report,engine=uring,workers=2,\
+                    logical-block=4096,size=1M,lun=3:4,record=x.log,fault=f";
+        let spec = ImageSpec::parse(text).unwrap();
+        let expected = ImageConfig {
+            path: "a,b.img".into(),
+            cache: CacheMode::DirectSync,
+            readonly: true,
+            serial: Some("S".into()),
+            rerror: OnError::Stop,
+            werror: OnError::Report,
+            engine: Way::Ring,
+            workers: 2,
+            logical_block: Some(4096),
+            size: Some(Size(1 << 20)),
+            lun: Some("3:4".parse().unwrap()),
+            record: Some("x.log".into()),
+            fault: Some("f".into()),
+        };
+        assert_eq!((spec.image, spec.queues), (expected, Some(4)));
+        assert_eq!(ImageSpec::parse("a").unwrap(), ImageSpec { image: ImageConfig::new("a"), queues: None });
+        assert!(!ImageSpec::parse("a,readonly=off").unwrap().image.readonly);
+    }
+
+    #[test]
+    fn errors_name_the_argument_the_option_and_the_remedy() {
+        for (text, named, remedy) in [
+            ("", "no path", "put it first"),
+            (",cache=none", "no path", "put it first"),
+            ("a,cach=none", "there is no option cach", "cache, readonly"),
+            ("a,cache=fast", "cache=fast is not possible", "writethrough"),
+            ("a,cache", "option cache without a value", "cache=..."),
+            ("a,queues=many", "queues=many", "whole number"),
+            ("a,readonly=maybe", "readonly=maybe", "on or off"),
+            ("a,werror=ignore", "werror=ignore", "enospc"),
+            ("a,", "there is no option ", "written twice"),
+        ] {
+            let error = error(text);
+            assert!(
+                error.starts_with("--image") && error.contains(named) && error.contains(remedy),
+                "{error}"
+            );
+        }
+    }
 }

@@ -82,7 +82,8 @@ impl Control {
                     }
                     let writer = Arc::clone(&writer);
                     // Without a thread the receiver is dropped, and nothing comes.
-                    let _ = thread::Builder::new().name("events".into()).spawn(move || forward(&events, &writer));
+                    let _ =
+                        thread::Builder::new().name("events".into()).spawn(move || forward(&events, &writer));
                     continue;
                 }
                 Ok(request) => self.answer(request).map_or_else(Reply::Error, Reply::Ok),

@@ -1,0 +1,127 @@
+use super::*;
+
+const FILE: &str = r#"
+control = "/run/control"
+log-format = "json"
+
+[[device]]
+type = "virtio-scsi"
+socket = "/run/host"
+queues = 4
+
+[[device.image]]
+path = "a.img"
+cache = "none"
+engine = "threads"
+rerror = "stop"
+size = "10G"
+
+[[device.image]]
+path = "b.img"
+lun = "1:7"
+readonly = true
+
+[[device]]
+name = "root"
+type = "virtio-blk"
+fd = 5
+once = true
+image = [{ path = "c.img", werror = "report", serial = "S 1", logical-block = 4096 }]
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("disks.toml"))
+}
+
+fn error(text: &str) -> String {
+    parse(text).expect_err("refused").to_string()
+}
+
+#[test]
+fn a_file_means_what_it_says_and_survives_a_round_trip() {
+    let config = parse(FILE).unwrap();
+    let [host, root] = config.devices.as_slice() else { panic!("two devices") };
+    assert_eq!(
+        (host.name(0), host.kind, host.queues, host.once),
+        ("disk0".into(), DeviceKind::VirtioScsi, 4, false)
+    );
+    let [a, b] = host.images.as_slice() else { panic!("two images") };
+    assert_eq!(
+        (a.cache, a.engine, a.rerror, a.werror),
+        (CacheMode::None, Way::Threads, OnError::Stop, OnError::Enospc)
+    );
+    assert_eq!(
+        (a.size, a.address(0), b.address(1)),
+        (Some(Size(10 << 30)), "0:0".parse().unwrap(), "1:7".parse().unwrap())
+    );
+    assert!(b.readonly && !a.readonly);
+    assert_eq!((root.name(1), root.fd, root.once), ("root".into(), Some(5), true));
+    assert_eq!(root.images[0].logical_block, Some(4096));
+    let again = parse(&toml::to_string(&config).unwrap()).unwrap();
+    assert_eq!(again, config);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_file_and_line() {
+    let error = error("[[device]]\ntype = \"virtio-blk\"\nsocket = \"s\"\nimgae = []\n");
+    assert!(
+        error.starts_with("disks.toml:4: ") && error.contains("imgae") && error.contains("image"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_value_that_cannot_be_is_refused_with_what_can_be() {
+    let image = |option: &str| {
+        error(&format!(
+            "[[device]]\ntype = \"virtio-blk\"\nsocket = \"s\"\n[[device.image]]\npath = \"a.img\"\n{option}\n"
+        ))
+    };
+    for (option, named, remedy) in [
+        ("cache = \"fast\"", "disks.toml:6", "writethrough"),
+        ("engine = \"aio\"", "disks.toml:6", "uring"),
+        ("werror = \"ignore\"", "ignore", "enospc"),
+        ("size = \"ten\"", "disks.toml:6", "10G"),
+        ("lun = \"0:1\"", "lun with virtio-blk", "virtio-scsi"),
+        ("serial = \"123456789012345678901\"", "serial", "20 characters"),
+        ("readonly = true\nrecord = \"log\"", "readonly with size or record", "leave readonly out"),
+    ] {
+        let error = image(option);
+        assert!(error.contains(named) && error.contains(remedy), "{option}: {error}");
+    }
+}
+
+#[test]
+fn devices_that_would_clash_are_refused() {
+    let blk = |more: &str, path: &str| {
+        format!("[[device]]\ntype = \"virtio-blk\"\n{more}\nimage = [{{ path = \"{path}\" }}]\n")
+    };
+    for (text, named) in [
+        (String::new(), "no device"),
+        ("[[device]]\ntype = \"virtio-blk\"\nsocket = \"s\"\n".into(), "no image"),
+        (blk("socket = \"s\"\nfd = 3", "a"), "both a socket and an fd"),
+        (blk("socket = \"s\"\nqueues = 0", "a"), "queues: 0"),
+        (blk("socket = \"s\"\nqueue-size = 100", "a"), "queue-size: 100"),
+        (blk("socket = \"s\"", "a") + &blk("socket = \"s\"", "b"), "s is used twice"),
+        (
+            blk("name = \"x\"\nsocket = \"s\"", "a") + &blk("name = \"x\"\nsocket = \"t\"", "b"),
+            "the name is used twice",
+        ),
+        (format!("control = \"s\"\n{}", blk("socket = \"s\"", "a")), "s is used twice"),
+    ] {
+        let error = error(&text);
+        assert!(error.starts_with("disks.toml") && error.contains(named), "{named}: {error}");
+    }
+    let luns = "[[device]]\ntype = \"virtio-scsi\"\nsocket = \"s\"\nimage = [{ path = \"a\", lun = \"0:1\" }, { path = \"b\" }]\n";
+    assert!(error(luns).contains("lun 0:1 is used twice"));
+}
+
+#[test]
+fn sizes_are_powers_of_1024_and_do_not_wrap() {
+    for (text, bytes) in [("512", 512), ("4K", 4096), ("3MiB", 3 << 20), ("2G", 2 << 30), ("1T", 1 << 40)] {
+        assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+    }
+    for text in ["", "G", "-1", "1.5G", "1X", "99999999999999T", "1G1"] {
+        assert!(text.parse::<Size>().is_err(), "{text}");
+    }
+}
