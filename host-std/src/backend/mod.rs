@@ -1,20 +1,27 @@
 //! Storage backends over Linux.
 //!
 //! [`FileBackend`] is an image, a regular file or a block device, opened once; [`FileStorage`] is a handle to it, one
-//! for each queue. Operations take this way:
+//! for each queue. An operation takes the first of these ways that suits it ([`Way`]):
 //!
 //! ```text
-//! submit -> job -> worker threads: preadv, pwritev, fallocate   -> completions of the handle -> poll
-//!               -> flusher thread: fdatasync, one at a time     ->
+//! submit -> this thread:  all on a file in memory; what the page cache has (RWF_NOWAIT)     -> queued in the handle -> poll
+//!        -> io_uring:     direct I/O; reads that the page cache has not                     -> its completion queue ->
+//!        -> workers:      buffered and O_DSYNC writes, ranges, bounced pieces: pwritev, ... -> the handle's list    ->
+//!        -> flusher:      fdatasync, one at a time                                          ->
 //! ```
 //!
+//! - Nothing that may wait for a device runs on the queue's thread. A file in memory counts as one that does not wait, although
+//!   the kernel may have swapped it out.
 //! - A job is allocated with its handle and moves by pointer: nothing is allocated, and nothing copied, for a request.
 //! - The kernel reads and writes guest memory in place. What `O_DIRECT` cannot take as it is goes through a bounce buffer.
+//! - A handle's io_uring is entered once for all that was submitted before a poll; completions are taken without a system call.
 //! - A flush that arrives while fdatasync runs joins the next one, never the one that runs.
 //! - A failed durable operation latches ([`FileBackend::latched`]).
+//! - The image lock is held until the kernel has ended the last operation, also for a process that is killed: while a
+//!   thread is in a call, or a ring has an operation in flight, the file that carries the lock stays open.
 //!
-//! Not here: image formats, asynchronous I/O by io_uring, **a promise that what was submitted will not land**
-//! (`Storage::fence`): a reset waits for the operations in flight.
+//! Not here: image formats; taking back what is in flight (`Storage::fence` promises only where nothing is); buffers
+//! registered with the ring, which would pin the guest's memory.
 
 mod bounce;
 mod counters;

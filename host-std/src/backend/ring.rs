@@ -26,10 +26,6 @@ pub(super) struct Ring<H: Host> {
     shared: Arc<Shared<H>>,
     uring: IoUring,
     /// By number. A job that is here may be used by the kernel: it stays, and its memory with it, until its completion comes.
-    #[expect(
-        clippy::vec_box,
-        reason = "a job moves between owners by pointer, and the kernel has its address"
-    )]
     jobs: Vec<Option<Box<Job>>>,
     in_flight: usize,
     /// The eventfd is to be signalled.
@@ -103,15 +99,11 @@ impl<H: Host> Ring<H> {
         None
     }
 
-    /// Appends the jobs that have ended to `ended`. Enters the kernel only if none has, and there is reason to.
+    /// Gives the kernel what was submitted since, and appends the jobs that have ended to `ended`.
     pub(super) fn poll(&mut self, ended: &mut VecDeque<Box<Job>>) {
-        if self.in_flight == 0 {
-            return;
-        }
-        self.disarm();
-        let before = ended.len();
-        self.reap(ended);
-        if ended.len() == before && self.enter() {
+        if self.in_flight != 0 {
+            self.disarm();
+            self.enter();
             self.reap(ended);
         }
     }
@@ -145,8 +137,8 @@ impl<H: Host> Ring<H> {
         }
     }
 
-    /// Gives the kernel what was submitted, and lets it post what has ended. Returns whether there was reason to.
-    fn enter(&mut self) -> bool {
+    /// Enters the kernel if there is something to give it, or it has completions to post.
+    fn enter(&mut self) {
         let queue = self.uring.submission();
         let reason = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
         drop(queue);
@@ -154,7 +146,6 @@ impl<H: Host> Ring<H> {
             // EINTR, EAGAIN and EBUSY leave the rest in the queue: the next poll tries again. There are no others.
             let _ = self.uring.submit();
         }
-        reason
     }
 
     /// Takes completions that the kernel has posted; no system call.

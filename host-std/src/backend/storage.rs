@@ -48,8 +48,10 @@ pub struct FileStorage<H: Host = LinuxHost> {
     /// Jobs not in use. There are as many jobs as the handle is deep.
     #[expect(clippy::vec_box, reason = "a job moves between owners by pointer")]
     free: Vec<Box<Job>>,
-    /// Ended, not yet polled.
+    /// Ended, and not seen by a poll.
     ended: VecDeque<Box<Job>>,
+    /// What polls hand out before they look for more: so that what goes on ending here holds up nothing that ends elsewhere.
+    batch: VecDeque<Box<Job>>,
     staging: Staging,
     info: Info,
     epoch: u64,
@@ -72,32 +74,25 @@ impl<H: Host> FileStorage<H> {
     pub(super) fn new(engine: Arc<Engine<H>>, options: &FileOptions) -> Result<Self, OpenError> {
         let depth = usize::from(options.depth);
         let shared = Arc::clone(&engine.shared);
-        let path = shared.image.path();
-        let fail = |what, remedy| move |errno| OpenError::System { path: path.into(), what, errno, remedy };
-        let limits = fail("make a handle", "; raise the limits on open files and memory");
-        let staging = Staging::new(depth).map_err(&limits)?;
-        let home = Arc::new(Home::new(depth, staging.anchor()).map_err(&limits)?);
+        let limits = |errno| OpenError::System {
+            path: shared.image.path().into(),
+            what: "make a handle",
+            errno,
+            remedy: "; raise the limits on open files and memory",
+        };
+        let staging = Staging::new(depth).map_err(limits)?;
+        let home = Arc::new(Home::new(depth, staging.anchor()).map_err(limits)?);
         shared.work.make_room(depth);
         shared.flushes.make_room(depth);
         let free = (0..options.depth).map(|number| Box::new(Job::new(number, Arc::clone(&home)))).collect();
         let calls = calls(&shared, options.way);
-        let wanted = options.way == Way::Ring || options.way == Way::Auto && calls != Calls::All;
-        let ring = if wanted && shared.host.ring() {
-            let file = shared.image.another()?;
-            let remedy = "; permit it (sysctl kernel.io_uring_disabled, seccomp, RLIMIT_MEMLOCK), or leave the way to auto";
-            match Ring::new(Arc::clone(&shared), file, depth, home.wake_fd()) {
-                Ok(ring) => Some(ring),
-                Err(error) if options.way == Way::Ring => {
-                    let errno = error.raw_os_error().map_or(Errno::NOSYS, Errno::from_raw_os_error);
-                    return Err(fail("set up an io_uring for it", remedy)(errno));
-                }
-                Err(error) => {
-                    tracing::info!(path = %path.display(), %error, "no io_uring: threads read and write instead");
-                    None
-                }
-            }
-        } else {
-            None
+        let ring = match options.way {
+            Way::Threads => None,
+            Way::Auto if calls == Calls::All || !shared.host.ring() => None,
+            Way::Auto => Self::ring(&shared, depth, &home)
+                .inspect_err(|error| tracing::info!(%error, "threads read and write in its place"))
+                .ok(),
+            Way::Ring => Some(Self::ring(&shared, depth, &home)?),
         };
         // Buffered writes the kernel would only hand to threads of its own, one write of a file at a time.
         let ring_writes = options.way == Way::Ring || shared.image.direct.is_some();
@@ -105,8 +100,22 @@ impl<H: Host> FileStorage<H> {
         let file = shared.image.another()?;
         // An image in memory has no blocks to keep apart, and needs no bounce buffer.
         let here = Worker { shared, file, id: usize::MAX, bounce: Cell::new(None) };
-        let ended = VecDeque::with_capacity(depth);
-        Ok(Self { here, calls, ring, ring_writes, engine, home, free, ended, staging, info, epoch })
+        let [ended, batch] = [(); 2].map(|()| VecDeque::with_capacity(depth));
+        Ok(Self { here, calls, ring, ring_writes, engine, home, free, ended, batch, staging, info, epoch })
+    }
+
+    fn ring(shared: &Arc<Shared<H>>, depth: usize, home: &Home) -> Result<Ring<H>, OpenError> {
+        let file = shared.image.another()?;
+        let made = match shared.host.ring() {
+            true => Ring::new(Arc::clone(shared), file, depth, home.wake_fd()),
+            false => Err(Errno::NOSYS.into()),
+        };
+        made.map_err(|error| OpenError::System {
+            path: shared.image.path().into(),
+            what: "set up an io_uring for it",
+            errno: error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
+            remedy: "; permit it (sysctl kernel.io_uring_disabled, seccomp, limit on locked memory), or leave the way to auto",
+        })
     }
 
     /// What the image is, as of the last poll.
@@ -125,7 +134,8 @@ impl<H: Host> FileStorage<H> {
     /// is there to be polled: then nothing would wake the caller.
     pub fn arm(&mut self) -> bool {
         let signalled = self.ring.as_ref().is_some_and(Ring::may_have_signalled);
-        self.ended.is_empty() && self.home.arm(signalled) && self.ring.as_mut().is_none_or(Ring::arm)
+        let polled = self.ended.is_empty() && self.batch.is_empty();
+        polled && self.home.arm(signalled) && self.ring.as_mut().is_none_or(Ring::arm)
     }
 
     /// Sleeps until an operation has ended, or for `timeout`, or until a signal. Returns whether one has.
@@ -314,7 +324,7 @@ impl<H: Host> FileStorage<H> {
         self.ended.push_back(job);
     }
 
-    /// Collects what has ended.
+    /// Looks for what has ended.
     fn collect(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.poll(&mut self.ended);
@@ -332,7 +342,7 @@ impl<H: Host> FileStorage<H> {
 
     /// The oldest operation that has ended.
     fn take_ended(&mut self) -> Option<Completion> {
-        let job = self.ended.pop_front()?;
+        let job = self.batch.pop_front()?;
         if job.staged {
             self.staging.give_back(job.tag.slot);
         }
@@ -379,9 +389,10 @@ impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
     }
 
     fn poll(&mut self, _memory: &M) -> Option<Completion> {
-        if self.ended.is_empty() {
+        if self.batch.is_empty() {
             self.collect();
             self.refresh();
+            std::mem::swap(&mut self.ended, &mut self.batch);
         }
         self.take_ended()
     }
@@ -393,7 +404,8 @@ impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
     /// True if nothing is in flight: what has ended is forgotten. What the kernel or a thread has cannot be taken back.
     fn fence(&mut self) -> bool {
         self.collect();
-        let quiet = self.in_use() == self.ended.len();
+        self.batch.append(&mut self.ended);
+        let quiet = self.in_use() == self.batch.len();
         while quiet && self.take_ended().is_some() {}
         quiet
     }
