@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{CacheMode, Completion, IoError, IoErrorKind, Storage};
 use blk_core::units::{Extent, GuestAddr, Tag};
-use host_std::backend::{FileBackend, FileOptions, FileStorage, Host};
+use host_std::backend::{FileBackend, FileOptions, FileStorage, Host, Way};
 use host_std::memory::MappedMemory;
 use tempfile::TempDir;
 
@@ -20,7 +21,12 @@ pub const MEMORY_BYTES: usize = 0x20_0000;
 
 pub const IMAGE_BYTES: usize = 1 << 20;
 
-/// Runs `check` on each kind of image that this machine has, in each mode.
+thread_local! {
+    /// The way of the images that a test opens.
+    static WAY: Cell<Way> = const { Cell::new(Way::Auto) };
+}
+
+/// Runs `check` on each kind of image that this machine has, in each mode and each way.
 pub fn everywhere(check: impl Fn(&Path, CacheMode)) {
     let disk = Images::on_disk();
     let ram = Images::in_memory();
@@ -35,8 +41,12 @@ pub fn everywhere(check: impl Fn(&Path, CacheMode)) {
                 println!("skipped: {} takes no O_DIRECT", path.display());
                 continue;
             }
-            println!("{} {}", path.display(), mode.name());
-            check(&path, mode);
+            for way in Way::ALL {
+                println!("{} {} {}", path.display(), mode.name(), way.name());
+                WAY.set(way);
+                check(&path, mode);
+            }
+            WAY.set(Way::Auto);
         }
     }
 }
@@ -121,7 +131,7 @@ pub fn open(path: &Path, mode: CacheMode) -> FileBackend {
 
 /// The defaults, except that a child of another test, which has copies of all descriptors between fork and exec, is waited for.
 pub fn options(mode: CacheMode) -> FileOptions {
-    FileOptions { lock_wait: Duration::from_secs(5), ..FileOptions::new(mode) }
+    FileOptions { lock_wait: Duration::from_secs(5), way: WAY.get(), ..FileOptions::new(mode) }
 }
 
 /// A directory on the file system of the build, which is a real one; and images in it.
