@@ -3,6 +3,10 @@
 //! It boots by IDENTIFY DEVICE and decides as Linux's libata does (`ata_id_wcache_enabled`): word 85 bit 5 counts where
 //! word 87 is valid. The guest of 2009 is the same driver on a device that does not show that bit.
 
+mod ahci;
+
+pub use ahci::{AhciConfig, AhciGuest, AhciReset};
+
 use blk_core::bus::{Device, IrqChange, Region, Width};
 use blk_core::memory::GuestMemory;
 use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout};
