@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Ask or command a server by its control socket.
     Ctl(CtlArgs),
+    /// What was recorded: the image at any point, and what power cuts could have left.
+    Replay(crate::replay_cmd::ReplayArgs),
 }
 
 #[derive(Debug, clap::Args)]

@@ -30,7 +30,9 @@ use blk_core::units::Tag;
 use fastrand::Rng;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use crate::backend::{Backend, Counts, Durable, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
@@ -130,7 +132,9 @@ fn rule(item: &str) -> Result<Rule, &'static str> {
     let effect = match effect {
         "eio" => Effect::Fail(IoErrorKind::Medium),
         "enospc" => Effect::Fail(IoErrorKind::NoSpace),
-        duration => Effect::Delay(delay(duration).ok_or("the effect is eio, enospc or a duration: 20us, 500ms, 2s")?),
+        duration => {
+            Effect::Delay(delay(duration).ok_or("the effect is eio, enospc or a duration: 20us, 500ms, 2s")?)
+        }
     };
     Ok(Rule { kind, which, effect })
 }

@@ -2,6 +2,7 @@
 
 mod cli;
 mod ctl;
+mod replay_cmd;
 mod table;
 
 use std::process::ExitCode;
@@ -33,6 +34,10 @@ fn main() -> ExitCode {
         Some(Command::Probe(probe)) => {
             log_to_stderr("error", LogFormat::Text);
             run_probe(&probe)
+        }
+        Some(Command::Replay(replay)) => {
+            log_to_stderr("error", LogFormat::Text);
+            replay_cmd::run(&replay)
         }
         None => {
             log_to_stderr("error", LogFormat::Text);

@@ -59,10 +59,26 @@ impl Bench {
 
 #[test]
 fn a_plan_is_written_as_it_is_read() {
-    for text in ["flush:500000us", "write@3:enospc", "any@4+:eio;read@1-2:7us", "zeroes@1.5%:eio;seed=9", "discard:eio"] {
+    for text in [
+        "flush:500000us",
+        "write@3:enospc",
+        "any@4+:eio;read@1-2:7us",
+        "zeroes@1.5%:eio;seed=9",
+        "discard:eio",
+    ] {
         assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
     }
-    for text in ["", "seed=1", "write", "wrote:eio", "write@0:eio", "write@x:eio", "write:epipe", "write:5", "write@101%:eio"] {
+    for text in [
+        "",
+        "seed=1",
+        "write",
+        "wrote:eio",
+        "write@0:eio",
+        "write@x:eio",
+        "write:epipe",
+        "write:5",
+        "write@101%:eio",
+    ] {
         let error = text.parse::<Plan>().unwrap_err().to_string();
         assert!(error.contains("for example"), "{error}");
     }
@@ -80,10 +96,9 @@ fn the_one_that_is_named_fails_and_a_plain_write_latches_nothing() {
 
 #[test]
 fn a_durable_operation_that_fails_latches_on_every_handle() {
-    for (mode, plan, op) in [
-        (CacheMode::WriteBack, "flush@1:eio", Op::Flush),
-        (CacheMode::WriteThrough, "write@1:eio", WRITE),
-    ] {
+    for (mode, plan, op) in
+        [(CacheMode::WriteBack, "flush@1:eio", Op::Flush), (CacheMode::WriteThrough, "write@1:eio", WRITE)]
+    {
         let mut bench = Bench::new(mode, plan);
         assert_eq!(bench.run(op), Err(IoErrorKind::Medium));
         assert!(bench.backend.latched().is_some());

@@ -50,8 +50,8 @@ impl Summary {
 pub(super) fn read(handle: &mut dyn Handle) -> Result<Contents, IoErrorKind> {
     let info = *handle.info();
     let piece_bytes = PIECE_BYTES.min(info.transfer_max_bytes).max(info.logical_block_bytes);
-    let memory = MappedMemory::anonymous(&[(GuestAddr(0), piece_bytes as usize)])
-        .map_err(|_| IoErrorKind::Memory)?;
+    let memory =
+        MappedMemory::anonymous(&[(GuestAddr(0), piece_bytes as usize)]).map_err(|_| IoErrorKind::Memory)?;
     let mut bytes = vec![0; piece_bytes as usize];
     let (mut summary, mut at) = (Summary::default(), 0);
     while at < info.sectors {

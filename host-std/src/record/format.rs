@@ -344,9 +344,9 @@ mod tests {
             let (body, flags) = SubmitBody::encode(op);
             assert_eq!(body.decode(flags), Some(op));
         }
-        let errors = RESULTS.iter().flat_map(|&kind| {
-            [None, Some(Lba(0)), Some(Lba(77))].map(|lba| Err(IoError { kind, lba }))
-        });
+        let errors = RESULTS
+            .iter()
+            .flat_map(|&kind| [None, Some(Lba(0)), Some(Lba(77))].map(|lba| Err(IoError { kind, lba })));
         for result in errors.chain([Ok(())]) {
             assert_eq!(CompleteBody::encode(3, result).decode(), Some(result));
         }

@@ -9,7 +9,9 @@ use blk_core::op::Op;
 use blk_core::storage::{Info, IoError};
 use zerocopy::IntoBytes as _;
 
-use super::format::{CompleteBody, InfoBody, RecordHeader, SessionBody, SubmitBody, WithdrawnBody, flag, kind};
+use super::format::{
+    CompleteBody, InfoBody, RecordHeader, SessionBody, SubmitBody, WithdrawnBody, flag, kind,
+};
 
 /// Reads that wait in memory before they are written.
 const LAZY_BYTES: usize = 64 * 1024;

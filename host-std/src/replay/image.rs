@@ -1,9 +1,9 @@
 //! A disk's contents at a position, put together from the image at the start and the data in the recording.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Permissions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -204,14 +204,20 @@ impl Image {
     }
 
     /// Writes the image into a new file, with holes where it is zero: a clone of the base, where the file system can do that,
-    /// and on it what was changed.
+    /// and on it what was changed. The file gets its name once it is whole.
     ///
     /// # Errors
     /// [`LogError`] if the file exists or cannot be written.
     pub fn write_to(&self, path: &Path) -> Result<(), LogError> {
         let failed = |error| LogError::System { path: path.into(), what: "write the image", error };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(failed)?;
-        self.fill(&file).map_err(failed)
+        if path.exists() {
+            return Err(LogError::Exists { path: path.into() });
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let readable = Permissions::from_mode(0o644);
+        let file = tempfile::Builder::new().permissions(readable).tempfile_in(dir).map_err(failed)?;
+        self.fill(file.as_file()).map_err(failed)?;
+        file.persist_noclobber(path).map(drop).map_err(|error| failed(error.error))
     }
 
     fn fill(&self, file: &File) -> io::Result<()> {

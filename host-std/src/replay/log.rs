@@ -39,7 +39,9 @@ pub enum LogError {
         path: PathBuf,
     },
     /// Another version.
-    #[error("{path}: a recording of version {version}, and this program reads version {VERSION}; use the one that wrote it")]
+    #[error(
+        "{path}: a recording of version {version}, and this program reads version {VERSION}; use the one that wrote it"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -47,7 +49,9 @@ pub enum LogError {
         version: u16,
     },
     /// What is in the file was not written like this.
-    #[error("{path}: damaged at byte {offset}: {what}; copy it again, or keep what is whole: truncate -s {offset} {path}")]
+    #[error(
+        "{path}: damaged at byte {offset}: {what}; copy it again, or keep what is whole: truncate -s {offset} {path}"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -57,7 +61,9 @@ pub enum LogError {
         what: &'static str,
     },
     /// The image that the recording began with is needed.
-    #[error("{log}: the recording begins with an image that was not empty; give a copy of what it was then: --base IMAGE")]
+    #[error(
+        "{log}: the recording begins with an image that was not empty; give a copy of what it was then: --base IMAGE"
+    )]
     BaseMissing {
         /// The recording.
         log: PathBuf,
@@ -71,6 +77,12 @@ pub enum LogError {
         log: PathBuf,
         /// How it is known.
         why: &'static str,
+    },
+    /// Nothing is overwritten.
+    #[error("{path}: exists already; remove it, or give --out another name")]
+    Exists {
+        /// The file.
+        path: PathBuf,
     },
     /// There is no such position.
     #[error("{log}: there is no position {position}; give one from 0 to {last}")]
@@ -203,7 +215,18 @@ impl Log {
             what,
         })?;
         let path = path.into();
-        Ok(Self { path, file, sectors, contents, events, marks, infos, history, whole_bytes, cut_bytes: bytes - whole_bytes })
+        Ok(Self {
+            path,
+            file,
+            sectors,
+            contents,
+            events,
+            marks,
+            infos,
+            history,
+            whole_bytes,
+            cut_bytes: bytes - whole_bytes,
+        })
     }
 
     /// The file.

@@ -100,7 +100,8 @@ impl Medium {
 
     fn put_beside(&mut self, run: Range<u64>, versions: &[ChangeId], id: ChangeId, change: &Change) {
         // A discard of what is zero anyhow, as of a whole new disk by mkfs, opens nothing.
-        let nothing_new = change.content == Content::Discarded && versions.iter().all(|&v| is_zero(&self.log, v));
+        let nothing_new =
+            change.content == Content::Discarded && versions.iter().all(|&v| is_zero(&self.log, v));
         if !nothing_new {
             self.put(run, versions.iter().copied().chain([id]).collect());
         }
@@ -133,7 +134,8 @@ impl Medium {
             // It may have left what was there.
             return;
         }
-        let survives = |&version: &ChangeId| version != BASE && history.change(version).end.at() > change.submitted;
+        let survives =
+            |&version: &ChangeId| version != BASE && history.change(version).end.at() > change.submitted;
         let range = sectors(change.extent);
         // A run without it was overwritten by a change that is stable already, and which has had the same effect.
         let inside: Vec<_> = self.runs.range(range).map(|(at, run)| (*at, run.clone())).collect();

@@ -89,7 +89,8 @@ impl Menu {
         let all: Ranks = (0..self.volatile.len()).map(Some).collect();
         if let Some(subsets) = 1_u64.checked_shl(all.len() as u32).filter(|&n| n <= most as u64 && n != 0) {
             for subset in 0..subsets {
-                let kept: Ranks = all.iter().map(|rank| rank.filter(|rank| subset >> rank & 1 != 0)).collect();
+                let kept: Ranks =
+                    all.iter().map(|rank| rank.filter(|rank| subset >> rank & 1 != 0)).collect();
                 found.add(self.whole(&kept), || self.describe("subset", &kept));
             }
         } else {
@@ -227,13 +228,15 @@ impl Menu {
         loop {
             let mut picks = Picks::default();
             for ((open, block), &choice) in blocks.iter().zip(&choices) {
-                let version: Option<&ChangeId> = usize::checked_sub(choice, 1).and_then(|at| open.others.get(at));
+                let version: Option<&ChangeId> =
+                    usize::checked_sub(choice, 1).and_then(|at| open.others.get(at));
                 picks.add(open, block.clone(), version.copied().unwrap_or(open.floor));
             }
             let number = found.states.len();
             found.add(picks.0, || format!("combination {number} of all"));
             // The next number, of which each block is a digit.
-            let raised = choices.iter().zip(&blocks).position(|(&choice, (open, _))| choice < open.others.len());
+            let raised =
+                choices.iter().zip(&blocks).position(|(&choice, (open, _))| choice < open.others.len());
             let Some(raised) = raised else { return };
             choices[raised] += 1;
             choices[..raised].fill(0);

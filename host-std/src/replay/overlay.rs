@@ -81,11 +81,13 @@ impl OverlayBackend {
 
 impl Backend for OverlayBackend {
     fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| OpenError::System {
-            path: "crash state".into(),
-            what: "make a handle",
-            errno,
-            remedy: "; raise the limit on open files",
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| {
+            OpenError::System {
+                path: "crash state".into(),
+                what: "make a handle",
+                errno,
+                remedy: "; raise the limit on open files",
+            }
         })?;
         let shared = Arc::clone(&self.shared);
         Ok(Box::new(OverlayHandle { shared, ended: VecDeque::new(), staging: Vec::new(), wake }))
@@ -97,12 +99,14 @@ impl Backend for OverlayBackend {
 
     fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
         match bytes {
-            Some(value) if value != self.shared.info.sectors * u64::from(SECTOR_BYTES) => Err(OpenError::Option {
-                path: "crash state".into(),
-                option: "size",
-                value,
-                remedy: "a crash state keeps the size that the image had",
-            }),
+            Some(value) if value != self.shared.info.sectors * u64::from(SECTOR_BYTES) => {
+                Err(OpenError::Option {
+                    path: "crash state".into(),
+                    option: "size",
+                    value,
+                    remedy: "a crash state keeps the size that the image had",
+                })
+            }
             _ => Ok(self.shared.info),
         }
     }
@@ -168,7 +172,13 @@ struct OverlayHandle {
 }
 
 impl OverlayHandle {
-    fn run(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), IoErrorKind> {
+    fn run(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<(), IoErrorKind> {
         let info = self.shared.info;
         let bytes = match op {
             Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
@@ -176,7 +186,8 @@ impl OverlayHandle {
         };
         let fits = op.extent().is_none_or(|extent| extent.fits(info.sectors));
         let bytes = bytes.filter(|&bytes| fits && bytes <= u64::from(TRANSFER_MAX_BYTES));
-        let bytes = bytes.filter(|&bytes| total_bytes(segments) == Some(bytes)).ok_or(IoErrorKind::OutOfRange)?;
+        let bytes =
+            bytes.filter(|&bytes| total_bytes(segments) == Some(bytes)).ok_or(IoErrorKind::OutOfRange)?;
         let shared = Arc::clone(&self.shared);
         let mut disk = shared.lock();
         if disk.latched.is_some() && (op.mutates() || op == Op::Flush) {

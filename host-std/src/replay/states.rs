@@ -19,6 +19,8 @@ pub enum Positions {
     Marks,
     /// So many of [`Self::Every`], spread over the recording, and the last one.
     Sample(usize),
+    /// So many of them that at least this many states come of it, if there are that many.
+    Total(usize),
     /// This one.
     At(u64),
 }
@@ -89,6 +91,9 @@ impl CrashStates {
     pub fn open(log: &Arc<Log>, options: &Options) -> Result<Self, LogError> {
         let base = Arc::new(Base::open(log, options.base.as_deref())?);
         let mut positions = positions(log, options)?;
+        if let Positions::Total(wanted) = options.positions {
+            positions = spread(log, options, &positions, wanted);
+        }
         positions.reverse();
         Ok(Self {
             log: Arc::clone(log),
@@ -113,11 +118,6 @@ impl CrashStates {
     pub fn positions_left(&self) -> usize {
         self.positions.len()
     }
-
-    /// The seed of one position, so that its states do not depend on which others are tried.
-    fn seed_at(&self, position: u64) -> u64 {
-        Rng::with_seed(self.seed ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15)).u64(..)
-    }
 }
 
 impl Iterator for CrashStates {
@@ -134,10 +134,37 @@ impl Iterator for CrashStates {
             let position = self.positions.pop()?;
             self.medium.advance(position);
             self.position = position;
-            let menu = Menu::at(&self.log, &self.medium, position);
-            let states = menu.states(self.states_per_position, self.seed_at(position));
+            let states = states_at(&self.log, &self.medium, position, self.states_per_position, self.seed);
             self.states = states.into_iter().enumerate();
         }
+    }
+}
+
+fn states_at(log: &Arc<Log>, medium: &Medium, position: u64, most: usize, seed: u64) -> Vec<State> {
+    // A seed for each position, so that its states do not depend on which others are tried.
+    let seed = Rng::with_seed(seed ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15)).u64(..);
+    Menu::at(log, medium, position).states(most, seed)
+}
+
+/// As few positions as have `wanted` states together.
+fn spread(log: &Arc<Log>, options: &Options, every: &[u64], wanted: usize) -> Vec<u64> {
+    let most = options.states_per_position.max(1);
+    let mut count = wanted.div_ceil(most);
+    loop {
+        let positions = sample(every, count, options.seed);
+        let mut medium = Medium::new(Arc::clone(log));
+        let states: usize = positions
+            .iter()
+            .map(|&position| {
+                medium.advance(position);
+                states_at(log, &medium, position, most, options.seed).len()
+            })
+            .sum();
+        if states >= wanted || positions.len() == every.len() {
+            return positions;
+        }
+        // As many more as are missing, by what these gave.
+        count += ((wanted - states) * positions.len()).div_ceil(states.max(1)).max(1);
     }
 }
 
@@ -148,17 +175,20 @@ fn positions(log: &Log, options: &Options) -> Result<Vec<u64>, LogError> {
     if let Some(position) = Some(from).filter(|&from| from > last) {
         return Err(LogError::NoPosition { log: log.path().into(), position, last });
     }
-    let mut every: Vec<_> = log.history().steps.iter().map(|(at, _)| at + 1).filter(|&at| at >= from).collect();
+    let mut every: Vec<_> =
+        log.history().steps.iter().map(|(at, _)| at + 1).filter(|&at| at >= from).collect();
     every.dedup();
     if every.is_empty() {
         every.push(last);
     }
     Ok(match options.positions {
-        Positions::Every => every,
+        Positions::Every | Positions::Total(_) => every,
         Positions::Marks => {
             let marks: Vec<_> = log.marks().iter().map(|mark| mark.position).collect();
-            let before_next = every.windows(2).filter(|pair| marks.binary_search(&pair[1]).is_ok()).map(|pair| pair[0]);
-            let mut chosen: Vec<_> = before_next.chain(marks.iter().copied()).chain(every.last().copied()).collect();
+            let before_next =
+                every.windows(2).filter(|pair| marks.binary_search(&pair[1]).is_ok()).map(|pair| pair[0]);
+            let mut chosen: Vec<_> =
+                before_next.chain(marks.iter().copied()).chain(every.last().copied()).collect();
             chosen.retain(|&position| position >= from);
             chosen.sort_unstable();
             chosen.dedup();

@@ -20,7 +20,8 @@ enum Doing {
 
 fn op() -> impl Strategy<Value = Op> {
     let extent = (0..2_u64, 1..3_u64).prop_map(|(start, sectors)| Extent::new(start, sectors.min(2 - start)));
-    let write = (extent.clone(), proptest::bool::weighted(0.2)).prop_map(|(extent, fua)| Op::Write { extent, fua });
+    let write =
+        (extent.clone(), proptest::bool::weighted(0.2)).prop_map(|(extent, fua)| Op::Write { extent, fua });
     let zeroes = extent.clone().prop_map(|extent| Op::WriteZeroes { extent, may_unmap: true });
     let discard = extent.prop_map(|extent| Op::Discard { extent });
     prop_oneof![5 => write, 1 => zeroes, 1 => discard, 3 => Just(Op::Flush)]

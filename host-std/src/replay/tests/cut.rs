@@ -138,7 +138,8 @@ fn staged_data_is_recorded_and_its_buffer_closed_until_it_is_written() {
     let mut bench = Bench::new(Cache::WriteBack);
     bench.handles[0].staging(3)[..512].fill(5);
     bench.memory.write(GuestAddr(0), &[6; 512]).unwrap();
-    let segments = [Segment::Staging { offset: 0, len: 512 }, Segment::Guest { addr: GuestAddr(0), len: 512 }];
+    let segments =
+        [Segment::Staging { offset: 0, len: 512 }, Segment::Guest { addr: GuestAddr(0), len: 512 }];
     let tag = Tag { slot: 3, generation: 1 };
     let memory = bench.memory.clone();
     bench.handles[0].submit(&memory, tag, write(0, 2), &segments).unwrap();

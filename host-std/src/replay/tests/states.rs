@@ -251,7 +251,7 @@ fn states_come_in_ascending_order_with_the_marks_set_by_then() {
         bench.mark(name);
     }
     let log = open(&bench);
-    for positions in [Positions::Every, Positions::Marks, Positions::Sample(5)] {
+    for positions in [Positions::Every, Positions::Marks, Positions::Sample(5), Positions::Total(9)] {
         let options = Options { positions, base: Some(bench.base()), ..Options::default() };
         let mut last = 0;
         let mut acked = BTreeSet::new();
@@ -266,7 +266,7 @@ fn states_come_in_ascending_order_with_the_marks_set_by_then() {
             }
         }
         assert!(acked.contains(&3), "{positions:?}: {acked:?}");
-assert!(positions != Positions::Every || acked.len() == 4, "{acked:?}");
+        assert!(positions != Positions::Every || acked.len() == 4, "{acked:?}");
     }
 }
 
@@ -284,7 +284,10 @@ fn an_image_in_a_file_is_the_image_that_is_read() {
         let mut bytes = vec![0; SECTORS as usize * 512];
         state.image.read(0, &mut bytes).unwrap();
         assert!(std::fs::read(&path).unwrap() == bytes);
-        assert!(matches!(state.image.write_to(&path), Err(LogError::System { .. })), "nothing is overwritten");
+        assert!(
+            matches!(state.image.write_to(&path), Err(LogError::Exists { .. })),
+            "nothing is overwritten"
+        );
     }
 }
 
