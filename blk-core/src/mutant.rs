@@ -47,6 +47,7 @@ mutants! {
     ResetReexecutes = "a reset that re-executes",
     ResetOneQueueOnly = "a reset of a single queue only",
     CacheSwitchInFlight = "the cache switched while a write is in flight, without waiting for it",
+    AbortWithoutDrain = "an abort that is complete before what it aborts has ended",
     CacheSettingLeaks = "a cache setting that leaks from firmware to the OS",
 }
 

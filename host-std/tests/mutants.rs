@@ -14,10 +14,11 @@ use host_std::proof::{Era, Front, guests};
 /// Why a front cannot have a defect, if it cannot.
 fn not_applicable(front: Front, mutant: Mutant) -> Option<&'static str> {
     use Mutant::{
-        BarrierAdmitsYounger, BarrierIgnoresOlder, CacheSwitchInFlight, FlushOwnQueueOnly, RangeAckedEarly,
-        ResetOneQueueOnly,
+        AbortWithoutDrain, BarrierAdmitsYounger, BarrierIgnoresOlder, CacheSwitchInFlight, FlushOwnQueueOnly,
+        RangeAckedEarly, ResetOneQueueOnly,
     };
     match (front, mutant) {
+        (_, AbortWithoutDrain) => Some("no abort but a reset"),
         (Front::VirtioBlk, _) => None,
         (_, FlushOwnQueueOnly | ResetOneQueueOnly) => Some("one queue"),
         (Front::Scsi, _) => None,

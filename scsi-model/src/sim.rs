@@ -1,5 +1,5 @@
-//! A guest for the crash explorer: a small driver that reaches the disk through command blocks and parameter lists, and
-//! nothing else. It also runs over real memory and real files.
+//! Guests for the crash explorer: small drivers that reach the disk through command blocks and parameter lists, or through
+//! [`virtio_scsi`], and nothing else. They also run over real memory and real files.
 
 #![allow(
     clippy::indexing_slicing,
@@ -8,6 +8,8 @@
     clippy::panic,
     reason = "a test driver: a panic in it is a failed test, and no guest reaches it"
 )]
+
+pub mod virtio_scsi;
 
 use core::ops::Range;
 

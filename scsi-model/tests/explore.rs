@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use blk_core::sim::{Cell, DiskConfig, Report, SimHandle, SimMemory, explore, sample};
 use blk_core::storage::CacheMode;
+use scsi_model::sim::virtio_scsi::{Driver as VirtioDriver, Variant as VirtioVariant};
 use scsi_model::sim::{Driver, Variant};
 
 fn run(variant: Variant, mode: CacheMode, native_fua: bool, length: u8) -> Report {
@@ -27,6 +28,32 @@ fn every_mode_but_unsafe_keeps_every_promise() {
             assert!(report.is_safe());
         }
     }
+}
+
+fn run_virtio<const Q: usize>(variant: VirtioVariant, mode: CacheMode, length: u8) -> Report {
+    let boot =
+        |memory: &SimMemory, storage: &mut [SimHandle]| VirtioDriver::<Q>::boot(variant, memory, storage);
+    explore(&boot, &Cell::new(mode, length), &mut |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn so_it_does_behind_virtio_scsi() {
+    for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+        let reports = [
+            ("device reset", run_virtio::<1>(VirtioVariant::DeviceReset, mode, 2)),
+            ("two queues, unit reset", run_virtio::<2>(VirtioVariant::UnitReset, mode, 2)),
+            ("abort", run_virtio::<1>(VirtioVariant::AbortTaskSet, mode, 2)),
+            ("firmware", run_virtio::<1>(VirtioVariant::FirmwareThenOld, mode, 2)),
+        ];
+        for (name, report) in reports {
+            println!("{} {name}: {:?} {:?}", mode.name(), report.explored, report.elapsed);
+            if let Some(counterexample) = report.counterexample() {
+                panic!("{} {name}: {counterexample}", mode.name());
+            }
+            assert!(report.is_safe());
+        }
+    }
+    assert!(run_virtio::<1>(VirtioVariant::DeviceReset, CacheMode::Unsafe, 2).counterexample().is_some());
 }
 
 /// Programs that fill the queue, with resets and power cuts in the middle.

@@ -2,6 +2,7 @@
 //! 5.6.6.2; SAM-5, task management functions.
 
 use blk_core::memory::GuestMemory;
+use blk_core::mutant::{Mutant, active};
 use blk_core::storage::Storage;
 use blk_core::virtq::{InFlight, Queue, QueueError};
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         I: InFlight,
     {
         let Some(Function { head }) = self.function else { return false };
-        if self.units.iter().flatten().any(|attached| attached.unit.is_managing()) {
+        let waits = self.units.iter().flatten().any(|attached| attached.unit.is_managing());
+        if waits && !active(Mutant::AbortWithoutDrain) {
             return false;
         }
         self.function = None;
