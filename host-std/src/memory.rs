@@ -168,6 +168,13 @@ fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
     Ok(file)
 }
 
+/// No memory.
+impl Default for MappedMemory {
+    fn default() -> Self {
+        Self::from(GuestMemoryMmap::new())
+    }
+}
+
 impl From<GuestMemoryMmap> for MappedMemory {
     fn from(mapping: GuestMemoryMmap) -> Self {
         let table = mapping.iter().filter_map(Region::new).collect();

@@ -8,14 +8,32 @@
 //!                          virtio_blk_model::Queue --> backend::Handle, one for each queue
 //! ```
 
+mod blk;
+mod device;
+mod mutant;
+mod shared;
 mod stats;
+mod vhost_user;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use self::blk::Blk;
+use self::device::{Device, Rings};
+use self::shared::{Shared, Thread};
+use self::stats::QueueCounters;
+use self::vhost_user::{Waker, Worker};
 
 use crate::backend::{Backend, OpenError};
 
+#[cfg(feature = "mutants")]
+pub use mutant::{Mutant, current as current_mutant, set as set_mutant};
 pub use stats::{QueueStats, Stats};
 
 /// How a virtio-blk device is served.
@@ -108,7 +126,8 @@ pub enum ServeError {
 
 /// A device and its threads, for one client after the other.
 pub struct Server {
-    controller: Controller,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
@@ -116,80 +135,163 @@ impl Server {
     ///
     /// # Errors
     /// [`ServerError`].
-    pub fn blk(_options: &BlkOptions, _backend: Arc<dyn Backend>) -> Result<Self, ServerError> {
-        Ok(Self { controller: Controller {} })
+    pub fn blk(options: &BlkOptions, backend: Arc<dyn Backend>) -> Result<Self, ServerError> {
+        let device = Blk::new(options, backend)?;
+        let threads = device.threads()?.into_iter().map(|rings| (1, rings));
+        Self::start(threads.collect(), Box::new(device))
     }
 
-    /// A virtio-scsi host with logical units.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub fn scsi(_options: &ScsiOptions, _luns: Vec<Lun>) -> Result<Self, ServerError> {
-        Ok(Self { controller: Controller {} })
+    /// Starts a thread for each group of rings: how many, and what works on them.
+    fn start(groups: Vec<(usize, Box<dyn Rings>)>, device: Box<dyn Device>) -> Result<Self, ServerError> {
+        let mut ways = Vec::new();
+        let mut counters = Vec::new();
+        let mut workers = Vec::new();
+        for (count, rings) in groups {
+            let first = counters.len();
+            let own: Vec<_> = (0..count).map(|_| Arc::new(QueueCounters::default())).collect();
+            let waker = Arc::new(Waker::new()?);
+            let (commands, received) = channel();
+            let worker = Worker::new(rings, first as u16, &own, received, Arc::clone(&waker));
+            workers.push((first, worker.map_err(io::Error::from)?));
+            ways.push(Thread { commands, waker, first });
+            counters.extend(own);
+        }
+        let shared = Arc::new(Shared::new(device, ways, counters, Waker::new()?));
+        let mut server = Self { shared, threads: Vec::new() };
+        for (first, worker) in workers {
+            #[cfg(feature = "mutants")]
+            let switched_on = mutant::current();
+            let run = move || {
+                #[cfg(feature = "mutants")]
+                mutant::set(switched_on);
+                worker.run();
+            };
+            let thread = std::thread::Builder::new().name(format!("blk-queue-{first}")).spawn(run)?;
+            server.threads.push(thread);
+        }
+        Ok(server)
     }
 
     /// The operator's hand on it.
     #[must_use]
     pub fn controller(&self) -> Controller {
-        self.controller.clone()
+        Controller(Arc::clone(&self.shared))
     }
 
-    /// Serves one client after the other, until [`Controller::stop`].
+    /// Serves one client after the other, until [`Controller::stop`]. Then the images are flushed.
     ///
     /// # Errors
     /// [`ServeError`].
-    pub fn serve(&self, _listener: &UnixListener) -> Result<(), ServeError> {
-        Ok(())
+    pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
+        while !self.shared.is_stopping() {
+            let ready = poll(
+                &mut [PollFd::new(&self.shared.stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)],
+                None,
+            );
+            if self.shared.is_stopping() || ready.is_err() {
+                continue;
+            }
+            match listener.accept() {
+                Ok((stream, _)) => vhost_user::serve_client(&self.shared, stream)?,
+                Err(error) => wait_out(error)?,
+            }
+        }
+        self.finish()
     }
 
-    /// Serves one client that has connected, until it goes or [`Controller::stop`].
+    /// Serves one client that has connected, until it goes or [`Controller::stop`]. Then the images are flushed.
     ///
     /// # Errors
     /// [`ServeError`].
-    pub fn serve_stream(&self, _stream: UnixStream) -> Result<(), ServeError> {
-        Ok(())
+    pub fn serve_stream(&self, stream: UnixStream) -> Result<(), ServeError> {
+        vhost_user::serve_client(&self.shared, stream)?;
+        self.finish()
     }
+
+    /// Ends the threads at once and leaves rings and in-flight regions as they are, as a kill does: for tests of what comes
+    /// after. Operations that an image has begun still land.
+    pub fn abandon(mut self) {
+        self.shared.end_threads();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    /// Flushes the images, with nothing in flight.
+    fn finish(&self) -> Result<(), ServeError> {
+        self.shared.hold_and_drain();
+        let flushed = self.shared.flush();
+        self.shared.release();
+        if flushed { Ok(()) } else { Err(ServeError::Flush) }
+    }
+}
+
+impl Drop for Server {
+    /// Ends the threads. What is in flight completes in the image, and its client does not hear of it.
+    fn drop(&mut self) {
+        self.shared.end_threads();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A client that could not be accepted: is it worth another try?
+fn wait_out(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EINTR | libc::ECONNABORTED | libc::EAGAIN) => Ok(()),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+            tracing::warn!("cannot accept a client: {error}; trying again");
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+fn check_ring_size(size: u16) -> Result<(), ServerError> {
+    if size.is_power_of_two() && (2..=blk_core::virtq::SIZE_MAX).contains(&size) {
+        return Ok(());
+    }
+    let remedy = "give a power of two from 2 to 1024";
+    Err(ServerError::Option { option: "queue-size", value: size.to_string(), remedy })
 }
 
 /// The operator's hand on a server. A clone is another hand on the same.
 #[derive(Clone)]
-pub struct Controller {}
+pub struct Controller(Arc<Shared>);
 
 impl Controller {
     /// Takes no more requests, until [`Self::resume`]; what is in flight goes on. Returns once every queue knows.
-    pub fn pause(&self) {}
-
-    /// Takes requests again.
-    pub fn resume(&self) {}
-
-    /// Returns when nothing is in flight. No request is taken until then.
-    pub fn drain(&self) {}
-
-    /// The backend's `Info` has changed: tells the guest.
-    pub fn resized(&self) {}
-
-    /// Adds a logical unit to a virtio-scsi host.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub fn hotplug(&self, _lun: Lun) -> Result<(), ServerError> {
-        Ok(())
+    pub fn pause(&self) {
+        self.0.set_paused(true);
     }
 
-    /// Removes a logical unit from a virtio-scsi host.
-    ///
-    /// # Errors
-    /// [`ServerError`] if there is none.
-    pub fn unplug(&self, _target: u8, _lun: u16) -> Result<(), ServerError> {
-        Ok(())
+    /// Takes requests again.
+    pub fn resume(&self) {
+        self.0.set_paused(false);
+    }
+
+    /// Returns when nothing is in flight. No request is taken until then.
+    pub fn drain(&self) {
+        self.0.hold_and_drain();
+        self.0.release();
+    }
+
+    /// The backend's `Info` has changed: tells the guest.
+    pub fn resized(&self) {
+        self.0.config_changed();
     }
 
     /// What the server has done.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        self.0.stats()
     }
 
-    /// Ends [`Server::serve`]: what is in flight completes, the image is flushed, the client is let go. Returns at once.
-    pub fn stop(&self) {}
+    /// Ends [`Server::serve`]: what is in flight completes, the client is let go, the images are flushed. Returns at once.
+    pub fn stop(&self) {
+        self.0.begin_stop();
+    }
 }

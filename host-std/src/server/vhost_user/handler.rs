@@ -1,0 +1,569 @@
+//! What the client's messages mean for the device, its rings and its memory.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use blk_core::memory::GuestMemory as _;
+use blk_core::units::GuestAddr;
+use blk_core::virtq::{RingFeatures, Setup};
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use super::Mutant;
+use super::inflight::{Region, Shape};
+use super::log::Log;
+use super::memory::{Alleged, SLOTS_MAX, Table};
+use super::notify::{Kick, Notifier};
+use super::own::Header;
+use super::trailer::Trailer;
+use super::vring::{Addresses, Vring};
+use super::worker::{Command, Start};
+use crate::memory::MappedMemory;
+use crate::server::device::{Agreed, CacheKnown};
+use crate::server::shared::Shared;
+
+/// VHOST_USER_F_PROTOCOL_FEATURES, among the virtio features.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+const INDIRECT_DESC: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+
+/// Why a message was not obeyed.
+pub(super) struct Refusal {
+    pub(super) why: String,
+    /// The client can go on without knowing: what it asked for can be read back.
+    pub(super) tolerable: bool,
+}
+
+/// The device, as one client has set it up.
+pub(super) struct Handler {
+    shared: Arc<Shared>,
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    table: Table,
+    memory: MappedMemory,
+    vrings: Vec<Vring>,
+    in_flight: Option<(Region, Arc<Trailer>)>,
+    /// A ring has been started: what is read of `writeback` from now on, the guest may never see.
+    started: bool,
+    /// What the guest believes about the cache, if that follows from what the client read or wrote.
+    believed: Option<bool>,
+    /// What it believes once it has the reply to the message at hand, for the beliefs that promise less.
+    raise: bool,
+    refusal: Option<Refusal>,
+}
+
+impl Handler {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let vrings = (0..shared.device.rings()).map(|_| Vring::default()).collect();
+        Self {
+            shared,
+            features: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
+            table: Table::default(),
+            memory: MappedMemory::default(),
+            vrings,
+            in_flight: None,
+            started: false,
+            believed: None,
+            raise: false,
+            refusal: None,
+        }
+    }
+
+    /// Whether a reply has told the client that the message with this header failed, or went well.
+    pub(super) fn was_answered(&self, header: Header) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) && header.asks_for_ack()
+    }
+
+    /// Whether the client takes requests from us.
+    pub(super) const fn may_send_requests(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ)
+    }
+
+    /// Why the last message was not obeyed.
+    pub(super) const fn take_refusal(&mut self) -> Option<Refusal> {
+        self.refusal.take()
+    }
+
+    /// The client has the reply to the last message: what promises less than before holds from now on.
+    pub(super) fn replied(&mut self) {
+        if std::mem::take(&mut self.raise) {
+            self.believes(Some(true));
+        }
+    }
+
+    /// The client has gone: what is in flight completes, and its descriptors are closed.
+    pub(super) fn close(&mut self) {
+        for vring in &self.vrings {
+            vring.unblock();
+        }
+        self.stop_all();
+        for index in 0..self.vrings.len() {
+            self.shared.tell(index, |ring| Command::Call { ring, call: None });
+            self.shared.tell(index, |ring| Command::Err { ring, err: None });
+        }
+        self.shared.ask_all(|done| Command::Memory(MappedMemory::default(), done));
+    }
+
+    fn refuse<T>(&mut self, why: impl Into<String>) -> Result<T> {
+        self.refusal = Some(Refusal { why: why.into(), tolerable: false });
+        Err(Error::ReqHandlerError(io::ErrorKind::InvalidInput.into()))
+    }
+
+    fn vring(&mut self, index: u32) -> Result<usize> {
+        let index = index as usize;
+        let count = self.vrings.len();
+        if index < count { Ok(index) } else { self.refuse(format!("queue {index} of {count}")) }
+    }
+
+    /// A ring that may be set up, since it does not run.
+    fn idle_vring(&mut self, index: u32) -> Result<&mut Vring> {
+        let index = self.vring(index)?;
+        if self.vrings[index].started {
+            return self.refuse(format!("queue {index} is to be set up while it runs"));
+        }
+        Ok(&mut self.vrings[index])
+    }
+
+    /// Starts what has become ready to run.
+    fn start_ready(&mut self) -> Result<()> {
+        for index in 0..self.vrings.len() {
+            if !self.vrings[index].started
+                && self.vrings[index].is_ready()
+                && let Err(why) = self.start(index)
+            {
+                return self.refuse(format!("queue {index} cannot start: {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: usize) -> std::result::Result<(), String> {
+        let vring = &self.vrings[index];
+        let (Some(size), Some(user)) = (vring.size, vring.addresses) else { return Ok(()) };
+        let translate = |user: u64| {
+            self.table.guest_addr(user).ok_or_else(|| format!("its ring at {user:#x} is in no memory region"))
+        };
+        let (descriptors, driver) = (translate(user.descriptors)?, translate(user.driver)?);
+        let setup = Setup { size, descriptors, driver, device: translate(user.device)? };
+        let used = setup.device.checked_add(2).unwrap_or(GuestAddr(u64::MAX));
+        let used = self.memory.load_u16_acquire(used).map_err(|_| "its used ring is no memory")?;
+        let counters = self.shared.counters(index);
+        let mut position = blk_core::virtq::Position { available: vring.base, used };
+        let mut log = Log::none(Arc::clone(&counters));
+        if let Some((region, trailer)) = &self.in_flight
+            && let Some(queue) = region.queue(index as u16)
+        {
+            let recovered = queue.recover(size, used)?;
+            position = recovered.position(used);
+            self.shared.resubmits(recovered.owed.len());
+            if !recovered.owed.is_empty() {
+                tracing::info!(
+                    queue = index,
+                    requests = recovered.owed.len(),
+                    "goes on with what was in flight"
+                );
+            }
+            log = Log::new(queue, Arc::clone(trailer), recovered, counters);
+        } else if position.available != used {
+            tracing::warn!(
+                queue = index,
+                available = position.available,
+                used,
+                "the ring begins at another entry than was used last: requests in between are not in our hands"
+            );
+        }
+        let features = RingFeatures {
+            indirect: self.features & INDIRECT_DESC != 0,
+            event_idx: self.features & EVENT_IDX != 0,
+        };
+        let kick = self.vrings[index].take_kick();
+        let start = Box::new(Start { setup, features, position, log, kick });
+        self.shared.ask(index, |ring, started| Command::Start { ring, start, started })??;
+        self.vrings[index].started = true;
+        self.started = true;
+        tracing::debug!(queue = index, size, ?position, "runs");
+        Ok(())
+    }
+
+    /// Stops a ring once nothing of it is in flight.
+    fn stop(&mut self, index: usize) {
+        if std::mem::take(&mut self.vrings[index].started) {
+            match self.shared.ask(index, |ring, stopped| Command::Stop { ring, stopped }) {
+                Ok(base) => self.vrings[index].base = base,
+                Err(why) => tracing::error!(queue = index, "{why}"),
+            }
+        }
+        self.vrings[index].forget_kick();
+    }
+
+    fn stop_all(&mut self) {
+        for index in 0..self.vrings.len() {
+            self.stop(index);
+        }
+    }
+
+    /// The client's memory, as a whole.
+    pub(super) fn set_regions(&mut self, regions: impl IntoIterator<Item = (Alleged, File)>) -> Result<()> {
+        match Table::new(regions.into_iter()) {
+            Ok(table) => self.set_table(table),
+            Err(why) => self.refuse(why),
+        }
+    }
+
+    fn set_table(&mut self, table: Table) -> Result<()> {
+        let memory = match table.mapped() {
+            Ok(memory) => memory,
+            Err(why) => return self.refuse(why),
+        };
+        (self.table, self.memory) = (table, memory.clone());
+        self.shared.memory_table_set();
+        self.shared.ask_all(|done| Command::Memory(memory.clone(), done));
+        self.start_ready()
+    }
+
+    /// What the guest believes about the cache from now on.
+    fn believes(&mut self, write_back: Option<bool>) {
+        self.believed = write_back;
+        if let Some((_, trailer)) = &self.in_flight {
+            trailer.believes(0, write_back);
+        }
+        self.agree();
+    }
+
+    /// Tells the queues what is agreed.
+    fn agree(&self) {
+        let unknown = super::mutant::active(Mutant::UnknownTakenAsWriteBack);
+        let write_back = match self.shared.device.cache_known(self.features) {
+            CacheKnown::WriteThrough => false,
+            CacheKnown::WriteBack => true,
+            CacheKnown::Field => self.believed.unwrap_or(unknown),
+        };
+        let agreed = Agreed { features: self.features, write_back, epoch: 0 };
+        self.shared.ask_all(|done| Command::Agreed(agreed, done));
+    }
+
+    /// The guest writes the field `writeback`.
+    fn write_writeback(&mut self, on: bool) -> Result<()> {
+        if on {
+            // It believes that once it has the reply.
+            self.shared.set_writeback(true);
+            self.raise = true;
+            return Ok(());
+        }
+        if !self.shared.turn_cache_off() {
+            if let Some((_, trailer)) = &self.in_flight {
+                trailer.keep_latches();
+            }
+            let why = "the flush that turns the write cache off failed: the cache stays on";
+            self.refusal = Some(Refusal { why: why.into(), tolerable: true });
+            return Err(Error::ReqHandlerError(io::ErrorKind::Other.into()));
+        }
+        self.believes(Some(false));
+        self.shared.release();
+        Ok(())
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// "It is recommended that back-ends either ignore this message, or use it to disable all rings."
+    fn reset_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.stop_all();
+        for vring in &mut self.vrings {
+            vring.reset();
+        }
+        self.features = 0;
+        self.in_flight = None;
+        self.agree();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.shared.device.features() | PROTOCOL_FEATURES)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !(self.shared.device.features() | PROTOCOL_FEATURES);
+        if unknown != 0 {
+            return self.refuse(format!("features {unknown:#x} were not offered"));
+        }
+        self.features = features & !PROTOCOL_FEATURES;
+        self.agree();
+        if features & PROTOCOL_FEATURES == 0 {
+            // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state."
+            for vring in &mut self.vrings {
+                vring.enabled = true;
+            }
+            self.start_ready()?;
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.set_regions(regions.iter().map(Alleged::from).zip(files)).map(|()| None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let size_max = self.shared.device.ring_size_max();
+        let vring = self.idle_vring(index)?;
+        match u16::try_from(num) {
+            Ok(size) if size.is_power_of_two() && size <= size_max => vring.size = Some(size),
+            _ => {
+                return self.refuse(format!(
+                    "queue {index} is to have {num} entries: a power of two up to {size_max} is possible"
+                ));
+            }
+        }
+        self.start_ready()
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let addresses = Addresses { descriptors: descriptor, driver: available, device: used };
+        let index = self.vring(index)?;
+        if self.vrings[index].started {
+            // libblkio and QEMU may say again what they said before.
+            if self.vrings[index].addresses == Some(addresses) {
+                return Ok(());
+            }
+            return self.refuse(format!("queue {index} is to be moved while it runs"));
+        }
+        self.vrings[index].addresses = Some(addresses);
+        self.start_ready()
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        match u16::try_from(base) {
+            Ok(base) => self.idle_vring(index)?.base = base,
+            Err(_) => return self.refuse(format!("queue {index} is to begin at {base}")),
+        }
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let at = self.vring(index)?;
+        self.stop(at);
+        Ok(VhostUserVringState::new(index, self.vrings[at].base.into()))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let index = self.vring(index.into())?;
+        let kick = fd.map(Kick::new);
+        if self.vrings[index].started {
+            return match self.shared.ask(index, |ring, done| Command::Kick { ring, kick, done }) {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(why)) | Err(why) => self.refuse(why),
+            };
+        }
+        self.vrings[index].set_kick(kick);
+        self.start_ready()
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let index = self.vring(index.into())?;
+        let call = fd.map(|fd| Arc::new(Notifier::new(fd)));
+        self.vrings[index].call.clone_from(&call);
+        self.shared.tell(index, |ring| Command::Call { ring, call });
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let index = self.vring(index.into())?;
+        let err = fd.map(|fd| Arc::new(Notifier::new(fd)));
+        self.vrings[index].err.clone_from(&err);
+        self.shared.tell(index, |ring| Command::Err { ring, err });
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let offered = self.get_protocol_features()?.bits();
+        if features & !offered != 0 {
+            return self.refuse(format!("protocol features {:#x} were not offered", features & !offered));
+        }
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.vrings.len() as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let index = self.vring(index)?;
+        self.vrings[index].enabled = enable;
+        if self.vrings[index].started {
+            return match self.shared.ask(index, |ring, done| Command::Enable { ring, enable, done }) {
+                Ok(()) => Ok(()),
+                Err(why) => self.refuse(why),
+            };
+        }
+        self.start_ready()
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let writeback = self.shared.writeback();
+        let space = self.shared.device.config_space(writeback);
+        // The crate bounds offset and size. What lies beyond the space reads as zeroes: clients know more fields than we have.
+        let wanted = offset as usize..offset as usize + size as usize;
+        let seen = self.shared.device.writeback_offset().is_some_and(|at| wanted.contains(&at));
+        if seen && !self.started && self.believed != Some(writeback) {
+            if writeback {
+                self.raise = true;
+            } else {
+                self.believes(Some(false));
+            }
+        }
+        Ok(wanted.map(|at| space.get(at).copied().unwrap_or(0)).collect())
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        let at = self.shared.device.writeback_offset().and_then(|at| at.checked_sub(offset as usize));
+        match at.and_then(|at| bytes.get(at)) {
+            // Every other field is the device's (VIRTIO 1.3, 2.5.1): what the driver writes there is ignored.
+            None => Ok(()),
+            Some(on) => self.write_writeback(on & 1 != 0),
+        }
+    }
+
+    fn set_backend_req_fd(&mut self, _backend: Backend) {
+        // Only where the message's header came in pieces.
+        tracing::warn!(
+            "the socket for requests to the client is not used: changes of capacity are not announced"
+        );
+    }
+
+    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
+        self.refuse("this is no GPU")
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        self.refuse("there are no shared objects")
+    }
+
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let VhostUserInflight { num_queues, queue_size, .. } = *wanted;
+        let size_max = self.shared.device.ring_size_max();
+        if usize::from(num_queues) > self.vrings.len() || queue_size > size_max {
+            return self
+                .refuse(format!("an in-flight region for {num_queues} queues of {queue_size} entries"));
+        }
+        let images = self.shared.device.backends().len() as u32;
+        match Region::create(num_queues, queue_size, images) {
+            Ok((_, shape, file)) => {
+                let Shape { bytes, offset, queues, queue_size } = shape;
+                Ok((VhostUserInflight::new(bytes, offset, queues, queue_size), file))
+            }
+            Err(error) => self.refuse(format!("cannot make an in-flight region: {error}")),
+        }
+    }
+
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = *inflight;
+        let shape = Shape { bytes: mmap_size, offset: mmap_offset, queues: num_queues, queue_size };
+        let region = match Region::open(file, &shape) {
+            Ok(region) => region,
+            Err(why) => return self.refuse(why),
+        };
+        let trailer = Arc::new(Trailer::open(region.clone(), self.shared.device.backends()));
+        // What the guest believed when it was written, unless the client has read otherwise since: the stricter holds.
+        let believed = match (trailer.believed(0), self.believed) {
+            (Some(kept), Some(read)) => Some(kept && read),
+            (kept, read) => kept.or(read),
+        };
+        if let Some(write_back) = believed {
+            self.shared.set_writeback(write_back);
+        }
+        self.in_flight = Some((region, trailer));
+        self.believes(believed);
+        Ok(())
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(SLOTS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        let mut table = self.table.clone();
+        match table.add(Alleged::from(&**region), file) {
+            Ok(()) => self.set_table(table).map(|()| None),
+            Err(why) => self.refuse(why),
+        }
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let mut table = self.table.clone();
+        match table.remove(&Alleged::from(&**region)) {
+            Ok(()) => self.set_table(table),
+            Err(why) => self.refuse(why),
+        }
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        self.refuse("the device's state cannot be transferred")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        self.refuse("the device's state cannot be transferred")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        self.refuse("there are no shared memory regions")
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        self.refuse("dirty pages are not logged")
+    }
+}
+
+impl From<&VhostUserMemoryRegion> for Alleged {
+    fn from(region: &VhostUserMemoryRegion) -> Self {
+        let VhostUserMemoryRegion { guest_phys_addr, memory_size, user_addr, mmap_offset } = *region;
+        Self { guest: guest_phys_addr, bytes: memory_size, user: user_addr, offset: mmap_offset }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the client has said of a ring.
+
+use std::sync::Arc;
+
+use super::notify::{Kick, Notifier};
+
+/// Where a ring is, in the client's own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Addresses {
+    pub(super) descriptors: u64,
+    pub(super) driver: u64,
+    pub(super) device: u64,
+}
+
+/// A ring, as far as the client has set it up.
+#[derive(Debug, Default)]
+pub(super) struct Vring {
+    pub(super) size: Option<u16>,
+    pub(super) addresses: Option<Addresses>,
+    /// The next available entry, where no in-flight region says better.
+    pub(super) base: u16,
+    pub(super) enabled: bool,
+    /// SET_VRING_KICK has come since the ring was stopped; without a descriptor the ring is to be polled.
+    kick: Option<Option<Kick>>,
+    /// Its thread works on it.
+    pub(super) started: bool,
+    pub(super) call: Option<Arc<Notifier>>,
+    pub(super) err: Option<Arc<Notifier>>,
+}
+
+impl Vring {
+    /// Whether all is there that it needs to run.
+    pub(super) const fn is_ready(&self) -> bool {
+        self.enabled && self.size.is_some() && self.addresses.is_some() && self.kick.is_some()
+    }
+
+    pub(super) fn set_kick(&mut self, kick: Option<Kick>) {
+        self.kick = Some(kick);
+    }
+
+    pub(super) fn take_kick(&mut self) -> Option<Kick> {
+        self.kick.take().flatten()
+    }
+
+    pub(super) fn forget_kick(&mut self) {
+        self.kick = None;
+    }
+
+    /// Frees a thread that hangs in one of the client's descriptors.
+    pub(super) fn unblock(&self) {
+        for notifier in [&self.call, &self.err].into_iter().flatten() {
+            notifier.unblock();
+        }
+    }
+
+    /// As in the beginning, but for the descriptors.
+    pub(super) fn reset(&mut self) {
+        let (call, err) = (self.call.take(), self.err.take());
+        *self = Self { call, err, ..Self::default() };
+    }
+}
