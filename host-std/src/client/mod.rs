@@ -11,10 +11,12 @@
 //! **Not goals:** a guest's block layer. **Not there:** packed rings, migration, a dirty log.
 
 mod blk;
+mod connection;
 mod notices;
 mod queue;
 mod session;
 mod slots;
+mod watchdog;
 
 use std::io;
 use std::path::PathBuf;
@@ -132,8 +134,14 @@ pub enum ClientError {
     /// The server closed the connection.
     #[error("the server is gone")]
     Gone,
-    /// The server did not answer in time.
-    #[error("no answer within {waited:?}: {in_flight} requests are under way")]
+    /// The server did not answer a message in time.
+    #[error("no answer to a message within {waited:?}")]
+    NoAnswer {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// No request came back in time.
+    #[error("no completion within {waited:?}: {in_flight} requests are under way")]
     Timeout {
         /// How long was waited.
         waited: Duration,

@@ -2,22 +2,22 @@
 //! `vhost_user_blk_start`, `vhost_dev_start`, `vhost_virtqueue_start`).
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::units::GuestAddr;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight};
 use vhost::vhost_user::{
     Frontend, VhostUserFrontend as _, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::GuestMemoryBackend as _;
 
-use super::notices::{Changes, Notices};
+use super::connection::Connection;
+use super::notices::Changes;
 use super::queue::{Parts, Queue, QueueCounts, Span, after, page_up};
 use super::slots::{REQUEST_MAX, RESPONSE_MAX, Slots, Ticket};
 use super::{ClientError, Options};
@@ -94,20 +94,6 @@ impl InFlightRegion {
     }
 }
 
-struct Connection {
-    frontend: Frontend,
-    socket: UnixStream,
-    offered: u64,
-    protocol: VhostUserProtocolFeatures,
-    _notices: Option<Notices>,
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("protocol", &self.protocol).finish_non_exhaustive()
-    }
-}
-
 impl VhostUser {
     /// Connects, negotiates, shares memory and starts the rings. Tries to connect as long as `options.timeout` allows.
     ///
@@ -117,7 +103,7 @@ impl VhostUser {
         let path = path.as_ref().to_owned();
         let changes = Arc::new(Changes::default());
         let connection = Connection::open(&path, &options, &changes)?;
-        let features = connection.offered & options.features;
+        let features = connection.offered() & options.features;
         let lane_bytes = lane_bytes(&options);
         let bytes = lane_bytes * u64::from(options.queues);
         let spare = after(MEMORY_START, page_up(bytes) + SPARE_BYTES as u64);
@@ -125,7 +111,7 @@ impl VhostUser {
         let lanes = (0..options.queues)
             .map(|index| {
                 let start = after(MEMORY_START, lane_bytes * u64::from(index));
-                Lane::new(&memory, start, &options, features, connection.socket.as_fd())
+                Lane::new(&memory, start, &options, features, connection.as_fd())
             })
             .collect::<Result<_, _>>()?;
         let connection = Some(connection);
@@ -157,11 +143,11 @@ impl VhostUser {
     pub fn reconnect(&mut self) -> Result<(), ClientError> {
         self.connection = None;
         let connection = Connection::open(&self.path, &self.options, &self.changes)?;
-        if self.features & !connection.offered != 0 {
+        if self.features & !connection.offered() != 0 {
             return Err(ClientError::NotOffered("the features that were negotiated before"));
         }
         for lane in &mut self.lanes {
-            lane.queue.rewire(connection.socket.as_fd())?;
+            lane.queue.rewire(connection.as_fd())?;
         }
         self.connection = Some(connection);
         self.start()
@@ -185,17 +171,19 @@ impl VhostUser {
     fn start(&mut self) -> Result<(), ClientError> {
         let features = self.features;
         let connection = self.connection.as_mut().ok_or(ClientError::Gone)?;
-        connection.frontend.set_features(features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())?;
+        let with_protocol = features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        connection.message(|frontend| frontend.set_features(with_protocol))?;
         if connection.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
             if self.in_flight.is_none() {
                 let wanted = VhostUserInflight::new(0, 0, self.options.queues, self.options.size);
-                let (message, file) = connection.frontend.get_inflight_fd(&wanted)?;
+                let (message, file) = connection.message(|frontend| frontend.get_inflight_fd(&wanted))?;
                 let (size, offset) = (message.mmap_size, message.mmap_offset);
                 let layout = [size, offset, message.num_queues.into(), message.queue_size.into()];
                 self.in_flight = Some(InFlightRegion { layout, file });
             }
             if let Some(region) = &self.in_flight {
-                connection.frontend.set_inflight_fd(&region.message(), region.file.as_raw_fd())?;
+                let (message, fd) = (region.message(), region.file.as_raw_fd());
+                connection.message(|frontend| frontend.set_inflight_fd(&message, fd))?;
             }
         }
         self.share_memory(false)?;
@@ -212,8 +200,7 @@ impl VhostUser {
     /// [`ClientError`] if the server refuses.
     pub fn share_memory(&mut self, with_spare: bool) -> Result<(), ClientError> {
         let regions = self.regions(with_spare)?;
-        self.frontend()?.set_mem_table(&regions)?;
-        Ok(())
+        self.message(|frontend| frontend.set_mem_table(&regions)).map(drop)
     }
 
     /// Adds or removes the region that no request uses, by a message of its own (CONFIGURE_MEM_SLOTS).
@@ -223,13 +210,9 @@ impl VhostUser {
     pub fn plug_spare(&mut self, plug: bool) -> Result<(), ClientError> {
         let regions = self.regions(true)?;
         let spare = regions.last().expect("there are two regions");
-        let frontend = self.frontend()?;
-        if plug {
-            frontend.add_mem_region(spare).map(|_| ())?
-        } else {
-            frontend.remove_mem_region(spare)?
-        }
-        Ok(())
+        self.message(|frontend| {
+            if plug { frontend.add_mem_region(spare).map(drop) } else { frontend.remove_mem_region(spare) }
+        })
     }
 
     fn regions(&self, with_spare: bool) -> Result<Vec<VhostUserMemoryRegionInfo>, ClientError> {
@@ -244,13 +227,10 @@ impl VhostUser {
     pub fn start_ring(&mut self, queue: u16, base: u16) -> Result<(), ClientError> {
         let (size, first_kick) = (self.options.size, self.options.first_kick);
         let memory = self.memory.clone();
-        let connection = self.connection.as_ref().ok_or(ClientError::Gone)?;
-        let mut frontend = connection.frontend.clone();
-        let lane = self.lane_mut(queue)?;
+        let connection = self.connection.as_mut().ok_or(ClientError::Gone)?;
+        let lane = self.lanes.get_mut(usize::from(queue)).ok_or(ClientError::Full)?;
         let parts = lane.queue.parts();
         let index = usize::from(queue);
-        frontend.set_vring_num(index, size)?;
-        frontend.set_vring_base(index, base)?;
         let addresses = VringConfigData {
             queue_max_size: size,
             queue_size: size,
@@ -260,10 +240,14 @@ impl VhostUser {
             avail_ring_addr: user_address(&memory, parts.available),
             log_addr: None,
         };
-        frontend.set_vring_addr(index, &addresses)?;
-        frontend.set_vring_kick(index, lane.queue.kick_fd())?;
-        frontend.set_vring_call(index, lane.queue.call_fd())?;
-        frontend.set_vring_enable(index, true)?;
+        connection.message(|frontend| {
+            frontend.set_vring_num(index, size)?;
+            frontend.set_vring_base(index, base)?;
+            frontend.set_vring_addr(index, &addresses)?;
+            frontend.set_vring_kick(index, lane.queue.kick_fd())?;
+            frontend.set_vring_call(index, lane.queue.call_fd())?;
+            frontend.set_vring_enable(index, true)
+        })?;
         if first_kick {
             lane.queue.kick_always()?;
         }
@@ -275,15 +259,18 @@ impl VhostUser {
     /// # Errors
     /// [`ClientError`] if the server refuses.
     pub fn stop_ring(&mut self, queue: u16) -> Result<u16, ClientError> {
-        Ok(self.frontend()?.get_vring_base(usize::from(queue))? as u16)
+        Ok(self.message(|frontend| frontend.get_vring_base(usize::from(queue)))? as u16)
     }
 
-    /// The other end, for messages of a test's own.
+    /// Sends messages, also those of a test's own.
     ///
     /// # Errors
-    /// [`ClientError::Gone`] without a connection.
-    pub fn frontend(&mut self) -> Result<&mut Frontend, ClientError> {
-        Ok(&mut self.connection.as_mut().ok_or(ClientError::Gone)?.frontend)
+    /// [`ClientError`] if the server refuses, or does not answer in time.
+    pub fn message<R>(
+        &mut self,
+        message: impl FnOnce(&mut Frontend) -> Result<R, vhost::Error>,
+    ) -> Result<R, ClientError> {
+        self.connection.as_mut().ok_or(ClientError::Gone)?.message(message)
     }
 
     /// The features of the device that are in use.
@@ -295,7 +282,7 @@ impl VhostUser {
     /// The features that the server offers.
     #[must_use]
     pub fn offered(&self) -> u64 {
-        self.connection.as_ref().map_or(0, |connection| connection.offered)
+        self.connection.as_ref().map_or(0, Connection::offered)
     }
 
     /// Whether a protocol feature is in use.
@@ -347,7 +334,7 @@ impl VhostUser {
     pub fn config(&mut self, offset: u32, bytes: u32) -> Result<Vec<u8>, ClientError> {
         let blank = vec![0; bytes as usize];
         let flags = VhostUserConfigFlags::empty();
-        Ok(self.frontend()?.get_config(offset, bytes, flags, &blank)?.1)
+        Ok(self.message(|frontend| frontend.get_config(offset, bytes, flags, &blank))?.1)
     }
 
     /// Writes to the configuration space.
@@ -355,7 +342,7 @@ impl VhostUser {
     /// # Errors
     /// [`ClientError`] if the server refuses, or does not offer CONFIG.
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), ClientError> {
-        Ok(self.frontend()?.set_config(offset, VhostUserConfigFlags::empty(), bytes)?)
+        self.message(|frontend| frontend.set_config(offset, VhostUserConfigFlags::empty(), bytes))
     }
 
     /// How often the server said that the configuration has changed.
@@ -501,69 +488,6 @@ impl Lane {
         }
         if !chain.response_first {
             self.writable.push(response);
-        }
-    }
-}
-
-impl Connection {
-    fn open(path: &Path, options: &Options, changes: &Arc<Changes>) -> Result<Self, ClientError> {
-        let socket = connect(path, options.timeout)?;
-        let again = socket.try_clone().map_err(ClientError::system("dup"))?;
-        let mut frontend = Frontend::from_stream(socket, u64::from(options.queues));
-        let offered = frontend.get_features()?;
-        if offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            return Err(ClientError::NotOffered("protocol features"));
-        }
-        let protocol = frontend.get_protocol_features()? & options.protocol;
-        frontend.set_protocol_features(protocol)?;
-        if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        }
-        if protocol.contains(VhostUserProtocolFeatures::MQ) {
-            if frontend.get_queue_num()? < u64::from(options.queues) {
-                return Err(ClientError::NotOffered("that many queues"));
-            }
-        } else if options.queues > 1 {
-            return Err(ClientError::NotOffered("more than one queue"));
-        }
-        if protocol.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
-            && frontend.get_max_mem_slots()? < 2
-        {
-            return Err(ClientError::NotOffered("two memory regions"));
-        }
-        let notices = if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
-            let reply_ack = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
-            let notices = Notices::new(Arc::clone(changes), reply_ack)?;
-            let end: RawFd = notices.server_end();
-            frontend.set_backend_request_fd(&end)?;
-            Some(notices)
-        } else {
-            None
-        };
-        frontend.set_owner()?;
-        Ok(Self { frontend, socket: again, offered, protocol, _notices: notices })
-    }
-
-    fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
-        self.protocol.contains(feature)
-    }
-}
-
-/// Connects, as often as it takes: a server that is being started does not listen yet.
-fn connect(path: &Path, timeout: Duration) -> Result<UnixStream, ClientError> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match UnixStream::connect(path) {
-            Ok(socket) => {
-                // No answer to a message takes longer either.
-                socket.set_read_timeout(Some(timeout)).map_err(ClientError::system("SO_RCVTIMEO"))?;
-                socket.set_write_timeout(Some(timeout)).map_err(ClientError::system("SO_SNDTIMEO"))?;
-                return Ok(socket);
-            }
-            Err(source) if Instant::now() >= deadline => {
-                return Err(ClientError::Connect { path: path.to_owned(), source });
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
 }
