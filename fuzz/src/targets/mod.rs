@@ -1,5 +1,7 @@
 //! The targets.
 
+pub mod ahci_device;
+pub mod ahci_wire;
 pub mod ata_device;
 pub mod ata_wire;
 pub mod scsi_device;
@@ -26,7 +28,18 @@ macro_rules! targets {
             &[$(Target { name: stringify!($name), run: $name::run, seeds: $name::seeds }),*];
     };
 }
-targets!(ata_device, ata_wire, scsi_device, scsi_wire, sequencer, virtio_blk_device, virtio_blk_wire, virtq);
+targets!(
+    ahci_device,
+    ahci_wire,
+    ata_device,
+    ata_wire,
+    scsi_device,
+    scsi_wire,
+    sequencer,
+    virtio_blk_device,
+    virtio_blk_wire,
+    virtq
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,624 @@
+//! An AHCI HBA with one drive: command lists, queued commands and others, errors, resets, hot plugging.
+
+use ata_model::drive::DriveConfig;
+use ata_model::front::Hba;
+use blk_core::bus::{Device as _, IrqChange, Region, Width};
+use blk_core::storage::{Cache, Storage as _};
+use blk_core::units::Extent;
+
+use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
+use crate::history::{Act, History, Ticket};
+use crate::memory::Memory;
+use crate::program::{parse, seed};
+use crate::{choices, record};
+
+const SECTORS: u64 = 16;
+const MEMORY_BYTES: u64 = 0x8000;
+const LIST: u64 = 0;
+const RECEIVED: u64 = 0x400;
+const TABLES: u64 = 0x800;
+const TABLE_BYTES: u64 = 0x100;
+/// Where the data of slot 0 is, and how far that of the next slot.
+const DATA: u64 = 0x3000;
+const DATA_BYTES: u64 = 0x800;
+/// IDENTIFY data and logs.
+const PAGE: u64 = 0x7000;
+/// Slots that the driver uses.
+const SLOTS: usize = 8;
+
+const ABAR: Region = Region::Bar(5);
+const GHC: u64 = 0x04;
+const PORT: u64 = 0x100;
+const IS: u64 = PORT + 0x10;
+const CMD: u64 = PORT + 0x18;
+const TFD: u64 = PORT + 0x20;
+const SCTL: u64 = PORT + 0x2c;
+const SACT: u64 = PORT + 0x34;
+const CI: u64 = PORT + 0x38;
+const ST: u32 = 1;
+const FRE: u32 = 1 << 4;
+const CR: u32 = 1 << 15;
+const TFES: u32 = 1 << 30;
+const BSY: u32 = 0x80;
+
+record! {
+    /// The HBA.
+    pub struct Setup {
+        /// The disk.
+        pub kind: Kind,
+    }
+}
+
+choices! {
+    /// What happens.
+    pub enum Action {
+        /// A command in the next free slot, if it may be issued now.
+        Command {
+            /// Which: see [`Rig::command`].
+            what: u8,
+            /// First sector and length.
+            at: u8,
+            /// Where the PRD table cuts the data; the top bit issues what must not be mixed.
+            cut: u8,
+        },
+        /// SET FEATURES: the write cache, if nothing is outstanding.
+        WriteCache { on: bool },
+        /// The HBA is polled until it rests, and the driver goes on.
+        Poll,
+        /// The disk does something.
+        Disk { event: Event },
+        /// A reset: see [`Way`].
+        Reset { way: u8 },
+        /// Any register is read.
+        Read { offset: u16, width: u8 },
+        /// Any register is written.
+        Write { offset: u16, width: u8, value: u32 },
+        /// The guest writes anything over its memory.
+        Scribble { at: u16, value: u32 },
+    }
+}
+
+/// How a driver resets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Stop,
+    Software,
+    Comreset,
+    Host,
+    Replug,
+    Machine,
+}
+
+/// A command that has not ended.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    act: Option<(Act, Ticket)>,
+    queued: bool,
+    stable: bool,
+    latched: bool,
+    /// Turns the cache off, begun at this time; or on.
+    cache: Option<(bool, u64)>,
+    /// It was issued beside commands that it must not be mixed with.
+    mixed: bool,
+}
+
+struct Rig {
+    memory: Memory,
+    disks: Vec<Handle>,
+    hba: Hba<1>,
+    history: History,
+    /// Whether completed writes are stable, as IDENTIFY says.
+    through: bool,
+    running: [Option<Running>; SLOTS],
+    /// A reset that has not ended, and whether the second half of it has begun.
+    resetting: Option<(Way, bool)>,
+    line: bool,
+    honest: bool,
+    busy: bool,
+}
+
+/// Runs a program of [`Setup`] and [`Action`]s.
+pub fn run(data: &[u8]) {
+    let Some((setup, actions)) = parse::<Setup, Action>(data) else { return };
+    let mut rig = Rig {
+        memory: Memory::new(MEMORY_BYTES as usize),
+        disks: Disk::open(setup.kind, SECTORS, 1),
+        hba: Hba::new([Some(drive())]),
+        history: History::default(),
+        through: false,
+        running: [None; SLOTS],
+        resetting: None,
+        line: false,
+        honest: true,
+        busy: false,
+    };
+    rig.memory.lend(LIST..RECEIVED + 0x100);
+    rig.bring_up();
+    rig.finish_bring_up();
+    for action in actions {
+        rig.act(action);
+        rig.check();
+    }
+    rig.busy = false;
+    rig.disks[0].settle(&rig.memory);
+    rig.poll();
+    rig.check();
+    if rig.honest {
+        assert!(rig.resetting.is_none() && rig.running.iter().all(Option::is_none), "everything ends");
+        assert!(rig.hba.is_quiet());
+        rig.history.check_contents(&rig.disks[0].disk());
+    }
+    assert_eq!(rig.hba.strays(), 0);
+}
+
+fn drive() -> DriveConfig {
+    DriveConfig::new("FUZZED DISK", "0")
+}
+
+impl Rig {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Command { what, at, cut } => self.command(what, at, cut),
+            Action::WriteCache { on } => self.write_cache(on),
+            Action::Poll => self.poll(),
+            Action::Disk { event } => {
+                if let Event::Busy { on } = event {
+                    self.busy = on;
+                }
+                self.disks[0].happen(&self.memory, event);
+            }
+            Action::Reset { way } => {
+                let ways = [Way::Stop, Way::Software, Way::Comreset, Way::Host, Way::Replug, Way::Machine];
+                self.reset(ways[usize::from(way) % ways.len()]);
+            }
+            Action::Read { offset, width } => {
+                let width = Width::from_bytes(1 << (width % 4)).expect("a width");
+                let offset = u64::from(offset) % 0x200;
+                self.hba.read(ABAR, offset, width, &self.memory, &mut self.disks);
+            }
+            Action::Write { offset, width, value } => {
+                self.lie();
+                let width = Width::from_bytes(1 << (width % 4)).expect("a width");
+                let (offset, value) = (u64::from(offset) % 0x200, u64::from(value));
+                let access = self.hba.write(ABAR, offset, width, value, &self.memory, &mut self.disks);
+                self.wire(access.irq);
+            }
+            Action::Scribble { at, value } => {
+                self.lie();
+                self.memory.put(u64::from(at) % MEMORY_BYTES, &value.to_le_bytes());
+            }
+        }
+    }
+
+    /// From here on, until the machine is reset, the driver's account is worth nothing.
+    fn lie(&mut self) {
+        self.honest = false;
+        self.memory.unguard();
+        self.history.lose_track();
+        self.running = [None; SLOTS];
+        self.resetting = None;
+    }
+
+    fn wire(&mut self, irq: IrqChange) {
+        self.line = irq.line(0).unwrap_or(self.line);
+    }
+
+    fn set(&mut self, offset: u64, value: u32) {
+        let value = u64::from(value);
+        let access = self.hba.write(ABAR, offset, Width::Dword, value, &self.memory, &mut self.disks);
+        self.wire(access.irq);
+    }
+
+    fn get(&mut self, offset: u64) -> u32 {
+        self.hba.read(ABAR, offset, Width::Dword, &self.memory, &mut self.disks).value as u32
+    }
+
+    /// Addresses, FIS reception, interrupts.
+    fn bring_up(&mut self) {
+        self.set(PORT, LIST as u32);
+        self.set(PORT + 0x08, RECEIVED as u32);
+        self.set(CMD, FRE);
+        self.set(PORT + 0x14, u32::MAX);
+        self.set(GHC, 2);
+    }
+
+    /// Starts the port of a drive that has sent its signature, and looks at the drive, which needs no disk.
+    fn finish_bring_up(&mut self) {
+        self.start();
+        self.parameters(0xec, 0);
+        let word = |memory: &Memory, n: u64| u16::from_le_bytes(memory.get(PAGE + 2 * n));
+        assert_eq!(word(&self.memory, 87) & 0xc000, 0x4000);
+        self.through = word(&self.memory, 85) & 1 << 5 == 0;
+        let volatile = self.disks[0].info().has_volatile_cache();
+        assert_eq!(word(&self.memory, 82) & 1 << 5 != 0, volatile);
+        assert_eq!((word(&self.memory, 75), word(&self.memory, 76) >> 8 & 1), (31, 1));
+    }
+
+    fn start(&mut self) {
+        self.acknowledge();
+        self.set(CMD, FRE | ST);
+    }
+
+    fn acknowledge(&mut self) -> u32 {
+        self.set(PORT + 0x30, u32::MAX);
+        let pending = self.get(IS);
+        self.set(IS, pending);
+        self.set(0x08, 1);
+        assert!(!self.line, "nothing is pending any more");
+        pending
+    }
+
+    /// A page of parameters, by a command that needs no disk.
+    fn parameters(&mut self, opcode: u8, lba: u8) {
+        self.memory.lend(PAGE..PAGE + 512);
+        let fis = [0x27, 0x80, opcode, 0, lba, 0, 0, 0x40, 0, 0, 0, 0, 1];
+        self.prepare(0, &fis, &[(PAGE, 512)]);
+        self.set(CI, 1);
+        assert_eq!((self.get(CI), self.get(TFD)), (0, 0x50), "{opcode:#x}");
+        self.acknowledge();
+        self.memory.take_back(PAGE..PAGE + 512);
+    }
+
+    fn prepare(&mut self, slot: usize, fis: &[u8], regions: &[(u64, u64)]) {
+        let table = TABLES + slot as u64 * TABLE_BYTES;
+        let header = LIST + slot as u64 * 32;
+        self.memory.put(header, &(5 | (regions.len() as u64) << 16).to_le_bytes());
+        self.memory.put(header + 8, &table.to_le_bytes());
+        self.memory.put(table, &[0; 20]);
+        self.memory.put(table, fis);
+        for (n, (base, bytes)) in (0..).zip(regions) {
+            self.memory.put(table + 0x80 + 16 * n, &base.to_le_bytes());
+            self.memory.put(table + 0x8c + 16 * n, &(*bytes as u32 - 1).to_le_bytes());
+        }
+    }
+
+    fn queue_busy(&self) -> bool {
+        self.running.iter().flatten().any(|running| running.queued)
+    }
+
+    fn command(&mut self, what: u8, at: u8, cut: u8) {
+        if !self.honest || self.resetting.is_some() {
+            return;
+        }
+        let Some(slot) = self.running.iter().position(Option::is_none) else { return };
+        let start = u64::from(at) % SECTORS;
+        let extent = Extent::new(start, (1 + u64::from(at >> 4) % 4).min(SECTORS - start));
+        let written = self.history.next_value();
+        let (write, read) = (Some(Act::Write(extent, written)), Some(Act::Read(extent)));
+        let (opcode, act, fua) = match what % 18 {
+            0..=3 => (0x61, write, false),
+            4 => (0x61, write, true),
+            5 | 6 => (0x60, read, false),
+            7 => (0x60, read, true),
+            8 => (0x35, write, false),
+            9 => (0x3d, write, true),
+            10 => (0x25, read, false),
+            11 => (0x34, write, false),
+            12 => (0x24, read, false),
+            13 => (0xea, Some(Act::Flush), false),
+            14 => (0xe7, Some(Act::Flush), false),
+            // STANDBY IMMEDIATE writes the cache first.
+            15 => (0xe0, Some(Act::Flush), false),
+            16 => (0x06, Some(Act::Discard(extent)), false),
+            _ => (0x42, None, false),
+        };
+        let queued = matches!(opcode, 0x60 | 0x61);
+        let mut others = self.running.iter().flatten();
+        let mixed = !queued && self.queue_busy();
+        // A queued command beside one that is not: the HBA holds it back, and then it is right.
+        if mixed && cut < 0x80 || queued && others.any(|running| !running.queued) {
+            return;
+        }
+        let data = DATA + slot as u64 * DATA_BYTES;
+        let bytes = self.fill(data, act, extent);
+        if let Some(Act::Read(_)) = act {
+            self.memory.lend(data..data + DATA_BYTES);
+        }
+        let (lba, count) =
+            if bytes == 512 && opcode == 0x06 { (0, 1) } else { (start as u8, extent.sectors as u8) };
+        let device = if queued && fua { 0xc0 } else { 0x40 };
+        let (features, count) = match opcode {
+            0x60 | 0x61 => (count, (slot as u8) << 3),
+            0x06 => (1, count),
+            _ => (0, count),
+        };
+        let fis = [0x27, 0x80, opcode, features, lba, 0, 0, device, 0, 0, 0, 0, count];
+        self.prepare(slot, &fis, &regions(data, bytes, cut));
+        let is_read = matches!(act, Some(Act::Read(_)));
+        let running = Running {
+            act: act.map(|act| (act, self.history.submit(act))),
+            queued,
+            stable: fua || self.through && !is_read,
+            latched: self.disks[0].disk().is_latched(),
+            cache: None,
+            mixed,
+        };
+        self.issue(slot, running);
+    }
+
+    /// Puts the data of a write, or the range of a TRIM, into memory; returns how many bytes move.
+    fn fill(&mut self, data: u64, act: Option<Act>, extent: Extent) -> u64 {
+        match act {
+            Some(Act::Write(_, written)) => {
+                (0..extent.sectors).for_each(|index| self.memory.put(data + 512 * index, &stamp(written)));
+                extent.sectors * 512
+            }
+            Some(Act::Read(_)) => extent.sectors * 512,
+            Some(Act::Discard(_)) => {
+                self.memory.put(data, &[0; 512]);
+                self.memory.put(data, &(extent.start.0 | extent.sectors << 48).to_le_bytes());
+                512
+            }
+            _ => 0,
+        }
+    }
+
+    fn issue(&mut self, slot: usize, running: Running) {
+        self.running[slot] = Some(running);
+        if running.queued {
+            self.set(SACT, 1 << slot);
+        }
+        self.set(CI, 1 << slot);
+        self.go_on();
+    }
+
+    fn write_cache(&mut self, on: bool) {
+        if !self.honest || self.resetting.is_some() || self.running.iter().any(Option::is_some) {
+            return;
+        }
+        let cache = (!self.through || on).then(|| (on, self.history.now()));
+        let latched = self.disks[0].disk().is_latched();
+        let feature = if on { 0x02 } else { 0x82 };
+        self.prepare(0, &[0x27, 0x80, 0xef, feature, 0, 0, 0, 0x40], &[]);
+        let running = Running { act: None, queued: false, stable: false, latched, cache, mixed: false };
+        self.issue(0, running);
+    }
+
+    /// Polls until the HBA rests, and lets the driver go on.
+    fn poll(&mut self) {
+        for round in 0.. {
+            assert!(round < 256, "the HBA never rests");
+            let progress = self.hba.poll(&self.memory, &mut self.disks);
+            self.wire(progress.irq);
+            self.go_on();
+            if !progress.again && !self.hba.poll(&self.memory, &mut self.disks).again {
+                break;
+            }
+        }
+        self.go_on();
+        if self.disks[0].disk().is_idle() && !self.busy && self.honest {
+            // An error is served in two steps.
+            self.go_on();
+            let idle = self.resetting.is_none() && self.running.iter().all(Option::is_none);
+            assert!(idle, "the disk is idle, and the HBA is not: {:?} {:?}", self.resetting, self.running);
+        }
+    }
+
+    /// The driver looks at the registers.
+    fn go_on(&mut self) {
+        if !self.honest {
+            return;
+        }
+        if let Some((way, second)) = self.resetting {
+            return self.go_on_resetting(way, second);
+        }
+        let pending = self.get(IS);
+        let outstanding = self.get(SACT) | self.get(CI);
+        let ended = (0..SLOTS).filter(|slot| outstanding >> slot & 1 == 0);
+        let ended: Vec<_> = ended.filter_map(|slot| Some((slot, self.running[slot].take()?))).collect();
+        if pending != 0 {
+            self.acknowledge();
+        }
+        for (slot, running) in ended {
+            self.end(slot, running, true);
+        }
+        if pending & TFES != 0 {
+            self.recover();
+        }
+    }
+
+    /// After an error: the port is stopped and started, and of a queue the log is read.
+    fn recover(&mut self) {
+        assert_eq!(self.disks[0].disk().flying().count(), 0, "what is reported as aborted has landed");
+        let queue = self.queue_busy() || self.running.iter().flatten().any(|running| running.mixed);
+        self.set(CMD, FRE);
+        assert_eq!(self.get(CMD) & CR, 0);
+        let failed = self.running.map(|running| running.is_some());
+        for slot in 0..SLOTS {
+            if let Some(running) = self.running[slot].take() {
+                self.end(slot, running, false);
+            }
+        }
+        self.start();
+        if queue {
+            self.parameters(0x2f, 0x10);
+            let [tag] = self.memory.get(PAGE);
+            assert!(tag == 0x80 || failed[usize::from(tag)], "log 10h names tag {tag:#x}");
+        }
+    }
+
+    fn end(&mut self, slot: usize, running: Running, ok: bool) {
+        let data = DATA + slot as u64 * DATA_BYTES;
+        self.memory.take_back(data..data + DATA_BYTES);
+        assert!(!(ok && running.mixed), "{running:?} was executed");
+        if let Some((on, begun)) = running.cache.filter(|_| ok) {
+            if !on {
+                assert!(!running.latched, "the cache was turned off after a durable operation had failed");
+                self.history.flushed(begun);
+            }
+            self.finish_bring_up();
+            assert_eq!(self.through, !on, "IDENTIFY says what was done");
+        }
+        let Some((act, ticket)) = running.act else { return };
+        let mutates = matches!(act, Act::Write(..) | Act::Discard(_));
+        assert!(!(ok && mutates && self.disks[0].info().read_only), "{act:?} on a read-only disk");
+        let latched = ok && running.latched && (mutates || act == Act::Flush);
+        assert!(!latched, "{act:?} ended well after a durable operation had failed");
+        if let (Act::Read(extent), true) = (act, ok) {
+            for index in 0..extent.sectors {
+                let sector: [u8; 512] = self.memory.get(data + 512 * index);
+                self.history.check_read(ticket, extent.start.0 + index, value(&sector));
+            }
+        }
+        self.history.end(ticket, ok, running.stable);
+    }
+
+    fn reset(&mut self, way: Way) {
+        if way == Way::Machine {
+            if !self.honest {
+                // Of what a lying guest had asked for, some may still be on its way.
+                self.memory.lend(0..MEMORY_BYTES);
+            }
+            let progress = self.hba.reset(&self.memory, &mut self.disks);
+            self.wire(progress.irq);
+            self.honest = true;
+            self.memory.guard();
+        } else if !self.honest || self.resetting.is_some() {
+            return;
+        }
+        match way {
+            Way::Stop | Way::Software => self.set(CMD, FRE),
+            Way::Comreset => {
+                self.set(CMD, FRE);
+                self.set(SCTL, 0x301);
+                self.set(SCTL, 0x300);
+            }
+            Way::Host => self.set(GHC, 1),
+            Way::Replug => {
+                self.hba.unplug(0);
+                self.set(CMD, FRE);
+            }
+            Way::Machine => {}
+        }
+        self.running = [None; SLOTS];
+        self.resetting = Some((way, false));
+        self.go_on();
+    }
+
+    fn go_on_resetting(&mut self, way: Way, second: bool) {
+        if !second {
+            if self.get(GHC) & 1 != 0 || self.get(CMD) & CR != 0 {
+                return;
+            }
+            if way == Way::Replug {
+                if !self.hba.is_empty(0) {
+                    return;
+                }
+                assert!(self.hba.plug(0, drive()));
+                self.hba.poll(&self.memory, &mut self.disks);
+            }
+            // A drive that was reset may be pulled out: then it is a stop that the guest has not asked for.
+            self.bring_up();
+            if way == Way::Software {
+                self.start();
+                for control in [4, 0] {
+                    self.prepare(0, &[0x27, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, control], &[]);
+                    self.set(CI, 1);
+                }
+            }
+            self.resetting = Some((way, true));
+        }
+        if self.get(TFD) & BSY != 0 {
+            return;
+        }
+        assert_eq!(self.disks[0].disk().flying().count(), 0, "a reset waits for what was submitted");
+        self.resetting = None;
+        self.memory.take_back(0..MEMORY_BYTES);
+        self.memory.lend(LIST..RECEIVED + 0x100);
+        self.history.reset();
+        self.finish_bring_up();
+    }
+
+    /// What holds after every action.
+    fn check(&self) {
+        let disk = self.disks[0].disk();
+        if disk.info().cache != Cache::Unsafe {
+            self.history.check_medium(&disk);
+        }
+    }
+}
+
+/// One to three regions.
+fn regions(data: u64, bytes: u64, cut: u8) -> Vec<(u64, u64)> {
+    if bytes == 0 {
+        return Vec::new();
+    }
+    let first = u64::from(cut >> 2 & 0x1f) * 8 % bytes;
+    let cuts = match cut % 3 {
+        1 if first != 0 => vec![0, first, bytes],
+        2 if first > 2 => vec![0, 2, first, bytes],
+        _ => vec![0, bytes],
+    };
+    cuts.windows(2).map(|pair| (data + pair[0], pair[1] - pair[0])).collect()
+}
+
+/// Programs to begin with.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let command = |what, at| Action::Command { what, at, cut: 41 };
+    let mixed = |what, at| Action::Command { what, at, cut: 0x80 };
+    let disk = |event| Action::Disk { event };
+    let complete = |which, how| disk(Event::Complete { which, how });
+    let (ended, poll) = (complete(0, 2), Action::Poll);
+    let prompt = disk(Event::Prompt { on: true });
+    let mut programs: Vec<Vec<Action>> = (0..18)
+        .map(|what| vec![prompt, command(8, 0x30), poll, command(what, 0x31), poll, command(10, 0x31), poll])
+        .collect();
+    programs.extend((0..6).map(|way| {
+        vec![
+            command(0, 0x31),
+            command(4, 0x35),
+            poll,
+            Action::Reset { way },
+            poll,
+            ended,
+            poll,
+            ended,
+            poll,
+            command(5, 0x31),
+            ended,
+            poll,
+        ]
+    }));
+    let queue = [command(0, 0x10), command(1, 0x12), command(4, 0x14), command(5, 0x16), poll];
+    programs.push(
+        [&queue[..], &[complete(3, 2), complete(2, 2), complete(1, 2), ended, poll, ended, poll]].concat(),
+    );
+    programs.push(
+        [&queue[..], &[complete(1, 0), poll, ended, ended, ended, poll, command(13, 0), ended, poll]]
+            .concat(),
+    );
+    programs.push([&queue[..], &[mixed(13, 0), poll, ended, ended, ended, poll, ended, poll]].concat());
+    programs.push(vec![
+        command(0, 1),
+        ended,
+        poll,
+        Action::WriteCache { on: false },
+        poll,
+        ended,
+        poll,
+        command(0, 1),
+        poll,
+        ended,
+        poll,
+        ended,
+    ]);
+    programs.push(vec![command(7, 1), poll, ended, poll, ended, poll]);
+    programs.push(vec![
+        Action::Write { offset: 0x138, width: 2, value: 0xff },
+        Action::Scribble { at: 0x800, value: 0x0060_8027 },
+        Action::Write { offset: 0x134, width: 2, value: 0xff },
+        poll,
+        ended,
+        poll,
+        Action::Reset { way: 5 },
+        poll,
+        command(0, 1),
+        ended,
+        poll,
+    ]);
+    let setups = [Kind::WRITE_BACK, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }];
+    setups
+        .iter()
+        .flat_map(|&kind| programs.iter().map(move |program| seed(&Setup { kind }, program)))
+        .collect()
+}
