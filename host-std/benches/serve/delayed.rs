@@ -1,0 +1,116 @@
+//! Reads beside a flush that takes long: our server on an image whose every fdatasync takes half a second.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use blk_core::storage::CacheMode;
+use host_std::backend::{FileBackend, FileOptions, Host, IoVecs, LinuxHost};
+use host_std::client::{Blk, Options, Request};
+use host_std::server::{BlkOptions, Server};
+use rustix::fs::FallocateFlags;
+
+use crate::report::BesideFlush;
+
+const FLUSH: Duration = Duration::from_millis(500);
+const IMAGE_BYTES: u64 = 16 << 20;
+/// Reads a little apart, as those of a guest that does something else too.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// The kernel, but for its fdatasync.
+struct SlowFlush(Arc<AtomicU64>);
+
+impl Host for SlowFlush {
+    fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> rustix::io::Result<usize> {
+        LinuxHost.read(fd, into, offset)
+    }
+
+    fn write(
+        &self,
+        fd: BorrowedFd<'_>,
+        from: &IoVecs,
+        offset: u64,
+        dsync: bool,
+    ) -> rustix::io::Result<usize> {
+        LinuxHost.write(fd, from, offset, dsync)
+    }
+
+    fn fdatasync(&self, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        std::thread::sleep(FLUSH);
+        self.0.fetch_add(1, Ordering::Relaxed);
+        LinuxHost.fdatasync(fd)
+    }
+
+    fn fallocate(
+        &self,
+        fd: BorrowedFd<'_>,
+        mode: FallocateFlags,
+        offset: u64,
+        bytes: u64,
+    ) -> rustix::io::Result<()> {
+        LinuxHost.fallocate(fd, mode, offset, bytes)
+    }
+
+    fn block_discard(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> rustix::io::Result<()> {
+        LinuxHost.block_discard(fd, offset, bytes)
+    }
+
+    fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> rustix::io::Result<()> {
+        LinuxHost.block_zero(fd, offset, bytes)
+    }
+}
+
+/// Reads for a while, and at least through two flushes, with a write and a flush always under way.
+pub(crate) fn reads_beside_a_flush(time: Duration) -> anyhow::Result<BesideFlush> {
+    let dir = tempfile::tempdir()?;
+    let (image, socket) = (dir.path().join("image"), dir.path().join("socket"));
+    std::fs::write(&image, vec![1; IMAGE_BYTES as usize])?;
+    let flushes = Arc::new(AtomicU64::new(0));
+    let host = SlowFlush(Arc::clone(&flushes));
+    let backend = FileBackend::open_on(host, &image, &FileOptions::new(CacheMode::WriteBack))?;
+    let server = Server::blk(&BlkOptions::default(), Arc::new(backend))?;
+    let control = server.controller();
+    let listener = UnixListener::bind(&socket)?;
+    let (latencies, flushed) = std::thread::scope(|scope| {
+        let serving = scope.spawn(|| server.serve(&listener));
+        let measured = measure(&socket, time.max(FLUSH * 2));
+        control.stop();
+        serving.join().expect("the server does not panic").context("the server failed")?;
+        measured
+    })?;
+    ensure!(flushed >= 2 && flushed <= flushes.load(Ordering::Relaxed), "a flush came back that was none");
+    let mut latencies = latencies;
+    latencies.sort();
+    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied().unwrap_or_default();
+    Ok(BesideFlush { flush: FLUSH, flushes: flushed, reads: latencies.len(), median: at(50), p99: at(99) })
+}
+
+fn measure(socket: &std::path::Path, time: Duration) -> anyhow::Result<(Vec<Duration>, u64)> {
+    let mut disk = Blk::connect(socket, Options::default())?;
+    let mut random = fastrand::Rng::with_seed(1);
+    let until = Instant::now() + time;
+    let (mut latencies, mut flushed) = (Vec::new(), 0);
+    let mut flush = disk.submit(0, Request::Flush)?;
+    while Instant::now() < until || flushed < 2 {
+        let sector = random.u64(..IMAGE_BYTES / 4096) * 8;
+        let begun = Instant::now();
+        let read = disk.submit(0, Request::Read { sector, bytes: 4096 })?;
+        loop {
+            let done = disk.wait(0)?;
+            ensure!(done.is_ok(), "a request failed");
+            if done.ticket == read {
+                break;
+            }
+            ensure!(done.ticket == flush, "a request came back that was not asked for");
+            flushed += 1;
+            flush = disk.submit(0, Request::Flush)?;
+        }
+        latencies.push(begun.elapsed());
+        std::thread::sleep(PAUSE);
+    }
+    ensure!(disk.wait_for(flush)?.is_ok(), "a flush failed");
+    Ok((latencies, flushed + 1))
+}

@@ -1,0 +1,188 @@
+//! The table.
+
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde_json::json;
+
+use crate::rows::{Row, Sample};
+use crate::servers::Contender;
+
+/// All that was measured.
+#[derive(Default)]
+pub(crate) struct Report {
+    lines: Vec<Line>,
+    pub(crate) beside_flush: Option<BesideFlush>,
+}
+
+/// Reads while a flush is under way.
+pub(crate) struct BesideFlush {
+    pub(crate) flush: Duration,
+    pub(crate) flushes: u64,
+    pub(crate) reads: usize,
+    pub(crate) median: Duration,
+    pub(crate) p99: Duration,
+}
+
+struct Line {
+    place: &'static str,
+    row: Row,
+    servers: Vec<Median>,
+    /// Ours to theirs.
+    ratio: Option<f64>,
+}
+
+struct Median {
+    contender: Contender,
+    sample: Sample,
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+impl Report {
+    pub(crate) fn add(
+        &mut self,
+        place: &'static str,
+        row: Row,
+        contenders: &[Contender],
+        samples: Vec<Vec<Sample>>,
+    ) {
+        let ratio = match samples.as_slice() {
+            [ours, theirs] => {
+                Some(median(ours.iter().zip(theirs).map(|(our, their)| our.per_second / their.per_second)))
+            }
+            _ => None,
+        };
+        let servers = contenders
+            .iter()
+            .zip(samples)
+            .map(|(&contender, samples)| {
+                let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value));
+                let sample = Sample {
+                    per_second: of(|sample| sample.per_second),
+                    server_us: of(|sample| sample.server_us),
+                    kicks: of(|sample| sample.kicks),
+                    wakes: of(|sample| sample.wakes),
+                };
+                Median { contender, sample }
+            })
+            .collect();
+        self.lines.push(Line { place, row, servers, ratio });
+    }
+
+    /// The smallest ratio.
+    pub(crate) fn worst_ratio(&self) -> Option<f64> {
+        self.lines.iter().filter_map(|line| line.ratio).min_by(f64::total_cmp)
+    }
+
+    /// What was added last, in short.
+    pub(crate) fn last_line(&self) -> String {
+        let Some(line) = self.lines.last() else { return String::new() };
+        let rates = line
+            .servers
+            .iter()
+            .map(|median| format!("{} {}", median.contender.name(), rate(line.row, median)));
+        let rates: Vec<String> = rates.collect();
+        let ratio = line.ratio.map_or(String::new(), |ratio| format!(", ratio {ratio:.2}"));
+        format!("{}, {}: {}{ratio}", line.place, line.row.name(), rates.join(", "))
+    }
+
+    pub(crate) fn print(&self) {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header([
+            "on one core",
+            "",
+            "blk-host",
+            "qemu-storage-daemon",
+            "ratio",
+            "server us",
+            "kicks, wakes",
+        ]);
+        for line in &self.lines {
+            let mut rates = line.servers.iter().map(|median| rate(line.row, median));
+            let each = |value: fn(&Sample) -> String| -> String {
+                line.servers.iter().map(|median| value(&median.sample)).collect::<Vec<_>>().join(" / ")
+            };
+            let cells = [
+                line.place.to_owned(),
+                line.row.name(),
+                rates.next().unwrap_or_default(),
+                rates.next().unwrap_or_else(|| "-".into()),
+                line.ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+                each(|sample| format!("{:.1}", sample.server_us)),
+                each(|sample| format!("{:.2}, {:.2}", sample.kicks, sample.wakes)),
+            ];
+            let right = |(at, text): (usize, String)| {
+                let alignment = if at < 2 { CellAlignment::Left } else { CellAlignment::Right };
+                Cell::new(text).set_alignment(alignment)
+            };
+            table.add_row(cells.into_iter().enumerate().map(right));
+        }
+        println!("{table}");
+        println!(
+            "Rates are medians; a ratio is the median of the ratios of neighbouring runs. Processor time, kicks and"
+        );
+        println!("wakes of the client are for one operation: ours / theirs.");
+        if let Some(beside) = &self.beside_flush {
+            println!(
+                "4 KiB reads beside flushes of {} ms: median {:.3} ms, p99 {:.3} ms ({} reads, {} flushes)",
+                beside.flush.as_millis(),
+                beside.median.as_secs_f64() * 1e3,
+                beside.p99.as_secs_f64() * 1e3,
+                beside.reads,
+                beside.flushes
+            );
+        }
+    }
+
+    pub(crate) fn print_json(&self) -> anyhow::Result<()> {
+        let lines: Vec<_> = self
+            .lines
+            .iter()
+            .map(|line| {
+                let servers: Vec<_> = line
+                    .servers
+                    .iter()
+                    .map(|median| {
+                        json!({
+                            "server": median.contender.name(),
+                            "per_second": median.sample.per_second,
+                            "server_us": median.sample.server_us,
+                            "kicks": median.sample.kicks,
+                            "wakes": median.sample.wakes,
+                        })
+                    })
+                    .collect();
+                json!({ "place": line.place, "row": line.row.name(), "servers": servers, "ratio": line.ratio })
+            })
+            .collect();
+        let beside = self.beside_flush.as_ref().map(|beside| {
+            json!({
+                "flush_ms": beside.flush.as_millis() as u64,
+                "median_us": beside.median.as_micros() as u64,
+                "p99_us": beside.p99.as_micros() as u64,
+                "reads": beside.reads,
+                "flushes": beside.flushes,
+            })
+        });
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&json!({ "rows": lines, "reads_beside_a_flush": beside }))?
+        );
+        Ok(())
+    }
+}
+
+fn rate(row: Row, median: &Median) -> String {
+    let per_second = median.sample.per_second;
+    if row.bytes > 4 << 10 {
+        format!("{:.2} GB/s", per_second * f64::from(row.bytes) / 1e9)
+    } else {
+        format!("{:.1} k/s", per_second / 1e3)
+    }
+}

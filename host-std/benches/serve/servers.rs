@@ -1,0 +1,179 @@
+//! The servers, and the images that they serve.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tempfile::TempDir;
+
+/// Bytes of an image.
+pub(crate) const IMAGE_BYTES: u64 = 256 << 20;
+/// TMPFS_MAGIC of Linux.
+const TMPFS: libc::__fsword_t = 0x0102_1994;
+
+/// Where images are.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// Through the page cache, which is all that there is.
+    Tmpfs(PathBuf),
+    /// Past the page cache.
+    Disk(PathBuf),
+}
+
+impl Place {
+    pub(crate) fn tmpfs(dir: &Path) -> anyhow::Result<Self> {
+        let found = rustix::fs::statfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+        if found.f_type != TMPFS {
+            bail!("{} is not on tmpfs; name a directory that is, with --tmpfs", dir.display());
+        }
+        Ok(Self::Tmpfs(dir.to_owned()))
+    }
+
+    pub(crate) fn disk(dir: &Path) -> anyhow::Result<Self> {
+        let found = rustix::fs::statfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+        if found.f_type == TMPFS {
+            bail!(
+                "{} is on tmpfs, which has no direct I/O; name a directory on a disk, with --disk",
+                dir.display()
+            );
+        }
+        Ok(Self::Disk(dir.to_owned()))
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Tmpfs(_) => "tmpfs",
+            Self::Disk(_) => "disk, direct I/O",
+        }
+    }
+
+    pub(crate) fn is_direct(&self) -> bool {
+        matches!(self, Self::Disk(_))
+    }
+
+    fn dir(&self) -> &Path {
+        let (Self::Tmpfs(dir) | Self::Disk(dir)) = self;
+        dir
+    }
+}
+
+/// One image for all servers, which serve in turn: what one finds in a cache the other finds too.
+pub(crate) struct Images {
+    dir: TempDir,
+    direct: bool,
+}
+
+impl Images {
+    /// Writes an image, so that no run allocates.
+    pub(crate) fn make(place: &Place) -> anyhow::Result<Self> {
+        let dir = TempDir::new_in(place.dir())?;
+        let this = Self { dir, direct: place.is_direct() };
+        for contender in Contender::installed() {
+            let mut file = File::create(this.image(contender))?;
+            let block: Vec<u8> = (0..1 << 20).map(|at: u32| (at * 7) as u8 | 1).collect();
+            for _ in 0..IMAGE_BYTES >> 20 {
+                file.write_all(&block).context("cannot write an image; is there room?")?;
+            }
+            file.sync_all()?;
+        }
+        Ok(this)
+    }
+
+    fn image(&self, contender: Contender) -> PathBuf {
+        self.dir.path().join(format!("{}.img", contender.name()))
+    }
+}
+
+/// A server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contender {
+    Ours,
+    Qemu,
+}
+
+impl Contender {
+    /// Ours, and what else there is.
+    pub(crate) fn installed() -> Vec<Self> {
+        let runs = Command::new("qemu-storage-daemon").arg("--version").stdout(Stdio::null()).status();
+        match runs {
+            Ok(status) if status.success() => vec![Self::Ours, Self::Qemu],
+            _ => {
+                eprintln!("serve: qemu-storage-daemon is not installed: there is nothing to compare with");
+                vec![Self::Ours]
+            }
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "blk-host",
+            Self::Qemu => "qemu-storage-daemon",
+        }
+    }
+
+    pub(crate) fn start(self, images: &Images) -> anyhow::Result<Running> {
+        let socket = images.dir.path().join(format!("{}.sock", self.name()));
+        let _ = std::fs::remove_file(&socket);
+        let image = images.image(self);
+        let mut command = match self {
+            Self::Ours => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+                let cache = if images.direct { "none" } else { "writeback" };
+                command.args(["serve", "--device", "virtio-blk", "--socket"]).arg(&socket);
+                command.arg("--image").arg(format!("{},cache={cache}", image.display()));
+                command
+            }
+            Self::Qemu => {
+                let mut command = Command::new("qemu-storage-daemon");
+                let direct = if images.direct { "on" } else { "off" };
+                let (image, socket) = (image.display(), socket.display());
+                command.arg("--blockdev").arg(format!(
+                    "driver=file,node-name=f,filename={image},aio=io_uring,cache.direct={direct}"
+                ));
+                command.arg("--export").arg(format!(
+                    "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={socket},writable=on,num-queues=1"
+                ));
+                command
+            }
+        };
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Running { process, socket })
+    }
+}
+
+/// A server that runs. It ends with this.
+pub(crate) struct Running {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Running {
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Processor time of all threads so far, from the scheduler's own account (`/proc/PID/task/TID/schedstat`).
+    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+        let mut total = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            // A thread that ends meanwhile is not one of those that serve.
+            let Ok(line) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            total += line.split_whitespace().next().and_then(|time| time.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(total))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
