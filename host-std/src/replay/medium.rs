@@ -99,11 +99,20 @@ impl Medium {
     }
 
     fn put_beside(&mut self, run: Range<u64>, versions: &[ChangeId], id: ChangeId, change: &Change) {
-        // A discard of what is zero anyhow, as of a whole new disk by mkfs, opens nothing.
         let nothing_new =
-            change.content == Content::Discarded && versions.iter().all(|&v| is_zero(&self.log, v));
+            versions.iter().all(|&version| is_zero(&self.log, version)) && self.comes_alone(id, change);
         if !nothing_new {
             self.put(run, versions.iter().copied().chain([id]).collect());
+        }
+    }
+
+    /// Whether a change is a discard during which nothing else was submitted for its sectors. Of what is zero anyhow, as a whole
+    /// new disk is to mkfs, such a discard changes nothing, now or later.
+    fn comes_alone(&self, id: ChangeId, change: &Change) -> bool {
+        let during = |other: &&Change| other.submitted < change.end.at();
+        change.content == Content::Discarded && {
+            let mut later = self.log.history().changes[id as usize + 1..].iter().take_while(during);
+            change.end != End::InFlight && !later.any(|other| other.extent.overlaps(change.extent))
         }
     }
 

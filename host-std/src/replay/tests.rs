@@ -3,6 +3,7 @@
 mod against_sim;
 mod cut;
 mod lies;
+mod runs;
 mod scripted;
 mod states;
 
