@@ -9,6 +9,8 @@ pub mod scsi_wire;
 pub mod sequencer;
 pub mod virtio_blk_device;
 pub mod virtio_blk_wire;
+pub mod virtio_scsi_device;
+pub mod virtio_scsi_wire;
 pub mod virtq;
 
 /// A target: its name, what it does with an input, and inputs to begin with.
@@ -38,6 +40,8 @@ targets!(
     sequencer,
     virtio_blk_device,
     virtio_blk_wire,
+    virtio_scsi_device,
+    virtio_scsi_wire,
     virtq
 );
 

@@ -95,7 +95,8 @@ pub fn run(data: &[u8]) {
             | Command::WriteAndVerify { .. }
             | Command::WriteSame { .. }
             | Command::Unmap { .. }
-            | Command::CompareAndWrite { .. })
+            | Command::CompareAndWrite { .. }
+            | Command::OrWrite { .. })
     );
     let changed = !disk.disk().contents().eq(before);
     assert!(writes || !changed, "{cdb:?} changed the disk");
