@@ -22,6 +22,8 @@ Examples:
   blk-host probe /var/lib/images           is my stack safe?
   blk-host serve --socket disk.sock --image disk.img,cache=none,size=10G
                                            a virtio-blk disk for QEMU, cloud-hypervisor or User-Mode Linux
+  blk-host replay disk.rec --crash-states 1000 --list
+                                           what power cuts could have left of a disk served with --record
 
 Exit status: 0 every cell is as it must be (probe: safe; serve: stopped in order), 1 a cell that must be safe is not
 (probe: unsafe; serve: a last flush failed; ctl: refused), 2 wrong usage or an error, 3 probe cannot tell, 130 stopped
