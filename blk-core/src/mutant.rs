@@ -1,7 +1,8 @@
 //! Named defects that the crash explorer must catch.
 //!
 //! Without the feature `mutants`, which only tests enable, [`active`] is `const false` and every mutant compiles to
-//! nothing. With it, one mutant at a time is switched on for the current thread.
+//! nothing. With it, one mutant at a time is switched on for the current thread, or for a whole process that a test has
+//! started.
 
 macro_rules! mutants {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -60,12 +61,15 @@ pub const fn active(_mutant: Mutant) -> bool {
 }
 
 #[cfg(feature = "mutants")]
-pub use switch::{active, set};
+pub use switch::{active, set, set_for_process};
 
 #[cfg(feature = "mutants")]
 mod switch {
     use super::Mutant;
     use std::cell::Cell;
+    use std::sync::OnceLock;
+
+    static PROCESS: OnceLock<Mutant> = OnceLock::new();
 
     std::thread_local! {
         static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
@@ -74,7 +78,12 @@ mod switch {
     /// Whether `mutant` is switched on for this thread.
     #[must_use]
     pub fn active(mutant: Mutant) -> bool {
-        ACTIVE.get() == Some(mutant)
+        ACTIVE.get().or_else(|| PROCESS.get().copied()) == Some(mutant)
+    }
+
+    /// Switches `mutant` on for every thread, for good. Only the first one counts.
+    pub fn set_for_process(mutant: Mutant) {
+        PROCESS.get_or_init(|| mutant);
     }
 
     /// Switches `mutant` on for this thread, or all of them off.

@@ -27,6 +27,8 @@ const EXIT_STOPPED: u8 = 130;
 fn main() -> ExitCode {
     // SAFETY: the first thing that is done: nothing has opened a descriptor.
     let inherited = unsafe { Inherited::at_start() };
+    #[cfg(feature = "mutants")]
+    switch_mutant_on();
     let args = Args::parse();
     let outcome = match args.command {
         Some(Command::Serve(serve)) => run_serve(&serve, inherited),
@@ -48,6 +50,23 @@ fn main() -> ExitCode {
         eprintln!("blk-host: {error:#}");
         ExitCode::from(EXIT_USAGE)
     })
+}
+
+/// For tests of what finds a defect in a server: the one named in `BLK_HOST_MUTANT` is switched on.
+#[cfg(feature = "mutants")]
+fn switch_mutant_on() {
+    use blk_core::mutant::{Mutant, set_for_process};
+    use host_std::server::{Mutant as OfServer, set_mutant};
+
+    let Ok(name) = std::env::var("BLK_HOST_MUTANT") else { return };
+    let device = Mutant::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
+    let server = OfServer::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
+    match (device, server) {
+        (Some(&mutant), _) => set_for_process(mutant),
+        // The server's threads take it over from the one that makes them.
+        (None, Some(&mutant)) => set_mutant(Some(mutant)),
+        (None, None) => panic!("BLK_HOST_MUTANT={name}: there is no such defect"),
+    }
 }
 
 fn run_table(args: &Args) -> anyhow::Result<ExitCode> {

@@ -15,6 +15,18 @@ pub enum Mutant {
     CacheOffWithoutFlush,
 }
 
+#[cfg(feature = "mutants")]
+impl Mutant {
+    /// Every mutant.
+    pub const ALL: &'static [Self] = &[
+        Self::TakenNotRecorded,
+        Self::BatchNotRecognised,
+        Self::StopWithoutDrain,
+        Self::UnknownTakenAsWriteBack,
+        Self::CacheOffWithoutFlush,
+    ];
+}
+
 /// Whether `mutant` is switched on for this thread.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]
