@@ -19,9 +19,9 @@
 //! |---|---|
 //! | Images | regular files and block devices, raw |
 //! | Cache modes | writethrough, writeback, none, directsync, unsafe |
-//! | Engine | worker threads with preadv and pwritev, one flusher with fdatasync; `RWF_DSYNC` for FUA where it is honoured |
+//! | Engine | on the queue's thread what waits for no device, io_uring for direct I/O, worker threads for the rest; one flusher with fdatasync; `RWF_DSYNC` for FUA where it is honoured |
 //! | Guests | drivers in this process: IDE by PIO and DMA, SCSI, virtio-blk |
-//! | **Not there** | **image formats, io_uring, vhost-user, vfio-user, KVM; network storage; live resize, bandwidth limits, pause on a full disk; a fence: a reset waits for the operations in flight; systems other than Linux** |
+//! | **Not there** | **image formats, vhost-user, vfio-user, KVM; network storage; bandwidth limits, pause on a full disk; taking back operations in flight: a reset waits for them; systems other than Linux** |
 
 pub mod backend;
 pub mod client;
