@@ -187,6 +187,7 @@ struct Regions {
     table: Box<[Region]>,
     /// Owns what the table points to, together with `windows`.
     mapping: GuestMemoryMmap,
+    #[expect(dead_code, reason = "owns what the table points to")]
     windows: Vec<Window>,
 }
 

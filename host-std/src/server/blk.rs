@@ -11,6 +11,7 @@ use virtio_blk_model::wire::{ConfigSpace, Features};
 use zerocopy::IntoBytes as _;
 
 use super::device::{Agreed, CacheKnown, Device, Rings};
+use super::images::{Image, Images};
 use super::vhost_user::Port;
 use super::{BlkOptions, ServerError};
 use crate::backend::{Backend, Handle};
@@ -26,6 +27,7 @@ const QUEUES_MAX: u16 = 64;
 pub(super) struct Blk {
     control: Control,
     backend: Arc<dyn Backend>,
+    images: Arc<Images>,
 }
 
 impl Blk {
@@ -49,7 +51,8 @@ impl Blk {
             interface: Interface::Modern,
             experimental_fua: options.experimental_fua,
         };
-        Ok(Self { control: Control::new(config, QUEUES_MAX.into()), backend })
+        let images = Images::new(vec![Some(Image { key: 0, backend: Arc::clone(&backend) })]);
+        Ok(Self { control: Control::new(config, QUEUES_MAX.into()), backend, images })
     }
 
     /// The rings of each thread.
@@ -105,8 +108,8 @@ impl Device for Blk {
         }
     }
 
-    fn backends(&self) -> Vec<Arc<dyn Backend>> {
-        vec![Arc::clone(&self.backend)]
+    fn images(&self) -> &Arc<Images> {
+        &self.images
     }
 }
 

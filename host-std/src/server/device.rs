@@ -6,8 +6,10 @@ use std::sync::Arc;
 use blk_core::order::Hold;
 use blk_core::virtq::{Position, QueueError, RingFeatures, Setup};
 
+use super::images::Images;
+use super::scsi::Unit;
+use super::stats::QueueCounters;
 use super::vhost_user::Port;
-use crate::backend::Backend;
 use crate::memory::MappedMemory;
 
 /// What the queues' threads have to know of the device: what was agreed.
@@ -45,7 +47,7 @@ pub(super) trait Device: Send + Sync {
     fn cache_known(&self, features: u64) -> CacheKnown;
 
     /// The images.
-    fn backends(&self) -> Vec<Arc<dyn Backend>>;
+    fn images(&self) -> &Arc<Images>;
 }
 
 /// What the agreed features say of the driver's belief about the cache.
@@ -96,4 +98,26 @@ pub(super) trait Rings: Send {
 
     /// What wakes the thread when an image has ended an operation.
     fn wake_fds(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Resets what the device is beside its rings, which are stopped.
+    fn reset_device(&mut self, _memory: &MappedMemory) {}
+
+    /// The driver writes into the configuration space, elsewhere than at `writeback`.
+    fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
+
+    /// Goes on where a server before this one ended, with what the guest had set in each unit.
+    fn resume(&mut self, _settings: &[Option<u8>]) {}
+
+    /// Adds a unit, and returns its place.
+    fn plug(&mut self, _unit: Unit) -> Result<usize, &'static str> {
+        Err("serve virtio-scsi")
+    }
+
+    /// Takes a unit away, and returns its place, if there is one.
+    fn unplug(&mut self, _target: u8, _lun: u16) -> Option<usize> {
+        None
+    }
+
+    /// Where to count, ring by ring, what the log cannot know.
+    fn count_in(&mut self, _counters: &[Arc<QueueCounters>]) {}
 }

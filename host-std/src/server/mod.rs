@@ -10,7 +10,9 @@
 
 mod blk;
 mod device;
+mod images;
 mod mutant;
+mod scsi;
 mod shared;
 mod stats;
 mod vhost_user;
@@ -26,14 +28,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use self::blk::Blk;
 use self::device::{Device, Rings};
+use self::scsi::Scsi;
 use self::shared::{Shared, Thread};
 use self::stats::QueueCounters;
-use self::vhost_user::{Waker, Worker};
+use self::vhost_user::{Command, Waker, Worker};
 
 use crate::backend::{Backend, OpenError};
 
+pub use mutant::Mutant;
 #[cfg(feature = "mutants")]
-pub use mutant::{Mutant, current as current_mutant, set as set_mutant};
+pub use mutant::{current as current_mutant, set as set_mutant};
 pub use stats::{QueueStats, Stats};
 
 /// How a virtio-blk device is served.
@@ -139,6 +143,15 @@ impl Server {
         let device = Blk::new(options, backend)?;
         let threads = device.threads()?.into_iter().map(|rings| (1, rings));
         Self::start(threads.collect(), Box::new(device))
+    }
+
+    /// A virtio-scsi host with logical units: 16 at most.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn scsi(options: &ScsiOptions, luns: Vec<Lun>) -> Result<Self, ServerError> {
+        let (device, count, rings) = Scsi::new(options, luns)?;
+        Self::start(vec![(count, rings)], Box::new(device))
     }
 
     /// Starts a thread for each group of rings: how many, and what works on them.
@@ -282,6 +295,34 @@ impl Controller {
     /// The backend's `Info` has changed: tells the guest.
     pub fn resized(&self) {
         self.0.config_changed();
+    }
+
+    /// Adds a logical unit to a virtio-scsi host, and tells the guest.
+    ///
+    /// # Errors
+    /// [`ServerError`] if there is one at its address, or no room, or this is no virtio-scsi host.
+    pub fn hotplug(&self, lun: Lun) -> Result<(), ServerError> {
+        let value = format!("{}:{}", lun.target, lun.lun);
+        let refuse = |remedy| ServerError::Option { option: "lun", value: value.clone(), remedy };
+        let (image, unit) = scsi::open(lun)?;
+        let plugged = self.0.ask(0, |_, done| Command::Plug(Box::new(unit), done));
+        let place = plugged.map_err(io::Error::other)?.map_err(refuse)?;
+        self.0.device.images().set(place, Some(image));
+        Ok(())
+    }
+
+    /// Takes a logical unit away from a virtio-scsi host: its commands are aborted, and the guest is told.
+    ///
+    /// # Errors
+    /// [`ServerError`] if there is none.
+    pub fn unplug(&self, target: u8, lun: u16) -> Result<(), ServerError> {
+        let unplugged = self.0.ask(0, |_, done| Command::Unplug { target, lun, done });
+        let Some(place) = unplugged.map_err(io::Error::other)? else {
+            let remedy = "give the address of a unit that is there";
+            return Err(ServerError::Option { option: "lun", value: format!("{target}:{lun}"), remedy });
+        };
+        self.0.device.images().set(place, None);
+        Ok(())
     }
 
     /// What the server has done.

@@ -176,6 +176,13 @@ impl Shared {
     }
 
     pub(super) fn config_changed(&self) {
+        // A virtio-scsi host looks at its units' capacities whenever it is polled, and has an event for it.
+        for thread in &self.threads {
+            thread.waker.wake();
+        }
+        if self.device.writeback_offset().is_none() {
+            return;
+        }
         if let Some(peer) = &*lock(&self.peer)
             && let Err(why) = peer.config_changed()
         {

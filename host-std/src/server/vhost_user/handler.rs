@@ -231,8 +231,10 @@ impl Handler {
     /// What the guest believes about the cache from now on.
     fn believes(&mut self, write_back: Option<bool>) {
         self.believed = write_back;
-        if let Some((_, trailer)) = &self.in_flight {
-            trailer.believes(0, write_back);
+        if self.shared.device.writeback_offset().is_some()
+            && let Some((_, trailer)) = &self.in_flight
+        {
+            trailer.keep(0, write_back.map(u8::from));
         }
         self.agree();
     }
@@ -286,6 +288,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         for vring in &mut self.vrings {
             vring.reset();
         }
+        self.shared.ask_all(Command::Reset);
         self.features = 0;
         self.in_flight = None;
         self.agree();
@@ -455,8 +458,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_config(&mut self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         let at = self.shared.device.writeback_offset().and_then(|at| at.checked_sub(offset as usize));
         match at.and_then(|at| bytes.get(at)) {
-            // Every other field is the device's (VIRTIO 1.3, 2.5.1): what the driver writes there is ignored.
-            None => Ok(()),
+            None => {
+                self.shared.tell(0, |_| Command::Config { offset: offset as usize, bytes: bytes.to_vec() });
+                Ok(())
+            }
             Some(on) => self.write_writeback(on & 1 != 0),
         }
     }
@@ -483,7 +488,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             return self
                 .refuse(format!("an in-flight region for {num_queues} queues of {queue_size} entries"));
         }
-        let images = self.shared.device.backends().len() as u32;
+        let images = self.shared.device.images().lock().len() as u32;
         match Region::create(num_queues, queue_size, images) {
             Ok((_, shape, file)) => {
                 let Shape { bytes, offset, queues, queue_size } = shape;
@@ -500,9 +505,15 @@ impl VhostUserBackendReqHandlerMut for Handler {
             Ok(region) => region,
             Err(why) => return self.refuse(why),
         };
-        let trailer = Arc::new(Trailer::open(region.clone(), self.shared.device.backends()));
+        let trailer = Arc::new(Trailer::open(region.clone(), self.shared.device.images().clone()));
+        let settings = trailer.settings();
+        if self.shared.device.writeback_offset().is_none() {
+            self.shared.tell(0, |_| Command::Resume(settings));
+            self.in_flight = Some((region, trailer));
+            return Ok(());
+        }
         // What the guest believed when it was written, unless the client has read otherwise since: the stricter holds.
-        let believed = match (trailer.believed(0), self.believed) {
+        let believed = match (settings.first().copied().flatten().map(|on| on & 1 != 0), self.believed) {
             (Some(kept), Some(read)) => Some(kept && read),
             (kept, read) => kept.or(read),
         };

@@ -188,11 +188,6 @@ impl Recovered {
 }
 
 impl QueueLog {
-    /// Most entries of a ring that it has room for.
-    pub(super) const fn size(&self) -> u16 {
-        self.size
-    }
-
     /// Settles the last batch and finds what is owed, for a ring of `ring_size` entries whose used index is `used`.
     pub(super) fn recover(&self, ring_size: u16, used: u16) -> Result<Recovered, String> {
         if ring_size > self.size {
@@ -257,6 +252,17 @@ impl QueueLog {
             self.entry_u8(head, STAGE).store(0, Ordering::Relaxed);
             self.entry_counter(head).store(counter, Ordering::Release);
             self.entry_u8(head, IN_FLIGHT).store(1, Ordering::Release);
+        }
+    }
+
+    /// How far the request in the chain at `head` had come.
+    pub(super) fn stage(&self, head: u16) -> u8 {
+        if head < self.size { self.entry_u8(head, STAGE).load(Ordering::Acquire) } else { 0 }
+    }
+
+    pub(super) fn set_stage(&self, head: u16, stage: u8) {
+        if head < self.size {
+            self.entry_u8(head, STAGE).store(stage, Ordering::Release);
         }
     }
 

@@ -44,6 +44,13 @@ impl Log {
     }
 }
 
+impl Log {
+    /// The trailer of the region that it is in.
+    pub(in crate::server) fn trailer(&self) -> Option<&Arc<Trailer>> {
+        self.region.as_ref().map(|(_, trailer)| trailer)
+    }
+}
+
 impl InFlight for Log {
     #[inline]
     fn owed(&self) -> Option<u16> {
@@ -59,6 +66,16 @@ impl InFlight for Log {
         if let Some((region, _)) = &self.region {
             region.taken(head, self.counter);
             self.counter = self.counter.wrapping_add(1);
+        }
+    }
+
+    fn stage(&self, head: u16) -> u8 {
+        self.region.as_ref().map_or(0, |(region, _)| region.stage(head))
+    }
+
+    fn set_stage(&mut self, head: u16, stage: u8) {
+        if let Some((region, _)) = &self.region {
+            region.set_stage(head, stage);
         }
     }
 

@@ -1,33 +1,32 @@
-//! What a server that comes back has to know beside the requests in flight: what the guest believes about the write cache, and
-//! whether an image has latched. It is kept in the trailer of the in-flight region, one word for each image.
+//! What a server that comes back has to know beside the requests in flight: what the guest has set in each unit, the write
+//! cache above all, and whether an image has latched. It is kept in the trailer of the in-flight region, one word a unit.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
 use super::inflight::Region;
-use crate::backend::{Backend, Durable, LatchCause};
+use crate::backend::{Durable, LatchCause};
+use crate::server::images::Images;
 
-/// What a word says of an image. It is stored as a whole: bits 0-1 cache, 2-3 latch, 4-15 errno, 40-63 a checksum of the
-/// others.
+/// What a word says of a unit. It is stored as a whole: bit 0 whether there is a setting, 1-3 the setting, 4-5 latch, 6-17
+/// errno, 18-39 the unit's key, 40-63 a checksum of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Word {
-    /// Whether the guest believes in a volatile write cache; `None`: unknown, which means write-through.
-    pub(super) write_back: Option<bool>,
+struct Word {
+    key: u32,
+    /// What the guest has set, in three bits of the device's; `None`: unknown.
+    setting: Option<u8>,
     /// Why the image has latched.
-    pub(super) latch: Option<(Durable, Option<Errno>)>,
+    latch: Option<(Durable, Option<Errno>)>,
 }
 
 const CHECKED_BITS: u32 = 40;
+const KEY_BITS: u32 = 22;
 
 impl Word {
     fn encode(self) -> u64 {
-        let cache = match self.write_back {
-            None => 0,
-            Some(false) => 1,
-            Some(true) => 2,
-        };
+        let setting = self.setting.map_or(0, |setting| 1 | u64::from(setting & 7) << 1);
         let latch = match self.latch {
             None => 0,
             Some((what, errno)) => {
@@ -38,7 +37,7 @@ impl Word {
                 what | (errno.map_or(0, |errno| errno.raw_os_error() as u64) & 0xfff) << 2
             }
         };
-        let payload = cache | latch << 2;
+        let payload = setting | latch << 4 | u64::from(self.key) << 18;
         payload | checksum(payload) << CHECKED_BITS
     }
 
@@ -48,23 +47,18 @@ impl Word {
         if checksum(payload) != word >> CHECKED_BITS {
             return None;
         }
-        let write_back = match payload & 3 {
-            0 => None,
-            1 => Some(false),
-            2 => Some(true),
-            _ => return None,
-        };
-        let errno = match payload >> 4 & 0xfff {
+        let setting = (payload & 1 != 0).then_some((payload >> 1 & 7) as u8);
+        let errno = match payload >> 6 & 0xfff {
             0 => None,
             errno => Some(Errno::from_raw_os_error(errno as i32)),
         };
-        let latch = match payload >> 2 & 3 {
+        let latch = match payload >> 4 & 3 {
             0 => None,
             1 => Some((Durable::Flush, errno)),
             2 => Some((Durable::Write, errno)),
             _ => return None,
         };
-        Some(Self { write_back, latch })
+        Some(Self { key: (payload >> 18) as u32 & ((1 << KEY_BITS) - 1), setting, latch })
     }
 }
 
@@ -74,61 +68,65 @@ fn checksum(payload: u64) -> u64 {
 }
 
 /// The trailer of a client's region.
-pub(super) struct Trailer {
+pub(in crate::server) struct Trailer {
     region: Region,
-    images: Vec<Arc<dyn Backend>>,
-    /// What the guest believes about each image's cache.
-    write_back: Mutex<Vec<Option<bool>>>,
+    images: Arc<Images>,
+    /// What the guest has set in each unit.
+    settings: Mutex<Vec<Option<u8>>>,
 }
 
 impl Trailer {
-    /// The trailer of `region`, and what it said: for each image what the guest believes about its cache. An image that had
-    /// latched is latched again.
-    pub(super) fn open(region: Region, images: Vec<Arc<dyn Backend>>) -> Self {
-        let words = (0..images.len() as u32).map(|index| {
-            let word = region.word(index)?.load(Ordering::Acquire);
-            Word::decode(u64::from_le(word))
-        });
-        let mut write_back = Vec::with_capacity(images.len());
-        for (word, image) in words.zip(&images) {
-            let Word { write_back: believed, latch } = word.unwrap_or_default();
-            if let Some((what, errno)) = latch
-                && image.latched().is_none()
+    /// The trailer of `region`. An image that had latched is latched again.
+    pub(super) fn open(region: Region, images: Arc<Images>) -> Self {
+        let words: Vec<_> = (0..)
+            .map_while(|index| region.word(index))
+            .filter_map(|word| Word::decode(u64::from_le(word.load(Ordering::Acquire))))
+            .collect();
+        let mut settings = Vec::new();
+        for image in &*images.lock() {
+            let word = image.as_ref().and_then(|image| words.iter().find(|word| word.key == image.key));
+            if let (Some(image), Some(Word { latch: Some((what, errno)), .. })) = (image, word)
+                && image.backend.latched().is_none()
             {
-                image.latch(LatchCause { what, errno, lba: None });
+                image.backend.latch(LatchCause { what: *what, errno: *errno, lba: None });
             }
-            write_back.push(believed);
+            settings.push(word.and_then(|word| word.setting));
         }
-        Self { region, images, write_back: Mutex::new(write_back) }
+        Self { region, images, settings: Mutex::new(settings) }
     }
 
-    /// What the guest believes about an image's cache.
-    pub(super) fn believed(&self, image: usize) -> Option<bool> {
-        let believed = self.write_back.lock().unwrap_or_else(PoisonError::into_inner);
-        believed.get(image).copied().flatten()
+    /// What the guest has set in each unit, as far as it is known.
+    pub(super) fn settings(&self) -> Vec<Option<u8>> {
+        self.lock().clone()
     }
 
-    /// What the guest believes about an image's cache from now on.
-    pub(super) fn believes(&self, image: usize, write_back: Option<bool>) {
-        let mut believed = self.write_back.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = believed.get_mut(image) {
-            *slot = write_back;
+    /// What the guest has set in a unit from now on.
+    pub(in crate::server) fn keep(&self, unit: usize, setting: Option<u8>) {
+        let mut settings = self.lock();
+        if let Some(slot) = settings.get_mut(unit) {
+            *slot = setting;
         }
-        self.store(&believed);
+        self.store(&settings);
     }
 
     /// An operation has failed: keeps the latch, if there is one now, before the guest hears of the failure.
     pub(super) fn keep_latches(&self) {
-        self.store(&self.write_back.lock().unwrap_or_else(PoisonError::into_inner));
+        self.store(&self.lock());
     }
 
-    /// The lock on `believed` keeps stores in order.
-    fn store(&self, believed: &[Option<bool>]) {
-        for (index, (&write_back, image)) in believed.iter().zip(&self.images).enumerate() {
-            let latch = image.latched().map(|cause| (cause.what, cause.errno));
-            if let Some(word) = self.region.word(index as u32) {
-                word.store(Word { write_back, latch }.encode().to_le(), Ordering::Release);
-            }
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<u8>>> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock on `settings` keeps stores in order.
+    fn store(&self, settings: &[Option<u8>]) {
+        for (index, (&setting, image)) in settings.iter().zip(&*self.images.lock()).enumerate() {
+            let Some(word) = self.region.word(index as u32) else { return };
+            let said = image.as_ref().map_or(0, |image| {
+                let latch = image.backend.latched().map(|cause| (cause.what, cause.errno));
+                Word { key: image.key, setting, latch }.encode()
+            });
+            word.store(said.to_le(), Ordering::Release);
         }
     }
 }
@@ -139,10 +137,10 @@ mod tests {
 
     #[test]
     fn a_word_survives_and_a_damaged_one_says_nothing() {
-        for write_back in [None, Some(false), Some(true)] {
+        for (key, setting) in [(0, None), (0, Some(0)), (0x3f_ffff, Some(7)), (0x1_0005, Some(1))] {
             let latches = [None, Some((Durable::Flush, Some(Errno::IO))), Some((Durable::Write, None))];
             for latch in latches {
-                let word = Word { write_back, latch };
+                let word = Word { key, setting, latch };
                 assert_eq!(Word::decode(word.encode()), Some(word));
                 for bit in 0..64 {
                     assert_eq!(Word::decode(word.encode() ^ 1 << bit), None, "{word:?}, bit {bit}");

@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
-use blk_core::virtq::{Position, RingFeatures, Setup};
+use blk_core::virtq::{InFlight, Position, RingFeatures, Setup};
 use rustix::event::{Timespec, epoll};
 
 use super::log::Log;
 use super::notify::{Kick, Notifier, Waker};
 use crate::memory::MappedMemory;
 use crate::server::device::{Agreed, Rings};
+use crate::server::scsi::Unit;
 use crate::server::stats::QueueCounters;
 
 /// How often a ring is looked at whose client gave no descriptor that would tell us to (SET_VRING_KICK without one).
@@ -40,6 +41,16 @@ pub(in crate::server) enum Command {
     Drain(Sender<()>),
     /// Flushes the images, while nothing is in flight, and tells whether that went well.
     Flush(Sender<bool>),
+    /// Resets the device; its rings are stopped.
+    Reset(Sender<()>),
+    /// The driver writes into the configuration space.
+    Config { offset: usize, bytes: Vec<u8> },
+    /// What the guest had set in each unit with a server before this one.
+    Resume(Vec<Option<u8>>),
+    /// Adds a unit, and tells its place.
+    Plug(Box<Unit>, Sender<Result<usize, &'static str>>),
+    /// Takes a unit away, and tells the place that it had.
+    Unplug { target: u8, lun: u16, done: Sender<Option<usize>> },
     /// Ends the thread, whatever is in flight.
     End,
 }
@@ -122,6 +133,41 @@ impl Port {
     }
 }
 
+/// A ring's log, where a device takes a slice of them.
+impl InFlight for Port {
+    fn owed(&self) -> Option<u16> {
+        self.log.owed()
+    }
+
+    fn resumed(&mut self) {
+        self.log.resumed();
+    }
+
+    fn taken(&mut self, head: u16) {
+        self.log.taken(head);
+    }
+
+    fn stage(&self, head: u16) -> u8 {
+        self.log.stage(head)
+    }
+
+    fn set_stage(&mut self, head: u16, stage: u8) {
+        self.log.set_stage(head, stage);
+    }
+
+    fn returned(&mut self, head: u16) {
+        self.log.returned(head);
+    }
+
+    fn publishing(&mut self) {
+        self.log.publishing();
+    }
+
+    fn published(&mut self, used: u16) {
+        self.log.published(used);
+    }
+}
+
 /// Who waits for the thread to have nothing in flight.
 enum Waiting {
     Drained(Sender<()>),
@@ -154,7 +200,7 @@ const FIRST_KICK: u64 = 2;
 impl Worker {
     /// The worker of `rings`, which are number `first` and following in the device.
     pub(in crate::server) fn new(
-        rings: Box<dyn Rings>,
+        mut rings: Box<dyn Rings>,
         first: u16,
         counters: &[Arc<QueueCounters>],
         commands: Receiver<Command>,
@@ -162,13 +208,9 @@ impl Worker {
     ) -> rustix::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
-        // By edges: it stays readable from one `arm` to the next, and is not armed when nothing is in flight.
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        for fd in rings.wake_fds() {
-            epoll::add(&epoll, fd, epoll::EventData::new_u64(IMAGE), flags)?;
-        }
+        rings.count_in(counters);
         let ports = (first..).zip(counters).map(|(index, counters)| Port::new(index, Arc::clone(counters)));
-        Ok(Self {
+        let worker = Self {
             rings,
             ports: ports.collect(),
             memory: MappedMemory::default(),
@@ -178,7 +220,21 @@ impl Worker {
             commands,
             control,
             epoll,
-        })
+        };
+        worker.watch_images();
+        Ok(worker)
+    }
+
+    /// Lets every image wake the thread: those that did so before stay as they are.
+    fn watch_images(&self) {
+        // By edges: it stays readable from one `arm` to the next, and is not armed when nothing is in flight.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        for fd in self.rings.wake_fds() {
+            match epoll::add(&self.epoll, fd, epoll::EventData::new_u64(IMAGE), flags) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => tracing::error!("an image cannot wake its thread: {errno}"),
+            }
+        }
     }
 
     /// Works until it is told to end.
@@ -248,6 +304,20 @@ impl Worker {
             }
             Command::Drain(done) => self.waiting.push(Waiting::Drained(done)),
             Command::Flush(done) => self.waiting.push(Waiting::Flushed { done, begun: false }),
+            Command::Reset(done) => {
+                self.rings.reset_device(&self.memory);
+                let _ = done.send(());
+            }
+            Command::Config { offset, bytes } => self.rings.write_config(offset, &bytes),
+            Command::Resume(settings) => self.rings.resume(&settings),
+            Command::Plug(unit, done) => {
+                let plugged = self.rings.plug(*unit);
+                self.watch_images();
+                let _ = done.send(plugged);
+            }
+            Command::Unplug { target, lun, done } => {
+                let _ = done.send(self.rings.unplug(target, lun));
+            }
             Command::End => {}
         }
     }
