@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{CacheMode, Storage as _};
+use blk_core::storage::CacheMode;
 use blk_core::units::{Extent, GuestAddr, Tag};
 use host_std::backend::{Backend as _, FileBackend, FileOptions, Handle};
 use host_std::memory::MappedMemory;
