@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::policy::OnError;
 use super::spec;
 use crate::backend::Way;
+use crate::fault::Plan;
 
 /// An option that cannot be. The text names where it was given, the option and the remedy.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -429,8 +430,19 @@ impl ImageConfig {
         self.lun.unwrap_or(Address { target: 0, lun: u16::try_from(index).unwrap_or(u16::MAX) })
     }
 
+    /// The faults to inject.
+    pub(super) fn faults(&self) -> Result<Option<Plan>, ConfigError> {
+        let parse = |text: &String| {
+            let place = format!("image {}: fault", self.path.display());
+            text.parse()
+                .map_err(|error| ConfigError::new(place, error, "see the documentation of host_std::fault"))
+        };
+        self.fault.as_ref().map(parse).transpose()
+    }
+
     pub(super) fn check(&self, place: &str, kind: DeviceKind) -> Result<(), ConfigError> {
         let place = format!("{place}: image {}", self.path.display());
+        self.faults()?;
         if self.lun.is_some() && kind == DeviceKind::VirtioBlk {
             return Err(ConfigError::new(place, "lun with virtio-blk", "leave it out, or use virtio-scsi"));
         }

@@ -14,6 +14,7 @@ use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
 use super::policy::{ErrorPolicy, Failure, Gate, Policed};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions};
+use crate::fault::Faulty;
 use crate::record::Recorder;
 use crate::server::{BlkOptions, Controller, Server, Stats};
 
@@ -285,6 +286,9 @@ impl Image {
             ..FileOptions::new(config.cache)
         };
         let mut backend: Arc<dyn Backend> = Arc::new(FileBackend::open(&config.path, &options)?);
+        if let Some(plan) = config.faults()? {
+            backend = Arc::new(Faulty::new(backend, plan));
+        }
         let mut recorder = None;
         if let Some(path) = &config.record {
             let opened = Arc::new(Recorder::open(backend, path)?);
