@@ -110,7 +110,7 @@ fn the_lock_of_a_killed_process_is_held_until_its_last_write_has_ended() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         assert!(lines.any(|line| line.ends_with("opened")), "it opens the image");
         let Some(frozen) = Frozen::new(&dir.join("slow")) else {
-            let _ = child.kill();
+            let _ = child.kill().and_then(|()| child.wait());
             return println!("skipped: no fsfreeze");
         };
         drop(child.stdin.take());
