@@ -177,6 +177,10 @@ impl Rings for BlkRing {
         self.queue.take_flushed()
     }
 
+    fn drain(&mut self, on: bool) {
+        self.handle.drain(on);
+    }
+
     fn arm(&mut self) -> bool {
         self.handle.arm()
     }

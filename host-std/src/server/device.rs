@@ -93,6 +93,9 @@ pub(super) trait Rings: Send {
     /// How that flush ended, once it has.
     fn take_flushed(&mut self) -> Option<bool>;
 
+    /// Somebody waits for requests in flight, or no longer: see [`Handle::drain`](crate::backend::Handle::drain).
+    fn drain(&mut self, on: bool);
+
     /// Asks the images' descriptors to wake the thread; false if something has ended already.
     fn arm(&mut self) -> bool;
 

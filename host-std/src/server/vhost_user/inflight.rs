@@ -315,3 +315,6 @@ impl QueueLog {
         self.at + QUEUE_HEADER_BYTES + ENTRY_BYTES * head as usize
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -187,6 +187,8 @@ pub(in crate::server) struct Worker {
     /// Reasons to take no requests.
     holds: u32,
     waiting: Vec<Waiting>,
+    /// The images know that somebody waits.
+    draining: bool,
     commands: Receiver<Command>,
     control: Arc<Waker>,
     epoll: OwnedFd,
@@ -217,6 +219,7 @@ impl Worker {
             agreed: Agreed::default(),
             holds: 0,
             waiting: Vec::new(),
+            draining: false,
             commands,
             control,
             epoll,
@@ -351,6 +354,12 @@ impl Worker {
     /// Works on the rings once, and interrupts the guest.
     #[inline]
     fn turn(&mut self) -> bool {
+        let draining = self.is_draining();
+        if draining != self.draining {
+            // What an error policy holds must not be waited for.
+            self.draining = draining;
+            self.rings.drain(draining);
+        }
         let again = self.rings.poll(&self.memory, &self.agreed, &mut self.ports);
         for (ring, port) in self.ports.iter_mut().enumerate() {
             port.counters.polls.add(1);
@@ -369,6 +378,12 @@ impl Worker {
             }
         }
         again
+    }
+
+    /// Whether somebody waits for requests in flight to end.
+    #[inline]
+    fn is_draining(&self) -> bool {
+        !self.waiting.is_empty() || self.ports.iter().any(|port| matches!(port.run, Run::Stopping(_)))
     }
 
     /// Ends what waited for requests in flight, and returns whether there is more to do at once.
