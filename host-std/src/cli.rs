@@ -104,7 +104,15 @@ pub(crate) struct FrontArg(pub(crate) Front);
 
 impl ValueEnum for FrontArg {
     fn value_variants<'a>() -> &'a [Self] {
-        const { &[Self(Front::ALL[0]), Self(Front::ALL[1]), Self(Front::ALL[2]), Self(Front::ALL[3])] }
+        const {
+            &[
+                Self(Front::ALL[0]),
+                Self(Front::ALL[1]),
+                Self(Front::ALL[2]),
+                Self(Front::ALL[3]),
+                Self(Front::ALL[4]),
+            ]
+        }
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -113,6 +121,7 @@ impl ValueEnum for FrontArg {
             Front::IdeDma => "ide-dma",
             Front::Scsi => "scsi",
             Front::VirtioBlk => "virtio-blk",
+            Front::VirtioScsi => "virtio-scsi",
         }))
     }
 }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use ata_model::sim::{DriverConfig, IdeGuest, ResetBy, Transport};
 use blk_core::sim::{Cell, Progress, Report, SimGuest, SimHandle, SimMemory, explore};
+use scsi_model::sim::virtio_scsi::{Driver as VirtioScsiDriver, Variant as VirtioScsiVariant};
 use scsi_model::sim::{Driver as ScsiDriver, Variant as ScsiVariant};
 use virtio_blk_model::sim::{Driver as VirtioDriver, Variant as VirtioVariant};
 
@@ -18,11 +19,13 @@ pub enum Front {
     Scsi,
     /// virtio-blk behind virtio-mmio registers.
     VirtioBlk,
+    /// A SCSI logical unit behind virtio-scsi.
+    VirtioScsi,
 }
 
 impl Front {
     /// Every front end, in the order of the integrity table.
-    pub const ALL: [Self; 4] = [Self::IdePio, Self::IdeDma, Self::Scsi, Self::VirtioBlk];
+    pub const ALL: [Self; 5] = [Self::IdePio, Self::IdeDma, Self::Scsi, Self::VirtioBlk, Self::VirtioScsi];
 
     /// Its name in the table.
     #[must_use]
@@ -32,6 +35,7 @@ impl Front {
             Self::IdeDma => "IDE DMA",
             Self::Scsi => "SCSI",
             Self::VirtioBlk => "virtio-blk",
+            Self::VirtioScsi => "virtio-scsi",
         }
     }
 }
@@ -82,6 +86,10 @@ impl GuestKind {
         Self::new(name, 1, move |memory, storage| ScsiDriver::boot(variant, memory, storage))
     }
 
+    fn virtio_scsi<const Q: usize>(name: &'static str, variant: VirtioScsiVariant) -> Self {
+        Self::new(name, 1, move |memory, storage| VirtioScsiDriver::<Q>::boot(variant, memory, storage))
+    }
+
     fn virtio<const Q: usize>(name: &'static str, variant: VirtioVariant) -> Self {
         Self::new(name, Q, move |memory, storage| VirtioDriver::<Q>::boot(variant, memory, storage))
     }
@@ -122,6 +130,12 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
             GuestKind::virtio::<1>("no FLUSH", VirtioVariant::NoFlush),
             GuestKind::virtio::<1>("experimental FUA", VirtioVariant::Fua),
         ],
+        (Era::Today, Front::VirtioScsi) => vec![
+            GuestKind::virtio_scsi::<1>("device reset", VirtioScsiVariant::DeviceReset),
+            GuestKind::virtio_scsi::<2>("two queues, unit reset", VirtioScsiVariant::UnitReset),
+            GuestKind::virtio_scsi::<1>("ABORT TASK SET", VirtioScsiVariant::AbortTaskSet),
+            GuestKind::virtio_scsi::<1>("firmware before the OS", VirtioScsiVariant::FirmwareThenOld),
+        ],
         (Era::Of2009, Front::IdePio) => {
             vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Pio))]
         }
@@ -129,7 +143,7 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
             vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Dma))]
         }
         // SCSI was safe then as it is now.
-        (Era::Of2009, Front::Scsi) => guests(front, Era::Today),
+        (Era::Of2009, Front::Scsi | Front::VirtioScsi) => guests(front, Era::Today),
         (Era::Of2009, Front::VirtioBlk) => {
             let guest = || GuestKind::virtio::<1>("no flush", VirtioVariant::Of2009);
             vec![guest(), guest().needing_barriers("no barrier, no drain")]

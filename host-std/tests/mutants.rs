@@ -18,10 +18,11 @@ fn not_applicable(front: Front, mutant: Mutant) -> Option<&'static str> {
         RangeAckedEarly, ResetOneQueueOnly,
     };
     match (front, mutant) {
+        (Front::VirtioScsi, AbortWithoutDrain) => None,
         (_, AbortWithoutDrain) => Some("no abort but a reset"),
         (Front::VirtioBlk, _) => None,
         (_, FlushOwnQueueOnly | ResetOneQueueOnly) => Some("one queue"),
-        (Front::Scsi, _) => None,
+        (Front::Scsi | Front::VirtioScsi, _) => None,
         (_, BarrierAdmitsYounger | BarrierIgnoresOlder | CacheSwitchInFlight) => {
             Some("one command at a time")
         }

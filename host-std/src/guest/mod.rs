@@ -8,13 +8,15 @@ mod ide;
 mod machine;
 mod scsi;
 mod virtio;
+mod virtio_scsi;
 
 use std::time::Duration;
 
 pub use ide::{Ide, Transfer};
 pub use machine::Machine;
-pub use scsi::Scsi;
+pub use scsi::{BUFFER, Carrier, Scsi, Unit};
 pub use virtio::VirtioBlk;
+pub use virtio_scsi::VirtioScsi;
 
 /// How long a guest waits for an answer before it calls the device stuck.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! A SCSI initiator in miniature: command blocks handed to a logical unit, one at a time.
+//! A SCSI initiator in miniature: command blocks, one at a time, handed to a logical unit or to what carries them there.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::backend::FileStorage;
 use crate::memory::MappedMemory;
 
 /// Where the data of the one command in flight is.
-const BUFFER: GuestAddr = GuestAddr(0x10_0000);
+pub const BUFFER: GuestAddr = GuestAddr(0x10_0000);
 
 /// Lends the logical unit the one buffer that there is.
 struct OneBuffer;
@@ -34,42 +34,38 @@ impl Transport for OneBuffer {
     }
 }
 
-/// A logical unit, and the initiator that uses it.
-pub struct Scsi<const N: usize> {
+/// What carries command blocks to a disk.
+pub trait Carrier {
+    /// Guest memory.
+    fn memory(&self) -> &MappedMemory;
+
+    /// Runs one command to its end, with `out` bytes of data at [`BUFFER`], or `room` bytes of room there.
+    ///
+    /// # Errors
+    /// [`GuestError`] if it does not end with GOOD.
+    fn command(&mut self, cdb: &[u8], out: usize, room: usize) -> Result<(), GuestError>;
+}
+
+/// A logical unit by itself.
+pub struct Unit<const N: usize> {
     unit: LogicalUnit<N>,
     memory: MappedMemory,
     storage: FileStorage,
-    sectors: u64,
-    sectors_per_block: u64,
     tag: u64,
 }
 
-impl<const N: usize> Scsi<N> {
-    /// Brings the unit up: clears the unit attention, reads the capacity.
-    ///
-    /// # Errors
-    /// [`GuestError`] if the unit fails a command.
-    pub fn new(unit: LogicalUnit<N>, memory: MappedMemory, storage: FileStorage) -> Result<Self, GuestError> {
-        let mut guest = Self { unit, memory, storage, sectors: 0, sectors_per_block: 1, tag: 0 };
-        // TEST UNIT READY takes the power-on unit attention.
-        let _ = guest.command(&[0; 6], 0, 0);
-        // READ CAPACITY(16): last block, block length (SBC-3 5.16.2).
-        let mut capacity = [0; 32];
-        let allocation = capacity.len() as u8;
-        guest.data_in(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, allocation, 0, 0], &mut capacity)?;
-        let (last, rest) = capacity.split_first_chunk().unwrap_or((&[0; 8], &[]));
-        let (block, _) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
-        guest.sectors_per_block = u64::from(u32::from_be_bytes(*block) / 512).max(1);
-        guest.sectors = (u64::from_be_bytes(*last) + 1) * guest.sectors_per_block;
-        Ok(guest)
+impl<const N: usize> Unit<N> {
+    /// Puts the parts together.
+    pub const fn new(unit: LogicalUnit<N>, memory: MappedMemory, storage: FileStorage) -> Self {
+        Self { unit, memory, storage, tag: 0 }
+    }
+}
+
+impl<const N: usize> Carrier for Unit<N> {
+    fn memory(&self) -> &MappedMemory {
+        &self.memory
     }
 
-    fn data_in(&mut self, cdb: &[u8], into: &mut [u8]) -> Result<(), GuestError> {
-        self.command(cdb, 0, into.len())?;
-        self.memory.read(BUFFER, into).map_err(|_| no_memory())
-    }
-
-    /// Runs one command to its end.
     fn command(&mut self, cdb: &[u8], out: usize, room: usize) -> Result<(), GuestError> {
         self.tag += 1;
         let task = Task {
@@ -97,6 +93,39 @@ impl<const N: usize> Scsi<N> {
             }
         }
     }
+}
+
+/// A disk, and the initiator that uses it.
+pub struct Scsi<C> {
+    carrier: C,
+    sectors: u64,
+    sectors_per_block: u64,
+}
+
+impl<C: Carrier> Scsi<C> {
+    /// Brings the disk up: clears the unit attention, reads the capacity.
+    ///
+    /// # Errors
+    /// [`GuestError`] if the disk fails a command.
+    pub fn new(carrier: C) -> Result<Self, GuestError> {
+        let mut guest = Self { carrier, sectors: 0, sectors_per_block: 1 };
+        // TEST UNIT READY takes the power-on unit attention.
+        let _ = guest.carrier.command(&[0; 6], 0, 0);
+        // READ CAPACITY(16): last block, block length (SBC-3 5.16.2).
+        let mut capacity = [0; 32];
+        let allocation = capacity.len() as u8;
+        guest.data_in(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, allocation, 0, 0], &mut capacity)?;
+        let (last, rest) = capacity.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        let (block, _) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
+        guest.sectors_per_block = u64::from(u32::from_be_bytes(*block) / 512).max(1);
+        guest.sectors = (u64::from_be_bytes(*last) + 1) * guest.sectors_per_block;
+        Ok(guest)
+    }
+
+    fn data_in(&mut self, cdb: &[u8], into: &mut [u8]) -> Result<(), GuestError> {
+        self.carrier.command(cdb, 0, into.len())?;
+        self.carrier.memory().read(BUFFER, into).map_err(|_| no_memory())
+    }
 
     /// READ(16) or WRITE(16).
     fn block_command(&self, opcode: u8, lba: u64, bytes: usize, fua: bool) -> [u8; 16] {
@@ -114,7 +143,7 @@ fn no_memory() -> GuestError {
     GuestError::Unknown("no memory for the data".into())
 }
 
-impl<const N: usize> GuestDisk for Scsi<N> {
+impl<C: Carrier> GuestDisk for Scsi<C> {
     fn sectors(&self) -> u64 {
         self.sectors
     }
@@ -133,8 +162,8 @@ impl<const N: usize> GuestDisk for Scsi<N> {
     }
 
     fn write(&mut self, lba: u64, data: &[u8], fua: bool) -> Result<(), GuestError> {
-        self.memory.write(BUFFER, data).map_err(|_| no_memory())?;
-        self.command(&self.block_command(0x8a, lba, data.len(), fua), data.len(), 0)
+        self.carrier.memory().write(BUFFER, data).map_err(|_| no_memory())?;
+        self.carrier.command(&self.block_command(0x8a, lba, data.len(), fua), data.len(), 0)
     }
 
     fn read(&mut self, lba: u64, into: &mut [u8]) -> Result<(), GuestError> {
@@ -145,6 +174,6 @@ impl<const N: usize> GuestDisk for Scsi<N> {
     fn flush(&mut self) -> Result<(), GuestError> {
         let mut cdb = [0; 16];
         cdb[0] = 0x91;
-        self.command(&cdb, 0, 0)
+        self.carrier.command(&cdb, 0, 0)
     }
 }

@@ -10,11 +10,12 @@ use ata_model::{DriveConfig, IdeController};
 use blk_core::storage::CacheMode;
 use blk_core::units::GuestAddr;
 use host_std::backend::{Counts, FileBackend, FileOptions, FileStorage};
-use host_std::guest::{GuestDisk, Ide, Machine, Scsi, Transfer, VirtioBlk};
+use host_std::guest::{GuestDisk, Ide, Machine, Scsi, Transfer, Unit, VirtioBlk, VirtioScsi};
 use host_std::memory::MappedMemory;
 use host_std::proof::Front;
 use host_std::trace::{BlockTrace, LoopDevice};
 use scsi_model::LogicalUnit;
+use scsi_model::front::virtio_scsi;
 use serde::Serialize;
 use virtio_blk_model::device::Config as VirtioConfig;
 use virtio_blk_model::front::mmio::Mmio;
@@ -153,7 +154,17 @@ fn drive(front: Front, mode: CacheMode, path: &Path) -> anyhow::Result<Run> {
             let unit = LogicalUnit::<4>::new(config, FileStorage::info(&handle));
             let unit =
                 unit.map_err(|_| anyhow::anyhow!("{}: not the geometry of a SCSI disk", path.display()))?;
-            workload(&mut Scsi::new(unit, memory, handle)?)?
+            workload(&mut Scsi::new(Unit::new(unit, memory, handle))?)?
+        }
+        Front::VirtioScsi => {
+            let config = scsi_model::Config::new("BLKHOST", "DISK", "1", "0001");
+            let mut device = virtio_scsi::Mmio::<1, 1, 4>::new(virtio_scsi::Config::default());
+            let address = virtio_scsi::Address { target: 0, lun: 0 };
+            let host = device.device_mut().controller_mut();
+            let inserted = host.insert(address, config, FileStorage::info(&handle));
+            inserted.map_err(|_| anyhow::anyhow!("{}: not the geometry of a SCSI disk", path.display()))?;
+            let carrier = VirtioScsi::new(Machine::new(device, memory, vec![handle]))?;
+            workload(&mut Scsi::new(carrier)?)?
         }
         Front::VirtioBlk => {
             let device = Mmio::<1, 64>::new(VirtioConfig::default());
