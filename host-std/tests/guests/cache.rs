@@ -1,0 +1,72 @@
+//! What the guests are made of: fetched once, by the scripts in `host-std/guests`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::say;
+
+/// Kernels, tools and emulators, unpacked; and the initramfs.
+pub(crate) struct Cache {
+    root: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+impl Cache {
+    /// Fetches what is not there yet, which it says.
+    pub(crate) fn get() -> &'static Self {
+        static CACHE: OnceLock<Cache> = OnceLock::new();
+        CACHE.get_or_init(|| {
+            let root = folder();
+            say!("kernels and emulators are kept in {}", root.display());
+            let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");
+            run(Command::new(scripts.join("fetch")).arg(&root));
+            let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
+            let agent = built.join("guest-agent");
+            let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+            // Linked statically: the guest has another C library than the one here.
+            let options =
+                ["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"];
+            run(Command::new(rustc).args(options).arg(scripts.join("agent.rs")).arg("-o").arg(&agent));
+            let initramfs = built.join("guest-initramfs.cpio");
+            run(Command::new(scripts.join("initramfs")).args([&root, &agent, &initramfs]));
+            Self { root, initramfs }
+        })
+    }
+
+    pub(crate) fn file(&self, path: &str) -> PathBuf {
+        let file = self.root.join(path);
+        assert!(
+            file.exists(),
+            "{} is missing; remove {} to fetch it again",
+            file.display(),
+            self.root.display()
+        );
+        file
+    }
+
+    /// Of the packaged kernel there is one, whatever its version.
+    pub(crate) fn kernel(&self) -> PathBuf {
+        let boot = self.file("linux/root/boot");
+        let files = std::fs::read_dir(&boot).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let mut kernels = files.filter(|path| {
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinuz"))
+        });
+        kernels.next().unwrap_or_else(|| panic!("no kernel in {}", boot.display()))
+    }
+}
+
+/// `BLK_HOST_CACHE`, or the user's folder for caches.
+fn folder() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = || {
+        let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+        caches.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR"))).join("blk-host-guests")
+    };
+    variable("BLK_HOST_CACHE").unwrap_or_else(user)
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
+}

@@ -1,0 +1,330 @@
+//! Real kernels: User-Mode Linux, and QEMU of two releases under software emulation.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::cache::Cache;
+use crate::console::{Console, Silence};
+
+/// What a guest runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    Uml,
+    Qemu7,
+    Qemu11,
+}
+
+impl Machine {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Uml => "UML",
+            Self::Qemu7 => "QEMU 7.2",
+            Self::Qemu11 => "QEMU 11",
+        }
+    }
+}
+
+/// What a disk is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Front {
+    Blk,
+    Scsi,
+}
+
+impl Front {
+    pub(crate) const ALL: [Self; 2] = [Self::Blk, Self::Scsi];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Blk => "virtio-blk",
+            Self::Scsi => "virtio-scsi",
+        }
+    }
+
+    /// The first disk of this kind, in the guest.
+    pub(crate) const fn disk(self) -> &'static str {
+        match self {
+            Self::Blk => "vda",
+            Self::Scsi => "sda",
+        }
+    }
+
+    /// VIRTIO 1.3, 5 (Device Types).
+    const fn id(self) -> u8 {
+        match self {
+            Self::Blk => 2,
+            Self::Scsi => 8,
+        }
+    }
+}
+
+/// How to boot.
+pub(crate) struct Boot<'a> {
+    pub(crate) machine: Machine,
+    pub(crate) front: Front,
+    pub(crate) socket: &'a Path,
+    /// Processors, and queues of the device. UML has one processor.
+    pub(crate) processors: u32,
+    /// Whether the emulator connects again to a server that has gone.
+    pub(crate) reconnect: bool,
+    /// Whether a reboot boots again, instead of ending the guest.
+    pub(crate) reboot: bool,
+    /// A module for a file system, where the kernel has it as one.
+    pub(crate) filesystem: &'a str,
+}
+
+impl<'a> Boot<'a> {
+    pub(crate) const fn new(machine: Machine, front: Front, socket: &'a Path) -> Self {
+        Self { machine, front, socket, processors: 1, reconnect: false, reboot: false, filesystem: "ext4" }
+    }
+}
+
+/// A guest whose shell takes commands. It ends with its owner.
+pub(crate) struct Guest {
+    child: Child,
+    console: Console,
+    folder: TempDir,
+    name: String,
+}
+
+/// What a command printed, and how it ended.
+pub(crate) struct Output {
+    pub(crate) lines: Vec<String>,
+    pub(crate) status: i32,
+}
+
+impl Output {
+    pub(crate) fn text(&self) -> String {
+        self.lines.join("\n")
+    }
+}
+
+/// For a command that is quick on an idle machine.
+pub(crate) const SOON: Duration = Duration::from_secs(120);
+
+impl Guest {
+    /// Boots, and waits for the shell and for the disk.
+    pub(crate) fn boot(boot: &Boot<'_>) -> Self {
+        let folder = tempfile::Builder::new().prefix("guest").tempdir().expect("a temporary folder");
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let theirs = OwnedFd::from(theirs);
+        let log = File::create(folder.path().join("log")).expect("a log");
+        let mut command = match boot.machine {
+            Machine::Uml => uml(boot, folder.path()),
+            Machine::Qemu7 | Machine::Qemu11 => qemu(boot, folder.path()),
+        };
+        command.stdin(Stdio::from(theirs.try_clone().expect("a descriptor"))).stdout(Stdio::from(theirs));
+        // A group of its own: User-Mode Linux is many processes.
+        let child = command.stderr(log).process_group(0).spawn().expect("the guest starts");
+        let name = format!("{} on {}", boot.machine.name(), boot.front.name());
+        let mut guest = Self { child, console: Console::new(ours), folder, name };
+        guest.ready();
+        let disk = boot.front.disk();
+        // SCSI is scanned in the background.
+        guest.sh(&format!("n=0; until test -b /dev/{disk} || test $n = 100; do sleep 0.1; n=$((n+1)); done; test -b /dev/{disk}"));
+        guest
+    }
+
+    /// Waits until the shell is there, at first or after a reboot.
+    pub(crate) fn ready(&mut self) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let line = self.expect(deadline, "boot");
+            assert!(!line.starts_with("no module"), "{}: {line}", self.name);
+            if line == "=READY" {
+                return;
+            }
+        }
+    }
+
+    fn expect(&mut self, deadline: Instant, what: &str) -> String {
+        match self.console.line(deadline) {
+            Ok(line) => line,
+            Err(silence) => self.fail(&format!("{what}: {silence:?}")),
+        }
+    }
+
+    /// Runs a command. `heard` is given each line at once, and may answer it.
+    pub(crate) fn follow(
+        &mut self,
+        command: &str,
+        time: Duration,
+        mut heard: impl FnMut(&str) -> Option<&'static str>,
+    ) -> Output {
+        let deadline = Instant::now() + time;
+        self.start(command);
+        let mut lines = Vec::new();
+        loop {
+            let line = self.expect(deadline, command);
+            if let Some(status) = line.strip_prefix("=END ") {
+                return Output { lines, status: status.parse().expect("a status") };
+            }
+            if let Some(answer) = heard(&line)
+                && let Err(error) = self.console.send(answer)
+            {
+                self.fail(&format!("{command}: {error}"));
+            }
+            lines.push(line);
+        }
+    }
+
+    /// Starts a command; [`Self::finish`] or [`Self::silent`] goes on.
+    pub(crate) fn start(&mut self, command: &str) {
+        if let Err(error) = self.console.send(command) {
+            self.fail(&format!("{command}: {error}"));
+        }
+    }
+
+    /// The end of a command that was started.
+    pub(crate) fn finish(&mut self, time: Duration) -> Output {
+        let deadline = Instant::now() + time;
+        let mut lines = Vec::new();
+        loop {
+            let line = self.expect(deadline, "the command under way");
+            match line.strip_prefix("=END ") {
+                Some(status) => return Output { lines, status: status.parse().expect("a status") },
+                None => lines.push(line),
+            }
+        }
+    }
+
+    /// Whether the guest says nothing for so long.
+    pub(crate) fn silent(&mut self, time: Duration) -> bool {
+        match self.console.line(Instant::now() + time) {
+            Err(Silence::Late) => true,
+            Err(Silence::Gone) => self.fail("ended"),
+            Ok(_) => false,
+        }
+    }
+
+    pub(crate) fn run(&mut self, command: &str) -> Output {
+        self.follow(command, SOON, |_| None)
+    }
+
+    /// Runs a command that has to succeed, and returns what it printed.
+    pub(crate) fn sh(&mut self, command: &str) -> String {
+        self.sh_within(command, SOON)
+    }
+
+    pub(crate) fn sh_within(&mut self, command: &str, time: Duration) -> String {
+        let output = self.follow(command, time, |_| None);
+        if output.status != 0 {
+            self.fail(&format!("{command}: status {}", output.status));
+        }
+        output.text()
+    }
+
+    /// The content of a file of one line.
+    pub(crate) fn cat(&mut self, path: &str) -> String {
+        self.sh(&format!("cat {path}")).trim().to_owned()
+    }
+
+    /// What the kernel has to say.
+    pub(crate) fn kernel_log(&mut self) -> String {
+        self.sh("dmesg")
+    }
+
+    /// Powers off, and waits for the end.
+    pub(crate) fn power_off(mut self) {
+        self.start("exec poweroff -f");
+        let deadline = Instant::now() + SOON;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                assert!(status.success(), "{}: ended with {status}\n{}", self.name, self.report());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.fail("does not power off");
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        panic!("{}: {what}\n{}", self.name, self.report());
+    }
+
+    fn report(&self) -> String {
+        let log = |name: &str| {
+            let bytes = std::fs::read(self.folder.path().join(name)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let lines: Vec<_> = text.lines().rev().take(30).collect();
+            lines.iter().rev().map(|line| format!("  {name}: {line}\n")).collect::<String>()
+        };
+        format!("{}{}{}", self.console.tail(), log("log"), log("kernel"))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            // Its group is gone if it is.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+const ARGUMENTS: &str = "quiet panic=-1";
+
+fn uml(boot: &Boot<'_>, folder: &Path) -> Command {
+    let cache = Cache::get();
+    let mut command = Command::new(cache.file("uml/root/usr/bin/linux.uml"));
+    command.args(["mem=256M", "con0=null,fd:2", "con1=fd:0,fd:1", "con=null", "ssl=null", "blk.port=tty1"]);
+    command.arg(format!("initrd={}", cache.initramfs.display()));
+    command.arg(format!("uml_dir={}/", folder.display()));
+    command.arg(format!("virtio_uml.device={}:{}", boot.socket.display(), boot.front.id()));
+    command.arg(format!("blk.fs={}", boot.filesystem));
+    command.args(ARGUMENTS.split(' ')).current_dir(folder);
+    // The guest's memory: a file that it makes, and removes at once.
+    command.env("TMPDIR", folder);
+    command
+}
+
+fn qemu(boot: &Boot<'_>, folder: &Path) -> Command {
+    let cache = Cache::get();
+    // QEMU 7.2.22 leaves rubbish in EFLAGS after CMPXCHG16B, from which Linux 6.12 returns with a fault.
+    let (emulator, processor, again) = match boot.machine {
+        Machine::Qemu7 => ("qemu7", "max,-cx16", "reconnect=1"),
+        Machine::Uml | Machine::Qemu11 => ("qemu11", "max", "reconnect-ms=200"),
+    };
+    let emulator: PathBuf = cache.file(emulator).join("bin/qemu-system-x86_64");
+    let mut command = Command::new(emulator);
+    command.args([
+        "-M",
+        "q35,memory-backend=memory",
+        "-accel",
+        "tcg",
+        "-cpu",
+        processor,
+        "-m",
+        "384",
+        "-nodefaults",
+    ]);
+    command.args(["-display", "none", "-object", "memory-backend-memfd,id=memory,size=384M,share=on"]);
+    command.args(["-smp", &boot.processors.to_string()]);
+    if !boot.reboot {
+        command.arg("-no-reboot");
+    }
+    command.arg("-serial").arg(format!("file:{}", folder.join("kernel").display()));
+    command.args(["-chardev", "stdio,id=port,signal=off", "-serial", "chardev:port"]);
+    let again = if boot.reconnect { format!(",{again}") } else { String::new() };
+    command.arg("-chardev").arg(format!("socket,id=disk,path={}{again}", boot.socket.display()));
+    let (device, queues) = match boot.front {
+        Front::Blk => ("vhost-user-blk-pci", "num-queues"),
+        Front::Scsi => ("vhost-user-scsi-pci", "num_queues"),
+    };
+    command.arg("-device").arg(format!("{device},chardev=disk,{queues}={}", boot.processors));
+    command.arg("-kernel").arg(cache.kernel()).arg("-initrd").arg(&cache.initramfs);
+    command.arg("-append");
+    command.arg(format!("console=ttyS0 {ARGUMENTS} blk.port=ttyS1 blk.fs={}", boot.filesystem));
+    command
+}
