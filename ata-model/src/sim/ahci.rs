@@ -353,6 +353,11 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
         (0..2).for_each(|slot| self.clear(slot));
         self.put(PAGE, &[0; 512]);
         self.start();
+        if self.guest.config.reset == AhciReset::Stop {
+            // It does not reach the drive, whose queue may have ended before.
+            self.run(&command(0x2f, 0, 0x10, 1));
+            self.put(PAGE, &[0; 512]);
+        }
         self.identify();
         self.guest.resetting = None;
         self.guest.end(id, Outcome::Ok { read: [None; 2] });

@@ -280,6 +280,10 @@ impl Rig {
         if !self.honest || self.resetting.is_some() {
             return;
         }
+        // Before anything else the driver looks at what the cache is now.
+        if self.running.iter().flatten().any(|running| running.cache.is_some()) {
+            return;
+        }
         let Some(slot) = self.running.iter().position(Option::is_none) else { return };
         let start = u64::from(at) % SECTORS;
         let extent = Extent::new(start, (1 + u64::from(at >> 4) % 4).min(SECTORS - start));
@@ -366,7 +370,7 @@ impl Rig {
         if !self.honest || self.resetting.is_some() || self.running.iter().any(Option::is_some) {
             return;
         }
-        let cache = (!self.through || on).then(|| (on, self.history.now()));
+        let cache = Some((on, self.history.now()));
         let latched = self.disks[0].disk().is_latched();
         let feature = if on { 0x02 } else { 0x82 };
         self.prepare(0, &[0x27, 0x80, 0xef, feature, 0, 0, 0, 0x40], &[]);
@@ -500,14 +504,14 @@ impl Rig {
             if self.get(GHC) & 1 != 0 || self.get(CMD) & CR != 0 {
                 return;
             }
-            if way == Way::Replug {
-                if !self.hba.is_empty(0) {
-                    return;
-                }
+            if way == Way::Replug && !self.hba.is_empty(0) {
+                return;
+            }
+            // Also a reset of the machine may come while the drive is out.
+            if self.hba.is_empty(0) {
                 assert!(self.hba.plug(0, drive()));
                 self.hba.poll(&self.memory, &mut self.disks);
             }
-            // A drive that was reset may be pulled out: then it is a stop that the guest has not asked for.
             self.bring_up();
             if way == Way::Software {
                 self.start();
@@ -526,6 +530,11 @@ impl Rig {
         self.memory.take_back(0..MEMORY_BYTES);
         self.memory.lend(LIST..RECEIVED + 0x100);
         self.history.reset();
+        if way == Way::Stop {
+            // It does not reach the drive, whose queue may have ended before.
+            self.start();
+            self.parameters(0x2f, 0x10);
+        }
         self.finish_bring_up();
     }
 
