@@ -368,6 +368,10 @@ impl Rings for ScsiRings {
         }
     }
 
+    fn drain(&mut self, on: bool) {
+        self.handles.iter_mut().filter_map(|slot| slot.handle.as_mut()).for_each(|handle| handle.drain(on));
+    }
+
     fn arm(&mut self) -> bool {
         self.handles.iter_mut().filter_map(|slot| slot.handle.as_mut()).all(|handle| handle.arm())
     }

@@ -34,7 +34,7 @@ impl Peer {
     /// Tells the client that the configuration space has changed.
     pub(in crate::server) fn config_changed(&self) -> Result<(), String> {
         let requests = self.requests.as_ref().ok_or("the client takes no requests from its backend")?;
-        match send(requests, &Header::CONFIG_CHANGE.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        match send(requests, Header::CONFIG_CHANGE.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(Header::BYTES) => Ok(()),
             Ok(_) => Err("the client does not read its backend's requests".into()),
             Err(errno) => Err(format!("the socket for requests to the client fails: {errno}")),
