@@ -46,6 +46,9 @@ pub struct Options {
     pub features: u64,
     /// Protocol features that are taken if the server offers them.
     pub protocol: VhostUserProtocolFeatures,
+    /// Bytes of the device's configuration that are read at each connection, before the rings start, as QEMU does. A server may take
+    /// a client that never reads `writeback` for one that knows of no write cache. 0: none are.
+    pub config_bytes: u32,
     /// Whether the rings are kicked once when they start, as QEMU does and the specification demands.
     pub first_kick: bool,
     /// How long any one wait may take.
@@ -78,6 +81,7 @@ impl Default for Options {
                 | VhostUserProtocolFeatures::INFLIGHT_SHMFD
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
                 | VhostUserProtocolFeatures::RESET_DEVICE,
+            config_bytes: 60,
             first_kick: true,
             timeout: Duration::from_secs(20),
         }

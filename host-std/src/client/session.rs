@@ -169,6 +169,10 @@ impl VhostUser {
     }
 
     fn start(&mut self) -> Result<(), ClientError> {
+        let config_bytes = self.options.config_bytes;
+        if config_bytes != 0 && self.has_protocol(VhostUserProtocolFeatures::CONFIG) {
+            self.config(0, config_bytes)?;
+        }
         let features = self.features;
         let connection = self.connection.as_mut().ok_or(ClientError::Gone)?;
         let with_protocol = features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();

@@ -4,6 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use host_std::client::Blk;
+use tempfile::TempDir;
+
 /// A server process, killed when it is dropped.
 pub struct Server {
     process: Child,
@@ -61,5 +64,129 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// An image, and the sockets of what serves it.
+pub struct Disk {
+    dir: TempDir,
+    image: PathBuf,
+}
+
+impl Disk {
+    pub fn new(bytes: u64) -> Self {
+        Self::within(&std::env::temp_dir(), bytes)
+    }
+
+    /// A sparse image in `dir`.
+    pub fn within(dir: &Path, bytes: u64) -> Self {
+        let dir = TempDir::new_in(dir).unwrap();
+        let image = dir.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(bytes).unwrap();
+        Self { dir, image }
+    }
+
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// Starts `blk-host serve` on it: options of the image, and more arguments.
+    pub fn serve(&self, image_options: &str, arguments: &[&str]) -> Server {
+        let socket = self.dir.path().join("socket");
+        let _ = std::fs::remove_file(self.control());
+        let comma = if image_options.is_empty() { "" } else { "," };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+        command.args(["serve", "--quiet", "--device", "virtio-blk", "--socket"]).arg(&socket);
+        command.arg("--image").arg(format!("{}{comma}{image_options}", self.image.display()));
+        command.arg("--control").arg(self.control()).args(arguments);
+        command.env("BLK_HOST_LOG", "off");
+        Server::start(&mut command, &socket).expect("blk-host was built")
+    }
+
+    /// Runs `blk-host ctl`, and returns what it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+        command.args(["ctl", "--control"]).arg(self.control()).args(arguments);
+        let output = command.output().expect("blk-host was built");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{command:?}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+        printed
+    }
+}
+
+/// What a guest wrote, block by block, and what it may find.
+pub struct Shadow {
+    block_bytes: usize,
+    /// The writes of each block so far: the one acknowledged last, and the one submitted last.
+    blocks: Vec<(u32, u32)>,
+}
+
+impl Shadow {
+    pub fn new(bytes: usize, block_bytes: usize) -> Self {
+        Self { block_bytes, blocks: vec![(0, 0); bytes / block_bytes] }
+    }
+
+    /// Contents for the next write of a block: no other write's.
+    pub fn next(&mut self, block: usize) -> Vec<u8> {
+        self.blocks[block].1 += 1;
+        self.contents(block, self.blocks[block].1)
+    }
+
+    /// The write that was submitted last has been acknowledged.
+    pub fn acknowledge(&mut self, block: usize) {
+        self.blocks[block].0 = self.blocks[block].1;
+    }
+
+    fn contents(&self, block: usize, version: u32) -> Vec<u8> {
+        if version == 0 {
+            return vec![0; self.block_bytes];
+        }
+        let seed = (block as u64) << 32 | u64::from(version);
+        let mut random = fastrand::Rng::with_seed(seed);
+        std::iter::repeat_with(|| random.u8(..)).take(self.block_bytes).collect()
+    }
+
+    /// Reads every block that was written: it is what was acknowledged last, or what was submitted since.
+    pub fn verify(&self, guest: &mut Blk) {
+        for (block, &(acknowledged, submitted)) in self.blocks.iter().enumerate() {
+            if submitted == 0 {
+                continue;
+            }
+            let mut back = vec![0; self.block_bytes];
+            guest.read((block * self.block_bytes / 512) as u64, &mut back).unwrap();
+            let version = (acknowledged..=submitted).find(|&version| self.contents(block, version) == back);
+            assert!(version.is_some(), "block {block} is none of the writes {acknowledged} to {submitted}");
+        }
+    }
+}
+
+/// A small tmpfs. Unmounted when it is dropped.
+pub struct SmallFs(TempDir);
+
+impl SmallFs {
+    /// `None` where one may not mount.
+    pub fn mount(bytes: u64) -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(dir))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallFs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
     }
 }
