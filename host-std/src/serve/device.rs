@@ -16,7 +16,7 @@ use super::policy::{ErrorPolicy, Failure, Gate, Policed};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions};
 use crate::fault::Faulty;
 use crate::record::Recorder;
-use crate::server::{BlkOptions, Controller, Server, Stats};
+use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
 
 /// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -122,7 +122,10 @@ impl Device {
                 };
                 Server::blk(&options, Arc::clone(&image.backend))?
             }
-            _ => anyhow::bail!("{name}: virtio-scsi is not served yet; use virtio-blk"),
+            _ => {
+                let options = ScsiOptions { queues: config.queues, queue_size_max: config.queue_size };
+                Server::scsi(&options, images.iter().map(Image::lun).collect())?
+            }
         };
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
@@ -233,6 +236,7 @@ impl Device {
         let address = config.lun.or_else(first_free).filter(|&at| free(at));
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
         let image = Image::open(config, address, &self.gate).map_err(|error| format!("{error:#}"))?;
+        self.controller.hotplug(image.lun()).map_err(|error| error.to_string())?;
         images.push(image);
         tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
         self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
@@ -248,6 +252,7 @@ impl Device {
         if images.iter().all(|image| image.address != address) {
             return Err(format!("there is no lun {address}; blk-host ctl stats lists them"));
         }
+        self.controller.unplug(address.target, address.lun).map_err(|error| error.to_string())?;
         images.retain(|image| image.address != address);
         tracing::info!(device = self.name, %address, "unplugged");
         self.bus.publish(&Event::Unplugged { device: self.name.clone(), lun: address.to_string() });
@@ -300,6 +305,16 @@ impl Image {
         let policed = Policed::new(backend, policy, Arc::clone(gate), &name);
         let meters = Arc::clone(policed.meters());
         Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, recorder })
+    }
+
+    fn lun(&self) -> Lun {
+        let serial = self.config.serial.as_deref().unwrap_or_default();
+        Lun {
+            target: self.address.target,
+            lun: self.address.lun,
+            config: scsi_model::Config::new("BLKHOST", "DISK", env!("CARGO_PKG_VERSION"), serial),
+            backend: Arc::clone(&self.backend),
+        }
     }
 
     fn report(&self, kind: DeviceKind) -> ImageReport {
