@@ -445,7 +445,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
         // The crate bounds offset and size. What lies beyond the space reads as zeroes: clients know more fields than we have.
         let wanted = offset as usize..offset as usize + size as usize;
         let seen = self.shared.device.writeback_offset().is_some_and(|at| wanted.contains(&at));
-        if seen && !self.started && self.believed != Some(writeback) {
+        // User-Mode Linux first reads it with its rings started. Where something is known by then, a read says nothing of the
+        // guest: an emulator reads on its own when the configuration changes.
+        let first = !self.started || self.believed.is_none();
+        if seen && first && self.believed != Some(writeback) {
             if writeback {
                 self.raise = true;
             } else {
