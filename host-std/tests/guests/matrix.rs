@@ -99,6 +99,10 @@ impl Cell {
             answer(line)
         });
         assert_eq!(output.status, 0, "{}", output.text());
+        if cached && self.front == Front::Blk {
+            let stable = &server.stats()["images"][0]["host"]["fua_writes"];
+            assert_eq!(*stable, 0, "served as if there were no cache: what flushes do is not tested");
+        }
         guest.sh(&format!("umount /mnt && echo 3 >/proc/sys/vm/drop_caches && {mount}"));
         let found = Found::new(&guest.run("agent files /mnt").lines);
         let promises = Promises::new(said.iter().map(String::as_str));
