@@ -164,15 +164,16 @@ impl Device {
     pub(super) fn resume(&self) -> u32 {
         let mut state = lock(&self.state);
         let held = self.gate.held();
-        self.gate.retry();
-        // Paused first also where it runs: what wakes the queues is the way from paused to running.
-        self.controller.pause();
-        self.controller.resume();
+        // Told first: what fails again is told after it.
         if *state != State::Running {
             *state = State::Running;
             tracing::info!(device = self.name, held, "resumed");
             self.bus.publish(&Event::Resumed { device: self.name.clone() });
         }
+        self.gate.retry();
+        // Paused first also where it runs: what wakes the queues is the way from paused to running.
+        self.controller.pause();
+        self.controller.resume();
         held
     }
 

@@ -383,7 +383,14 @@ impl Worker {
     /// Whether somebody waits for requests in flight to end.
     #[inline]
     fn is_draining(&self) -> bool {
-        !self.waiting.is_empty() || self.ports.iter().any(|port| matches!(port.run, Run::Stopping(_)))
+        let waits = |waiting: &Waiting| match waiting {
+            Waiting::Drained(_) => true,
+            // One that starts waits for nothing: it names no ring.
+            Waiting::RingDrained(ring, _) => *ring < self.ports.len(),
+            Waiting::Flushed { .. } => false,
+        };
+        self.waiting.iter().any(waits)
+            || self.ports.iter().any(|port| matches!(port.run, Run::Stopping(_)))
     }
 
     /// Ends what waited for requests in flight, and returns whether there is more to do at once.
