@@ -9,7 +9,7 @@ use blk_core::virtq::{Position, QueueError, RingFeatures, Setup};
 use super::images::Images;
 use super::scsi::Unit;
 use super::stats::QueueCounters;
-use super::vhost_user::Port;
+use super::vhost_user::{Port, Trailer};
 use crate::memory::MappedMemory;
 
 /// What the queues' threads have to know of the device: what was agreed.
@@ -107,6 +107,9 @@ pub(super) trait Rings: Send {
 
     /// The driver writes into the configuration space, elsewhere than at `writeback`.
     fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
+
+    /// Where to keep what a server after this one has to know, from now on.
+    fn keep_in(&mut self, _trailer: Option<&Arc<Trailer>>) {}
 
     /// Goes on where a server before this one ended, with what the guest had set in each unit.
     fn resume(&mut self, _settings: &[Option<u8>]) {}

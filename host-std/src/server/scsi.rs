@@ -16,7 +16,7 @@ use zerocopy::IntoBytes as _;
 use super::device::{Agreed, CacheKnown, Device, Rings};
 use super::images::{Image, Images};
 use super::stats::QueueCounters;
-use super::vhost_user::Port;
+use super::vhost_user::{Port, Trailer};
 use super::{Lun, ScsiOptions, ServerError};
 use crate::backend::Handle;
 use crate::memory::MappedMemory;
@@ -70,6 +70,7 @@ impl Scsi {
             served: false,
             work: Work::Serving,
             counters: Vec::new(),
+            trailer: None,
         };
         for lun in luns {
             let (image, unit) = open(lun)?;
@@ -148,6 +149,8 @@ impl Device for Scsi {
 struct Slot {
     handle: Option<Box<dyn Handle>>,
     counters: Option<Arc<QueueCounters>>,
+    /// Where to keep a latch.
+    trailer: Option<Arc<Trailer>>,
 }
 
 /// Where there is no handle: a disk of no size, which a unit never is.
@@ -212,10 +215,14 @@ impl Storage<MappedMemory> for Slot {
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
         let completion = self.handle.as_mut()?.poll(memory)?;
-        if completion.result.is_err()
-            && let Some(counters) = &self.counters
-        {
-            counters.errors.add(1);
+        if completion.result.is_err() {
+            // The guest cannot have heard of it: the controller has not.
+            if let Some(trailer) = &self.trailer {
+                trailer.keep_latches();
+            }
+            if let Some(counters) = &self.counters {
+                counters.errors.add(1);
+            }
         }
         Some(completion)
     }
@@ -244,16 +251,17 @@ struct ScsiRings {
     served: bool,
     work: Work,
     counters: Vec<Arc<QueueCounters>>,
+    trailer: Option<Arc<Trailer>>,
 }
 
 impl ScsiRings {
     /// Keeps what the guest has set since the last time, and lets handles go whose units have left.
-    fn keep_settings(&mut self, ports: &mut [Port]) {
+    fn keep_settings(&mut self) {
         for unit in 0..UNITS_MAX {
             let setting = self.host.setting(unit).map(|setting| setting.bits());
             if setting != self.kept[unit] {
                 self.kept[unit] = setting;
-                if let Some(trailer) = ports.iter_mut().find_map(|port| port.log_mut().trailer().cloned()) {
+                if let Some(trailer) = &self.trailer {
                     trailer.keep(unit, setting);
                 }
             }
@@ -314,7 +322,7 @@ impl Rings for ScsiRings {
                 port.interrupt();
             }
         }
-        self.keep_settings(ports);
+        self.keep_settings();
         polled.again
     }
 
@@ -384,6 +392,13 @@ impl Rings for ScsiRings {
         self.host.write_config(offset as u64, bytes);
     }
 
+    fn keep_in(&mut self, trailer: Option<&Arc<Trailer>>) {
+        self.trailer = trailer.cloned();
+        for slot in &mut self.handles {
+            slot.trailer.clone_from(&self.trailer);
+        }
+    }
+
     fn resume(&mut self, settings: &[Option<u8>]) {
         for (unit, setting) in settings.iter().enumerate() {
             if let Some(setting) = *setting {
@@ -402,7 +417,7 @@ impl Rings for ScsiRings {
             NotInserted::Geometry(_) => "give an image with blocks of 512 to 4096 bytes",
         })?;
         let counters = self.counters.get(REQUEST).cloned();
-        self.handles[place] = Slot { handle: Some(handle), counters };
+        self.handles[place] = Slot { handle: Some(handle), counters, trailer: self.trailer.clone() };
         Ok(place)
     }
 
@@ -419,3 +434,6 @@ impl Rings for ScsiRings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

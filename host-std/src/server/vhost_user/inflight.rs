@@ -56,7 +56,7 @@ pub(super) const WORDS_MAX: u32 = 256;
 
 /// A region that is mapped. A clone is another handle to it.
 #[derive(Clone, Debug)]
-pub(super) struct Region {
+pub(in crate::server) struct Region {
     mapping: Arc<MmapRegion>,
     /// Where it begins in the mapping; a multiple of 8.
     start: usize,

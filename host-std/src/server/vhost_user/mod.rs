@@ -23,4 +23,11 @@ use super::mutant::{self, Mutant};
 
 pub(super) use connection::{Peer, serve_client};
 pub(super) use notify::Waker;
+pub(super) use trailer::Trailer;
 pub(super) use worker::{Command, Port, Worker};
+
+/// An in-flight region for the tests of devices.
+#[cfg(test)]
+pub(super) fn region(queues: u16, queue_size: u16, units: u32) -> inflight::Region {
+    inflight::Region::create(queues, queue_size, units).unwrap().0
+}

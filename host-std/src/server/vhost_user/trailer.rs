@@ -77,7 +77,7 @@ pub(in crate::server) struct Trailer {
 
 impl Trailer {
     /// The trailer of `region`. An image that had latched is latched again.
-    pub(super) fn open(region: Region, images: Arc<Images>) -> Self {
+    pub(in crate::server) fn open(region: Region, images: Arc<Images>) -> Self {
         let words: Vec<_> = (0..)
             .map_while(|index| region.word(index))
             .filter_map(|word| Word::decode(u64::from_le(word.load(Ordering::Acquire))))
@@ -110,7 +110,7 @@ impl Trailer {
     }
 
     /// An operation has failed: keeps the latch, if there is one now, before the guest hears of the failure.
-    pub(super) fn keep_latches(&self) {
+    pub(in crate::server) fn keep_latches(&self) {
         self.store(&self.lock());
     }
 

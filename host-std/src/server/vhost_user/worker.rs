@@ -331,6 +331,7 @@ impl Worker {
         let port = self.ports.get_mut(ring).ok_or(NO_RING)?;
         (port.log, port.position, port.told_broken) = (log, position, false);
         port.run = Run::On { enabled: true };
+        self.rings.keep_in(port.log.trailer());
         // An error has broken the ring, of which the next turn tells the client.
         let _ = self.rings.start(ring, &setup, features, position);
         Ok(())
@@ -389,8 +390,7 @@ impl Worker {
             Waiting::RingDrained(ring, _) => *ring < self.ports.len(),
             Waiting::Flushed { .. } => false,
         };
-        self.waiting.iter().any(waits)
-            || self.ports.iter().any(|port| matches!(port.run, Run::Stopping(_)))
+        self.waiting.iter().any(waits) || self.ports.iter().any(|port| matches!(port.run, Run::Stopping(_)))
     }
 
     /// Ends what waited for requests in flight, and returns whether there is more to do at once.
