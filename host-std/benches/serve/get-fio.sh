@@ -12,7 +12,8 @@ if [ -x "$dir/bin/fio" ]; then echo "$dir/bin/fio is there"; exit 0; fi
 for tool in apt-get dpkg-deb gcc make pkg-config; do
     command -v $tool >/dev/null || { echo "get-fio.sh needs $tool" >&2; exit 1; }
 done
-mirror=${MIRROR:-http://deb.debian.org/debian}
+mirror=${MIRROR:-$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null | sed '/security/d' | sed -n 1p)}
+[ -n "$mirror" ] || { echo "get-fio.sh: this system names no Debian mirror; set MIRROR to one" >&2; exit 1; }
 keys=${KEYS:-/usr/share/keyrings/debian-archive-keyring.gpg}
 
 # An apt of its own: no state is shared with the system's.
