@@ -221,13 +221,13 @@ impl Server {
         self.finish()
     }
 
-    /// Ends the threads at once and leaves rings and in-flight regions as they are, as a kill does: for tests of what comes
-    /// after. Operations that an image has begun still land.
-    pub fn abandon(mut self) {
+    /// Ends the queues' threads at once and leaves rings and in-flight regions as they are, as a kill does: for tests of what
+    /// comes after. Operations that an image has begun still land. Returns once the threads do nothing more; the server is
+    /// of no use then but to be stopped.
+    pub fn abandon(&self) {
         self.shared.end_threads();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        // Nobody answers: each thread drops the question when it ends.
+        self.shared.ask_all(Command::Drain);
     }
 
     /// Flushes the images, with nothing in flight.
