@@ -1,7 +1,9 @@
-//! Reads beside a flush that takes long: our server on an image whose every fdatasync takes half a second.
+//! Reads beside a flush that takes long: `blk-host serve` as it injects the delay itself, and our server on a host whose
+//! every fdatasync takes that long, so that a thread of its does hang in it.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use host_std::server::{BlkOptions, Server};
 use rustix::fs::FallocateFlags;
 
 use crate::report::BesideFlush;
+use crate::servers::{IMAGE_BYTES as SERVED_BYTES, Images, Running};
 
 const FLUSH: Duration = Duration::from_millis(500);
 const IMAGE_BYTES: u64 = 16 << 20;
@@ -63,8 +66,14 @@ impl Host for SlowFlush {
     }
 }
 
-/// Reads for a while, and at least through two flushes, with a write and a flush always under way.
-pub(crate) fn reads_beside_a_flush(time: Duration) -> anyhow::Result<BesideFlush> {
+/// The program, told to complete each flush half a second late.
+pub(crate) fn by_the_program(images: &Images, time: Duration) -> anyhow::Result<BesideFlush> {
+    let server = Running::ours(images, &format!(",fault=flush:{}ms", FLUSH.as_millis()))?;
+    measure("blk-host serve, fault=flush:500ms", server.socket(), SERVED_BYTES, time)
+}
+
+/// The server in this process, on a host with a slow fdatasync.
+pub(crate) fn by_the_host(time: Duration) -> anyhow::Result<BesideFlush> {
     let dir = tempfile::tempdir()?;
     let (image, socket) = (dir.path().join("image"), dir.path().join("socket"));
     std::fs::write(&image, vec![1; IMAGE_BYTES as usize])?;
@@ -74,28 +83,31 @@ pub(crate) fn reads_beside_a_flush(time: Duration) -> anyhow::Result<BesideFlush
     let server = Server::blk(&BlkOptions::default(), Arc::new(backend))?;
     let control = server.controller();
     let listener = UnixListener::bind(&socket)?;
-    let (latencies, flushed) = std::thread::scope(|scope| {
+    let beside = std::thread::scope(|scope| {
         let serving = scope.spawn(|| server.serve(&listener));
-        let measured = measure(&socket, time.max(FLUSH * 2));
+        let measured = measure("a host whose fdatasync takes 500 ms", &socket, IMAGE_BYTES, time);
         control.stop();
         serving.join().expect("the server does not panic").context("the server failed")?;
         measured
     })?;
-    ensure!(flushed >= 2 && flushed <= flushes.load(Ordering::Relaxed), "a flush came back that was none");
-    let mut latencies = latencies;
-    latencies.sort();
-    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied().unwrap_or_default();
-    Ok(BesideFlush { flush: FLUSH, flushes: flushed, reads: latencies.len(), median: at(50), p99: at(99) })
+    ensure!(beside.flushes <= flushes.load(Ordering::Relaxed), "a flush came back that was none");
+    Ok(beside)
 }
 
-fn measure(socket: &std::path::Path, time: Duration) -> anyhow::Result<(Vec<Duration>, u64)> {
+/// Reads for a while, and at least through two flushes, with a flush always under way.
+fn measure(
+    server: &'static str,
+    socket: &Path,
+    image_bytes: u64,
+    time: Duration,
+) -> anyhow::Result<BesideFlush> {
     let mut disk = Blk::connect(socket, Options::default())?;
     let mut random = fastrand::Rng::with_seed(1);
     let until = Instant::now() + time;
-    let (mut latencies, mut flushed) = (Vec::new(), 0);
-    let mut flush = disk.submit(0, Request::Flush)?;
-    while Instant::now() < until || flushed < 2 {
-        let sector = random.u64(..IMAGE_BYTES / 4096) * 8;
+    let (mut latencies, mut flushes) = (Vec::new(), 0);
+    let (mut flush, mut flush_begun) = (disk.submit(0, Request::Flush)?, Instant::now());
+    while Instant::now() < until || flushes < 2 {
+        let sector = random.u64(..image_bytes / 4096) * 8;
         let begun = Instant::now();
         let read = disk.submit(0, Request::Read { sector, bytes: 4096 })?;
         loop {
@@ -105,12 +117,15 @@ fn measure(socket: &std::path::Path, time: Duration) -> anyhow::Result<(Vec<Dura
                 break;
             }
             ensure!(done.ticket == flush, "a request came back that was not asked for");
-            flushed += 1;
-            flush = disk.submit(0, Request::Flush)?;
+            ensure!(flush_begun.elapsed() >= FLUSH, "a flush was not delayed");
+            flushes += 1;
+            (flush, flush_begun) = (disk.submit(0, Request::Flush)?, Instant::now());
         }
         latencies.push(begun.elapsed());
         std::thread::sleep(PAUSE);
     }
     ensure!(disk.wait_for(flush)?.is_ok(), "a flush failed");
-    Ok((latencies, flushed + 1))
+    latencies.sort();
+    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied().unwrap_or_default();
+    Ok(BesideFlush { server, flushes: flushes + 1, reads: latencies.len(), median: at(50), p99: at(99) })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::json;
 
+use crate::flushes::Flushes;
 use crate::rows::{Row, Sample};
 use crate::servers::Contender;
 
@@ -12,12 +13,16 @@ use crate::servers::Contender;
 #[derive(Default)]
 pub(crate) struct Report {
     lines: Vec<Line>,
-    pub(crate) beside_flush: Option<BesideFlush>,
+    flushes: Vec<(&'static str, Contender, Flushes)>,
+    pub(crate) beside_flush: Vec<BesideFlush>,
 }
+
+/// What the 99th percentile of reads beside a slow flush has to stay below.
+const P99_LIMIT: Duration = Duration::from_millis(5);
 
 /// Reads while a flush is under way.
 pub(crate) struct BesideFlush {
-    pub(crate) flush: Duration,
+    pub(crate) server: &'static str,
     pub(crate) flushes: u64,
     pub(crate) reads: usize,
     pub(crate) median: Duration,
@@ -74,6 +79,24 @@ impl Report {
         self.lines.push(Line { place, row, servers, ratio });
     }
 
+    pub(crate) fn add_flushes(&mut self, place: &'static str, contender: Contender, flushes: Flushes) {
+        self.flushes.push((place, contender, flushes));
+    }
+
+    /// What must hold on any machine, however busy, and does not.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        let unreal = self.flushes.iter().filter(|(_, _, flushes)| !flushes.are_real()).map(
+            |(place, contender, flushes)| format!("{place}, {}: {}", contender.name(), flushes.in_words()),
+        );
+        let slow = self.beside_flush.iter().filter(|beside| beside.p99 >= P99_LIMIT).map(|beside| {
+            format!(
+                "{}: p99 of reads beside a flush is {:?}, not below {P99_LIMIT:?}",
+                beside.server, beside.p99
+            )
+        });
+        unreal.chain(slow).collect()
+    }
+
     /// The smallest ratio.
     pub(crate) fn worst_ratio(&self) -> Option<f64> {
         self.lines.iter().filter_map(|line| line.ratio).min_by(f64::total_cmp)
@@ -128,10 +151,13 @@ impl Report {
             "Rates are medians; a ratio is the median of the ratios of neighbouring runs. Processor time, kicks and"
         );
         println!("wakes of the client are for one operation: ours / theirs.");
-        if let Some(beside) = &self.beside_flush {
+        for (place, contender, flushes) in &self.flushes {
+            println!("Pairs on {place}, {}: {}", contender.name(), flushes.in_words());
+        }
+        for beside in &self.beside_flush {
             println!(
-                "4 KiB reads beside flushes of {} ms: median {:.3} ms, p99 {:.3} ms ({} reads, {} flushes)",
-                beside.flush.as_millis(),
+                "4 KiB reads beside flushes of 500 ms, {}: median {:.3} ms, p99 {:.3} ms ({} reads, {} flushes)",
+                beside.server,
                 beside.median.as_secs_f64() * 1e3,
                 beside.p99.as_secs_f64() * 1e3,
                 beside.reads,
@@ -161,19 +187,30 @@ impl Report {
                 json!({ "place": line.place, "row": line.row.name(), "servers": servers, "ratio": line.ratio })
             })
             .collect();
-        let beside = self.beside_flush.as_ref().map(|beside| {
+        let beside = self.beside_flush.iter().map(|beside| {
             json!({
-                "flush_ms": beside.flush.as_millis() as u64,
+                "server": beside.server,
                 "median_us": beside.median.as_micros() as u64,
                 "p99_us": beside.p99.as_micros() as u64,
                 "reads": beside.reads,
                 "flushes": beside.flushes,
             })
         });
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&json!({ "rows": lines, "reads_beside_a_flush": beside }))?
-        );
+        let flushes = self.flushes.iter().map(|(place, contender, flushes)| {
+            json!({
+                "place": place,
+                "server": contender.name(),
+                "asked": flushes.asked,
+                "kernel": flushes.kernel.as_ref().ok(),
+                "own_count": flushes.server,
+            })
+        });
+        let report = json!({
+            "rows": lines,
+            "flushes": flushes.collect::<Vec<_>>(),
+            "reads_beside_a_flush": beside.collect::<Vec<_>>(),
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
         Ok(())
     }
 }

@@ -60,7 +60,7 @@ impl Place {
     }
 }
 
-/// One image for all servers, which serve in turn: what one finds in a cache the other finds too.
+/// An image for each server: of two that run at once, each locks its own.
 pub(crate) struct Images {
     dir: TempDir,
     direct: bool,
@@ -80,6 +80,20 @@ impl Images {
             file.sync_all()?;
         }
         Ok(this)
+    }
+
+    /// Where a server is to listen; what an earlier one left there is gone.
+    fn socket(&self, contender: Contender) -> anyhow::Result<PathBuf> {
+        let socket = self.dir.path().join(format!("{}.sock", contender.name()));
+        for stale in [&socket, &socket.with_extension("control")] {
+            match std::fs::remove_file(stale) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| stale.display().to_string());
+                }
+                _ => {}
+            }
+        }
+        Ok(socket)
     }
 
     fn image(&self, contender: Contender) -> PathBuf {
@@ -115,36 +129,23 @@ impl Contender {
     }
 
     pub(crate) fn start(self, images: &Images) -> anyhow::Result<Running> {
-        let socket = images.dir.path().join(format!("{}.sock", self.name()));
-        let _ = std::fs::remove_file(&socket);
-        let image = images.image(self);
-        let mut command = match self {
-            Self::Ours => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
-                let cache = if images.direct { "none" } else { "writeback" };
-                command.args(["serve", "--device", "virtio-blk", "--socket"]).arg(&socket);
-                command.arg("--image").arg(format!("{},cache={cache}", image.display()));
-                command
-            }
+        match self {
+            Self::Ours => Running::ours(images, ""),
             Self::Qemu => {
+                let socket = images.socket(self)?;
                 let mut command = Command::new("qemu-storage-daemon");
                 let direct = if images.direct { "on" } else { "off" };
-                let (image, socket) = (image.display(), socket.display());
+                let image = images.image(self);
+                let (image, path) = (image.display(), socket.display());
                 command.arg("--blockdev").arg(format!(
                     "driver=file,node-name=f,filename={image},aio=io_uring,cache.direct={direct}"
                 ));
                 command.arg("--export").arg(format!(
-                    "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={socket},writable=on,num-queues=1"
+                    "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={path},writable=on,num-queues=1"
                 ));
-                command
+                Running::start(command, socket, None)
             }
-        };
-        let process = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot start {command:?}"))?;
-        Ok(Running { process, socket })
+        }
     }
 }
 
@@ -152,11 +153,46 @@ impl Contender {
 pub(crate) struct Running {
     process: Child,
     socket: PathBuf,
+    control: Option<PathBuf>,
 }
 
 impl Running {
+    /// Our server. `options` follow the image's: `,fault=...`.
+    pub(crate) fn ours(images: &Images, options: &str) -> anyhow::Result<Self> {
+        let socket = images.socket(Contender::Ours)?;
+        let control = socket.with_extension("control");
+        let cache = if images.direct { "none" } else { "writeback" };
+        let image = images.image(Contender::Ours);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+        command.args(["serve", "--device", "virtio-blk", "--socket"]).arg(&socket);
+        command.arg("--control").arg(&control);
+        command.arg("--image").arg(format!("{},cache={cache}{options}", image.display()));
+        // Not each session that comes and goes.
+        command.env("BLK_HOST_LOG", "warn");
+        Self::start(command, socket, Some(control))
+    }
+
+    fn start(mut command: Command, socket: PathBuf, control: Option<PathBuf>) -> anyhow::Result<Self> {
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Self { process, socket, control })
+    }
+
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where ours answers questions.
+    pub(crate) fn control(&self) -> Option<&Path> {
+        self.control.as_deref()
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Processor time of all threads so far, from the scheduler's own account (`/proc/PID/task/TID/schedstat`).
