@@ -24,6 +24,16 @@ fn unknown_means_write_through() {
 }
 
 #[test]
+fn what_one_client_has_read_is_not_known_to_the_next() {
+    let disk = Disk::new();
+    let served = disk.serve(1, "");
+    drop(disk.connect(options(1)));
+    let mut guest = disk.connect(options(1).without_protocol(VhostUserProtocolFeatures::CONFIG));
+    guest.write(0, &contents(0, 1)).unwrap();
+    assert_ne!(served.durable(), 0);
+}
+
+#[test]
 fn a_client_that_has_read_of_a_cache_flushes() {
     let disk = Disk::new();
     let served = disk.serve(1, "");

@@ -7,6 +7,7 @@ mod cache;
 mod mutants;
 mod recovery;
 mod rings;
+mod scsi;
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use host_std::client::{Blk, Options, Payload, Request, Ticket};
 use host_std::fault::Faulty;
 use host_std::server::{BlkOptions, Controller, ServeError, Server};
 use tempfile::TempDir;
+use vhost::VhostBackend as _;
 
 const BLOCK: usize = 4096;
 const BLOCK_SECTORS: u64 = 8;
@@ -45,16 +47,20 @@ impl Disk {
         self.0.path().join(name)
     }
 
-    /// Serves it with a write-back cache, and with faults, if there are to be any.
+    /// Serves it as a virtio-blk device with a write-back cache, and with faults, if there are to be any.
     fn serve(&self, queues: u16, faults: &str) -> Served {
+        let options = BlkOptions { queues, ..BlkOptions::default() };
+        self.serve_with(faults, |backend| Server::blk(&options, backend).unwrap())
+    }
+
+    fn serve_with(&self, faults: &str, server: impl FnOnce(Arc<dyn Backend>) -> Server) -> Served {
         let options = FileOptions { lock_wait: PATIENCE, ..FileOptions::new(CacheMode::WriteBack) };
         let mut backend: Arc<dyn Backend> =
             Arc::new(FileBackend::open(self.path("image"), &options).unwrap());
         if !faults.is_empty() {
             backend = Arc::new(Faulty::new(backend, faults.parse().unwrap()));
         }
-        let options = BlkOptions { queues, ..BlkOptions::default() };
-        let server = Arc::new(Server::blk(&options, Arc::clone(&backend)).unwrap());
+        let server = Arc::new(server(Arc::clone(&backend)));
         let _ = std::fs::remove_file(self.path("socket"));
         let listener = UnixListener::bind(self.path("socket")).unwrap();
         let controller = server.controller();
@@ -70,7 +76,10 @@ impl Disk {
     }
 
     fn connect(&self, options: Options) -> Blk {
-        Blk::connect(self.path("socket"), options).unwrap()
+        let mut guest = Blk::connect(self.path("socket"), options).unwrap();
+        // That it knows of a write-back cache holds when the server has taken the next message, and not before the reply.
+        guest.session_mut().message(|frontend| frontend.get_features()).unwrap();
+        guest
     }
 }
 

@@ -7,7 +7,6 @@ use blk_core::memory::GuestMemory as _;
 use blk_core::units::GuestAddr;
 use host_std::client::{Blk, Options, Request};
 use rustix::net::{SendFlags, send};
-use vhost::VhostBackend as _;
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _, VhostUserProtocolFeatures};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -210,6 +209,24 @@ fn a_broken_ring_says_so_and_harms_no_other() {
     assert!(err.read().is_err(), "it says so once");
     guest.session_mut().restart_driver().unwrap();
     check(&mut guest, 0, 0..16, 7);
+}
+
+/// The next one's requests are not overtaken by those of the one before.
+#[test]
+fn a_client_that_vanishes_leaves_nothing_in_flight() {
+    let disk = Disk::new();
+    let served = disk.serve(2, "write:50ms");
+    for round in 0..4 {
+        let mut guest = disk.connect(options(2));
+        submit_writes(&mut guest, 0, 0..16, round);
+        served.until_in_flight(0, 16);
+        drop(guest);
+        let mut next = disk.connect(options(2));
+        let stats = served.controller.stats();
+        assert!(stats.queues.iter().all(|queue| queue.in_flight == 0), "{stats:?}");
+        check(&mut next, 1, 0..16, round);
+        assert_eq!((take_done(&mut next, 0), take_done(&mut next, 1)), (0, 0));
+    }
 }
 
 #[test]
