@@ -12,7 +12,8 @@
 //! disturbed machine disturbs both; a ratio is the median of the ratios of neighbours.
 //!
 //! It fails, whatever the machine's speed, if a request fails or comes back wrong, if flushes were fewer fdatasync calls than
-//! flushes, or if the 99th percentile of reads beside a flush of 500 ms reaches 5 ms. Ratios fail it only with `--at-least`.
+//! flushes, or if the 99th percentile of reads beside a flush of 500 ms reaches 5 ms in each of three tries. Ratios fail it
+//! only with `--at-least`.
 
 mod delayed;
 mod fio;

@@ -167,8 +167,8 @@ impl Running {
         command.args(["serve", "--device", "virtio-blk", "--socket"]).arg(&socket);
         command.arg("--control").arg(&control);
         command.arg("--image").arg(format!("{},cache={cache}{options}", image.display()));
-        // Not each session that comes and goes.
-        command.env("BLK_HOST_LOG", "warn");
+        // Not each session that comes and goes, nor that faults are injected.
+        command.env("BLK_HOST_LOG", "error");
         Self::start(command, socket, Some(control))
     }
 
