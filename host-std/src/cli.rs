@@ -111,6 +111,8 @@ impl ValueEnum for FrontArg {
                 Self(Front::ALL[2]),
                 Self(Front::ALL[3]),
                 Self(Front::ALL[4]),
+                Self(Front::ALL[5]),
+                Self(Front::ALL[6]),
             ]
         }
     }
@@ -119,6 +121,8 @@ impl ValueEnum for FrontArg {
         Some(PossibleValue::new(match self.0 {
             Front::IdePio => "ide-pio",
             Front::IdeDma => "ide-dma",
+            Front::Ahci => "ahci",
+            Front::AhciNcq => "ahci-ncq",
             Front::Scsi => "scsi",
             Front::VirtioBlk => "virtio-blk",
             Front::VirtioScsi => "virtio-scsi",

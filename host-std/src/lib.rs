@@ -23,7 +23,7 @@
 //! | Cache modes | writethrough, writeback, none, directsync, unsafe |
 //! | Engine | on the queue's thread what waits for no device, io_uring for direct I/O, worker threads for the rest; one flusher with fdatasync; `RWF_DSYNC` for FUA where it is honoured |
 //! | Server | vhost-user for virtio-blk and virtio-scsi, with in-flight tracking, live resize and an error policy |
-//! | Guests | drivers in this process: IDE by PIO and DMA, SCSI, virtio-scsi, virtio-blk |
+//! | Guests | drivers in this process: IDE by PIO and DMA, AHCI with and without NCQ, SCSI, virtio-scsi, virtio-blk |
 //! | **Not there** | **image formats, vfio-user, KVM; network storage; bandwidth limits; taking back operations in flight: a reset waits for them; systems other than Linux** |
 
 pub mod backend;

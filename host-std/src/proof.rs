@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use ata_model::sim::{DriverConfig, IdeGuest, ResetBy, Transport};
+use ata_model::sim::{AhciConfig, AhciGuest, AhciReset, DriverConfig, IdeGuest, ResetBy, Transport};
 use blk_core::sim::{Cell, Progress, Report, SimGuest, SimHandle, SimMemory, explore};
 use scsi_model::sim::virtio_scsi::{Driver as VirtioScsiDriver, Variant as VirtioScsiVariant};
 use scsi_model::sim::{Driver as ScsiDriver, Variant as ScsiVariant};
@@ -17,6 +17,10 @@ pub enum Front {
     IdeDma,
     /// A SCSI logical unit, by command blocks.
     Scsi,
+    /// A SATA drive behind AHCI registers, one command at a time.
+    Ahci,
+    /// The same with queued commands (NCQ).
+    AhciNcq,
     /// virtio-blk behind virtio-mmio registers.
     VirtioBlk,
     /// A SCSI logical unit behind virtio-scsi.
@@ -25,7 +29,15 @@ pub enum Front {
 
 impl Front {
     /// Every front end, in the order of the integrity table.
-    pub const ALL: [Self; 5] = [Self::IdePio, Self::IdeDma, Self::Scsi, Self::VirtioBlk, Self::VirtioScsi];
+    pub const ALL: [Self; 7] = [
+        Self::IdePio,
+        Self::IdeDma,
+        Self::Ahci,
+        Self::AhciNcq,
+        Self::Scsi,
+        Self::VirtioScsi,
+        Self::VirtioBlk,
+    ];
 
     /// Its name in the table.
     #[must_use]
@@ -33,6 +45,8 @@ impl Front {
         match self {
             Self::IdePio => "IDE PIO",
             Self::IdeDma => "IDE DMA",
+            Self::Ahci => "AHCI",
+            Self::AhciNcq => "AHCI NCQ",
             Self::Scsi => "SCSI",
             Self::VirtioBlk => "virtio-blk",
             Self::VirtioScsi => "virtio-scsi",
@@ -82,6 +96,10 @@ impl GuestKind {
         Self::new(name, 1, move |memory, storage| IdeGuest::boot(driver, memory, storage))
     }
 
+    fn ahci(name: &'static str, driver: AhciConfig) -> Self {
+        Self::new(name, 1, move |memory, storage| AhciGuest::boot(driver, memory, storage))
+    }
+
     fn scsi(name: &'static str, variant: ScsiVariant) -> Self {
         Self::new(name, 1, move |memory, storage| ScsiDriver::boot(variant, memory, storage))
     }
@@ -119,6 +137,15 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
                 GuestKind::ide("firmware before the OS", DriverConfig::firmware_then_old(Transport::Dma)),
             ]
         }
+        (Era::Today, Front::Ahci | Front::AhciNcq) => {
+            let queued = front == Front::AhciNcq;
+            let driver = AhciConfig::new(queued);
+            vec![
+                GuestKind::ahci("COMRESET", driver),
+                GuestKind::ahci("HBA reset", AhciConfig { reset: AhciReset::Host, ..driver }),
+                GuestKind::ahci("firmware before the OS", AhciConfig::firmware_then_old(queued)),
+            ]
+        }
         (Era::Today, Front::Scsi) => vec![
             GuestKind::scsi("sd", ScsiVariant::Sd),
             GuestKind::scsi("firmware before the OS", ScsiVariant::FirmwareThenOld),
@@ -142,8 +169,10 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
         (Era::Of2009, Front::IdeDma) => {
             vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Dma))]
         }
-        // SCSI was safe then as it is now.
-        (Era::Of2009, Front::Scsi | Front::VirtioScsi) => guests(front, Era::Today),
+        // SCSI was safe then as it is now, and of AHCI nothing is said.
+        (Era::Of2009, Front::Scsi | Front::VirtioScsi | Front::Ahci | Front::AhciNcq) => {
+            guests(front, Era::Today)
+        }
         (Era::Of2009, Front::VirtioBlk) => {
             let guest = || GuestKind::virtio::<1>("no flush", VirtioVariant::Of2009);
             vec![guest(), guest().needing_barriers("no barrier, no drain")]

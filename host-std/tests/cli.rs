@@ -28,7 +28,7 @@ fn the_table_has_every_cell_and_each_is_as_it_must_be() {
     assert_eq!(code, Some(0));
     assert_eq!(table["as_it_must_be"], true);
     let cells = table["cells"].as_array().expect("cells");
-    assert_eq!(cells.len(), 5 * 5);
+    assert_eq!(cells.len(), 7 * 5);
     for cell in cells {
         let safe = cell["mode"] != "unsafe";
         assert_eq!(cell["proof"]["safe"], safe, "{cell}");

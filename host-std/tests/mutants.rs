@@ -23,6 +23,9 @@ fn not_applicable(front: Front, mutant: Mutant) -> Option<&'static str> {
         (Front::VirtioBlk, _) => None,
         (_, FlushOwnQueueOnly | ResetOneQueueOnly) => Some("one queue"),
         (Front::Scsi | Front::VirtioScsi, _) => None,
+        (Front::AhciNcq, BarrierAdmitsYounger | BarrierIgnoresOlder | CacheSwitchInFlight) => {
+            Some("no ordered commands, and only reads and writes are queued")
+        }
         (_, BarrierAdmitsYounger | BarrierIgnoresOlder | CacheSwitchInFlight) => {
             Some("one command at a time")
         }

@@ -4,6 +4,7 @@
 //! They serve the integrity table, the tests that trace system calls, and whoever wants to try a model without a virtual
 //! machine. Each call blocks until the device has answered, as a polling firmware driver's would.
 
+mod ahci;
 mod ide;
 mod machine;
 mod scsi;
@@ -12,6 +13,7 @@ mod virtio_scsi;
 
 use std::time::Duration;
 
+pub use ahci::{Ahci, Commands};
 pub use ide::{Ide, Transfer};
 pub use machine::Machine;
 pub use scsi::{BUFFER, Carrier, Scsi, Unit};

@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use ata_model::{DriveConfig, IdeController};
+use ata_model::{DriveConfig, Hba, IdeController};
 use blk_core::storage::CacheMode;
 use blk_core::units::GuestAddr;
 use host_std::backend::{Counts, FileBackend, FileOptions, FileStorage};
-use host_std::guest::{GuestDisk, Ide, Machine, Scsi, Transfer, Unit, VirtioBlk, VirtioScsi};
+use host_std::guest::{Ahci, Commands, GuestDisk, Ide, Machine, Scsi, Transfer, Unit, VirtioBlk, VirtioScsi};
 use host_std::memory::MappedMemory;
 use host_std::proof::Front;
 use host_std::trace::{BlockTrace, LoopDevice};
@@ -148,6 +148,11 @@ fn drive(front: Front, mode: CacheMode, path: &Path) -> anyhow::Result<Run> {
             let drives = [Some(DriveConfig::new("BLK-HOST", "0001")), None, None, None];
             let machine = Machine::new(IdeController::new(drives), memory, vec![handle]);
             workload(&mut Ide::new(machine, transfer)?)?
+        }
+        Front::Ahci | Front::AhciNcq => {
+            let commands = if front == Front::Ahci { Commands::Dma } else { Commands::Queued };
+            let hba = Hba::<1>::new([Some(DriveConfig::new("BLK-HOST", "0001"))]);
+            workload(&mut Ahci::new(Machine::new(hba, memory, vec![handle]), commands)?)?
         }
         Front::Scsi => {
             let config = scsi_model::Config::new("BLKHOST", "DISK", "1", "0001");
