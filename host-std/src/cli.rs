@@ -17,7 +17,7 @@ Examples:
   blk-host                                 the whole table, in about a minute
   blk-host --image /mnt/data/test.img      the same on the filesystem that matters to you
   blk-host --front virtio-blk --mode none  one cell
-  blk-host --exhaustive --prove-only       every program of four steps: some ten minutes
+  blk-host --exhaustive --prove-only       every program of four steps: an hour; ten minutes for one front
   blk-host --json | jq .cells              for other programs
   blk-host probe /var/lib/images           is my stack safe?
   blk-host serve --socket disk.sock --image disk.img,cache=none,size=10G
