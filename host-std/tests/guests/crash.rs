@@ -52,7 +52,8 @@ pub(crate) fn check(recording: &Path, from: u64, filesystem: &str, wanted: usize
     let states = choose(&log, from, wanted, seed);
     let mut report = Report { states: states.len(), ..Report::default() };
     let Some(first) = states.first() else { return report };
-    let disk = Disk::serve(OverlayBackend::new(first.image.clone(), 512));
+    let block = log.info_at(first.position).expect("a disk").logical_block_bytes;
+    let disk = Disk::serve(OverlayBackend::new(first.image.clone(), block));
     let socket = disk.socket();
     let boot = Boot { filesystem, ..Boot::new(Machine::Uml, Front::Blk, &socket) };
     let mut guest = Guest::boot(&boot);

@@ -21,7 +21,7 @@ fn a_failed_flush_is_an_error_for_good() {
     for _ in 0..2 {
         let output = guest.run(sync);
         assert_ne!(output.status, 0, "a flush that failed, and all after it");
-        assert!(output.text().contains("I/O error"), "{}", output.text());
+        assert!(output.text().contains("Input/output error"), "EIO: {}", output.text());
     }
     let read = guest.run("dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct 2>&1");
     assert_eq!(read.status, 0, "reads go on: {}", read.text());
