@@ -63,6 +63,8 @@ impl GuestMemory for Memory {
 /// A disk of 1 MiB that does what it is asked when its completion is let go.
 pub struct Disk {
     pub info: Info,
+    /// A size that is taken over with the next poll.
+    pub resized: Option<u64>,
     pub bytes: Vec<u8>,
     pub staging: Vec<Vec<u8>>,
     pub log: Vec<Op>,
@@ -97,6 +99,7 @@ impl Disk {
         };
         Self {
             info,
+            resized: None,
             bytes: (0..2048).flat_map(|lba: usize| [lba as u8; BLOCK]).collect(),
             staging: vec![vec![0; 4096]; TAGS],
             log: Vec::new(),
@@ -181,6 +184,9 @@ impl Storage<Memory> for Disk {
     }
 
     fn poll(&mut self, _: &Memory) -> Option<Completion> {
+        if let Some(sectors) = self.resized.take() {
+            self.info.sectors = sectors;
+        }
         self.done.pop_front()
     }
 

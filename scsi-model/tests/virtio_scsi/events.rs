@@ -35,7 +35,7 @@ fn a_unit_that_comes_is_announced_and_works() {
     machine.lend(16);
     let index = plug(&mut machine, 0, 5);
     assert_eq!(index, 2);
-    assert_eq!(machine.event(), Some((TRANSPORT_RESET, lun(0, 5), RESCAN)));
+    assert_eq!(machine.event(), Some((TRANSPORT_RESET, listed(0, 5), RESCAN)));
     assert_eq!(machine.event(), None);
     assert_eq!(machine.command(lun(0, 5), &TEST_UNIT_READY, &[], 0).key(), (6, 0x2900));
     assert!(machine.command(lun(0, 5), &read10(0, 1), &[], BLOCK).is_good());
@@ -57,7 +57,7 @@ fn a_unit_that_goes_finishes_what_it_has() {
     machine.poll();
     assert!(controller(&mut machine).remove(1));
     assert!(!controller(&mut machine).remove(1));
-    assert_eq!(machine.event(), Some((TRANSPORT_RESET, lun(0, 1), REMOVED)));
+    assert_eq!(machine.event(), Some((TRANSPORT_RESET, listed(0, 1), REMOVED)));
     assert_eq!(machine.command(lun(0, 1), &TEST_UNIT_READY, &[], 0).key(), (5, 0x2500));
     assert!(controller(&mut machine).has_unit(1), "its handle is in use");
     machine.release(1);
@@ -77,11 +77,28 @@ fn a_resize_reaches_the_driver_twice() {
     machine.lend(16);
     machine.disks[1].info.sectors = 4096;
     assert_eq!(machine.sectors(1), 4096);
-    assert_eq!(machine.event(), Some((PARAMETER_CHANGE, lun(4, 2), 0x092a)), "asc in the low byte");
+    assert_eq!(machine.event(), Some((PARAMETER_CHANGE, listed(4, 2), 0x092a)), "asc in the low byte");
     assert_eq!(machine.command(lun(4, 2), &TEST_UNIT_READY, &[], 0).key(), (6, 0x2a09));
     let capacity = machine.data_in(lun(4, 2), &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8);
     assert_eq!(capacity, [0, 0, 0x0f, 0xff, 0, 0, 2, 0]);
     assert!(machine.command(lun(0, 0), &TEST_UNIT_READY, &[], 0).is_good());
+}
+
+/// A storage takes another size over when it is polled: nobody else polls that of an idle unit, and the size that is taken over
+/// while a unit is busy is an event all the same.
+#[test]
+fn a_resize_is_noticed_when_the_storage_takes_it_over() {
+    for busy in [false, true] {
+        let mut machine = Machine::new(&[at(0, 0)]);
+        machine.lend(16);
+        machine.disks[0].resized = Some(4096);
+        if busy {
+            let heard = machine.command(lun(0, 0), &read10(0, 1), &[], BLOCK);
+            assert!(heard.is_good() || heard.key() == (6, 0x2a09));
+        }
+        assert_eq!(machine.event(), Some((PARAMETER_CHANGE, listed(0, 0), 0x092a)), "busy: {busy}");
+        assert_eq!(machine.event(), None, "told once");
+    }
 }
 
 /// 5.6.6.3: the device keeps some events for want of buffers; of what it cannot keep it says that it is missing.
@@ -95,13 +112,17 @@ fn events_wait_for_buffers_and_those_that_are_lost_are_missed() {
     for _ in 0..17 {
         machine.lend(16);
     }
-    assert_eq!(machine.event(), Some((PARAMETER_CHANGE | MISSED, lun(0, 0), 0x092a)));
+    assert_eq!(machine.event(), Some((PARAMETER_CHANGE | MISSED, listed(0, 0), 0x092a)));
     for _ in 0..15 {
-        assert_eq!(machine.event(), Some((PARAMETER_CHANGE, lun(0, 0), 0x092a)), "told once");
+        assert_eq!(machine.event(), Some((PARAMETER_CHANGE, listed(0, 0), 0x092a)), "told once");
     }
     assert_eq!(machine.event(), None);
     machine.disks[0].info.sectors = 2048;
-    assert_eq!(machine.event(), Some((PARAMETER_CHANGE, lun(0, 0), 0x092a)), "into the buffer that was left");
+    assert_eq!(
+        machine.event(),
+        Some((PARAMETER_CHANGE, listed(0, 0), 0x092a)),
+        "into the buffer that was left"
+    );
 }
 
 #[test]
@@ -113,7 +134,7 @@ fn a_buffer_too_short_for_an_event_is_used_for_nothing() {
     machine.poll();
     assert_eq!(machine.reap(1).map(|(_, len)| len), Some(15));
     assert_eq!(machine.fetch(short, 4), [0; 4], "NO_EVENT");
-    assert_eq!(machine.event(), Some((PARAMETER_CHANGE, lun(0, 0), 0x092a)));
+    assert_eq!(machine.event(), Some((PARAMETER_CHANGE, listed(0, 0), 0x092a)));
     machine.lend(3);
     machine.disks[0].info.sectors = 2048;
     assert!(machine.is_broken(), "it holds nothing");

@@ -108,6 +108,11 @@ pub(crate) fn lun(target: u8, lun: u16) -> [u8; 8] {
     [1, target, (lun >> 8) as u8 | 0x40, lun as u8, 0, 0, 0, 0]
 }
 
+/// As REPORT LUNS lists a unit with a number below 256, and Linux looks for it when an event names it.
+pub(crate) fn listed(target: u8, lun: u8) -> [u8; 8] {
+    [1, target, 0, lun, 0, 0, 0, 0]
+}
+
 pub(crate) fn read10(lba: u8, blocks: u8) -> [u8; 10] {
     [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
 }

@@ -23,12 +23,24 @@ impl Address {
         [1, self.target, high, low, 0, 0, 0, 0]
     }
 
-    /// As REPORT LUNS of the target lists it: peripheral device addressing where that reaches, as is usual, for a guest
-    /// takes the bytes for a number.
+    /// As REPORT LUNS of the target lists it.
     #[must_use]
     pub(super) fn single_level(self) -> [u8; 8] {
-        let [high, low] = if self.lun < 0x100 { self.lun.to_be_bytes() } else { self.flat() };
+        let [high, low] = self.listed();
         [high, low, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// As an event names it. Linux (`virtscsi_handle_param_change`) takes the two bytes for the number under which REPORT
+    /// LUNS has listed the unit, as QEMU (`virtio_scsi_push_event`) knows.
+    #[must_use]
+    pub(super) fn in_event(self) -> [u8; 8] {
+        let [high, low] = self.listed();
+        [1, self.target, high, low, 0, 0, 0, 0]
+    }
+
+    /// Peripheral device addressing where that reaches, as is usual, for a guest takes the bytes for a number.
+    fn listed(self) -> [u8; 2] {
+        if self.lun < 0x100 { self.lun.to_be_bytes() } else { self.flat() }
     }
 
     fn flat(self) -> [u8; 2] {

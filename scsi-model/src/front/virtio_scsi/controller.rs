@@ -333,7 +333,6 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             self.finish_reset(memory, storage);
             return Polled::default();
         }
-        self.notice_capacities(storage);
         let io = &mut Io { memory, storage, policy, logs };
         let mut again = false;
         let mut budgets = [0; Q];
@@ -455,16 +454,5 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             }
         }
         self.events.push(self.rings.get(EVENT), address, happened);
-    }
-
-    fn notice_capacities<M: ?Sized, H: Storage<M>>(&mut self, storage: &[H]) {
-        let ring = self.rings.get(EVENT);
-        for ((attached, address), handle) in self.units.iter_mut().zip(&self.addresses).zip(storage) {
-            if let (Some(attached), Some(address)) = (attached, address)
-                && attached.unit.notice_capacity(handle.info())
-            {
-                self.events.push(ring, *address, Happened::Resized);
-            }
-        }
     }
 }

@@ -6,6 +6,7 @@ use blk_core::virtq::{InFlight, QueueError};
 
 use super::address::{Address, Addressed};
 use super::controller::{Attached, Controller, Policy};
+use super::events::Happened;
 use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Pending, Place, Request, luns};
 use super::rings::{CONTROL, EVENT, REQUEST, running};
 use super::target::{self, Stand};
@@ -170,12 +171,25 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         H: Storage<M>,
         I: InFlight,
     {
-        let Self { rings, addresses, units, sizes, .. } = self;
+        let Self { rings, addresses, units, sizes, events, .. } = self;
         let mut ended = false;
         for (index, (place, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
             let Some(Attached { unit, requests }) = place else { continue };
             let address = addresses.get(index).copied().flatten();
-            while !unit.is_quiet() {
+            loop {
+                let quiet = unit.is_quiet();
+                if quiet {
+                    // Nothing is in flight: a storage takes over another size when it is polled, and nobody else polls it.
+                    let _ = handle.poll(io.memory);
+                }
+                if unit.notice_capacity(handle.info())
+                    && let Some(address) = address
+                {
+                    events.push(rings.get(EVENT), address, Happened::Resized);
+                }
+                if quiet {
+                    break;
+                }
                 let mut lane = Lane {
                     memory: io.memory,
                     rings: &mut *rings,

@@ -118,7 +118,7 @@ impl Events {
         match self.waiting.first() {
             Some((address, happened)) => {
                 let (event, reason) = happened.encode();
-                EventData { event: (event | missed).into(), lun: address.encode(), reason: reason.into() }
+                EventData { event: (event | missed).into(), lun: address.in_event(), reason: reason.into() }
             }
             None => EventData { event: (event::NONE | missed).into(), ..EventData::default() },
         }
