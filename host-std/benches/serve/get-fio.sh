@@ -38,18 +38,18 @@ X
 echo "fetching libblkio (trixie) and fio's source (sid) from $mirror into $dir"
 apt trixie update >/dev/null
 apt trixie install --download-only libblkio-dev libblkio1 >/dev/null
-mkdir -p "$dir/root" "$dir/source" "$dir/bin"
-for package in "$dir"/apt-trixie/cache/archives/*.deb; do dpkg-deb -x "$package" "$dir/root"; done
+mkdir -p "$dir/unpacked" "$dir/source" "$dir/bin"
+for package in "$dir"/apt-trixie/cache/archives/*.deb; do dpkg-deb -x "$package" "$dir/unpacked"; done
 apt sid update >/dev/null
 (cd "$dir/source" && apt sid source --download-only --tar-only fio >/dev/null)
 tar -xf "$dir"/source/fio_*.orig.tar.* -C "$dir/source" --strip-components=1
 
 echo "building fio"
-lib=$dir/root/usr/lib/$(gcc -print-multiarch)
+lib=$dir/unpacked/usr/lib/$(gcc -print-multiarch)
 [ -e "$lib/libblkio.so" ] || { echo "get-fio.sh: no libblkio.so in $lib" >&2; exit 1; }
 # Only libblkio comes from the packages: the headers of another C library must stay out.
 mkdir -p "$dir/include" "$dir/pkgconfig"
-cp "$dir"/root/usr/include/blkio.h "$dir/include/"
+cp "$dir"/unpacked/usr/include/blkio.h "$dir/include/"
 printf 'Name: blkio\nDescription: libblkio\nVersion: %s\nCflags: -I%s\nLibs: -L%s -lblkio\n' \
     "$(sed -n 's/^Version: //p' "$lib/pkgconfig/blkio.pc")" "$dir/include" "$dir/link" >"$dir/pkgconfig/blkio.pc"
 mkdir -p "$dir/link" && ln -sf "$lib"/libblkio.so* "$dir/link/"
@@ -61,7 +61,7 @@ mkdir -p "$dir/link" && ln -sf "$lib"/libblkio.so* "$dir/link/"
     make -j"$(nproc)" fio >make.log 2>&1 || { tail -20 make.log >&2; exit 1; }
 )
 # Runs with the C library that libblkio wants.
-loader=$(find "$dir/root" -name 'ld-linux*.so*' | head -1)
+loader=$(find "$dir/unpacked" -name 'ld-linux*.so*' | head -1)
 printf '#!/bin/sh\nexec %s --library-path %s %s "$@"\n' "$loader" "$lib" "$dir/source/fio" >"$dir/bin/fio"
 chmod +x "$dir/bin/fio"
 "$dir/bin/fio" --version

@@ -47,7 +47,7 @@ impl Cache {
 
     /// Of the packaged kernel there is one, whatever its version.
     pub(crate) fn kernel(&self) -> PathBuf {
-        let boot = self.file("linux/root/boot");
+        let boot = self.file("linux/unpacked/boot");
         let files = std::fs::read_dir(&boot).expect("a folder").map(|entry| entry.expect("an entry").path());
         let mut kernels = files.filter(|path| {
             path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinuz"))

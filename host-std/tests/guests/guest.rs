@@ -284,7 +284,7 @@ const ARGUMENTS: &str = "quiet panic=-1";
 
 fn uml(boot: &Boot<'_>, folder: &Path) -> Command {
     let cache = Cache::get();
-    let mut command = Command::new(cache.file("uml/root/usr/bin/linux.uml"));
+    let mut command = Command::new(cache.file("uml/unpacked/usr/bin/linux.uml"));
     command.args(["mem=256M", "con0=null,fd:2", "con1=fd:0,fd:1", "con=null", "ssl=null", "blk.port=tty1"]);
     command.arg(format!("initrd={}", cache.initramfs.display()));
     command.arg(format!("uml_dir={}/", folder.display()));
