@@ -132,24 +132,8 @@ pub struct Function {
 pub struct Changed {
     /// BARs were written, or decoding was switched: map [`ConfigSpace::bar`] again.
     pub bars: bool,
-    /// Bus mastering was switched off: what is in flight may end, nothing new may touch memory.
-    pub bus_master_off: bool,
     /// The level of the INTx pin.
     pub irq: IrqChange,
-}
-
-/// What a front's interrupt became.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Signal {
-    /// The level of the INTx pin, line 0, may have changed.
-    Intx(IrqChange),
-    /// A message is to be sent.
-    Msi(Message),
-    /// MSI-X is enabled: the front raises the vector in its table.
-    Msix,
-    /// There is nothing to be done.
-    Nothing,
 }
 
 /// A function's configuration space.
@@ -218,7 +202,7 @@ impl ConfigSpace {
     /// A guest writes at `offset`: the writable bits of it change. What is beyond the space or not aligned is ignored.
     pub fn write(&mut self, offset: u64, width: Width, value: u64) -> Changed {
         let Some(range) = range(offset, width) else { return Changed::default() };
-        let (command, pin) = (self.command(), self.pin());
+        let (command, pin) = (self.command(), self.is_asserted());
         let mut bars = false;
         for (at, new) in range.zip(value.to_le_bytes()) {
             let mask = self.writable(at);
@@ -228,11 +212,9 @@ impl ConfigSpace {
             bars |= (register::BAR0..bar_at(BARS as u8)).contains(&at);
         }
         let decoding = Command::IO | Command::MEMORY;
-        let bus_master_off = command.difference(self.command()).contains(Command::BUS_MASTER);
         Changed {
             bars: bars || (command ^ self.command()).intersects(decoding),
-            bus_master_off,
-            irq: IrqChange::between(pin.into(), self.pin().into()),
+            irq: IrqChange::between(pin.into(), self.is_asserted().into()),
         }
     }
 
@@ -270,23 +252,12 @@ impl ConfigSpace {
 
     /// Sets the front's interrupt level, and returns what is to be done where INTx is in use. STATUS follows the level.
     pub fn set_level(&mut self, level: bool) -> IrqChange {
-        let before = self.pin();
+        let before = self.is_asserted();
         self.level = level;
         if let Some(status) = self.bytes.get_mut(register::STATUS) {
             *status = *status & !STATUS_INTERRUPT | if level { STATUS_INTERRUPT } else { 0 };
         }
-        IrqChange::between(before.into(), self.pin().into())
-    }
-
-    /// The front's interrupt `vector` happened, and its level is now `level`: by whichever way the guest has enabled.
-    pub fn signal(&mut self, vector: u16, level: bool) -> Signal {
-        let irq = self.set_level(level);
-        match (self.msix_enabled(), self.msi_enabled()) {
-            (true, _) if level => Signal::Msix,
-            (false, true) if level => self.msi_message(vector).map_or(Signal::Nothing, Signal::Msi),
-            (false, false) if irq.changed != 0 => Signal::Intx(irq),
-            _ => Signal::Nothing,
-        }
+        IrqChange::between(before.into(), self.is_asserted().into())
     }
 
     /// Whether MSI is enabled.
@@ -311,7 +282,8 @@ impl ConfigSpace {
 
     /// The message of MSI `vector`. 6.8.1.3, 6.8.1.6: of the vectors that were allocated, in the low bits of the data; one
     /// that was not shares the first.
-    fn msi_message(&self, vector: u16) -> Option<Message> {
+    #[must_use]
+    pub fn msi_message(&self, vector: u16) -> Option<Message> {
         let at = self.capability(0x05)?;
         if !self.command().contains(Command::BUS_MASTER) {
             return None;
@@ -328,8 +300,9 @@ impl ConfigSpace {
         Some(u16::from_le_bytes(self.get(self.capability(id)?.wrapping_add(2))))
     }
 
-    /// The level of the INTx pin: not asserted if disabled, nor where messages are enabled (6.8.2).
-    fn pin(&self) -> bool {
+    /// Whether the INTx pin is asserted: not if disabled, nor where messages are enabled (6.8.2).
+    #[must_use]
+    pub fn is_asserted(&self) -> bool {
         let silent =
             self.command().contains(Command::INTX_DISABLE) || self.msi_enabled() || self.msix_enabled();
         self.level && !silent && self.function.identity.interrupt_pin != 0

@@ -5,17 +5,20 @@
 //! byte need no code of their own.
 //!
 //! ```text
-//! guest: read, write -> ConfigSpace -> Changed: BARs moved, decoding, bus mastering, interrupts
-//! front: lines       -> ConfigSpace::signal -> INTx level, or the messages to be sent
+//! machine -> PciFunction -> ConfigSpace: BARs, decoding, bus mastering, interrupts
+//!                        -> MsixTable
+//!                        -> Endpoint: the device's registers and its interrupts
 //! ```
 
 mod capability;
 mod config_space;
 mod msix;
+mod pci_function;
 
 pub use capability::{Capability, Message};
-pub use config_space::{Bar, Changed, Command, ConfigSpace, Function, Identity, Signal};
+pub use config_space::{Bar, Changed, Command, ConfigSpace, Function, Identity};
 pub use msix::MsixTable;
+pub use pci_function::{Endpoint, MsixOwner, PciFunction, Permissions};
 
 #[cfg(test)]
 mod tests;

@@ -103,6 +103,12 @@ impl<const V: usize> MsixTable<V> {
         None
     }
 
+    /// The message of `vector`, masked or not.
+    #[must_use]
+    pub fn message(&self, vector: u16) -> Option<Message> {
+        self.entries.get(usize::from(vector)).map(|entry| entry.message)
+    }
+
     fn dword(&self, offset: u64) -> Option<u32> {
         let entry = self.entries.get(usize::try_from(offset / ENTRY_BYTES).ok()?)?;
         Some(match offset % ENTRY_BYTES {

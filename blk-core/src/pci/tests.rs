@@ -1,7 +1,7 @@
 use heapless::Vec;
 
 use super::*;
-use crate::bus::{IrqChange, Width};
+use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 
 fn ahci() -> ConfigSpace {
     let mut bars = [Bar::Absent; 6];
@@ -98,31 +98,30 @@ fn capabilities_that_do_not_fit_are_left_out() {
 #[test]
 fn intx_follows_the_level_unless_disabled_and_status_always_does() {
     let mut space = ahci();
-    assert_eq!(space.signal(0, true), Signal::Intx(IrqChange { changed: 1, level: 1 }));
-    assert_eq!(space.signal(0, true), Signal::Nothing);
+    assert_eq!(space.set_level(true), IrqChange { changed: 1, level: 1 });
+    assert_eq!(space.set_level(true), IrqChange::NONE);
     assert_ne!(space.read(6, Width::Word) & 1 << 3, 0);
     let changed = space.write(4, Width::Word, 1 << 10);
     assert_eq!(changed.irq, IrqChange { changed: 1, level: 0 });
     assert_ne!(space.read(6, Width::Word) & 1 << 3, 0, "the status follows the level all the same");
     assert_eq!(space.write(4, Width::Word, 0).irq, IrqChange { changed: 1, level: 1 });
-    assert_eq!(space.signal(0, false), Signal::Intx(IrqChange { changed: 1, level: 0 }));
+    assert_eq!(space.set_level(false), IrqChange { changed: 1, level: 0 });
     assert_eq!(space.read(6, Width::Word) & 1 << 3, 0);
 }
 
 #[test]
 fn msi_sends_a_message_instead_of_the_pin_and_needs_bus_mastering() {
     let mut space = ahci();
-    space.signal(0, true);
+    space.set_level(true);
     space.write(0x48, Width::Qword, 0xfee0_1003);
     space.write(0x50, Width::Word, 0x4021);
     let changed = space.write(0x46, Width::Word, 1);
     assert_eq!(changed.irq, IrqChange { changed: 1, level: 0 }, "the pin is not used any more");
-    assert_eq!(space.signal(0, true), Signal::Nothing, "no bus mastering, no message");
+    assert_eq!(space.msi_message(0), None, "no bus mastering, no message");
     space.write(4, Width::Word, 4);
     let message = Message { address: 0xfee0_1000, data: 0x4021 };
-    assert_eq!(space.signal(0, true), Signal::Msi(message));
-    assert_eq!(space.signal(3, true), Signal::Msi(message), "one vector was allocated");
-    assert_eq!(space.signal(0, false), Signal::Nothing);
+    assert_eq!(space.msi_message(0), Some(message));
+    assert_eq!(space.msi_message(3), Some(message), "one vector was allocated");
     assert_eq!(space.read(0x46, Width::Word), 0x0081);
 }
 
@@ -134,18 +133,10 @@ fn msi_vectors_go_into_the_low_bits() {
     space.write(4, Width::Word, 4);
     space.write(0x50, Width::Word, 0x4020);
     space.write(0x46, Width::Word, 2 << 4 | 1);
-    assert_eq!(space.signal(3, true), Signal::Msi(Message { address: 0, data: 0x4023 }));
+    assert_eq!(space.msi_message(3), Some(Message { address: 0, data: 0x4023 }));
     // Multiple Message Enable has reserved values: none of them shifts out of range.
     space.write(0x46, Width::Word, 7 << 4 | 1);
-    assert_eq!(space.signal(3, true), Signal::Msi(Message { address: 0, data: 0x4023 }));
-}
-
-#[test]
-fn switching_bus_mastering_off_is_reported_once() {
-    let mut space = ahci();
-    assert!(!space.write(4, Width::Word, 6).bus_master_off);
-    assert!(space.write(4, Width::Byte, 2).bus_master_off);
-    assert!(!space.write(4, Width::Byte, 2).bus_master_off);
+    assert_eq!(space.msi_message(3), Some(Message { address: 0, data: 0x4023 }));
 }
 
 #[test]
@@ -195,4 +186,130 @@ fn the_table_is_read_as_it_was_written_in_dwords_and_qwords_only() {
         assert_eq!(table.read(at, width), 0);
     }
     assert_eq!(table, before);
+}
+
+/// Two vectors, a table in BAR 1 at 100h, and a register in BAR 1 whose write raises what it says.
+#[derive(Clone, Debug, Default)]
+struct Toy {
+    permissions: Permissions,
+    level: bool,
+}
+
+impl Endpoint for Toy {
+    fn function(&self) -> Function {
+        let mut bars = [Bar::Absent; 6];
+        bars[1] = Bar::Memory32 { bytes: 0x1000 };
+        let msix = Capability::Msix { vectors: 2, table: (1, 0x100), pending: (1, 0x200) };
+        let capabilities = Vec::from_slice(&[msix, Capability::Msi { vectors_log2: 1 }]).unwrap();
+        Function { identity: Identity::ICH9_AHCI, bars, capabilities, specific: Vec::new() }
+    }
+
+    fn permit(&mut self, permissions: Permissions) {
+        self.permissions = permissions;
+    }
+}
+
+impl Device<(), ()> for Toy {
+    fn read(&mut self, _: Region, _: u64, _: Width, (): &(), (): &mut ()) -> Access<u64> {
+        Access::quiet(7)
+    }
+
+    fn write(
+        &mut self,
+        _: Region,
+        _: u64,
+        _: Width,
+        lines: u64,
+        (): &(),
+        (): &mut (),
+    ) -> Access<WriteStatus> {
+        let lines = lines as u32;
+        let pin = IrqChange::between(self.level.into(), lines & 1);
+        self.level = lines & 1 != 0;
+        Access {
+            value: WriteStatus::Done,
+            irq: pin.then(IrqChange { changed: lines & !1, level: lines & !1 }),
+        }
+    }
+
+    fn poll(&mut self, (): &(), (): &mut ()) -> Progress {
+        Progress::default()
+    }
+
+    fn reset(&mut self, (): &(), (): &mut ()) -> Progress {
+        let irq = IrqChange::between(self.level.into(), 0);
+        *self = Self { level: false, ..self.clone() };
+        Progress { irq, ..Progress::default() }
+    }
+}
+
+fn toy(owner: MsixOwner) -> PciFunction<Toy, 2> {
+    PciFunction::new(Toy::default(), owner)
+}
+
+fn put(toy: &mut PciFunction<Toy, 2>, region: Region, offset: u64, value: u64) -> IrqChange {
+    toy.write(region, offset, Width::Dword, value, &(), &mut ()).irq
+}
+
+fn lines(lines: u32) -> IrqChange {
+    IrqChange { changed: lines, level: lines }
+}
+
+#[test]
+fn registers_answer_only_while_they_are_decoded() {
+    let mut toy = toy(MsixOwner::Function);
+    let get =
+        |toy: &mut PciFunction<Toy, 2>, n| toy.read(Region::Bar(n), 0, Width::Dword, &(), &mut ()).value;
+    assert_eq!(get(&mut toy, 1), 0xffff_ffff);
+    assert_eq!(put(&mut toy, Region::Bar(1), 0, 1), IrqChange::NONE);
+    put(&mut toy, Region::Config, 4, 2);
+    assert_eq!((get(&mut toy, 1), get(&mut toy, 0), get(&mut toy, 9)), (7, 0xffff_ffff, 0xffff_ffff));
+}
+
+#[test]
+fn interrupts_take_the_way_that_is_enabled() {
+    let mut toy = toy(MsixOwner::Function);
+    put(&mut toy, Region::Config, 4, 2);
+    assert_eq!(put(&mut toy, Region::Bar(1), 0, 0b011), lines(1), "the pin");
+    // MSI, at 4ch behind MSI-X: the pin falls, and without bus mastering no message is sent.
+    assert_eq!(put(&mut toy, Region::Config, 0x4c, 0x0001_0000), IrqChange { changed: 1, level: 0 });
+    assert_eq!(put(&mut toy, Region::Bar(1), 0, 0b011), IrqChange::NONE);
+    put(&mut toy, Region::Config, 4, 6);
+    assert_eq!(toy.device().permissions, Permissions { bus_master: true, messages: true });
+    put(&mut toy, Region::Config, 0x50, 0xfee0_0000);
+    assert_eq!(put(&mut toy, Region::Bar(1), 0, 0b011), lines(0b10));
+    assert_eq!(toy.message(0).unwrap().address, 0xfee0_0000);
+}
+
+#[test]
+fn the_table_masks_what_it_owns_and_lets_go_what_the_embedder_owns() {
+    for owner in [MsixOwner::Function, MsixOwner::Embedder] {
+        let mut toy = toy(owner);
+        put(&mut toy, Region::Config, 4, 6);
+        put(&mut toy, Region::Config, 0x40, 1 << 31);
+        let raised = put(&mut toy, Region::Bar(1), 0, 0b110);
+        if owner == MsixOwner::Embedder {
+            assert_eq!(raised, lines(0b110));
+            continue;
+        }
+        assert_eq!(raised, IrqChange::NONE, "masked after a reset");
+        put(&mut toy, Region::Bar(1), 0x110, 0xfee0_1000);
+        assert_eq!(put(&mut toy, Region::Bar(1), 0x11c, 0), lines(0b100), "due when it is unmasked");
+        assert_eq!(toy.message(1).unwrap().address, 0xfee0_1000);
+        assert_eq!(toy.read(Region::Bar(1), 0x200, Width::Dword, &(), &mut ()).value, 0b01);
+        // Function Mask holds all of them back.
+        put(&mut toy, Region::Config, 0x40, 3 << 30);
+        assert_eq!(put(&mut toy, Region::Bar(1), 0, 0b100), IrqChange::NONE);
+        assert_eq!(put(&mut toy, Region::Config, 0x40, 1 << 31), lines(0b100));
+    }
+}
+
+#[test]
+fn a_reset_takes_everything_back() {
+    let mut toy = toy(MsixOwner::Function);
+    put(&mut toy, Region::Config, 4, 6);
+    put(&mut toy, Region::Bar(1), 0, 1);
+    assert_eq!(toy.reset(&(), &mut ()).irq, IrqChange { changed: 1, level: 0 });
+    assert_eq!(toy.device().permissions, Permissions::default());
+    assert_eq!(toy.config().command(), Command::empty());
 }

@@ -1,0 +1,259 @@
+//! A function as a machine sees it: configuration space in front of a device's registers, and its interrupts by the way that
+//! the guest has chosen.
+
+use serde::{Deserialize, Serialize};
+
+use super::capability::{Capability, Message};
+use super::config_space::{Bar, Command, ConfigSpace, Function};
+use super::msix::MsixTable;
+use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+
+/// What the configuration space lets the device do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Permissions {
+    /// It may access memory. Without it nothing new may be begun that does; what is in flight ends.
+    pub bus_master: bool,
+    /// Its interrupts are messages: MSI or MSI-X is enabled.
+    pub messages: bool,
+}
+
+/// A device made for a PCI function.
+///
+/// Its interrupt line 0 is the level of the INTx pin. Line `1 + v` is message `v`: each change of it, always to high, is
+/// one that is due. It may report both, and the function takes the one that is enabled. A device whose function has no
+/// interrupt pin has wires of its own, which are passed on as they are.
+pub trait Endpoint {
+    /// What its function is. Constant.
+    fn function(&self) -> Function;
+
+    /// The configuration space has changed what it may do. After a reset it may nothing.
+    fn permit(&mut self, permissions: Permissions);
+}
+
+/// Who keeps the MSI-X table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum MsixOwner {
+    /// The function: it masks, keeps pending bits, and knows the messages.
+    Function,
+    /// The embedder, which traps the table itself (as VFIO's users do): vectors are reported as they are raised.
+    Embedder,
+}
+
+/// A device `D` behind its configuration space; `V` entries of an MSI-X table at most, 31 or fewer.
+///
+/// | range | what |
+/// |---|---|
+/// | `Config` | configuration space |
+/// | `Bar(n)` | the device's registers, while they are decoded; in the BAR that the capability names also the MSI-X table |
+///
+/// Interrupt line 0 is the INTx pin, by level. Line `1 + v` is message `v`: each change of it, always to high, is one to
+/// be sent, as [`Self::message`] says where to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PciFunction<D, const V: usize> {
+    config: ConfigSpace,
+    msix: MsixTable<V>,
+    owner: MsixOwner,
+    permissions: Permissions,
+    device: D,
+}
+
+impl<D: Endpoint, const V: usize> PciFunction<D, V> {
+    const FITS: () = assert!(V <= 31, "line 0 is the pin, and lines are bits of a u32");
+
+    /// A function after power-on.
+    #[must_use]
+    pub fn new(device: D, owner: MsixOwner) -> Self {
+        let () = Self::FITS;
+        let config = ConfigSpace::new(device.function());
+        Self { config, msix: MsixTable::new(), owner, permissions: Permissions::default(), device }
+    }
+
+    /// The configuration space: where the BARs are, which the embedder maps again after a write there.
+    pub const fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    /// The device.
+    pub const fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The device, for what is not of the bus: drives that are plugged and pulled.
+    pub const fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// Where message `vector` is to be sent; `None` where the guest has not enabled messages, or the embedder keeps the
+    /// MSI-X table.
+    #[must_use]
+    pub fn message(&self, vector: u16) -> Option<Message> {
+        match (self.config.msix_enabled(), self.owner) {
+            (true, MsixOwner::Function) => self.msix.message(vector),
+            (true, MsixOwner::Embedder) => None,
+            (false, _) if self.config.msi_enabled() => self.config.msi_message(vector),
+            (false, _) => None,
+        }
+    }
+
+    /// Whether a BAR is decoded now (PCI 3.0, 6.2.2), wherever it is.
+    fn decodes(&self, n: u8) -> bool {
+        let needed = match self.config.function().bars.get(usize::from(n)) {
+            Some(Bar::Io { .. }) => Command::IO,
+            Some(Bar::Memory32 { .. } | Bar::Memory64 { .. }) => Command::MEMORY,
+            Some(Bar::Absent) | None => return false,
+        };
+        self.config.command().contains(needed)
+    }
+
+    /// Where an access meets the MSI-X table or its pending bits.
+    fn msix_at(&self, region: Region, offset: u64) -> Option<MsixPlace> {
+        let Region::Bar(n) = region else { return None };
+        let found = self.config.function().capabilities.iter().find_map(|capability| match *capability {
+            Capability::Msix { table, pending, .. } => Some((table, pending)),
+            _ => None,
+        });
+        let (table, pending) = found?;
+        let within = |(bar, start): (u8, u32), bytes: u64| {
+            let at = offset.checked_sub(u64::from(start)).filter(|at| *at < bytes)?;
+            (bar == n).then_some(at)
+        };
+        let table = within(table, MsixTable::<V>::TABLE_BYTES).map(MsixPlace::Table);
+        table.or_else(|| within(pending, 8).map(MsixPlace::Pending))
+    }
+
+    /// The device's interrupts, by the way that is enabled.
+    fn deliver(&mut self, irq: IrqChange) -> IrqChange {
+        if self.config.function().identity.interrupt_pin == 0 {
+            return irq;
+        }
+        let pin = irq.line(0).map_or(IrqChange::NONE, |level| self.config.set_level(level));
+        let raised = irq.changed & irq.level & !1;
+        let messages = match (self.config.msix_enabled(), self.owner) {
+            (true, MsixOwner::Function) => {
+                for vector in 0..V as u16 {
+                    if raised >> 1 & 1_u32.wrapping_shl(vector.into()) != 0 {
+                        self.msix.raise(vector);
+                    }
+                }
+                0
+            }
+            (true, MsixOwner::Embedder) => raised,
+            (false, _)
+                if self.config.msi_enabled() && self.config.command().contains(Command::BUS_MASTER) =>
+            {
+                raised
+            }
+            (false, _) => 0,
+        };
+        pin.then(IrqChange { changed: messages, level: messages }).then(self.due())
+    }
+
+    /// Messages of the MSI-X table that are due, be it by an unmask.
+    fn due(&mut self) -> IrqChange {
+        let mut lines = 0;
+        if self.owner == MsixOwner::Function && self.config.msix_enabled() {
+            while let Some((vector, _)) = self.msix.take(self.config.msix_masked()) {
+                lines |= 2_u32.wrapping_shl(vector.into());
+            }
+        }
+        IrqChange { changed: lines, level: lines }
+    }
+
+    fn write_config(&mut self, offset: u64, width: Width, value: u64) -> IrqChange {
+        let changed = self.config.write(offset, width, value);
+        self.permit();
+        changed.irq.then(self.due())
+    }
+
+    fn permit(&mut self) {
+        let permissions = Permissions {
+            bus_master: self.config.command().contains(Command::BUS_MASTER),
+            messages: self.config.msi_enabled() || self.config.msix_enabled(),
+        };
+        if permissions != self.permissions {
+            self.permissions = permissions;
+            self.device.permit(permissions);
+        }
+    }
+}
+
+enum MsixPlace {
+    Table(u64),
+    Pending(u64),
+}
+
+impl<D, const V: usize, M: ?Sized, S: ?Sized> Device<M, S> for PciFunction<D, V>
+where
+    D: Endpoint + Device<M, S>,
+{
+    fn read(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<u64> {
+        let Region::Bar(n) = region else { return Access::quiet(self.config.read(offset, width)) };
+        if !self.decodes(n) {
+            return Access::quiet(width.ones());
+        }
+        match self.msix_at(region, offset) {
+            Some(MsixPlace::Table(at)) => Access::quiet(self.msix.read(at, width)),
+            Some(MsixPlace::Pending(at)) => Access::quiet(self.msix.read_pending(at, width)),
+            None => {
+                let access = self.device.read(region, offset, width, memory, storage);
+                Access { irq: self.deliver(access.irq), ..access }
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<WriteStatus> {
+        let Region::Bar(n) = region else {
+            return Access { value: WriteStatus::Done, irq: self.write_config(offset, width, value) };
+        };
+        if !self.decodes(n) {
+            return Access::quiet(WriteStatus::Done);
+        }
+        match self.msix_at(region, offset) {
+            Some(MsixPlace::Table(at)) => {
+                self.msix.write(at, width, value);
+                Access { value: WriteStatus::Done, irq: self.due() }
+            }
+            Some(MsixPlace::Pending(_)) => Access::quiet(WriteStatus::Done),
+            None => {
+                let access = self.device.write(region, offset, width, value, memory, storage);
+                Access { irq: self.deliver(access.irq), ..access }
+            }
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, memory: &M, storage: &mut S) -> Progress {
+        let progress = self.device.poll(memory, storage);
+        Progress { irq: self.deliver(progress.irq), ..progress }
+    }
+
+    /// The bus's reset: the configuration space is as after power-on at once.
+    fn reset(&mut self, memory: &M, storage: &mut S) -> Progress {
+        let before = self.config.is_asserted();
+        let progress = self.device.reset(memory, storage);
+        let wires = self.deliver(progress.irq);
+        self.config.reset();
+        self.msix = MsixTable::new();
+        self.permit();
+        let pin = IrqChange::between(before.into(), 0);
+        let irq = if self.config.function().identity.interrupt_pin == 0 { wires } else { pin };
+        Progress { irq, ..progress }
+    }
+}
