@@ -53,4 +53,4 @@ pub mod sim;
 pub mod wire;
 
 pub use drive::{Drive, DriveConfig};
-pub use front::{Channel, Hba, IdeController};
+pub use front::{Channel, Hba, IdeController, PciAhci, PciIde, PciIdeMode};

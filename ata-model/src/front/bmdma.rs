@@ -19,8 +19,10 @@ const INTERRUPT: u8 = 0x04;
 const CAPABLE: u8 = 0x60;
 
 /// The registers of one channel, eight bytes of I/O space, and the transfer that Start began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BusMaster {
+    /// Whether memory may be accessed.
+    permitted: bool,
     command: u8,
     /// Error, Interrupt and the capability bits; Active is `cursor`.
     status: u8,
@@ -38,6 +40,24 @@ pub(super) enum Asked {
 }
 
 impl BusMaster {
+    /// The registers after a reset. For the drives that are there the capability bits are set, as firmware leaves them:
+    /// drivers that know no chipset ask these alone.
+    pub(super) const fn new(drives: [bool; 2]) -> Self {
+        let [drive_0, drive_1] = drives;
+        let status = if drive_0 { 0x20 } else { 0 } | if drive_1 { 0x40 } else { 0 };
+        Self { permitted: true, command: 0, status, table: 0, cursor: None }
+    }
+
+    /// Whether the bus master may access memory: without that, Start moves nothing.
+    pub(super) const fn permit(&mut self, may: bool) {
+        self.permitted = may;
+    }
+
+    /// A hardware reset. What the bus allows is not the registers'.
+    pub(super) const fn reset(&mut self, drives: [bool; 2]) {
+        *self = Self { permitted: self.permitted, ..Self::new(drives) };
+    }
+
     /// Reads the byte at `offset`: command, reserved, status, reserved, table pointer.
     #[must_use]
     pub fn read(&self, offset: u8) -> u8 {
@@ -90,9 +110,9 @@ impl BusMaster {
         self.command & TO_MEMORY != 0
     }
 
-    /// Whether Start is set, be there anything left of the table or not.
-    pub(super) const fn started(&self) -> bool {
-        self.command & START != 0
+    /// Whether Start is set, be there anything left of the table or not, and memory may be accessed.
+    pub(super) const fn runs(&self) -> bool {
+        self.command & START != 0 && self.permitted
     }
 
     pub(super) const fn cursor(&self) -> Option<Cursor> {

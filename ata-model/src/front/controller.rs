@@ -36,6 +36,11 @@ impl IdeController {
         &self.channels
     }
 
+    /// Whether the bus masters may access memory, as they may from the start.
+    pub fn set_bus_master(&mut self, may: bool) {
+        self.channels.iter_mut().for_each(|channel| channel.set_bus_master(may));
+    }
+
     /// Which channel an access is to, and where in that channel.
     const fn route(region: Region, offset: u64) -> Option<(usize, Region, u64)> {
         match (region, offset) {

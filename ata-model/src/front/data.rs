@@ -179,7 +179,7 @@ impl Channel {
     /// The place in the PRD table, if the bus master is started and goes `direction`'s way.
     fn started(&self, to_memory: bool) -> Result<Cursor, Moved> {
         let bus_master = self.bus_master.as_ref().ok_or(Moved::NotNow)?;
-        if !bus_master.started() {
+        if !bus_master.runs() {
             return Err(Moved::NotNow);
         }
         if bus_master.goes_to_memory() != to_memory {
@@ -235,7 +235,11 @@ impl Channel {
         match self.unstage(bytes, memory, storage).unwrap_or_else(Moved::from) {
             Moved::Yes => true,
             Moved::Failed(failure) => self.end(Err(failure), true, storage.info()),
-            Moved::Short | Moved::NotNow => self.end(Err(Failure::Aborted), false, storage.info()),
+            Moved::Short => self.end(Err(Failure::Aborted), false, storage.info()),
+            Moved::NotNow => {
+                self.phase = Phase::Dma { bounced: bytes };
+                false
+            }
         }
     }
 

@@ -91,7 +91,8 @@ impl Channel {
     /// A channel with a bus master.
     #[must_use]
     pub fn with_bus_master(drives: [Option<DriveConfig>; 2]) -> Self {
-        Self::build(drives, Some(BusMaster::default()))
+        let present = drives.each_ref().map(Option::is_some);
+        Self::build(drives, Some(BusMaster::new(present)))
     }
 
     fn build(drives: [Option<DriveConfig>; 2], bus_master: Option<BusMaster>) -> Self {
@@ -104,6 +105,14 @@ impl Channel {
     #[must_use]
     pub fn strays(&self) -> u32 {
         self.units.iter().flatten().fold(0, |sum, unit| sum.saturating_add(unit.drive.strays()))
+    }
+
+    /// Whether the bus master may access memory, as it may from the start: the Bus Master Enable bit of the PCI command
+    /// register. While it may not, a DMA command waits once the storage has done what it has; PIO goes on.
+    pub fn set_bus_master(&mut self, may: bool) {
+        if let Some(bus_master) = self.bus_master.as_mut() {
+            bus_master.permit(may);
+        }
     }
 
     /// Whether a command or a reset is in execution: BSY or DRQ is set. While BSY is, the storage may have operations that
@@ -135,7 +144,7 @@ impl Channel {
     }
 
     /// INTRQ: driven by the selected device, unless nIEN is set.
-    fn intrq(&self) -> bool {
+    pub(super) fn intrq(&self) -> bool {
         let pending = self.selected_ref().is_some_and(|unit| unit.interrupt);
         pending && !self.control.contains(Control::NIEN) && !matches!(self.phase, Phase::Reset { .. })
     }
@@ -293,9 +302,10 @@ impl Channel {
         for unit in self.units.iter_mut().flatten() {
             unit.drive.begin_reset();
         }
+        let present = self.units.each_ref().map(Option::is_some);
         if let Some(bus_master) = self.bus_master.as_mut() {
             if hardware {
-                *bus_master = BusMaster::default();
+                bus_master.reset(present);
             } else {
                 // The registers are the controller's and stay; but the transfer has lost its drive.
                 bus_master.stop();

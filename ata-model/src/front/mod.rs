@@ -5,9 +5,13 @@ mod bmdma;
 mod controller;
 mod data;
 mod ide;
+mod pci_ahci;
+mod pci_ide;
 mod scatter;
 
 pub use ahci::Hba;
 pub use bmdma::{BusMaster, Cursor};
 pub use controller::IdeController;
 pub use ide::{Channel, Staged};
+pub use pci_ahci::PciAhci;
+pub use pci_ide::{PciIde, PciIdeMode};

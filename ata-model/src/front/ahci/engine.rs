@@ -61,7 +61,7 @@ impl Port {
             }
             self.end_stop();
         }
-        self.take_command(memory, storage) || self.move_data(memory, storage)
+        self.bus_master && (self.take_command(memory, storage) || self.move_data(memory, storage))
     }
 
     fn end_stop(&mut self) {

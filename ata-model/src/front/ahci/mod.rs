@@ -82,6 +82,14 @@ impl<const P: usize> Hba<P> {
         }
     }
 
+    /// Whether the HBA may access memory, as it may from the start: the Bus Master Enable bit of the PCI command register.
+    ///
+    /// While it may not, no command is fetched, no FIS posted and no further data moved. What the storage has already
+    /// ends there, resets and stops wait for it as ever, and commands go on when the HBA may again.
+    pub fn set_bus_master(&mut self, may: bool) {
+        self.ports.iter_mut().for_each(|port| port.bus_master = may);
+    }
+
     /// Whether a port has no drive, and the storage nothing of one: its handle may be replaced.
     #[must_use]
     pub fn is_empty(&self, port: usize) -> bool {

@@ -35,6 +35,8 @@ pub(super) struct Port {
     /// PxSSTS.SPD while the link is up.
     pub(super) speed: u32,
     pub(super) engine: Engine,
+    /// Whether memory may be accessed. While not, nothing goes on but what the storage has, and resets.
+    pub(super) bus_master: bool,
     pub(super) bay: Bay,
 }
 
@@ -152,6 +154,7 @@ impl Port {
             ccs: None,
             speed: 0,
             engine: Engine::Stopped,
+            bus_master: true,
             bay: drive.map_or(Bay::Empty, |config| Bay::Holds(Unit::new(config))),
         };
         port.link_up();
@@ -346,7 +349,7 @@ impl Port {
     pub(super) fn begin_host_reset(&mut self, reset: Reset) {
         let bay = core::mem::replace(&mut self.bay, Bay::Empty);
         let (clb, fb) = if reset == Reset::PowerOn { (0, 0) } else { (self.clb, self.fb) };
-        *self = Self { clb, fb, bay, ..Self::new(None) };
+        *self = Self { clb, fb, bay, bus_master: self.bus_master, ..Self::new(None) };
         if let Some(unit) = self.unit_mut() {
             unit.begin_reset(reset, false);
         }

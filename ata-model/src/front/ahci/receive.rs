@@ -158,7 +158,7 @@ impl Port {
     /// Sends the signature of a drive that has come out of a reset, as soon as FISes are received. PxTFD and PxSIG say
     /// nothing before (10.1.1).
     pub(super) fn sign<M: GuestMemory + ?Sized>(&mut self, memory: &M) {
-        let receives = self.cmd.contains(Cmd::FRE) && !self.link_is_held();
+        let receives = self.cmd.contains(Cmd::FRE) && self.bus_master && !self.link_is_held();
         let Some(unit) = self.unit_mut() else { return };
         let Phase::Signing { slot } = unit.phase else { return };
         if !receives {

@@ -1,0 +1,168 @@
+//! The AHCI HBA of an ICH9 as a PCI function (identity and registers beyond AHCI 1.3.1: Intel I/O Controller Hub 9
+//! datasheet, SATA controller, D31:F2).
+
+use blk_core::bus::{Access, Device, Progress, Region, Width, WriteStatus};
+use blk_core::memory::GuestMemory;
+use blk_core::pci::{Bar, Capability, Endpoint, Function, Identity, Permissions};
+use blk_core::storage::Storage;
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+
+use super::ahci::Hba;
+use crate::drive::DriveConfig;
+
+/// MAP, at 90h: bits 7:6 say that the function is an AHCI one. PCS, at 92h: bits 5:0 enable the ports that it knows, and
+/// software sets them again. What is attached PxSSTS says.
+const MAP: u8 = 0x90;
+const MAP_AHCI: u32 = 1 << 6;
+const PCS_PORTS: u32 = 6;
+
+/// The index-data pair in BAR 4, by which code that cannot reach memory above 1 MiB reaches the HBA's registers.
+const INDEX: u64 = 0x10;
+const DATA: u64 = 0x14;
+/// SATACR1: BARLOC 8 (BAR 4, dword 8 of the configuration space), BAROFST 4 (dwords) (AHCI 1.3.1, 2.4.3).
+const PAIR: u32 = 4 << 4 | 8;
+
+/// An AHCI HBA with `P` ports, behind [`PciFunction`](blk_core::pci::PciFunction): 8086:2922, class 010601h.
+///
+/// | range | what |
+/// |---|---|
+/// | `Bar(5)`, [`Self::BAR_BYTES`] | the registers of [`Hba`] |
+/// | `Bar(4)`, 32 bytes | at 10h the index, at 14h the data: the register at that index |
+///
+/// One MSI message, or INTA. In configuration space also power management, the Serial ATA capability, MAP and PCS.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PciAhci<const P: usize> {
+    hba: Hba<P>,
+    index: u32,
+}
+
+impl<const P: usize> PciAhci<P> {
+    /// Bytes of BAR 5: a page at least, so that what maps by pages maps nothing else with it.
+    pub const BAR_BYTES: u32 = {
+        let bytes = Hba::<P>::ABAR_BYTES.next_power_of_two() as u32;
+        if bytes < 4096 { 4096 } else { bytes }
+    };
+
+    /// A function after power-on, with a drive or none at each port.
+    #[must_use]
+    pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
+        let mut hba = Hba::new(drives);
+        hba.set_bus_master(false);
+        Self { hba, index: 0 }
+    }
+
+    /// The HBA.
+    #[must_use]
+    pub const fn hba(&self) -> &Hba<P> {
+        &self.hba
+    }
+
+    /// The HBA, whose drives are plugged and pulled.
+    pub const fn hba_mut(&mut self) -> &mut Hba<P> {
+        &mut self.hba
+    }
+
+    /// Where in the HBA's registers an access of BAR 4 or 5 goes, if it does.
+    fn route(&self, region: Region, offset: u64, width: Width) -> Option<u64> {
+        match region {
+            Region::Bar(5) => Some(offset),
+            Region::Bar(4) => {
+                let at = offset.checked_sub(DATA)?;
+                let end = at.checked_add(width.bytes().into())?;
+                (end <= 4).then_some(u64::from(self.index) | at)
+            }
+            Region::Bar(_) | Region::Config => None,
+        }
+    }
+
+    fn write_index(&mut self, offset: u64, width: Width, value: u64) {
+        let Some(at) = offset.checked_sub(INDEX) else { return };
+        let mut bytes = self.index.to_le_bytes();
+        let places = bytes.iter_mut().skip(usize::try_from(at).unwrap_or(usize::MAX));
+        for (to, from) in places.zip(value.to_le_bytes()).take(width.bytes().into()) {
+            *to = from;
+        }
+        self.index = u32::from_le_bytes(bytes) & Self::BAR_BYTES.saturating_sub(4);
+    }
+}
+
+impl<const P: usize> Endpoint for PciAhci<P> {
+    fn function(&self) -> Function {
+        let ports = u32::try_from(P).unwrap_or(PCS_PORTS).min(PCS_PORTS);
+        let enabled = 1_u32.checked_shl(ports).unwrap_or(0).saturating_sub(1) << 16;
+        let bars = [
+            Bar::Absent,
+            Bar::Absent,
+            Bar::Absent,
+            Bar::Absent,
+            Bar::Io { bytes: 32 },
+            Bar::Memory32 { bytes: Self::BAR_BYTES },
+        ];
+        let capabilities = [
+            Capability::Msi { vectors_log2: 0 },
+            Capability::PowerManagement,
+            Capability::Sata { location: PAIR },
+        ];
+        Function {
+            identity: Identity::ICH9_AHCI,
+            bars,
+            capabilities: capabilities.into_iter().collect(),
+            specific: Vec::from_iter([(MAP, MAP_AHCI | enabled, 0x3f << 16)]),
+        }
+    }
+
+    fn permit(&mut self, permissions: Permissions) {
+        self.hba.set_bus_master(permissions.bus_master);
+    }
+}
+
+impl<const P: usize, M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for PciAhci<P> {
+    fn read(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<u64> {
+        match (self.route(region, offset, width), region) {
+            (Some(at), _) => self.hba.read(Region::Bar(5), at, width, memory, storage),
+            (None, Region::Bar(4)) if (INDEX..DATA).contains(&offset) => {
+                let shift = u32::try_from(offset.saturating_sub(INDEX)).unwrap_or(0).saturating_mul(8);
+                Access::quiet(u64::from(self.index).checked_shr(shift).unwrap_or(0) & width.ones())
+            }
+            // The ports of a bus master, which an AHCI function has no use for.
+            (None, Region::Bar(4)) => Access::quiet(0),
+            (None, _) => Access::quiet(width.ones()),
+        }
+    }
+
+    fn write(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<WriteStatus> {
+        match (self.route(region, offset, width), region) {
+            (Some(at), _) => self.hba.write(Region::Bar(5), at, width, value, memory, storage),
+            (None, Region::Bar(4)) => {
+                self.write_index(offset, width, value);
+                Access::quiet(WriteStatus::Done)
+            }
+            (None, _) => Access::quiet(WriteStatus::Done),
+        }
+    }
+
+    fn poll(&mut self, memory: &M, storage: &mut [H]) -> Progress {
+        self.hba.poll(memory, storage)
+    }
+
+    fn reset(&mut self, memory: &M, storage: &mut [H]) -> Progress {
+        self.index = 0;
+        self.hba.reset(memory, storage)
+    }
+}
