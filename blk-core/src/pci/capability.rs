@@ -39,6 +39,9 @@ pub enum Capability {
         /// The bytes.
         bytes: [u8; 21],
     },
+    /// VIRTIO's PCI configuration access (VIRTIO 1.3, 4.1.4.9): a window through which the device's BARs are reached from
+    /// configuration space, wherever they are and whether they are decoded or not.
+    VirtioWindow,
     /// Serial ATA, revision 1.0 (Serial ATA AHCI 1.3.1, 2.4): index and data registers live in the BAR at this offset, or nowhere.
     Sata {
         /// Location of the index-data pair: BAR offset and location code as the register has them; 0 for none.
@@ -52,7 +55,7 @@ impl Capability {
         match self {
             Self::PowerManagement => 0x01,
             Self::Msi { .. } => 0x05,
-            Self::Vendor { .. } => 0x09,
+            Self::Vendor { .. } | Self::VirtioWindow => 0x09,
             Self::Msix { .. } => 0x11,
             Self::Sata { .. } => 0x12,
         }
@@ -64,6 +67,7 @@ impl Capability {
             Self::PowerManagement | Self::Sata { .. } => 8,
             Self::Msi { .. } => 16,
             Self::Msix { .. } => 12,
+            Self::VirtioWindow => 20,
             Self::Vendor { len, .. } => (*len).saturating_add(3).next_multiple_of(4),
         }
     }

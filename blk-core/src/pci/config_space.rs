@@ -136,6 +136,18 @@ pub struct Changed {
     pub irq: IrqChange,
 }
 
+/// An access that VIRTIO's window stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    pub(super) bar: u8,
+    pub(super) offset: u64,
+    pub(super) width: Width,
+    /// What is in the data register, of which a write takes the low bytes.
+    pub(super) data: u64,
+    /// Where that is.
+    place: usize,
+}
+
 /// A function's configuration space.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConfigSpace {
@@ -296,6 +308,32 @@ impl ConfigSpace {
         Some(Message { address, data: u32::from(data & !allocated.wrapping_sub(1) | vector) })
     }
 
+    /// What a guest reaches through VIRTIO's window by an access to configuration space, if that meets the window's data.
+    pub(super) fn window(&self, offset: u64, width: Width) -> Option<Window> {
+        let (at, _) = self.places().find(|(_, capability)| matches!(capability, Capability::VirtioWindow))?;
+        let data = at.wrapping_add(16);
+        let [bar] = self.get(at.wrapping_add(4));
+        let offset_in_bar = u32::from_le_bytes(self.get(at.wrapping_add(8)));
+        let length = u32::from_le_bytes(self.get(at.wrapping_add(12)));
+        let in_bar =
+            Width::from_bytes(usize::try_from(length).ok()?).filter(|width| *width != Width::Qword)?;
+        let met = range(offset, width)?;
+        let aligned = offset_in_bar.is_multiple_of(length);
+        (aligned && met.start < data.wrapping_add(4) && met.end > data).then(|| Window {
+            bar,
+            offset: offset_in_bar.into(),
+            width: in_bar,
+            data: u32::from_le_bytes(self.get(data)).into(),
+            place: data,
+        })
+    }
+
+    /// Puts what was read through the window into its data: as many bytes as were read.
+    pub(super) fn fill_window(&mut self, window: &Window, value: u64) {
+        let bytes = value.to_le_bytes();
+        self.put(window.place, bytes.get(..usize::from(window.width.bytes())).unwrap_or_default());
+    }
+
     fn control_of(&self, id: u8) -> Option<u16> {
         Some(u16::from_le_bytes(self.get(self.capability(id)?.wrapping_add(2))))
     }
@@ -352,6 +390,8 @@ impl ConfigSpace {
                     let bytes = bytes.get(..usize::from(len)).unwrap_or_default();
                     self.put(at.wrapping_add(3), bytes);
                 }
+                // VIRTIO 1.3, 4.1.4: length, type; the rest is the guest's.
+                Capability::VirtioWindow => self.put(body, &[20, 5]),
                 // AHCI 1.3.1, 2.4.2 and 2.4.3: revision 1.0.
                 Capability::Sata { location } => {
                     self.put(body, &[0x10]);
@@ -419,6 +459,8 @@ impl ConfigSpace {
             Some((Capability::Msi { .. }, 5..=13)) => 0xff,
             // 6.8.2.3: MSI-X Enable (bit 15), Function Mask (bit 14).
             Some((Capability::Msix { .. }, 3)) => 0xc0,
+            // VIRTIO 1.3, 4.1.4.9: BAR, offset, length, data.
+            Some((Capability::VirtioWindow, 4 | 8..=19)) => 0xff,
             _ => 0,
         }
     }

@@ -161,10 +161,45 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
         IrqChange { changed: lines, level: lines }
     }
 
-    fn write_config(&mut self, offset: u64, width: Width, value: u64) -> IrqChange {
+    /// A read of what the window shows is made where it looks. It looks at the device, not at the MSI-X table.
+    fn read_config<M: ?Sized, S: ?Sized>(
+        &mut self,
+        (offset, width): (u64, Width),
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<u64>
+    where
+        D: Device<M, S>,
+    {
+        let mut irq = IrqChange::NONE;
+        if let Some(window) = self.config.window(offset, width) {
+            let region = Region::Bar(window.bar);
+            let access = self.device.read(region, window.offset, window.width, memory, storage);
+            self.config.fill_window(&window, access.value);
+            irq = self.deliver(access.irq);
+        }
+        Access { value: self.config.read(offset, width), irq }
+    }
+
+    fn write_config<M: ?Sized, S: ?Sized>(
+        &mut self,
+        (offset, width): (u64, Width),
+        value: u64,
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<WriteStatus>
+    where
+        D: Device<M, S>,
+    {
         let changed = self.config.write(offset, width, value);
         self.permit();
-        changed.irq.then(self.due())
+        let irq = changed.irq.then(self.due());
+        let Some(window) = self.config.window(offset, width) else {
+            return Access { value: WriteStatus::Done, irq };
+        };
+        let region = Region::Bar(window.bar);
+        let access = self.device.write(region, window.offset, window.width, window.data, memory, storage);
+        Access { value: access.value, irq: irq.then(self.deliver(access.irq)) }
     }
 
     fn permit(&mut self) {
@@ -196,7 +231,7 @@ where
         memory: &M,
         storage: &mut S,
     ) -> Access<u64> {
-        let Region::Bar(n) = region else { return Access::quiet(self.config.read(offset, width)) };
+        let Region::Bar(n) = region else { return self.read_config((offset, width), memory, storage) };
         if !self.decodes(n) {
             return Access::quiet(width.ones());
         }
@@ -220,7 +255,7 @@ where
         storage: &mut S,
     ) -> Access<WriteStatus> {
         let Region::Bar(n) = region else {
-            return Access { value: WriteStatus::Done, irq: self.write_config(offset, width, value) };
+            return self.write_config((offset, width), value, memory, storage);
         };
         if !self.decodes(n) {
             return Access::quiet(WriteStatus::Done);
