@@ -4,7 +4,7 @@ use blk_core::bus::{Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::{Info, Storage};
-use blk_core::virtio::VirtioDevice;
+use blk_core::virtio::{VirtioDevice, VirtioType};
 use blk_core::virtq;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
@@ -225,13 +225,21 @@ impl<const Q: usize, const N: usize> From<Config> for Blk<Q, N> {
     }
 }
 
+impl<const Q: usize, const N: usize> VirtioType for Blk<Q, N> {
+    const TYPE: u32 = 2;
+    /// SCSI storage controller, as other machines have it: there is no code for a disk of this kind (PCI 3.0, appendix D).
+    const PCI_CLASS: u32 = 0x01_0000;
+
+    fn queue_count(&self) -> u16 {
+        self.control.config.queues
+    }
+}
+
 impl<M, H, const Q: usize, const N: usize> VirtioDevice<M, [H]> for Blk<Q, N>
 where
     M: GuestMemory + ?Sized,
     H: Storage<M>,
 {
-    const TYPE: u32 = 2;
-
     fn is_legacy(&self) -> bool {
         self.control.config.interface != Interface::Modern
     }

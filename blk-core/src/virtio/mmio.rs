@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::VirtioDevice;
+use super::selectors::{Selectors, set_high, set_low};
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use crate::units::GuestAddr;
-use crate::virtq::{Queue, Setup};
+use crate::virtq::Setup;
 
 /// Register offsets: VIRTIO 1.3, 4.2.2 (modern) and 4.2.4 (legacy).
 pub mod register {
@@ -87,9 +88,7 @@ const VENDOR: u32 = u32::from_le_bytes(*b"blkm");
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mmio<D> {
     device: D,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    queue_sel: u32,
+    selectors: Selectors,
     interrupt_status: u32,
     legacy: LegacyRegisters,
 }
@@ -108,9 +107,7 @@ impl<D> Mmio<D> {
     pub fn new(device: impl Into<D>) -> Self {
         Self {
             device: device.into(),
-            device_features_sel: 0,
-            driver_features_sel: 0,
-            queue_sel: 0,
+            selectors: Selectors::default(),
             interrupt_status: 0,
             legacy: LegacyRegisters::default(),
         }
@@ -147,7 +144,7 @@ impl<D> Mmio<D> {
     where
         D: VirtioDevice<M, S>,
     {
-        let device = &self.device;
+        let (device, selectors) = (&self.device, &self.selectors);
         let legacy = device.is_legacy();
         match offset {
             register::MAGIC_VALUE => MAGIC,
@@ -155,20 +152,15 @@ impl<D> Mmio<D> {
             register::VERSION => 2,
             register::DEVICE_ID => D::TYPE,
             register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(device.offered_features(storage), self.device_features_sel),
-            register::QUEUE_SIZE_MAX => {
-                device.ring(self.queue_sel).map_or(0, |ring| u32::from(ring.size_max()))
-            }
+            register::DEVICE_FEATURES => selectors.offered(device, storage),
+            register::QUEUE_SIZE_MAX => selectors.ring(device).map_or(0, |ring| u32::from(ring.size_max())),
             register::INTERRUPT_STATUS => self.interrupt_status,
             register::STATUS => u32::from(device.status().bits()),
             // 2.10: a length of all ones says that there is no such region.
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH if !legacy => u32::MAX,
-            register::QUEUE_READY if !legacy => {
-                // 1 until a queue that was stopped has nothing in flight.
-                let enabled = device.ring(self.queue_sel).is_some_and(Queue::is_enabled);
-                u32::from(enabled || device.is_stopping(self.queue_sel))
-            }
-            register::QUEUE_RESET if !legacy => u32::from(device.is_stopping(self.queue_sel)),
+            // 1 until a queue that was stopped has nothing in flight.
+            register::QUEUE_READY if !legacy => u32::from(selectors.is_ready(device)),
+            register::QUEUE_RESET if !legacy => u32::from(device.is_stopping(selectors.queue)),
             register::CONFIG_GENERATION if !legacy => device.config_generation(),
             register::QUEUE_PFN if legacy => self.queue_pfn(),
             _ => 0,
@@ -187,10 +179,10 @@ impl<D> Mmio<D> {
         D: VirtioDevice<M, S>,
     {
         match offset {
-            register::DEVICE_FEATURES_SEL => self.device_features_sel = value,
-            register::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
-            register::DRIVER_FEATURES => self.write_driver_features(value, storage),
-            register::QUEUE_SEL => self.queue_sel = value,
+            register::DEVICE_FEATURES_SEL => self.selectors.device_features = value,
+            register::DRIVER_FEATURES_SEL => self.selectors.driver_features = value,
+            register::DRIVER_FEATURES => self.selectors.accept(&mut self.device, value, storage),
+            register::QUEUE_SEL => self.selectors.queue = value,
             // A size that does not fit 16 bits is no size: `enable` refuses 0.
             register::QUEUE_SIZE => self.set_up(|setup| setup.size = u16::try_from(value).unwrap_or(0)),
             // Work is done by the poll that follows every access.
@@ -215,10 +207,10 @@ impl<D> Mmio<D> {
         D: VirtioDevice<M, S>,
     {
         match offset {
-            register::QUEUE_READY if value & 1 != 0 => self.device.enable_queue(self.queue_sel),
-            register::QUEUE_READY => return self.device.stop_queue(self.queue_sel, memory, storage),
+            register::QUEUE_READY if value & 1 != 0 => self.device.enable_queue(self.selectors.queue),
+            register::QUEUE_READY => return self.device.stop_queue(self.selectors.queue, memory, storage),
             register::QUEUE_RESET if value & 1 != 0 => {
-                return self.device.stop_queue(self.queue_sel, memory, storage);
+                return self.device.stop_queue(self.selectors.queue, memory, storage);
             }
             register::QUEUE_DESC_LOW => self.set_up(|setup| set_low(&mut setup.descriptors, value)),
             register::QUEUE_DESC_HIGH => self.set_up(|setup| set_high(&mut setup.descriptors, value)),
@@ -245,30 +237,16 @@ impl<D> Mmio<D> {
             register::GUEST_PAGE_SIZE => self.legacy.page_bytes = value,
             register::QUEUE_ALIGN => self.legacy.align = value,
             register::QUEUE_PFN if value == 0 => {
-                return self.device.stop_queue(self.queue_sel, memory, storage);
+                return self.device.stop_queue(self.selectors.queue, memory, storage);
             }
             register::QUEUE_PFN => {
                 let LegacyRegisters { page_bytes, align } = self.legacy;
                 self.set_up(|setup| legacy_layout(setup, value, page_bytes, align));
-                self.device.enable_queue(self.queue_sel);
+                self.device.enable_queue(self.selectors.queue);
             }
             _ => {}
         }
         WriteStatus::Done
-    }
-
-    fn write_driver_features<M: ?Sized, S: ?Sized>(&mut self, value: u32, storage: &S)
-    where
-        D: VirtioDevice<M, S>,
-    {
-        let old = self.device.driver_features();
-        let value = u64::from(value);
-        let new = match self.driver_features_sel {
-            0 => old & !u64::from(u32::MAX) | value,
-            1 => old & u64::from(u32::MAX) | value << 32,
-            _ => return,
-        };
-        self.device.write_features(new, storage);
     }
 
     fn write_status<M: ?Sized, S: ?Sized>(&mut self, value: u8, memory: &M, storage: &mut S) -> WriteStatus
@@ -282,9 +260,7 @@ impl<D> Mmio<D> {
     }
 
     fn reset_registers(&mut self) {
-        self.device_features_sel = 0;
-        self.driver_features_sel = 0;
-        self.queue_sel = 0;
+        self.selectors = Selectors::default();
         self.interrupt_status = 0;
         self.legacy = LegacyRegisters::default();
     }
@@ -294,16 +270,14 @@ impl<D> Mmio<D> {
     where
         D: VirtioDevice<M, S>,
     {
-        if let Some(setup) = self.device.ring_mut(self.queue_sel).and_then(Queue::setup_mut) {
-            change(setup);
-        }
+        self.selectors.set_up(&mut self.device, change);
     }
 
     fn queue_pfn<M: ?Sized, S: ?Sized>(&self) -> u32
     where
         D: VirtioDevice<M, S>,
     {
-        let enabled = self.device.ring(self.queue_sel).filter(|ring| ring.is_enabled());
+        let enabled = self.selectors.ring(&self.device).filter(|ring| ring.is_enabled());
         let page = enabled
             .and_then(|ring| ring.setup().descriptors.0.checked_div(u64::from(self.legacy.page_bytes)));
         page.and_then(|page| u32::try_from(page).ok()).unwrap_or(0)
@@ -375,23 +349,6 @@ impl<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>> Device<M, S> for Mmio<D> {
             pending_write: pending == WriteStatus::Pending,
         }
     }
-}
-
-/// One half of a 64-bit set of bits; there is nothing beyond.
-const fn half(bits: u64, sel: u32) -> u32 {
-    match sel {
-        0 => (bits & u32::MAX as u64) as u32,
-        1 => (bits >> 32) as u32,
-        _ => 0,
-    }
-}
-
-fn set_low(addr: &mut GuestAddr, value: u32) {
-    addr.0 = addr.0 & !u64::from(u32::MAX) | u64::from(value);
-}
-
-fn set_high(addr: &mut GuestAddr, value: u32) {
-    addr.0 = addr.0 & u64::from(u32::MAX) | u64::from(value) << 32;
 }
 
 /// The legacy ring, one contiguous piece (2.7.2): descriptors, available ring with its event, then, aligned, the used

@@ -2,6 +2,8 @@
 //! device shows to whatever transport carries it.
 
 pub mod mmio;
+pub mod pci;
+mod selectors;
 
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
@@ -55,14 +57,22 @@ impl Polled {
     }
 }
 
+/// What a device is, whatever its memory and its storage are.
+pub trait VirtioType {
+    /// The device type (VIRTIO 1.3, 5).
+    const TYPE: u32;
+    /// The class code on PCI: base class, subclass, programming interface.
+    const PCI_CLASS: u32;
+
+    /// Queues that it has.
+    fn queue_count(&self) -> u16;
+}
+
 /// A device, as a transport with registers sees it. `M` is the guest memory and `S` the storage, which come in with each
 /// call, as for [`crate::bus::Device`].
 ///
 /// Features are bits here, since each device type names its own.
-pub trait VirtioDevice<M: ?Sized, S: ?Sized> {
-    /// The device type (VIRTIO 1.3, 5).
-    const TYPE: u32;
-
+pub trait VirtioDevice<M: ?Sized, S: ?Sized>: VirtioType {
     /// Whether it shows the legacy interface only.
     fn is_legacy(&self) -> bool {
         false

@@ -1,3 +1,7 @@
 //! Transports.
 
 pub mod mmio;
+pub mod pci;
+
+pub use mmio::Mmio;
+pub use pci::Pci;

@@ -329,9 +329,22 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         H: Storage<M>,
         I: InFlight,
     {
+        let again = self.work(memory, storage, policy, logs);
+        Polled { interrupts: self.publish(memory, logs), again }
+    }
+
+    /// The first half of [`Self::poll`]: everything but to show the driver what was answered, which [`Self::publish`] does.
+    /// What is to outlive the device is kept in between, such as a [setting](Self::setting) of which an answer tells.
+    /// Returns whether to call again at once.
+    pub fn work<M, H, I>(&mut self, memory: &M, storage: &mut [H], policy: &Policy, logs: &mut [I]) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InFlight,
+    {
         if self.resetting {
             self.finish_reset(memory, storage);
-            return Polled::default();
+            return false;
         }
         let io = &mut Io { memory, storage, policy, logs };
         let mut again = false;
@@ -365,7 +378,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             }
         }
         self.deliver_events(io);
-        Polled { interrupts: self.publish(io), again }
+        again
     }
 
     /// Begins a reset of the device: the rings are forgotten, and no guest memory of them is touched any more; what the

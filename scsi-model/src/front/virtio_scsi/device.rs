@@ -3,7 +3,7 @@
 use blk_core::bus::{Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
-use blk_core::virtio::{DeviceStatus, Polled, VirtioDevice, read_bytes};
+use blk_core::virtio::{DeviceStatus, Polled, VirtioDevice, VirtioType, read_bytes};
 use blk_core::virtq::{Queue, RingFeatures};
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
@@ -16,6 +16,11 @@ const RINGS_MAX: usize = 64;
 
 /// A virtio-scsi device behind a virtio-mmio register block.
 pub type Mmio<const Q: usize, const L: usize, const N: usize> = blk_core::virtio::mmio::Mmio<Scsi<Q, L, N>>;
+
+/// A virtio-scsi device for a [`PciFunction`](blk_core::pci::PciFunction) with
+/// [`VECTORS_MAX`](blk_core::virtio::pci::VECTORS_MAX) vectors.
+pub type Pci<const Q: usize, const L: usize, const N: usize> =
+    blk_core::virtio::pci::VirtioPci<Scsi<Q, L, N>>;
 
 /// A [`Controller`] with negotiation and device status: VIRTIO 1.3, 2.1 and 2.2. Storage is a slice with a handle for each
 /// unit. Units are put into the [controller](Self::controller_mut) when the embedder likes.
@@ -104,13 +109,21 @@ impl<const Q: usize, const L: usize, const N: usize> From<Config> for Scsi<Q, L,
     }
 }
 
+impl<const Q: usize, const L: usize, const N: usize> VirtioType for Scsi<Q, L, N> {
+    const TYPE: u32 = DEVICE_SCSI;
+    /// SCSI storage controller (PCI 3.0, appendix D).
+    const PCI_CLASS: u32 = 0x01_0000;
+
+    fn queue_count(&self) -> u16 {
+        u16::try_from(self.controller.ring_count()).unwrap_or(u16::MAX)
+    }
+}
+
 impl<M, H, const Q: usize, const L: usize, const N: usize> VirtioDevice<M, [H]> for Scsi<Q, L, N>
 where
     M: GuestMemory + ?Sized,
     H: Storage<M>,
 {
-    const TYPE: u32 = DEVICE_SCSI;
-
     fn offered_features(&self, _storage: &[H]) -> u64 {
         Controller::<Q, L, N>::offered().bits()
     }

@@ -257,15 +257,15 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
 
     /// Shows the driver what was answered, and returns for which rings it wants an interrupt. The control ring comes last: what
     /// a function has aborted is seen to have ended before the function is (5.6.6.2).
-    pub(super) fn publish<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> u64
+    pub fn publish<M, I>(&mut self, memory: &M, logs: &mut [I]) -> u64
     where
         M: GuestMemory + ?Sized,
         I: InFlight,
     {
         let mut interrupts = 0;
         for index in (REQUEST..self.ring_count()).chain([EVENT, CONTROL]) {
-            let Some((ring, log)) = running(&mut self.rings, io.logs, index) else { continue };
-            if ring.publish(io.memory, log).unwrap_or(false) {
+            let Some((ring, log)) = running(&mut self.rings, logs, index) else { continue };
+            if ring.publish(memory, log).unwrap_or(false) {
                 interrupts |=
                     u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0);
             }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`Controller`] is the part that a server over vhost-user drives. [`Scsi`] puts negotiation and the device status before
-//! it, for transports with registers: [`Mmio`].
+//! it, for transports with registers: [`Mmio`] and [`Pci`].
 //! Segments are never kept: a chain is walked again when a unit wants its data.
 //!
 //! | | |
@@ -33,5 +33,5 @@ pub mod wire;
 
 pub use address::{Address, LUN_MAX};
 pub use controller::{Config, Controller, NotInserted, Policy, Polled};
-pub use device::{Mmio, Scsi};
+pub use device::{Mmio, Pci, Scsi};
 pub use rings::{CONTROL, EVENT, REQUEST};
