@@ -1,90 +1,16 @@
-//! Real kernels: User-Mode Linux, and QEMU of two releases under software emulation.
+//! A booted kernel whose shell takes commands.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::cache::Cache;
 use crate::console::{Console, Silence};
-
-/// What a guest runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Machine {
-    Uml,
-    Qemu7,
-    Qemu11,
-}
-
-impl Machine {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Uml => "UML",
-            Self::Qemu7 => "QEMU 7.2",
-            Self::Qemu11 => "QEMU 11",
-        }
-    }
-}
-
-/// What a disk is to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Front {
-    Blk,
-    Scsi,
-}
-
-impl Front {
-    pub(crate) const ALL: [Self; 2] = [Self::Blk, Self::Scsi];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Blk => "virtio-blk",
-            Self::Scsi => "virtio-scsi",
-        }
-    }
-
-    /// The first disk of this kind, in the guest.
-    pub(crate) const fn disk(self) -> &'static str {
-        match self {
-            Self::Blk => "vda",
-            Self::Scsi => "sda",
-        }
-    }
-
-    /// VIRTIO 1.3, 5 (Device Types).
-    const fn id(self) -> u8 {
-        match self {
-            Self::Blk => 2,
-            Self::Scsi => 8,
-        }
-    }
-}
-
-/// How to boot.
-pub(crate) struct Boot<'a> {
-    pub(crate) machine: Machine,
-    pub(crate) front: Front,
-    pub(crate) socket: &'a Path,
-    /// Processors, and queues of the device. UML has one processor.
-    pub(crate) processors: u32,
-    /// Whether the emulator connects again to a server that has gone.
-    pub(crate) reconnect: bool,
-    /// Whether a reboot boots again, instead of ending the guest.
-    pub(crate) reboot: bool,
-    /// A module for a file system, where the kernel has it as one.
-    pub(crate) filesystem: &'a str,
-}
-
-impl<'a> Boot<'a> {
-    pub(crate) const fn new(machine: Machine, front: Front, socket: &'a Path) -> Self {
-        Self { machine, front, socket, processors: 1, reconnect: false, reboot: false, filesystem: "ext4" }
-    }
-}
+pub(crate) use crate::machine::{Boot, Front, Machine};
 
 /// A guest whose shell takes commands. It ends with its owner.
 pub(crate) struct Guest {
@@ -92,6 +18,8 @@ pub(crate) struct Guest {
     console: Console,
     folder: TempDir,
     name: String,
+    /// What ends it.
+    off: &'static str,
 }
 
 /// What a command printed, and how it ended.
@@ -116,15 +44,14 @@ impl Guest {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let theirs = OwnedFd::from(theirs);
         let log = File::create(folder.path().join("log")).expect("a log");
-        let mut command = match boot.machine {
-            Machine::Uml => uml(boot, folder.path()),
-            Machine::Qemu7 | Machine::Qemu11 => qemu(boot, folder.path()),
-        };
+        let mut command = boot.command(folder.path());
         command.stdin(Stdio::from(theirs.try_clone().expect("a descriptor"))).stdout(Stdio::from(theirs));
         // A group of its own: User-Mode Linux is many processes.
         let child = command.stderr(log).process_group(0).spawn().expect("the guest starts");
         let name = format!("{} on {}", boot.machine.name(), boot.front.name());
-        let mut guest = Self { child, console: Console::new(ours), folder, name };
+        // Without ACPI there is no switch, but a reset ends the emulator too.
+        let off = if boot.arguments.contains("acpi=off") { "exec reboot -f" } else { "exec poweroff -f" };
+        let mut guest = Self { child, console: Console::new(ours), folder, name, off };
         guest.ready();
         let disk = boot.front.disk();
         // SCSI is scanned in the background.
@@ -233,7 +160,7 @@ impl Guest {
 
     /// Powers off, and waits for the end.
     pub(crate) fn power_off(mut self) {
-        self.start("exec poweroff -f");
+        self.start(self.off);
         let deadline = Instant::now() + SOON;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("a child") {
@@ -278,60 +205,4 @@ impl Drop for Guest {
         }
         let _ = self.child.wait();
     }
-}
-
-const ARGUMENTS: &str = "quiet panic=-1";
-
-fn uml(boot: &Boot<'_>, folder: &Path) -> Command {
-    let cache = Cache::get();
-    let mut command = Command::new(cache.file("uml/unpacked/usr/bin/linux.uml"));
-    command.args(["mem=256M", "con0=null,fd:2", "con1=fd:0,fd:1", "con=null", "ssl=null", "blk.port=tty1"]);
-    command.arg(format!("initrd={}", cache.initramfs.display()));
-    command.arg(format!("uml_dir={}/", folder.display()));
-    command.arg(format!("virtio_uml.device={}:{}", boot.socket.display(), boot.front.id()));
-    command.arg(format!("blk.fs={}", boot.filesystem));
-    command.args(ARGUMENTS.split(' ')).current_dir(folder);
-    // The guest's memory: a file that it makes, and removes at once.
-    command.env("TMPDIR", folder);
-    command
-}
-
-fn qemu(boot: &Boot<'_>, folder: &Path) -> Command {
-    let cache = Cache::get();
-    // QEMU 7.2.22 leaves rubbish in EFLAGS after CMPXCHG16B, from which Linux 6.12 returns with a fault.
-    let (emulator, processor, again) = match boot.machine {
-        Machine::Qemu7 => ("qemu7", "max,-cx16", "reconnect=1"),
-        Machine::Uml | Machine::Qemu11 => ("qemu11", "max", "reconnect-ms=200"),
-    };
-    let emulator: PathBuf = cache.file(emulator).join("bin/qemu-system-x86_64");
-    let mut command = Command::new(emulator);
-    command.args([
-        "-M",
-        "q35,memory-backend=memory",
-        "-accel",
-        "tcg",
-        "-cpu",
-        processor,
-        "-m",
-        "384",
-        "-nodefaults",
-    ]);
-    command.args(["-display", "none", "-object", "memory-backend-memfd,id=memory,size=384M,share=on"]);
-    command.args(["-smp", &boot.processors.to_string()]);
-    if !boot.reboot {
-        command.arg("-no-reboot");
-    }
-    command.arg("-serial").arg(format!("file:{}", folder.join("kernel").display()));
-    command.args(["-chardev", "stdio,id=port,signal=off", "-serial", "chardev:port"]);
-    let again = if boot.reconnect { format!(",{again}") } else { String::new() };
-    command.arg("-chardev").arg(format!("socket,id=disk,path={}{again}", boot.socket.display()));
-    let (device, queues) = match boot.front {
-        Front::Blk => ("vhost-user-blk-pci", "num-queues"),
-        Front::Scsi => ("vhost-user-scsi-pci", "num_queues"),
-    };
-    command.arg("-device").arg(format!("{device},chardev=disk,{queues}={}", boot.processors));
-    command.arg("-kernel").arg(cache.kernel()).arg("-initrd").arg(&cache.initramfs);
-    command.arg("-append");
-    command.arg(format!("console=ttyS0 {ARGUMENTS} blk.port=ttyS1 blk.fs={}", boot.filesystem));
-    command
 }

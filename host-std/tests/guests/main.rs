@@ -13,6 +13,7 @@ mod console;
 mod crash;
 mod faults;
 mod guest;
+mod machine;
 mod matrix;
 mod mutants;
 mod server;

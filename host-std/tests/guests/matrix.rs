@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::crash::{self, Report};
-use crate::guest::{Boot, Front, Guest, Machine};
+use crate::guest::{Boot, Front, Guest};
 use crate::server::{Serve, Server};
 use crate::workload::{Found, Promises, answer, is_said};
 use crate::{full, say};
@@ -91,7 +91,7 @@ impl Cell {
         let socket = server.socket();
         let mut guest = Guest::boot(&Boot {
             filesystem: self.filesystem,
-            ..Boot::new(Machine::Uml, self.front, &socket)
+            ..Boot::new(self.front.machine(), self.front, &socket)
         });
         let disk = self.front.disk();
         let cached = matches!(self.cache, "writeback" | "none");
@@ -114,7 +114,7 @@ impl Cell {
             answer(line)
         });
         assert_eq!(output.status, 0, "{}", output.text());
-        if cached && self.front == Front::Blk {
+        if cached && self.front.is_blk() {
             let stable = &server.stats()["images"][0]["host"]["fua_writes"];
             assert_eq!(*stable, 0, "served as if there were no cache: what flushes do is not tested");
         }

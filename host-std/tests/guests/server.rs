@@ -145,14 +145,17 @@ impl Drop for Server {
 
 fn spawn(serve: &Serve, sockets: &Path, files: &Path) -> Child {
     let (path, Serve { cache, queues, options, .. }) = (files.join("image"), serve);
-    let mut image = format!("{},cache={cache},queues={queues}{options}", path.display());
+    let mut image = format!("{},cache={cache}{options}", path.display());
+    if !serve.front.is_ata() {
+        image += &format!(",queues={queues}");
+    }
     if serve.record {
         image += &format!(",record={}", files.join("recording").display());
     }
     let log = File::options().create(true).append(true).open(files.join("log")).expect("a log");
     let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
-    command.args(["serve", "--device", serve.front.name()]);
-    command.arg("--socket").arg(sockets.join("disk")).arg("--control").arg(sockets.join("control"));
+    command.arg("serve").args(serve.front.options()).arg(sockets.join("disk"));
+    command.arg("--control").arg(sockets.join("control"));
     command
         .arg("--image")
         .arg(image)
