@@ -15,13 +15,12 @@ mod rig;
 
 use std::cell::Cell;
 
-use ata_model::IdeController;
 use blk_core::bus::{Device, Region, Width};
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::Op;
 use blk_core::storage::Cache;
 use blk_core::units::GuestAddr;
-use rig::{DRQ, ERROR, Memory, READY, Rig, cmd, drive, isa_channel, one_drive};
+use rig::{DRQ, ERROR, Memory, READY, cmd, drive, ide, isa_channel, one_drive};
 
 /// CVE-2015-5154.
 #[test]
@@ -52,7 +51,7 @@ fn a_command_is_not_taken_while_a_data_phase_is_open() {
 /// CVE-2015-6855.
 #[test]
 fn no_command_of_a_missing_drive_or_of_an_impossible_translation_divides_by_zero() {
-    let mut rig = Rig::new(IdeController::new([None, drive(1), None, None]), Cache::WriteBack);
+    let mut rig = ide([None, drive(1), None, None], Cache::WriteBack);
     for opcode in 0..=255 {
         rig.out(0, 6, 0x00);
         rig.issue(cmd(opcode).device(0x00).count(1));
@@ -118,7 +117,7 @@ fn a_short_table_moves_its_whole_sectors_and_reports_no_success() {
 /// CVE-2020-25743.
 #[test]
 fn a_bus_master_is_cancelled_without_a_drive() {
-    let mut rig = Rig::new(IdeController::new([drive(0), None, None, None]), Cache::WriteBack);
+    let mut rig = ide([drive(0), None, None, None], Cache::WriteBack);
     for device in [0x40, 0x50] {
         for base in [0, 8] {
             rig.out(0, 6, device);
@@ -227,7 +226,7 @@ fn no_sequence_of_accesses_panics_or_touches_what_was_not_asked() {
             random ^= random << 17;
             random % bound
         };
-        let mut rig = Rig::new(IdeController::new([drive(0), drive(1), None, drive(3)]), Cache::WriteBack);
+        let mut rig = ide([drive(0), drive(1), None, drive(3)], Cache::WriteBack);
         rig.prds(0x100, &[(0x1000, 512), (0x2000, 0), (0x2_0000, 6), (0x3_0000, 0x1234)]);
         println!("seed {seed}");
         for _ in 0..400 {

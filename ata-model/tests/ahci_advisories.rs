@@ -14,12 +14,11 @@
 
 mod rig;
 
-use ata_model::Hba;
 use blk_core::bus::Width;
 use blk_core::op::Op;
 use blk_core::storage::Cache;
 use rig::ahci::*;
-use rig::{MEMORY_BYTES, Rig, cmd, drive};
+use rig::{MEMORY_BYTES, cmd, drive};
 
 /// Issues a read and a queued read of one sector, each over these regions; checks that each ends the same way and that
 /// nothing reached the disk.
@@ -181,7 +180,7 @@ fn an_invalid_queued_command_leaves_nothing_for_a_reset_to_cancel() {
             (0, OK, 1),
             "the tag is free"
         );
-        assert_eq!(rig.device.strays(), 0);
+        assert_eq!(rig.hba().strays(), 0);
     }
 }
 
@@ -258,7 +257,7 @@ fn no_sequence_of_accesses_panics_or_wedges_the_hba() {
             random % bound
         };
         println!("seed {seed}");
-        let mut rig = Rig::new(Hba::new([drive(0), None]), Cache::WriteBack);
+        let mut rig = hba([drive(0), None], Cache::WriteBack);
         rig.start(0);
         for _ in 0..300 {
             match next(12) {
@@ -285,9 +284,9 @@ fn no_sequence_of_accesses_panics_or_wedges_the_hba() {
                 6 if next(16) == 0 => rig.set_host(0x04, 1),
                 7 if next(8) == 0 => {
                     if next(2) == 0 {
-                        rig.device.unplug(0);
+                        rig.hba().unplug(0);
                     } else {
-                        rig.device.plug(0, drive(0).unwrap());
+                        rig.hba().plug(0, drive(0).unwrap());
                     }
                 }
                 8 => rig.poke(next(0x8000), &next(u64::MAX).to_le_bytes()),
@@ -319,12 +318,12 @@ fn no_sequence_of_accesses_panics_or_wedges_the_hba() {
         rig.poll();
         rig.hardware_reset();
         assert!(!rig.poll().pending_write, "seed {seed}");
-        rig.device.plug(0, drive(0).unwrap());
+        rig.hba().plug(0, drive(0).unwrap());
         rig.start(0);
         rig.set(0, SCTL, 0);
         rig.poll();
         rig.restart();
         assert_eq!(rig.command(cmd(0xe7), &[]), OK, "seed {seed}");
-        assert!(rig.device.is_quiet() && rig.device.strays() == 0, "seed {seed}");
+        assert!(rig.hba().is_quiet() && rig.hba().strays() == 0, "seed {seed}");
     }
 }

@@ -17,7 +17,7 @@ use ata_model::Hba;
 use blk_core::bus::{Device, Region, Width};
 use blk_core::storage::Cache;
 use rig::ahci::*;
-use rig::{Rig, cmd, drive};
+use rig::{cmd, drive};
 
 #[test]
 fn capabilities_say_what_is_there_and_what_is_not() {
@@ -36,7 +36,7 @@ fn capabilities_say_what_is_there_and_what_is_not() {
     assert_eq!(rig.host(0x04), 1 << 31, "AE is set, and stays");
     assert_eq!((rig.host(0x24), rig.host(0x28)), (0, 0), "CAP2: no device sleep; BOHC");
     assert_eq!(Hba::<32>::ABAR_BYTES, 0x1100);
-    let mut full = Rig::new(Hba::<32>::new([const { None }; 32]), Cache::WriteBack);
+    let mut full = hba([const { None }; 32], Cache::WriteBack);
     assert_eq!(full.read(5, 0x0c, Width::Dword), 0xffff_ffff);
     assert_eq!(full.read(5, 0, Width::Dword) & 0x1f, 31);
 }
@@ -65,7 +65,8 @@ fn read_only_and_reserved_bits_stay_as_they_are() {
     assert_eq!(rig.reg(0, SCTL), 0xff0);
     rig.set(0, CMD, !(ST | FRE));
     assert_eq!(rig.reg(0, CMD), 0x0304_0006, "ICC, PMA and ALPE do nothing; SUD, POD and HPCP are fixed");
-    let outside = rig.device.read(Region::Bar(4), 0, Width::Dword, &rig.memory, &mut rig.disks[..]);
+    let hba = rig.device.device_mut().hba_mut();
+    let outside = hba.read(Region::Bar(4), 0, Width::Dword, &rig.memory, &mut rig.disks[..]);
     assert_eq!(outside.value, 0xffff_ffff);
 }
 
@@ -134,6 +135,7 @@ fn is_and_the_line_follow_what_is_pending_and_enabled() {
 #[test]
 fn a_message_is_sent_for_each_event_that_could_else_be_missed() {
     let mut rig = ahci(Cache::WriteBack);
+    rig.enable_msi();
     let before = rig.messages;
     rig.prepare(0, 0, cmd(0xe7), &[]);
     rig.go(1);
@@ -184,16 +186,16 @@ fn a_comreset_takes_the_link_down_and_brings_it_back_with_a_signature() {
 fn drives_come_and_go() {
     let mut rig = ahci(Cache::WriteBack);
     rig.start(1);
-    assert!(rig.device.plug(1, drive(1).unwrap()));
-    assert!(!rig.device.plug(1, drive(1).unwrap()), "it is taken");
+    assert!(rig.hba().plug(1, drive(1).unwrap()));
+    assert!(!rig.hba().plug(1, drive(1).unwrap()), "it is taken");
     rig.poll();
     assert_eq!((rig.reg(1, SSTS), rig.reg(1, IS), rig.reg(1, SIG)), (0x133, PCS | PRCS, 0x101));
     assert_eq!(rig.irq & 1, 1);
-    rig.device.unplug(0);
+    rig.hba().unplug(0);
     rig.poll();
     assert_eq!((rig.reg(0, SSTS), rig.reg(0, TFD), rig.reg(0, IS)), (0, 0x7f, PRCS));
-    assert!(rig.device.is_empty(0));
-    rig.device.unplug(0);
+    assert!(rig.hba().is_empty(0));
+    rig.hba().unplug(0);
     rig.set(0, CMD, 0);
     assert_eq!(rig.reg(0, CMD) & CR, 0);
 }
@@ -205,13 +207,13 @@ fn a_drive_that_is_pulled_out_lands_nothing_on_the_one_that_comes_after_it() {
     rig.poke(DATA, &[0x11; 512]);
     rig.prepare(0, 0, cmd(0x35).lba(7).count(1), &[(DATA, 512)]);
     rig.go(1);
-    rig.device.unplug(0);
+    rig.hba().unplug(0);
     rig.poll();
-    assert!(!rig.device.plug(0, drive(1).unwrap()), "a write of the old drive is in flight");
+    assert!(!rig.hba().plug(0, drive(1).unwrap()), "a write of the old drive is in flight");
     let memory = rig.memory;
     rig.disk().release(&memory);
     rig.poll();
-    assert!(rig.device.is_empty(0) && rig.device.plug(0, drive(1).unwrap()));
+    assert!(rig.hba().is_empty(0) && rig.hba().plug(0, drive(1).unwrap()));
     rig.poll();
     assert_eq!((rig.reg(0, CI), rig.reg(0, CMD) & CR), (1, CR), "the list is the host's to clear");
     rig.restart();
@@ -242,7 +244,7 @@ fn identify_says_what_a_serial_drive_has() {
 /// Machines with one port and none of its drives, and with storage missing.
 #[test]
 fn an_hba_without_drives_resets_and_stops() {
-    let mut rig = Rig::new(Hba::<1>::new([None]), Cache::WriteBack);
+    let mut rig = hba([None], Cache::WriteBack);
     rig.disks.clear();
     rig.write(5, 0x118, Width::Dword, 0x11);
     rig.write(5, 0x138, Width::Dword, 1);

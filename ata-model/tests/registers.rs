@@ -13,16 +13,15 @@
 
 mod rig;
 
-use ata_model::IdeController;
 use ata_model::command::{Row, TABLE};
 use blk_core::bus::Width;
 use blk_core::op::Op;
 use blk_core::snapshot::{Kind, load, save};
 use blk_core::storage::{Cache, Storage};
-use rig::{DRQ, ERROR, READY, Rig, SECTORS, cmd, drive, isa_channel, one_drive};
+use rig::{DRQ, ERROR, Ide, READY, SECTORS, cmd, drive, ide, isa_channel, one_drive};
 
-fn two_drives() -> Rig<IdeController> {
-    Rig::new(IdeController::new([drive(0), drive(1), None, None]), Cache::WriteBack)
+fn two_drives() -> Ide {
+    ide([drive(0), drive(1), None, None], Cache::WriteBack)
 }
 
 #[test]
@@ -73,7 +72,7 @@ fn device_0_answers_for_a_missing_device_1() {
 
 #[test]
 fn nothing_answers_for_a_missing_device_0_or_an_empty_channel() {
-    let mut rig = Rig::new(IdeController::new([None, drive(1), None, None]), Cache::WriteBack);
+    let mut rig = ide([None, drive(1), None, None], Cache::WriteBack);
     assert_eq!((rig.status(), rig.input(0, 2)), (0x7f, 0x7f));
     assert_eq!(rig.identify(0x50)[49] & 0x200, 0x200);
     rig.out(0, 6, 0x50);
@@ -122,23 +121,23 @@ fn an_interrupt_waits_while_the_other_device_is_selected_or_nien_is_set() {
 fn a_command_takes_back_an_interrupt_that_was_not_acknowledged_and_raises_its_own() {
     let mut rig = one_drive(Cache::WriteBack);
     rig.issue(cmd(0xe7));
-    assert_eq!((rig.irq, rig.input(4, 2)), (1, 0x04));
-    rig.out(4, 2, 0x04);
+    assert_eq!((rig.irq, rig.input(4, 2)), (1, 0x24));
+    rig.out(4, 2, 0x24);
     rig.out(0, 7, 0xe7);
     rig.poll();
-    assert_eq!((rig.irq, rig.input(4, 2)), (1, 0x04), "the bus master has seen the second one too");
+    assert_eq!((rig.irq, rig.input(4, 2)), (1, 0x24), "the bus master has seen the second one too");
     rig.disks[0].hold = true;
     rig.out(0, 7, 0xe7);
     assert_eq!(rig.irq, 0);
 }
 
 #[test]
-fn each_channel_has_its_own_line() {
-    let mut rig = Rig::new(IdeController::new([drive(0), None, drive(2), None]), Cache::WriteBack);
+fn each_channel_interrupts_for_itself() {
+    let mut rig = ide([drive(0), None, drive(2), None], Cache::WriteBack);
     rig.out(2, 6, 0x40);
     rig.out(2, 7, 0xe7);
     rig.poll();
-    assert_eq!((rig.irq, rig.disks[2].log.len()), (2, 1));
+    assert_eq!((rig.irq, rig.disks[2].log.len()), (1, 1));
     assert_eq!((rig.input(2, 7), rig.irq), (READY, 0));
 }
 
@@ -361,7 +360,7 @@ fn a_saved_controller_comes_back_as_it_was() {
     rig.run(cmd(0xc6).count(8));
     let mut buffer = [0; 2048];
     let saved = save(KIND, &rig.device, &mut buffer).unwrap().to_vec();
-    let back: IdeController = load(KIND, &saved).unwrap();
+    let back = load(KIND, &saved).unwrap();
     assert_eq!(back, rig.device);
     rig.device = back;
     let words = rig.identify(0x40);
@@ -374,7 +373,7 @@ fn a_data_block_half_read_survives_a_move_to_another_host() {
     rig.disks[0].bytes[..512].copy_from_slice(&rig::pattern(5, 512));
     rig.issue(cmd(0x20).count(2));
     let mut data = rig.read_words(100);
-    let staged = rig.device.channels()[0].staged().unwrap();
+    let staged = rig.device.device().controller().channels()[0].staged().unwrap();
     assert_eq!((staged.device, staged.bytes), (0, 512));
     let saved = Storage::<rig::Memory>::staging(&mut rig.disks[0], 0)[..512].to_vec();
 

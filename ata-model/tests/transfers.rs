@@ -13,17 +13,16 @@
 
 mod rig;
 
-use ata_model::IdeController;
 use blk_core::bus::Width;
 use blk_core::op::Op;
 use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::Extent;
-use rig::{DRQ, ERROR, MEMORY_BYTES, READY, Rig, SECTORS, cmd, drive, medium_error, one_drive, pattern};
+use rig::{DRQ, ERROR, Ide, MEMORY_BYTES, READY, SECTORS, cmd, drive, ide, medium_error, one_drive, pattern};
 
 /// Bus master status: ended with its table, with an interrupt.
 const DONE: u8 = 0x04;
 
-fn filled() -> Rig<IdeController> {
+fn filled() -> Ide {
     let mut rig = one_drive(Cache::WriteBack);
     for (lba, sector) in rig.disks[0].bytes.chunks_exact_mut(512).enumerate() {
         sector.copy_from_slice(&pattern(lba as u8, 512));
@@ -355,7 +354,7 @@ fn a_bus_master_started_without_a_dma_command_does_nothing() {
 
 #[test]
 fn the_bus_master_registers_read_back_and_clear_by_ones() {
-    let mut rig = Rig::new(IdeController::new([drive(0), None, drive(2), None]), Cache::WriteBack);
+    let mut rig = ide([drive(0), None, drive(2), None], Cache::WriteBack);
     for base in [0, 8] {
         rig.write(4, base + 4, Width::Dword, 0x1234_5677);
         assert_eq!(rig.read(4, base + 4, Width::Dword), 0x1234_5674, "bits 1:0 are zero");

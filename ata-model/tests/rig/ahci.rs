@@ -1,7 +1,8 @@
 //! A driver of an AHCI HBA: registers, command lists and tables, as a guest writes them.
 
-use ata_model::Hba;
+use ata_model::{DriveConfig, Hba, PciAhci};
 use blk_core::bus::Width;
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::Cache;
 
 use super::{Cmd, Rig, TestDisk, drive};
@@ -57,7 +58,13 @@ pub const fn table(port: u64, slot: u64) -> u64 {
 
 pub const DATA: u64 = 0x4_0000;
 
-pub type Ahci = Rig<Hba<2>>;
+pub type Pci<const P: usize> = Rig<PciFunction<PciAhci<P>, 1>>;
+pub type Ahci = Pci<2>;
+
+/// An HBA that nobody has touched.
+pub fn hba<const P: usize>(drives: [Option<DriveConfig>; P], cache: Cache) -> Pci<P> {
+    Rig::new(PciFunction::new(PciAhci::new(drives), MsixOwner::Function), cache)
+}
 
 /// An HBA with a drive on port 0 and none on port 1, with port 0 brought up.
 pub fn ahci(cache: Cache) -> Ahci {
@@ -68,7 +75,7 @@ pub fn ahci(cache: Cache) -> Ahci {
 
 /// The same before anybody has touched it.
 pub fn cold(cache: Cache) -> Ahci {
-    Rig::new(Hba::new([drive(0), None]), cache)
+    hba([drive(0), None], cache)
 }
 
 /// READ or WRITE FPDMA QUEUED.
@@ -78,6 +85,10 @@ pub fn queued(opcode: u8, tag: u8, lba: u64, count: u16, fua: bool) -> Cmd {
 }
 
 impl Ahci {
+    pub fn hba(&mut self) -> &mut Hba<2> {
+        self.device.device_mut().hba_mut()
+    }
+
     pub fn host(&mut self, offset: u64) -> u32 {
         self.read(5, offset, Width::Dword) as u32
     }

@@ -6,12 +6,12 @@ pub mod ahci;
 
 use std::collections::VecDeque;
 
-use ata_model::front::IdeController;
 use ata_model::wire::Status;
-use ata_model::{Channel, DriveConfig};
+use ata_model::{Channel, DriveConfig, PciIde, PciIdeMode};
 use blk_core::bus::{Device, IrqChange, Progress, Region, Width};
 use blk_core::memory::{CellMemory, GuestMemory};
 use blk_core::op::{Op, Segment};
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::plain_info;
 use blk_core::storage::{Busy, Cache, Completion, Info, IoError, Storage};
 use blk_core::units::{GuestAddr, Lba, Tag};
@@ -152,6 +152,12 @@ pub fn drive(n: u8) -> Option<DriveConfig> {
     Some(DriveConfig::new(&format!("DISK {n}"), &format!("SERIAL{n}")))
 }
 
+/// The PCI command register, and its bits.
+pub const COMMAND: u64 = 0x04;
+pub const IO: u64 = 1;
+pub const MEMORY: u64 = 2;
+pub const BUS_MASTER: u64 = 4;
+
 /// A device on the bus of a small machine.
 pub struct Rig<D> {
     pub device: D,
@@ -164,9 +170,16 @@ pub struct Rig<D> {
     pub messages: u32,
 }
 
-/// A controller with one drive.
-pub fn one_drive(cache: Cache) -> Rig<IdeController> {
-    Rig::new(IdeController::new([drive(0), None, None, None]), cache)
+pub type Ide = Rig<PciFunction<PciIde, 1>>;
+
+/// A PCI IDE controller.
+pub fn ide(drives: [Option<DriveConfig>; 4], cache: Cache) -> Ide {
+    Rig::new(PciFunction::new(PciIde::new(drives, PciIdeMode::Native), MsixOwner::Function), cache)
+}
+
+/// The same with one drive.
+pub fn one_drive(cache: Cache) -> Ide {
+    ide([drive(0), None, None, None], cache)
 }
 
 /// A channel without a bus master.
@@ -214,7 +227,45 @@ pub const ERROR: u8 = 0x51;
 impl<D: Device<Memory, [TestDisk]>> Rig<D> {
     pub fn new(device: D, cache: Cache) -> Self {
         let disks = (0..4).map(|_| TestDisk::new(cache)).collect();
-        Self { device, memory: memory(), disks, irq: 0, edges: 0, messages: 0 }
+        let mut rig = Self { device, memory: memory(), disks, irq: 0, edges: 0, messages: 0 };
+        rig.set_config(COMMAND, Width::Word, IO | MEMORY | BUS_MASTER);
+        rig
+    }
+
+    pub fn config(&mut self, offset: u64, width: Width) -> u64 {
+        let access = self.device.read(Region::Config, offset, width, &self.memory, &mut self.disks[..]);
+        self.wire(access.irq);
+        access.value
+    }
+
+    pub fn set_config(&mut self, offset: u64, width: Width, value: u64) {
+        let access =
+            self.device.write(Region::Config, offset, width, value, &self.memory, &mut self.disks[..]);
+        self.wire(access.irq);
+    }
+
+    /// Where the configuration space has the capability `id`.
+    pub fn capability(&mut self, id: u8) -> u64 {
+        let mut at = self.config(0x34, Width::Byte);
+        while at != 0 && self.config(at, Width::Byte) != id.into() {
+            at = self.config(at + 1, Width::Byte);
+        }
+        assert_ne!(at, 0, "capability {id:#x}");
+        at
+    }
+
+    /// Lets the device send messages.
+    pub fn enable_msi(&mut self) {
+        let msi = self.capability(0x05);
+        self.set_config(msi + 4, Width::Dword, 0xfee0_0000);
+        self.set_config(msi + 12, Width::Word, 0x41);
+        self.set_config(msi + 2, Width::Word, 1);
+    }
+
+    /// The command register, and what the device then does by itself.
+    pub fn permit(&mut self, command: u64) {
+        self.set_config(COMMAND, Width::Word, command);
+        self.poll();
     }
 
     fn wire(&mut self, irq: IrqChange) {
@@ -253,9 +304,11 @@ impl<D: Device<Memory, [TestDisk]>> Rig<D> {
         }
     }
 
+    /// A reset of the bus, and what firmware then does at once.
     pub fn hardware_reset(&mut self) -> Progress {
         let progress = self.device.reset(&self.memory, &mut self.disks[..]);
         self.wire(progress.irq);
+        self.set_config(COMMAND, Width::Word, IO | MEMORY | BUS_MASTER);
         progress
     }
 
@@ -379,7 +432,7 @@ impl<D: Device<Memory, [TestDisk]>> Rig<D> {
         let direction = if to_memory { 8 } else { 0 };
         self.write(4, 4, Width::Dword, table.into());
         self.out(4, 0, direction);
-        self.out(4, 2, 0x06);
+        self.out(4, 2, 0x66);
         self.issue(command);
         self.out(4, 0, direction | 1);
         self.poll();
@@ -389,7 +442,7 @@ impl<D: Device<Memory, [TestDisk]>> Rig<D> {
     pub fn stop_dma(&mut self) -> u8 {
         let status = self.input(4, 2);
         self.out(4, 0, 0);
-        self.out(4, 2, 0x06);
+        self.out(4, 2, 0x66);
         status & 0x07
     }
 
