@@ -3,7 +3,7 @@
 //! - [`VhostUser`]: one session with a server: negotiation, shared memory, rings, the in-flight region, and all of it once
 //!   more after the server was restarted.
 //! - [`Blk`]: a virtio-blk driver over it, with as many requests under way as the rings hold.
-
+//! - [`Scsi`]: a virtio-scsi driver over it: commands for its units, task management, events.
 //!
 //! It checks what a server does as it goes: every chain comes back exactly once, with a length that fits what the chain had
 //! to be written, a status that was written, and a notification when one was asked for. Every wait has a deadline.
@@ -11,9 +11,11 @@
 //! **Not goals:** a guest's block layer. **Not there:** packed rings, migration, a dirty log.
 
 mod blk;
+pub mod cdb;
 mod connection;
 mod notices;
 mod queue;
+mod scsi;
 mod session;
 mod slots;
 mod watchdog;
@@ -26,6 +28,7 @@ use vhost::vhost_user::VhostUserProtocolFeatures;
 
 pub use blk::{Blk, BlkDone, Payload, Request};
 pub use queue::QueueCounts;
+pub use scsi::{Command, Payload as ScsiPayload, Scsi, ScsiDone, Sense};
 pub use session::VhostUser;
 pub use slots::Ticket;
 
@@ -161,6 +164,14 @@ pub enum ClientError {
     /// The ring has no room for another request, or the request no room in a slot.
     #[error("no room for the request")]
     Full,
+    /// A SCSI command did not end with GOOD.
+    #[error("command {opcode:#04x} ended with {done:?}")]
+    Refused {
+        /// The command's first byte.
+        opcode: u8,
+        /// How it ended.
+        done: ScsiDone,
+    },
     /// The device answered a request with an error.
     #[error("{request} ended with status {status}")]
     Failed {

@@ -377,6 +377,16 @@ impl VhostUser {
         Ok(())
     }
 
+    /// The number of the next request.
+    pub(super) const fn next_sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// How much data the last request of a slot had.
+    pub(super) fn data_bytes(&self, ticket: Ticket) -> u32 {
+        self.lanes.get(usize::from(ticket.queue)).map_or(0, |lane| lane.slots.data(ticket.slot))
+    }
+
     /// Makes a request available.
     pub(super) fn submit(&mut self, queue: u16, chain: &Chain<'_>) -> Result<Ticket, ClientError> {
         let sequence = self.sequence;

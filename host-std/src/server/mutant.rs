@@ -13,6 +13,10 @@ pub enum Mutant {
     UnknownTakenAsWriteBack,
     /// The cache is turned off without a flush.
     CacheOffWithoutFlush,
+    /// That a COMPARE AND WRITE has compared is not recorded: it is done from its beginning after a kill.
+    StageNotRecorded,
+    /// A SCSI unit's cache setting is kept only after the guest has its answer.
+    SettingKeptLate,
 }
 
 #[cfg(feature = "mutants")]
@@ -24,6 +28,8 @@ impl Mutant {
         Self::StopWithoutDrain,
         Self::UnknownTakenAsWriteBack,
         Self::CacheOffWithoutFlush,
+        Self::StageNotRecorded,
+        Self::SettingKeptLate,
     ];
 }
 

@@ -15,6 +15,7 @@ use zerocopy::IntoBytes as _;
 
 use super::device::{Agreed, CacheKnown, Device, Rings};
 use super::images::{Image, Images};
+use super::mutant::{self, Mutant};
 use super::stats::QueueCounters;
 use super::vhost_user::{Port, Trailer};
 use super::{Lun, ScsiOptions, ServerError};
@@ -242,6 +243,13 @@ enum Work {
     },
 }
 
+/// Which settings are kept: those with a write cache promise less.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Promises {
+    More,
+    Less,
+}
+
 struct ScsiRings {
     host: Box<Host>,
     handles: [Slot; UNITS_MAX],
@@ -255,18 +263,28 @@ struct ScsiRings {
 }
 
 impl ScsiRings {
-    /// Keeps what the guest has set since the last time, and lets handles go whose units have left.
-    fn keep_settings(&mut self) {
+    /// Keeps what the guest has set since the last time. A server that comes after this one must promise no less than what the
+    /// guest was told: that its cache is off is kept before the guest sees the answer, that it is on after that.
+    fn keep_settings(&mut self, promises: Promises) {
         for unit in 0..UNITS_MAX {
-            let setting = self.host.setting(unit).map(|setting| setting.bits());
-            if setting != self.kept[unit] {
-                self.kept[unit] = setting;
-                if let Some(trailer) = &self.trailer {
-                    trailer.keep(unit, setting);
-                }
+            let setting = self.host.setting(unit);
+            let bits = setting.map(|setting| setting.bits());
+            let cached = setting.is_some_and(|setting| setting.contains(Setting::WRITE_CACHE));
+            if bits == self.kept[unit] || (promises == Promises::More && cached) {
+                continue;
             }
-            if setting.is_none() && self.handles[unit].handle.is_some() && !self.host.has_unit(unit) {
-                self.handles[unit].handle = None;
+            self.kept[unit] = bits;
+            if let Some(trailer) = &self.trailer {
+                trailer.keep(unit, bits);
+            }
+        }
+    }
+
+    /// Lets handles go whose units have left.
+    fn let_go(&mut self) {
+        for (unit, slot) in self.handles.iter_mut().enumerate() {
+            if slot.handle.is_some() && !self.host.has_unit(unit) {
+                slot.handle = None;
             }
         }
     }
@@ -316,14 +334,23 @@ impl Rings for ScsiRings {
         let open = ports.iter().enumerate().filter(|(_, port)| port.is_open());
         let open = open.fold(0, |bits, (ring, _)| bits | 1 << ring);
         let policy = Policy { features: Features::from_bits_truncate(agreed.features), open };
-        let polled = self.host.poll(memory, &mut self.handles, &policy, ports);
+        let again = self.host.work(memory, &mut self.handles, &policy, ports);
+        if !mutant::active(Mutant::SettingKeptLate) {
+            self.keep_settings(Promises::More);
+        }
+        let interrupts = self.host.publish(memory, ports);
+        if mutant::active(Mutant::SettingKeptLate) {
+            // Late enough for whoever kills the server once there is an answer.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        self.keep_settings(Promises::Less);
+        self.let_go();
         for (ring, port) in ports.iter_mut().enumerate() {
-            if polled.interrupts & 1 << ring != 0 {
+            if interrupts & 1 << ring != 0 {
                 port.interrupt();
             }
         }
-        self.keep_settings();
-        polled.again
+        again
     }
 
     fn in_flight(&self, ring: usize) -> u32 {

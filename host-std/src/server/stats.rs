@@ -26,7 +26,7 @@ pub struct Stats {
 pub struct QueueStats {
     /// Reads.
     pub reads: u64,
-    /// Bytes that successful reads asked for.
+    /// Bytes that reads asked for, those that failed included.
     pub read_bytes: u64,
     /// Writes.
     pub writes: u64,

@@ -94,16 +94,30 @@ impl Disk {
         self.dir.path().join("control")
     }
 
-    /// Starts `blk-host serve` on it: options of the image, and more arguments.
+    /// Starts `blk-host serve` on it, as virtio-blk: options of the image, and more arguments.
     pub fn serve(&self, image_options: &str, arguments: &[&str]) -> Server {
+        self.serve_as("virtio-blk", image_options, arguments, None)
+    }
+
+    /// The same as another device, with a defect switched on by its name, if there is to be one.
+    pub fn serve_as(
+        &self,
+        device: &str,
+        image_options: &str,
+        arguments: &[&str],
+        mutant: Option<&str>,
+    ) -> Server {
         let socket = self.dir.path().join("socket");
         let _ = std::fs::remove_file(self.control());
         let comma = if image_options.is_empty() { "" } else { "," };
         let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
-        command.args(["serve", "--quiet", "--device", "virtio-blk", "--socket"]).arg(&socket);
+        command.args(["serve", "--quiet", "--device", device, "--socket"]).arg(&socket);
         command.arg("--image").arg(format!("{}{comma}{image_options}", self.image.display()));
         command.arg("--control").arg(self.control()).args(arguments);
         command.env("BLK_HOST_LOG", "off");
+        if let Some(mutant) = mutant {
+            command.env("BLK_HOST_MUTANT", mutant);
+        }
         Server::start(&mut command, &socket).expect("blk-host was built")
     }
 
@@ -152,12 +166,17 @@ impl Shadow {
 
     /// Reads every block that was written: it is what was acknowledged last, or what was submitted since.
     pub fn verify(&self, guest: &mut Blk) {
+        self.verify_by(|sector, back| guest.read(sector, back).unwrap());
+    }
+
+    /// The same, by a reader that is told the sector.
+    pub fn verify_by(&self, mut read: impl FnMut(u64, &mut [u8])) {
         for (block, &(acknowledged, submitted)) in self.blocks.iter().enumerate() {
             if submitted == 0 {
                 continue;
             }
             let mut back = vec![0; self.block_bytes];
-            guest.read((block * self.block_bytes / 512) as u64, &mut back).unwrap();
+            read((block * self.block_bytes / 512) as u64, &mut back);
             let version = (acknowledged..=submitted).find(|&version| self.contents(block, version) == back);
             assert!(version.is_some(), "block {block} is none of the writes {acknowledged} to {submitted}");
         }

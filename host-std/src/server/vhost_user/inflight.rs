@@ -261,7 +261,7 @@ impl QueueLog {
     }
 
     pub(super) fn set_stage(&self, head: u16, stage: u8) {
-        if head < self.size {
+        if head < self.size && !super::mutant::active(super::Mutant::StageNotRecorded) {
             self.entry_u8(head, STAGE).store(stage, Ordering::Release);
         }
     }
