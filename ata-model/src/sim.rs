@@ -1,22 +1,26 @@
-//! A register-level IDE driver as a guest of the crash explorer: one command at a time, served by interrupts.
+//! A register-level IDE driver as a guest of the crash explorer: one command at a time, served by interrupts. By PIO it
+//! drives an ISA channel, by DMA a PCI function from its configuration space on.
 //!
 //! It boots by IDENTIFY DEVICE and decides as Linux's libata does (`ata_id_wcache_enabled`): word 85 bit 5 counts where
 //! word 87 is valid. The guest of 2009 is the same driver on a device that does not show that bit.
 
 mod ahci;
+mod config;
 
-pub use ahci::{AhciConfig, AhciGuest, AhciReset};
+pub use ahci::AhciGuest;
+pub use config::{AhciConfig, AhciReset, Belief, DriverConfig, ResetBy, Transport};
 
 use blk_core::bus::{Device, IrqChange, Region, Width};
 use blk_core::memory::GuestMemory;
+use blk_core::pci::{Command, Endpoint, MsixOwner, PciFunction};
 use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout};
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::drive::DriveConfig;
-use crate::front::Channel;
+use crate::front::{Channel, PciIde, PciIdeMode};
 use crate::wire::{Control, DeviceBits, ErrorBits, Prd, Status};
 
 /// The command block, the control block and the bus master of the channel.
@@ -24,73 +28,13 @@ const COMMAND: Region = Region::Bar(0);
 const CONTROL: Region = Region::Bar(1);
 const BUS_MASTER: Region = Region::Bar(4);
 
+/// The PCI command register.
+const PCI_COMMAND: u8 = 0x04;
+
 /// Where the PRD table is.
 const TABLE: GuestAddr = GuestAddr(0);
 /// Where the ranges of a TRIM are.
 const RANGES: GuestAddr = GuestAddr(0x200);
-
-/// How a driver moves data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Through the Data register: WRITE SECTORS EXT, WRITE MULTIPLE FUA EXT, READ MULTIPLE EXT. There is no TRIM.
-    Pio,
-    /// By the bus master: WRITE DMA (FUA) EXT, READ DMA EXT, DATA SET MANAGEMENT.
-    Dma,
-}
-
-/// What a driver does for [`Action::Reset`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetBy {
-    /// SRST in the Device Control register.
-    Software,
-    /// Stops the bus master in mid-command, and waits for the drive to give up. Only with [`Transport::Dma`].
-    BusMasterStop,
-    /// The machine's reset line.
-    Machine,
-}
-
-/// What the driver believes about the write cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Belief {
-    /// What IDENTIFY says.
-    Identify,
-    /// What IDENTIFY says, until a reset: then the next guest takes over, which knows that the drive is set up to begin
-    /// with its cache off, and does not look.
-    IdentifyThenNoCache,
-    /// Word 85 bit 5 reads as zero, as it did in 2009: there is no cache, and nothing to flush.
-    NoCache,
-}
-
-/// What a driver is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DriverConfig {
-    /// How data moves.
-    pub transport: Transport,
-    /// What a reset is.
-    pub reset: ResetBy,
-    /// What is believed.
-    pub belief: Belief,
-}
-
-impl DriverConfig {
-    /// A driver of today.
-    #[must_use]
-    pub const fn new(transport: Transport) -> Self {
-        Self { transport, reset: ResetBy::Software, belief: Belief::Identify }
-    }
-
-    /// The guest of 2009.
-    #[must_use]
-    pub const fn of_2009(transport: Transport) -> Self {
-        Self { belief: Belief::NoCache, ..Self::new(transport) }
-    }
-
-    /// Firmware of today, and after a reset of the machine an old guest, on a drive whose cache is off at power-on.
-    #[must_use]
-    pub const fn firmware_then_old(transport: Transport) -> Self {
-        Self { transport, reset: ResetBy::Machine, belief: Belief::IdentifyThenNoCache }
-    }
-}
 
 /// What the driver waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -108,10 +52,37 @@ enum Waits {
     },
 }
 
-/// A channel with one drive, and its driver.
+/// What a driver drives.
+#[derive(Clone, Debug, Serialize)]
+#[allow(clippy::large_enum_variant, reason = "each state is a copy, and an allocation more would cost more")]
+enum Hardware {
+    Isa(Channel),
+    Pci(#[serde(serialize_with = "function")] PciFunction<PciIde, 1>),
+}
+
+/// A function, of whose configuration space nothing changes but the command register and STATUS.
+fn function<D: Endpoint + Serialize, S: Serializer>(
+    function: &PciFunction<D, 1>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    (function.config().dword(PCI_COMMAND), function.device()).serialize(serializer)
+}
+
+impl Hardware {
+    fn device<'a, M: GuestMemory + ?Sized + 'a, H: Storage<M> + 'a>(
+        &'a mut self,
+    ) -> &'a mut (dyn Device<M, [H]> + 'a) {
+        match self {
+            Self::Isa(channel) => channel,
+            Self::Pci(function) => function,
+        }
+    }
+}
+
+/// One drive, and its driver.
 #[derive(Clone, Debug, Serialize)]
 pub struct IdeGuest {
-    channel: Channel,
+    hardware: Hardware,
     #[serde(skip)]
     config: DriverConfig,
     waits: Waits,
@@ -124,7 +95,7 @@ pub struct IdeGuest {
     ended: Vec<Ended, 4>,
 }
 
-fn action<S: serde::Serializer>(action: &Action, serializer: S) -> Result<S::Ok, S::Error> {
+fn action<S: Serializer>(action: &Action, serializer: S) -> Result<S::Ok, S::Error> {
     action.serialize(serializer)
 }
 
@@ -137,13 +108,15 @@ impl IdeGuest {
     ) -> Self {
         let mut drive = DriveConfig::new("MODEL DISK", "1");
         drive.write_cache = config.belief != Belief::IdentifyThenNoCache;
-        let drives = [Some(drive), None];
-        let channel = match config.transport {
-            Transport::Pio => Channel::new(drives),
-            Transport::Dma => Channel::with_bus_master(drives),
+        let hardware = match config.transport {
+            Transport::Pio => Hardware::Isa(Channel::new([Some(drive), None])),
+            Transport::Dma => {
+                let device = PciIde::new([Some(drive), None, None, None], PciIdeMode::Native);
+                Hardware::Pci(PciFunction::new(device, MsixOwner::Function))
+            }
         };
         let mut guest = Self {
-            channel,
+            hardware,
             config,
             waits: Waits::Nothing,
             action: Action::Flush,
@@ -153,16 +126,11 @@ impl IdeGuest {
             ended: Vec::new(),
         };
         let mut bus = Bus { guest: &mut guest, memory, storage };
+        bus.permit(Command::IO | Command::BUS_MASTER);
         bus.command(0xc6, 0, 0, 2);
         bus.acknowledge();
         bus.identify();
         guest
-    }
-
-    /// The device.
-    #[must_use]
-    pub const fn channel(&self) -> &Channel {
-        &self.channel
     }
 
     fn end(&mut self, id: u8, outcome: Outcome) {
@@ -180,13 +148,19 @@ struct Bus<'a, M: ?Sized, H> {
 
 impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
     fn write(&mut self, region: Region, offset: u64, width: Width, value: u64) {
-        let channel = &mut self.guest.channel;
-        let access = channel.write(region, offset, width, value, self.memory, self.storage);
+        let device = self.guest.hardware.device();
+        let access = device.write(region, offset, width, value, self.memory, self.storage);
         self.wire(access.irq);
     }
 
+    /// Writes the PCI command register, which only a function has.
+    fn permit(&mut self, command: Command) {
+        self.write(Region::Config, PCI_COMMAND.into(), Width::Word, command.bits().into());
+    }
+
     fn read(&mut self, region: Region, offset: u64, width: Width) -> u64 {
-        let access = self.guest.channel.read(region, offset, width, self.memory, self.storage);
+        let device = self.guest.hardware.device();
+        let access = device.read(region, offset, width, self.memory, self.storage);
         self.wire(access.irq);
         access.value
     }
@@ -310,19 +284,26 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
         }
         self.guest.waits = Waits::Reset { id };
         match self.guest.config.reset {
-            ResetBy::Software => {
-                self.write(CONTROL, 2, Width::Byte, Control::SRST.bits().into());
-                self.write(CONTROL, 2, Width::Byte, 0);
-            }
+            ResetBy::Software => self.software_reset(),
             ResetBy::BusMasterStop => self.stop_dma(),
+            ResetBy::BusMasterOff => {
+                self.permit(Command::IO);
+                self.software_reset();
+            }
             ResetBy::Machine => {
-                let progress = self.guest.channel.reset(self.memory, self.storage);
+                let progress = self.guest.hardware.device().reset(self.memory, self.storage);
                 self.wire(progress.irq);
+                self.permit(Command::IO | Command::BUS_MASTER);
             }
         }
         if self.guest.belief == Belief::IdentifyThenNoCache {
             self.guest.belief = Belief::NoCache;
         }
+    }
+
+    fn software_reset(&mut self) {
+        self.write(CONTROL, 2, Width::Byte, Control::SRST.bits().into());
+        self.write(CONTROL, 2, Width::Byte, 0);
     }
 
     fn finish(&mut self, id: u8, outcome: Outcome) {
@@ -337,6 +318,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
             Waits::Nothing => {}
             Waits::Reset { id } => {
                 if !self.status().contains(Status::BSY) {
+                    self.permit(Command::IO | Command::BUS_MASTER);
                     self.acknowledge();
                     if self.guest.config.transport == Transport::Dma {
                         self.stop_dma();
@@ -486,7 +468,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for IdeGuest {
 
     fn poll(&mut self, memory: &M, storage: &mut [H]) -> Vec<Ended, 16> {
         loop {
-            let progress = self.channel.poll(memory, storage);
+            let progress = self.hardware.device().poll(memory, storage);
             self.irq = progress.irq.line(0).unwrap_or(self.irq);
             if !progress.again {
                 break;

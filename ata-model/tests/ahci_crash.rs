@@ -70,7 +70,9 @@ fn unsafe_loses_what_a_flush_acknowledged() {
 
 #[test]
 fn every_reset_waits_for_what_was_submitted() {
-    for reset in [AhciReset::Stop, AhciReset::Software, AhciReset::Host, AhciReset::Machine] {
+    for reset in
+        [AhciReset::Stop, AhciReset::BusMasterOff, AhciReset::Software, AhciReset::Host, AhciReset::Machine]
+    {
         let driver = AhciConfig { reset, ..AhciConfig::new(true) };
         assert_safe(&run(&Cell::new(CacheMode::WriteBack, 2), driver));
     }
@@ -143,7 +145,13 @@ mod mutants {
 
     #[test]
     fn every_kind_of_reset_is_one_that_could_forget() {
-        for reset in [AhciReset::Stop, AhciReset::Software, AhciReset::Host, AhciReset::Machine] {
+        for reset in [
+            AhciReset::Stop,
+            AhciReset::BusMasterOff,
+            AhciReset::Software,
+            AhciReset::Host,
+            AhciReset::Machine,
+        ] {
             let driver = AhciConfig { reset, ..AhciConfig::new(true) };
             assert_caught(Mutant::ResetWithoutDrain, CacheMode::WriteBack, driver);
         }

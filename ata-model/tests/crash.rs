@@ -83,9 +83,11 @@ fn a_guest_of_2009_loses_data_behind_a_volatile_cache_and_only_there() {
 
 #[test]
 fn a_bus_master_that_is_stopped_in_mid_command_leaves_nothing_behind() {
-    let driver = DriverConfig { reset: ResetBy::BusMasterStop, ..DriverConfig::new(Transport::Dma) };
-    for mode in [CacheMode::WriteThrough, CacheMode::WriteBack] {
-        assert_safe(&run(&Cell::new(mode, 3), driver));
+    for reset in [ResetBy::BusMasterStop, ResetBy::BusMasterOff] {
+        let driver = DriverConfig { reset, ..DriverConfig::new(Transport::Dma) };
+        for mode in [CacheMode::WriteThrough, CacheMode::WriteBack] {
+            assert_safe(&run(&Cell::new(mode, 3), driver));
+        }
     }
 }
 
@@ -155,6 +157,10 @@ mod mutants {
         for transport in TRANSPORTS {
             let driver = DriverConfig::firmware_then_old(transport);
             assert_caught(Mutant::CacheSettingLeaks, CacheMode::WriteBack, driver);
+        }
+        for reset in [ResetBy::BusMasterStop, ResetBy::BusMasterOff, ResetBy::Machine] {
+            let driver = DriverConfig { reset, ..DriverConfig::new(Transport::Dma) };
+            assert_caught(Mutant::ResetWithoutDrain, CacheMode::WriteBack, driver);
         }
         // Only DMA has a TRIM.
         assert_caught(Mutant::RangeAckedEarly, CacheMode::WriteBack, DriverConfig::new(Transport::Dma));

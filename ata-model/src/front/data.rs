@@ -2,15 +2,16 @@
 
 use blk_core::bus::Width;
 use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::mutant::{Mutant, active};
 use blk_core::op::Segment;
 use blk_core::storage::{Info, IoError, IoErrorKind, Storage};
 use blk_core::units::Extent;
 
-use super::bmdma::Cursor;
+use super::bmdma::{Asked, Cursor};
 use super::ide::{Channel, Phase};
 use super::scatter::{Stop, Table, next_piece, to_usize};
 use crate::command::Row;
-use crate::drive::{Direction, Failure, Step};
+use crate::drive::{Direction, Failure, Reset, Step};
 
 /// Guest memory that is none, as a failure of the command.
 const NO_MEMORY: Failure = Failure::Io { error: IoError::new(IoErrorKind::Memory), reading: false };
@@ -152,6 +153,38 @@ impl Channel {
             self.phase = next;
         }
         taken
+    }
+
+    /// A byte of the bus master's registers.
+    pub(super) fn write_bus_master<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        offset: u8,
+        value: u8,
+        memory: &M,
+        storage: &mut [H],
+    ) {
+        let Some(bus_master) = self.bus_master.as_mut() else { return };
+        match (bus_master.write(offset, value), self.phase) {
+            (Asked::Start, Phase::Dma { .. }) => {}
+            (Asked::Abort, Phase::Dma { .. }) => {
+                self.phase = Phase::Cancelled;
+                if active(Mutant::ResetWithoutDrain) {
+                    self.forget(memory, storage);
+                }
+            }
+            _ => return,
+        }
+        self.advance(memory, storage);
+    }
+
+    /// The mutant whose drive gives up a command without waiting for what is in flight.
+    fn forget<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut [H]) {
+        let Some(storage) = storage.get_mut(usize::from(self.device_1)) else { return };
+        if let Some(unit) = self.selected() {
+            unit.drive.begin_reset();
+            unit.drive.finish_reset(Reset::Stop, memory, storage);
+        }
+        self.end(Err(Failure::Aborted), true, storage.info());
     }
 
     /// Goes on with a DMA command; returns whether it can go on at once.

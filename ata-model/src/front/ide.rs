@@ -6,7 +6,7 @@ use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
 use serde::{Deserialize, Serialize};
 
-use super::bmdma::{Asked, BusMaster};
+use super::bmdma::BusMaster;
 use crate::command::{Addressing, Operation, Protocol, Reject, Row, decode};
 use crate::drive::{Drive, DriveConfig, Failure, Interface, Reset, Step, report_address};
 use crate::wire::{Control, DeviceBits, Pair, Status, TaskFile};
@@ -335,22 +335,6 @@ impl Channel {
             self.device_1 = false;
             self.phase = Phase::Idle;
         }
-    }
-
-    fn write_bus_master<M: GuestMemory + ?Sized, H: Storage<M>>(
-        &mut self,
-        offset: u8,
-        value: u8,
-        memory: &M,
-        storage: &mut [H],
-    ) {
-        let Some(bus_master) = self.bus_master.as_mut() else { return };
-        match (bus_master.write(offset, value), self.phase) {
-            (Asked::Start, Phase::Dma { .. }) => {}
-            (Asked::Abort, Phase::Dma { .. }) => self.phase = Phase::Cancelled,
-            _ => return,
-        }
-        self.advance(memory, storage);
     }
 
     /// Lets the command or the reset go on until it waits for the host or the storage; returns whether it could go on.

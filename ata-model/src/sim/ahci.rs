@@ -1,10 +1,12 @@
-//! A register-level AHCI driver as a guest of the crash explorer, with queued commands or without, served by interrupts.
+//! A register-level AHCI driver as a guest of the crash explorer, with queued commands or without, served by interrupts; it
+//! begins in configuration space.
 //!
 //! It does as Linux's libahci and libata do: a flush or another command that is not queued waits until the queue is empty;
 //! after an error the port is stopped and started, and log 10h is read; a reset is waited for in CR, HR and BSY.
 
 use blk_core::bus::{Device, IrqChange, Region, Width};
 use blk_core::memory::GuestMemory;
+use blk_core::pci::{Command, MsixOwner, PciFunction};
 use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout};
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
@@ -12,9 +14,9 @@ use heapless::Vec;
 use serde::Serialize;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Belief;
+use super::{AhciConfig, AhciReset, Belief, PCI_COMMAND, function};
 use crate::drive::DriveConfig;
-use crate::front::Hba;
+use crate::front::PciAhci;
 use crate::wire::Status;
 use crate::wire::ahci::{CommandHeader, PRD_TABLE, PrdEntry};
 use crate::wire::fis::RegisterH2d;
@@ -48,46 +50,6 @@ const PAGE: u64 = 0x1000;
 /// Commands at once: enough for one to pass another.
 const DEPTH: usize = 2;
 
-/// What a driver does for [`Action::Reset`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AhciReset {
-    /// Stops the port, and starts it again.
-    Stop,
-    /// Stops the port, and sends SRST by two FISes.
-    Software,
-    /// Stops the port, and sends COMRESET.
-    Comreset,
-    /// GHC.HR.
-    Host,
-    /// The machine's reset line.
-    Machine,
-}
-
-/// What a driver is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AhciConfig {
-    /// Whether reads and writes are queued.
-    pub queued: bool,
-    /// What a reset is.
-    pub reset: AhciReset,
-    /// What is believed.
-    pub belief: Belief,
-}
-
-impl AhciConfig {
-    /// A driver of today.
-    #[must_use]
-    pub const fn new(queued: bool) -> Self {
-        Self { queued, reset: AhciReset::Comreset, belief: Belief::Identify }
-    }
-
-    /// Firmware of today, and after a reset of the machine an old guest, on a drive whose cache is off at power-on.
-    #[must_use]
-    pub const fn firmware_then_old(queued: bool) -> Self {
-        Self { queued, reset: AhciReset::Machine, belief: Belief::IdentifyThenNoCache }
-    }
-}
-
 /// A command that has been issued.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Issued {
@@ -107,7 +69,8 @@ enum Resetting {
 /// An HBA with one drive, and its driver.
 #[derive(Clone, Debug, Serialize)]
 pub struct AhciGuest {
-    hba: Hba<1>,
+    #[serde(serialize_with = "function")]
+    hba: PciFunction<PciAhci<1>, 1>,
     #[serde(skip)]
     config: AhciConfig,
     slots: [Option<Issued>; DEPTH],
@@ -129,7 +92,7 @@ impl AhciGuest {
         let mut drive = DriveConfig::new("MODEL DISK", "1");
         drive.write_cache = config.belief != Belief::IdentifyThenNoCache;
         let mut guest = Self {
-            hba: Hba::new([Some(drive)]),
+            hba: PciFunction::new(PciAhci::new([Some(drive)]), MsixOwner::Function),
             config,
             slots: [None; DEPTH],
             resetting: None,
@@ -143,12 +106,6 @@ impl AhciGuest {
         bus.start();
         bus.identify();
         guest
-    }
-
-    /// The device.
-    #[must_use]
-    pub const fn hba(&self) -> &Hba<1> {
-        &self.hba
     }
 
     fn end(&mut self, id: u8, outcome: Outcome) {
@@ -190,8 +147,16 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
         let _ = self.memory.write(GuestAddr(at), bytes);
     }
 
-    /// Addresses, FIS reception, interrupts.
+    /// Writes the PCI command register.
+    fn permit(&mut self, command: Command) {
+        let (at, value) = (PCI_COMMAND.into(), command.bits().into());
+        let access = self.guest.hba.write(Region::Config, at, Width::Word, value, self.memory, self.storage);
+        self.wire(access.irq);
+    }
+
+    /// Bus mastering, addresses, FIS reception, interrupts.
     fn bring_up(&mut self) {
+        self.permit(Command::MEMORY | Command::BUS_MASTER);
         self.write(CLB, u32::try_from(LIST).unwrap_or(0));
         self.write(FB, u32::try_from(RECEIVED).unwrap_or(0));
         self.write(CMD, FRE);
@@ -317,6 +282,10 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
         self.guest.resetting = Some((id, Resetting::Stops));
         match self.guest.config.reset {
             AhciReset::Stop | AhciReset::Software => self.write(CMD, FRE),
+            AhciReset::BusMasterOff => {
+                self.permit(Command::MEMORY);
+                self.write(CMD, FRE);
+            }
             AhciReset::Comreset => {
                 self.write(CMD, FRE);
                 self.write(SCTL, 0x301);
@@ -326,6 +295,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
             AhciReset::Machine => {
                 let progress = self.guest.hba.reset(self.memory, self.storage);
                 self.wire(progress.irq);
+                self.permit(Command::MEMORY);
             }
         }
         if self.guest.belief == Belief::IdentifyThenNoCache {
@@ -353,7 +323,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, M, H> {
         (0..2).for_each(|slot| self.clear(slot));
         self.put(PAGE, &[0; 512]);
         self.start();
-        if self.guest.config.reset == AhciReset::Stop {
+        if matches!(self.guest.config.reset, AhciReset::Stop | AhciReset::BusMasterOff) {
             // It does not reach the drive, whose queue may have ended before.
             self.run(&command(0x2f, 0, 0x10, 1));
             self.put(PAGE, &[0; 512]);
