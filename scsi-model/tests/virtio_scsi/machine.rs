@@ -4,12 +4,14 @@ use std::cell::RefCell;
 
 use blk_core::bus::{Device, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
 use blk_core::virtio::mmio::{INTERRUPT_CONFIG, register};
+use blk_core::virtio::pci::{common, structure};
 use scsi_model::Config as Identity;
 use scsi_model::front::virtio_scsi::wire::Features;
-use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, Mmio, REQUEST};
+use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, Mmio, Pci, REQUEST, Scsi};
 
 use crate::rig::{Disk, Memory, TAGS};
 
@@ -84,9 +86,43 @@ impl Answer {
     }
 }
 
-pub(crate) struct Machine {
+pub(crate) type OnMmio = Mmio<QUEUES, UNITS, TAGS>;
+pub(crate) type OnPci = PciFunction<Pci<QUEUES, UNITS, TAGS>, 31>;
+
+/// Where a transport has what virtio-mmio calls so: offset and width. Tests name registers as virtio-mmio does.
+pub(crate) trait Transport: Device<Memory, [Disk]> {
+    fn place(register: u64) -> (u64, Width);
+}
+
+impl Transport for OnMmio {
+    fn place(register: u64) -> (u64, Width) {
+        (register, Width::Dword)
+    }
+}
+
+impl Transport for OnPci {
+    fn place(register: u64) -> (u64, Width) {
+        match register {
+            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
+            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
+            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
+            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
+            register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
+            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
+            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
+            register::QUEUE_NOTIFY => (structure::NOTIFY, Width::Word),
+            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
+            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
+            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
+            register::INTERRUPT_STATUS => (structure::ISR, Width::Byte),
+            _ => panic!("there is no such register on PCI: {register:#x}"),
+        }
+    }
+}
+
+pub(crate) struct Machine<D = OnMmio> {
     pub(crate) memory: Memory,
-    pub(crate) device: Mmio<QUEUES, UNITS, TAGS>,
+    pub(crate) device: D,
     pub(crate) disks: Vec<Disk>,
     available: [u16; RINGS],
     used: [u16; RINGS],
@@ -140,12 +176,55 @@ impl Machine {
     }
 
     pub(crate) fn off(addresses: &[Address]) -> Self {
-        let mut device = Mmio::<QUEUES, UNITS, TAGS>::new(Config { queues: 2, queue_size_max: RING });
-        let disks: Vec<Disk> = addresses.iter().map(|_| Disk::new(Cache::WriteBack)).collect();
-        for (address, disk) in addresses.iter().zip(&disks) {
-            let inserted = device.device_mut().controller_mut().insert(*address, identity(), &disk.info);
-            inserted.unwrap();
-        }
+        let mut scsi = Scsi::new(CONFIG);
+        let disks = plug_all(&mut scsi, addresses);
+        Self::with(Mmio::new(scsi), disks)
+    }
+
+    /// Bytes that nothing else uses: those of descriptor `index`.
+    pub(crate) fn buffer(ring: usize, index: u16) -> u64 {
+        BUFFERS + (ring as u64 * u64::from(RING) + u64::from(index % RING)) * BUFFER_BYTES
+    }
+
+    /// The header of a request.
+    pub(crate) fn header(lun: [u8; 8], id: u64, attribute: u8, cdb: &[u8]) -> [u8; HEAD_BYTES] {
+        let mut header = [0; HEAD_BYTES];
+        header[..8].copy_from_slice(&lun);
+        header[8..16].copy_from_slice(&id.to_le_bytes());
+        header[16] = attribute;
+        header[19..19 + cdb.len()].copy_from_slice(cdb);
+        header
+    }
+}
+
+impl Machine<OnPci> {
+    /// A controller on PCI, with a disk at each address, that may do everything and is not up.
+    pub(crate) fn on_pci(addresses: &[Address]) -> Self {
+        let mut scsi = Scsi::new(CONFIG);
+        let disks = plug_all(&mut scsi, addresses);
+        let mut machine = Self::with(PciFunction::new(Pci::new(scsi), MsixOwner::Function), disks);
+        machine.configure(4, 6);
+        machine
+    }
+
+    pub(crate) fn configure(&mut self, at: u64, value: u64) {
+        let (memory, disks) = (&self.memory, &mut self.disks[..]);
+        let _ = self.device.write(Region::Config, at, Width::Word, value, memory, disks);
+    }
+}
+
+const CONFIG: Config = Config { queues: 2, queue_size_max: RING };
+
+fn plug_all(scsi: &mut Scsi<QUEUES, UNITS, TAGS>, addresses: &[Address]) -> Vec<Disk> {
+    let disks: Vec<Disk> = addresses.iter().map(|_| Disk::new(Cache::WriteBack)).collect();
+    for (address, disk) in addresses.iter().zip(&disks) {
+        scsi.controller_mut().insert(*address, identity(), &disk.info).unwrap();
+    }
+    disks
+}
+
+impl<D: Transport> Machine<D> {
+    fn with(device: D, disks: Vec<Disk>) -> Self {
         Self {
             memory: Memory(RefCell::new(vec![0; MEMORY_BYTES as usize])),
             device,
@@ -184,8 +263,9 @@ impl Machine {
         self.set(register::QUEUE_READY, 1);
     }
 
-    pub(crate) fn get(&mut self, offset: u64) -> u32 {
-        self.read(offset, Width::Dword) as u32
+    pub(crate) fn get(&mut self, register: u64) -> u32 {
+        let (offset, width) = D::place(register);
+        self.read(offset, width) as u32
     }
 
     pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
@@ -197,8 +277,9 @@ impl Machine {
         let _ = self.try_set(offset, value);
     }
 
-    pub(crate) fn try_set(&mut self, offset: u64, value: u32) -> WriteStatus {
-        self.write(offset, Width::Dword, value.into())
+    pub(crate) fn try_set(&mut self, register: u64, value: u32) -> WriteStatus {
+        let (offset, width) = D::place(register);
+        self.write(offset, width, value.into())
     }
 
     pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
@@ -223,11 +304,6 @@ impl Machine {
         let mut bytes = vec![0; len];
         self.memory.read(GuestAddr(at), &mut bytes).unwrap();
         bytes
-    }
-
-    /// Bytes that nothing else uses: those of descriptor `index`.
-    pub(crate) fn buffer(ring: usize, index: u16) -> u64 {
-        BUFFERS + (ring as u64 * u64::from(RING) + u64::from(index % RING)) * BUFFER_BYTES
     }
 
     pub(crate) fn next(&self, ring: usize) -> u16 {
@@ -282,16 +358,6 @@ impl Machine {
         std::iter::from_fn(|| self.reap(ring)).map(|(head, _)| head).collect()
     }
 
-    /// The header of a request.
-    pub(crate) fn header(lun: [u8; 8], id: u64, attribute: u8, cdb: &[u8]) -> [u8; HEAD_BYTES] {
-        let mut header = [0; HEAD_BYTES];
-        header[..8].copy_from_slice(&lun);
-        header[8..16].copy_from_slice(&id.to_le_bytes());
-        header[16] = attribute;
-        header[19..19 + cdb.len()].copy_from_slice(cdb);
-        header
-    }
-
     /// Makes a SIMPLE command available on the first request queue. Its name is returned too.
     pub(crate) fn send(&mut self, lun: [u8; 8], cdb: &[u8], out: &[u8], in_bytes: usize) -> (Sent, u64) {
         self.next_id += 1;
@@ -308,8 +374,8 @@ impl Machine {
         in_bytes: usize,
     ) -> Sent {
         let first = self.next[ring];
-        let [head, middle, last] = [0, 1, 2].map(|index| Self::buffer(ring, first + index));
-        self.put(head, &Self::header(lun, id, attribute, cdb));
+        let [head, middle, last] = [0, 1, 2].map(|index| <Machine>::buffer(ring, first + index));
+        self.put(head, &<Machine>::header(lun, id, attribute, cdb));
         let mut pieces = vec![(head, HEAD_BYTES as u32, 0)];
         let (response, data) = if out.is_empty() { (middle, last) } else { (last, middle) };
         if !out.is_empty() {
@@ -368,7 +434,7 @@ impl Machine {
     /// Makes a request of the control queue available.
     pub(crate) fn control(&mut self, request: &[u8], answer_bytes: u32) -> Sent {
         let first = self.next[CONTROL];
-        let [data, response] = [0, 1].map(|index| Self::buffer(CONTROL, first + index));
+        let [data, response] = [0, 1].map(|index| <Machine>::buffer(CONTROL, first + index));
         self.put(data, request);
         self.put(response, &[0xee; 8]);
         let pieces = [(data, request.len() as u32, 0), (response, answer_bytes, WRITE)];
@@ -392,7 +458,7 @@ impl Machine {
 
     /// Gives the device a buffer for an event, and returns where it is.
     pub(crate) fn lend(&mut self, bytes: u32) -> u64 {
-        let buffer = Self::buffer(EVENT, self.next[EVENT]);
+        let buffer = <Machine>::buffer(EVENT, self.next[EVENT]);
         self.put(buffer, &[0xee; 16]);
         self.offer(EVENT, &[(buffer, bytes, WRITE)]);
         buffer
@@ -402,7 +468,7 @@ impl Machine {
     pub(crate) fn event(&mut self) -> Option<(u32, [u8; 8], u32)> {
         self.poll();
         let (head, used_len) = self.reap(EVENT)?;
-        let bytes = self.fetch(Self::buffer(EVENT, head), 16);
+        let bytes = self.fetch(<Machine>::buffer(EVENT, head), 16);
         assert_eq!(used_len, 16);
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         Some((word(0), bytes[4..12].try_into().unwrap(), word(12)))

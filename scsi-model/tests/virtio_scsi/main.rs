@@ -17,5 +17,6 @@ mod events;
 mod functions;
 mod machine;
 mod negotiation;
+mod pci;
 mod requests;
 mod resumption;

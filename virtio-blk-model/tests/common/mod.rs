@@ -4,14 +4,17 @@
 
 use std::collections::VecDeque;
 
-use blk_core::bus::{Device, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{Device, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::memory::{CellMemory, GuestMemory};
 use blk_core::op::{Op, Segment, total_bytes};
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::plain_info;
 use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
 use blk_core::units::{GuestAddr, Tag};
 use virtio_blk_model::device::{Config, Interface};
-use virtio_blk_model::front::mmio::{Mmio, register};
+use virtio_blk_model::front::mmio::register;
+use virtio_blk_model::front::pci::{common, structure};
+use virtio_blk_model::front::{Mmio, Pci};
 use virtio_blk_model::wire::Features;
 
 pub(crate) const SECTORS: u64 = 64;
@@ -138,14 +141,64 @@ impl Storage<Memory> for Disk {
 /// A descriptor: address, length, flags.
 pub(crate) type Piece = (u64, u32, u16);
 
-pub(crate) struct Machine<const Q: usize = 1> {
+/// A device on PCI.
+pub(crate) type OnPci<const Q: usize> = PciFunction<Pci<Q, 8>, 31>;
+
+/// Where a transport has what virtio-mmio calls so: offset and width. Tests name registers as virtio-mmio does.
+pub(crate) trait Transport: Device<Memory, [Disk]> {
+    const CONFIG: u64;
+
+    fn place(register: u64) -> (u64, Width);
+}
+
+impl<const Q: usize> Transport for Mmio<Q, 8> {
+    const CONFIG: u64 = register::CONFIG;
+
+    fn place(register: u64) -> (u64, Width) {
+        (register, Width::Dword)
+    }
+}
+
+impl<const Q: usize> Transport for OnPci<Q> {
+    const CONFIG: u64 = structure::DEVICE;
+
+    fn place(register: u64) -> (u64, Width) {
+        match register {
+            register::DEVICE_FEATURES_SEL => (common::DEVICE_FEATURE_SELECT, Width::Dword),
+            register::DEVICE_FEATURES => (common::DEVICE_FEATURE, Width::Dword),
+            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
+            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
+            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
+            register::QUEUE_SIZE_MAX | register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
+            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
+            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
+            register::QUEUE_NOTIFY => (structure::NOTIFY, Width::Word),
+            register::INTERRUPT_STATUS => (structure::ISR, Width::Byte),
+            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
+            register::CONFIG_GENERATION => (common::CONFIG_GENERATION, Width::Byte),
+            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
+            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
+            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
+            _ => panic!("there is no such register on PCI: {register:#x}"),
+        }
+    }
+}
+
+pub(crate) struct Machine<const Q: usize = 1, D = Mmio<Q, 8>> {
     pub(crate) memory: Memory,
-    pub(crate) device: Mmio<Q, 8>,
+    pub(crate) device: D,
+    legacy: bool,
     pub(crate) disks: Vec<Disk>,
     available: [u16; Q],
     used: [u16; Q],
     next: u16,
     pub(crate) line: bool,
+    /// Messages that were due, by vector.
+    pub(crate) messages: Vec<u8>,
+}
+
+pub(crate) fn ring(queue: usize) -> u64 {
+    RINGS + queue as u64 * RING_BYTES
 }
 
 /// Features that a modern driver takes by default.
@@ -162,20 +215,54 @@ impl<const Q: usize> Machine<Q> {
     }
 
     pub(crate) fn off(config: Config, disks: Vec<Disk>) -> Self {
+        Self::with(Mmio::new, config, disks)
+    }
+
+    pub(crate) fn ring(queue: usize) -> u64 {
+        ring(queue)
+    }
+}
+
+impl<const Q: usize> Machine<Q, OnPci<Q>> {
+    /// A device on PCI before anything is enabled.
+    pub(crate) fn on_pci(disks: Vec<Disk>) -> Self {
+        let make = |config| PciFunction::new(Pci::new(config), MsixOwner::Function);
+        Self::with(make, Config::default(), disks)
+    }
+
+    pub(crate) fn configuration(&mut self, at: u64, width: Width) -> u64 {
+        self.access(Region::Config, at, width)
+    }
+
+    /// Writes into configuration space, whatever comes of it.
+    pub(crate) fn configure(&mut self, at: u64, width: Width, value: u64) {
+        let _ = self.store(Region::Config, at, width, value);
+    }
+
+    /// Writes into the BAR, whatever comes of it.
+    pub(crate) fn poke(&mut self, offset: u64, width: Width, value: u64) {
+        let _ = self.write(offset, width, value);
+    }
+}
+
+impl<const Q: usize, D: Transport> Machine<Q, D> {
+    fn with(make: impl FnOnce(Config) -> D, config: Config, disks: Vec<Disk>) -> Self {
         let config = Config { queues: Q as u16, queue_size_max: RING, ..config };
         Self {
             memory: CellMemory::new(GuestAddr(0), vec![0; 0x2_0000].leak()),
-            device: Mmio::new(config),
+            device: make(config),
+            legacy: config.interface != Interface::Modern,
             disks,
             available: [0; Q],
             used: [0; Q],
             next: 0,
             line: false,
+            messages: Vec::new(),
         }
     }
 
     pub(crate) fn bring_up(&mut self, features: Features) {
-        let legacy = self.device.device().control().config().interface != Interface::Modern;
+        let legacy = self.legacy;
         self.set(register::STATUS, 1);
         self.set(register::STATUS, 3);
         let accepted = self.offered() & features;
@@ -222,16 +309,23 @@ impl<const Q: usize> Machine<Q> {
         self.set(register::QUEUE_READY, 1);
     }
 
-    pub(crate) fn get(&mut self, offset: u64) -> u32 {
-        self.read(offset, Width::Dword) as u32
+    pub(crate) fn get(&mut self, register: u64) -> u32 {
+        let (offset, width) = D::place(register);
+        self.read(offset, width) as u32
     }
 
     pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks[..]).value
+        self.access(Region::Bar(0), offset, width)
+    }
+
+    pub(crate) fn access(&mut self, region: Region, offset: u64, width: Width) -> u64 {
+        let access = self.device.read(region, offset, width, &self.memory, &mut self.disks[..]);
+        self.hear(access.irq);
+        access.value
     }
 
     pub(crate) fn config(&mut self, offset: u64, width: Width) -> u64 {
-        self.read(register::CONFIG + offset, width)
+        self.read(D::CONFIG + offset, width)
     }
 
     /// Writes a register, whatever comes of it.
@@ -239,25 +333,32 @@ impl<const Q: usize> Machine<Q> {
         let _ = self.try_set(offset, value);
     }
 
-    pub(crate) fn try_set(&mut self, offset: u64, value: u32) -> WriteStatus {
-        self.write(offset, Width::Dword, u64::from(value))
+    pub(crate) fn try_set(&mut self, register: u64, value: u32) -> WriteStatus {
+        let (offset, width) = D::place(register);
+        self.write(offset, width, u64::from(value))
     }
 
     pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
-        let access =
-            self.device.write(Region::Bar(0), offset, width, value, &self.memory, &mut self.disks[..]);
-        if let Some(level) = access.irq.line(0) {
+        self.store(Region::Bar(0), offset, width, value)
+    }
+
+    pub(crate) fn store(&mut self, region: Region, offset: u64, width: Width, value: u64) -> WriteStatus {
+        let access = self.device.write(region, offset, width, value, &self.memory, &mut self.disks[..]);
+        self.hear(access.irq);
+        access.value
+    }
+
+    fn hear(&mut self, irq: IrqChange) {
+        if let Some(level) = irq.line(0) {
             self.line = level;
         }
-        access.value
+        self.messages.extend((0..31).filter(|vector| irq.line(vector + 1) == Some(true)));
     }
 
     pub(crate) fn poll(&mut self) -> Progress {
         loop {
             let progress = self.device.poll(&self.memory, &mut self.disks[..]);
-            if let Some(level) = progress.irq.line(0) {
-                self.line = level;
-            }
+            self.hear(progress.irq);
             if !progress.again {
                 return progress;
             }
@@ -282,13 +383,9 @@ impl<const Q: usize> Machine<Q> {
         self.put(at + 14, &next.to_le_bytes());
     }
 
-    pub(crate) fn ring(queue: usize) -> u64 {
-        RINGS + queue as u64 * RING_BYTES
-    }
-
     /// Makes a chain of `pieces` available, and returns its head.
     pub(crate) fn offer(&mut self, queue: usize, pieces: &[Piece]) -> u16 {
-        let ring = Self::ring(queue);
+        let ring = ring(queue);
         let head = self.next % RING;
         for (index, &(addr, len, flags)) in (0..).zip(pieces) {
             let at = (head + index) % RING;
@@ -302,7 +399,7 @@ impl<const Q: usize> Machine<Q> {
     }
 
     pub(crate) fn offer_head(&mut self, queue: usize, head: u16) {
-        let ring = Self::ring(queue);
+        let ring = ring(queue);
         let entry = ring + DRIVER_AREA + 4 + 2 * u64::from(self.available[queue] % RING);
         self.put(entry, &head.to_le_bytes());
         self.available[queue] = self.available[queue].wrapping_add(1);
@@ -319,7 +416,7 @@ impl<const Q: usize> Machine<Q> {
 
     /// The used ring's next element: head and length.
     pub(crate) fn reap(&mut self, queue: usize) -> Option<(u16, u32)> {
-        let used = Self::ring(queue) + DEVICE_AREA;
+        let used = ring(queue) + DEVICE_AREA;
         let index = self.memory.load_u16_acquire(GuestAddr(used + 2)).unwrap();
         if index == self.used[queue] {
             return None;
