@@ -5,6 +5,8 @@
 //! agent files DIR                 says what all files hold
 //! agent compare DEVICE BYTES CHUNK THREADS SEED     writes all of it, in parallel, and reads it back, with O_DIRECT
 //! agent hammer DEVICE SECONDS THREADS SEED    goes on writing, flushing and reading back, and says what it saw
+//! agent time DEVICE BYTES CHUNK THREADS    reads so much from the beginning with O_DIRECT, and says how long it took
+//! agent scatter DEVICE COUNT CHUNK THREADS SEED    the same with chunks here and there
 //! agent one DEVICE SECTOR VERSION   writes one sector with O_DIRECT; `agent read DEVICE SECTOR` says which version is there
 //! agent reset DEVICE              resets the SCSI logical unit
 //! ```
@@ -40,6 +42,18 @@ fn main() -> ExitCode {
         }
         ["hammer", device, seconds, threads, seed] => {
             hammer(device, Duration::from_secs(number(seconds)), number(threads), number(seed))
+        }
+        ["time", device, bytes, chunk, threads] => {
+            let (count, chunk) = (number(bytes) / number(chunk), number(chunk));
+            timed(device, chunk as usize, number(threads), &(0..count).collect::<Vec<_>>())
+        }
+        ["scatter", device, count, chunk, threads, seed] => {
+            let mut random = Random(number(seed));
+            let chunks = size(device).map(|bytes| bytes / number(chunk));
+            chunks.and_then(|chunks| {
+                let places: Vec<_> = (0..number(count)).map(|_| random.below(chunks)).collect();
+                timed(device, number(chunk) as usize, number(threads), &places)
+            })
         }
         ["one", device, sector, version] => one(device, number(sector), number(version)),
         ["read", device, sector] => read(device, number(sector)),
@@ -441,6 +455,31 @@ fn hammer(device: &str, time: Duration, threads: u64, seed: u64) -> io::Result<(
     })?;
     let sum = |at: usize| sums.iter().map(|sums| sums[at]).sum::<u64>();
     println!("=HAMMERED writes {} checks {} bad {}", sum(0), sum(1), sum(2));
+    Ok(())
+}
+
+fn size(device: &str) -> io::Result<u64> {
+    io::Seek::seek(&mut open(device, 0)?, io::SeekFrom::End(0))
+}
+
+/// Reads the chunks at these places, of which each thread has one under way, and says how many microseconds that took.
+fn timed(device: &str, chunk: usize, threads: u64, places: &[u64]) -> io::Result<()> {
+    let file = open(device, O_DIRECT)?;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let thread = || -> io::Result<()> {
+        let mut buffer = Aligned::new(chunk);
+        loop {
+            let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(place) = places.get(at) else { return Ok(()) };
+            file.read_exact_at(buffer.get(), place * chunk as u64)?;
+        }
+    };
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(thread)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    println!("=TOOK {}", begin.elapsed().as_micros());
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Guests boot with our disk, see the cache that is there, switch it, and read back what they wrote.
 
+mod printed;
+
 use std::time::{Duration, Instant};
 
 use serde_json::Value;

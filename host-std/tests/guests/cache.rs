@@ -10,6 +10,8 @@ use crate::say;
 pub(crate) struct Cache {
     root: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// The guest's part of the tests.
+    pub(crate) agent: PathBuf,
 }
 
 impl Cache {
@@ -19,18 +21,17 @@ impl Cache {
         CACHE.get_or_init(|| {
             let root = folder();
             say!("kernels and emulators are kept in {}", root.display());
-            let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");
-            run(Command::new(scripts.join("fetch")).arg(&root));
+            run(Command::new(script("fetch")).arg(&root));
             let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
             let agent = built.join("guest-agent");
             let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
             // Linked statically: the guest has another C library than the one here.
             let options =
                 ["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"];
-            run(Command::new(rustc).args(options).arg(scripts.join("agent.rs")).arg("-o").arg(&agent));
+            run(Command::new(rustc).args(options).arg(script("agent.rs")).arg("-o").arg(&agent));
             let initramfs = built.join("guest-initramfs.cpio");
-            run(Command::new(scripts.join("initramfs")).args([&root, &agent, &initramfs]));
-            Self { root, initramfs }
+            run(Command::new(script("initramfs")).args([&root, &agent, &initramfs]));
+            Self { root, initramfs, agent }
         })
     }
 
@@ -43,6 +44,17 @@ impl Cache {
             self.root.display()
         );
         file
+    }
+
+    /// A program of one of the trees, with that tree's libraries.
+    pub(crate) fn program(&self, tree: &str, name: &str) -> Command {
+        let usr = self.file(tree).join("unpacked/usr");
+        let file =
+            ["bin", "sbin"].map(|folder| usr.join(folder).join(name)).into_iter().find(|file| file.exists());
+        let mut command = Command::new(usr.join("lib64/ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(usr.join("lib/x86_64-linux-gnu"));
+        command.arg(file.unwrap_or_else(|| panic!("{} has no {name}", usr.display())));
+        command
     }
 
     /// Of the packaged kernel there is one, whatever its version.
@@ -66,7 +78,13 @@ fn folder() -> PathBuf {
     variable("BLK_HOST_CACHE").unwrap_or_else(user)
 }
 
-fn run(command: &mut Command) {
+/// A script beside the tests.
+pub(crate) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(name)
+}
+
+/// Runs a command that has to succeed.
+pub(crate) fn run(command: &mut Command) {
     let status = command.status().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
     assert!(status.success(), "{command:?}: {status}");
 }

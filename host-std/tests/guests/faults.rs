@@ -1,5 +1,10 @@
 //! What a guest sees when the host fails: an error or a pause, as the policy says; never a false success, never a hang.
 
+mod garbage;
+#[path = "../serving/mod.rs"]
+mod serving;
+mod space;
+
 use std::time::{Duration, Instant};
 
 use crate::guest::{Boot, Front, Guest, Machine, SOON};

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -40,11 +41,16 @@ pub(crate) const SOON: Duration = Duration::from_secs(120);
 impl Guest {
     /// Boots, and waits for the shell and for the disk.
     pub(crate) fn boot(boot: &Boot<'_>) -> Self {
+        Self::start_by(boot, |folder| boot.command(folder))
+    }
+
+    /// The same, by a command that is made for the guest's folder.
+    pub(crate) fn start_by(boot: &Boot<'_>, command: impl FnOnce(&Path) -> Command) -> Self {
         let folder = tempfile::Builder::new().prefix("guest").tempdir().expect("a temporary folder");
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let theirs = OwnedFd::from(theirs);
         let log = File::create(folder.path().join("log")).expect("a log");
-        let mut command = boot.command(folder.path());
+        let mut command = command(folder.path());
         command.stdin(Stdio::from(theirs.try_clone().expect("a descriptor"))).stdout(Stdio::from(theirs));
         // A group of its own: User-Mode Linux is many processes.
         let child = command.stderr(log).process_group(0).spawn().expect("the guest starts");

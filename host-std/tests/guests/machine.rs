@@ -117,8 +117,10 @@ pub(crate) struct Boot<'a> {
     pub(crate) driver: &'a str,
     /// More arguments of the kernel.
     pub(crate) arguments: &'a str,
-    /// A file to be the disk of the emulator's own AHCI, beside ours.
-    pub(crate) peer: Option<&'a Path>,
+    /// Whether the firmware (OVMF) starts what is on the disk, instead of the emulator our kernel.
+    pub(crate) from_disk: bool,
+    /// A disk on the emulator's own AHCI, beside ours: a file, and how to open it as `-drive` takes that.
+    pub(crate) peer: Option<&'a str>,
 }
 
 impl<'a> Boot<'a> {
@@ -136,6 +138,7 @@ impl<'a> Boot<'a> {
                 Front::IdeCompatible => COMPATIBLE,
                 _ => "",
             },
+            from_disk: false,
             peer: None,
         }
     }
@@ -183,19 +186,24 @@ impl<'a> Boot<'a> {
             Front::Scsi => self.vhost_user(&mut command, "vhost-user-scsi-pci", "num_queues"),
             _ => vfio_user(&mut command, self.socket),
         }
-        if let Some(file) = self.peer {
-            let drive = format!("if=none,id=peer,format=raw,cache=none,aio=native,file={}", file.display());
-            command.arg("-drive").arg(drive);
-            command.args([
-                "-device",
-                "ich9-ahci,id=peer-ahci,addr=6",
-                "-device",
-                "ide-hd,drive=peer,bus=peer-ahci.0",
-            ]);
+        if let Some(drive) = self.peer {
+            command.arg("-drive").arg(format!("if=none,id=peer,format=raw,{drive}"));
+            let devices =
+                ["-device", "ich9-ahci,id=peer-ahci,addr=6", "-device", "ide-hd,drive=peer,bus=peer-ahci.0"];
+            command.args(devices);
         }
-        command.arg("-kernel").arg(cache.kernel()).arg("-initrd").arg(&cache.initramfs);
-        command.arg("-append").arg(format!("console=ttyS0 {}", self.kernel_arguments("ttyS1")));
+        if self.from_disk {
+            command.arg("-bios").arg(cache.file("firmware/unpacked/usr/share/ovmf/OVMF.fd"));
+        } else {
+            command.arg("-kernel").arg(cache.kernel()).arg("-initrd").arg(&cache.initramfs);
+            command.arg("-append").arg(self.qemu_arguments());
+        }
         command
+    }
+
+    /// The kernel's arguments, where an emulator has a serial port for its messages and one for the shell.
+    pub(crate) fn qemu_arguments(&self) -> String {
+        format!("console=ttyS0 {}", self.kernel_arguments("ttyS1"))
     }
 
     fn vhost_user(&self, command: &mut Command, device: &str, queues: &str) {

@@ -7,15 +7,20 @@
 //! Two tests run at a time, as many as there are processors: `--test-threads` changes that.
 #![cfg(feature = "guests")]
 
+mod ata;
 mod attach;
 mod cache;
 mod console;
 mod crash;
+mod drivers;
+mod durable;
 mod faults;
+mod firmware;
 mod guest;
 mod machine;
 mod matrix;
 mod mutants;
+mod probe;
 mod server;
 mod workload;
 

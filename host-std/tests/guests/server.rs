@@ -18,6 +18,8 @@ pub(crate) struct Serve {
     pub(crate) front: Front,
     pub(crate) cache: &'static str,
     pub(crate) bytes: u64,
+    /// A file or device that is there; otherwise a file of so many bytes is made.
+    pub(crate) image: Option<PathBuf>,
     pub(crate) queues: u32,
     /// More options of the image, as `--image` takes them.
     pub(crate) options: String,
@@ -28,7 +30,16 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) fn new(front: Front, cache: &'static str, bytes: u64) -> Self {
-        Self { front, cache, bytes, queues: 1, options: String::new(), record: false, mutant: None }
+        Self {
+            front,
+            cache,
+            bytes,
+            image: None,
+            queues: 1,
+            options: String::new(),
+            record: false,
+            mutant: None,
+        }
     }
 }
 
@@ -46,8 +57,10 @@ impl Server {
     pub(crate) fn start(serve: Serve) -> Self {
         let files = tempfile::Builder::new().prefix("disk").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let files = files.expect("a folder");
-        let image = File::create(files.path().join("image")).expect("an image");
-        image.set_len(serve.bytes).expect("a size");
+        if serve.image.is_none() {
+            let image = File::create(files.path().join("image")).expect("an image");
+            image.set_len(serve.bytes).expect("a size");
+        }
         let sockets = tempfile::Builder::new().prefix("blk").tempdir().expect("a folder");
         let child = spawn(&serve, sockets.path(), files.path());
         let mut server = Self { serve, child, sockets, files };
@@ -57,6 +70,10 @@ impl Server {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.sockets.path().join("disk")
+    }
+
+    pub(crate) fn image(&self) -> PathBuf {
+        image(&self.serve, self.files.path())
     }
 
     pub(crate) fn recording(&self) -> PathBuf {
@@ -143,8 +160,12 @@ impl Drop for Server {
     }
 }
 
+fn image(serve: &Serve, files: &Path) -> PathBuf {
+    serve.image.clone().unwrap_or_else(|| files.join("image"))
+}
+
 fn spawn(serve: &Serve, sockets: &Path, files: &Path) -> Child {
-    let (path, Serve { cache, queues, options, .. }) = (files.join("image"), serve);
+    let (path, Serve { cache, queues, options, .. }) = (image(serve, files), serve);
     let mut image = format!("{},cache={cache}{options}", path.display());
     if !serve.front.is_ata() {
         image += &format!(",queues={queues}");

@@ -1,0 +1,84 @@
+//! The lines that `blk-host serve` prints, copied as they stand: a new user puts a kernel where the dots are.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use crate::cache::Cache;
+use crate::guest::{Boot, Front, Guest, Machine};
+use crate::say;
+use crate::server::{Serve, Server};
+
+/// What was printed for `machine`, without the dots at its end.
+fn printed(server: &Server, machine: Machine) -> String {
+    let name = if machine == Machine::Uml { "User-Mode Linux:" } else { "QEMU:" };
+    let log = server.log();
+    let lines = log.lines().skip_while(|line| *line != name).skip(1);
+    let mut command = String::new();
+    for line in lines {
+        let (line, goes_on) = line.strip_suffix('\\').map_or((line, false), |line| (line, true));
+        command += line;
+        if !goes_on {
+            return command.trim().strip_suffix("...").expect("room for more").to_owned();
+        }
+    }
+    panic!("no line for {name}\n{log}");
+}
+
+/// What a user adds: a kernel, an initramfs, and consoles.
+fn added(machine: Machine, front: Front, folder: &Path) -> String {
+    let cache = Cache::get();
+    let (kernel, initramfs, folder) = (cache.kernel(), cache.initramfs.display(), folder.display());
+    let modules = format!("quiet panic=-1 blk.modules={},sd_mod,ext4", front.driver());
+    if machine == Machine::Uml {
+        return format!(
+            "initrd={initramfs} uml_dir={folder}/ con0=null,fd:2 con1=fd:0,fd:1 con=null ssl=null {modules} blk.port=tty1"
+        );
+    }
+    format!(
+        "-accel tcg -cpu max -nodefaults -display none -no-reboot -serial file:{folder}/kernel \
+         -chardev stdio,id=port,signal=off -serial chardev:port -kernel {} -initrd {initramfs} \
+         -append 'console=ttyS0 {modules} blk.port=ttyS1'",
+        kernel.display()
+    )
+}
+
+/// The program of the line is found as any is.
+fn path(machine: Machine) -> String {
+    let cache = Cache::get();
+    let folder = match machine {
+        Machine::Uml => cache.file("uml/unpacked/usr/bin"),
+        Machine::Qemu7 => cache.file("qemu7/bin"),
+        Machine::Qemu11 => cache.file("qemu11/bin"),
+    };
+    format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default())
+}
+
+fn attaches_as_printed(machine: Machine) {
+    for front in Front::VHOST_USER {
+        let server = Server::start(Serve::new(front, "writeback", 16 << 20));
+        let mut line = printed(&server, machine);
+        let mut guest = Guest::start_by(&Boot::new(machine, front, &server.socket()), |folder| {
+            let _ = write!(line, "{}", added(machine, front, folder));
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(&line).env("PATH", path(machine)).env("TMPDIR", folder);
+            command
+        });
+        let disk = front.disk();
+        assert_eq!(guest.cat(&format!("/sys/block/{disk}/size")), (16 << 11).to_string());
+        let compare = format!("agent compare /dev/{disk} 4194304 16384 8 7");
+        assert_eq!(guest.sh(&compare), "=COMPARED 4194304 0");
+        guest.power_off();
+        say!("{:11} on {}: attached by the line as it is printed", front.name(), machine.name());
+    }
+}
+
+#[test]
+fn attach_uml_as_printed() {
+    attaches_as_printed(Machine::Uml);
+}
+
+#[test]
+fn attach_qemu11_as_printed() {
+    attaches_as_printed(Machine::Qemu11);
+}
