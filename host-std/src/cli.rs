@@ -120,7 +120,7 @@ impl ValueEnum for FrontArg {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(match self.0 {
             Front::IdePio => "ide-pio",
-            Front::IdeDma => "ide-dma",
+            Front::PciIde => "pci-ide",
             Front::Ahci => "ahci",
             Front::AhciNcq => "ahci-ncq",
             Front::Scsi => "scsi",

@@ -11,13 +11,13 @@ use virtio_blk_model::sim::{Driver as VirtioDriver, Variant as VirtioVariant};
 /// A front end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Front {
-    /// ATA through the data port.
+    /// ATA through the data port of an ISA channel.
     IdePio,
-    /// ATA through the PCI IDE bus master.
-    IdeDma,
+    /// ATA through a PCI IDE function and its bus master.
+    PciIde,
     /// A SCSI logical unit, by command blocks.
     Scsi,
-    /// A SATA drive behind AHCI registers, one command at a time.
+    /// A SATA drive behind an AHCI HBA, a PCI function, one command at a time.
     Ahci,
     /// The same with queued commands (NCQ).
     AhciNcq,
@@ -31,7 +31,7 @@ impl Front {
     /// Every front end, in the order of the integrity table.
     pub const ALL: [Self; 7] = [
         Self::IdePio,
-        Self::IdeDma,
+        Self::PciIde,
         Self::Ahci,
         Self::AhciNcq,
         Self::Scsi,
@@ -44,7 +44,7 @@ impl Front {
     pub const fn name(self) -> &'static str {
         match self {
             Self::IdePio => "IDE PIO",
-            Self::IdeDma => "IDE DMA",
+            Self::PciIde => "PCI IDE",
             Self::Ahci => "AHCI",
             Self::AhciNcq => "AHCI NCQ",
             Self::Scsi => "SCSI",
@@ -128,12 +128,13 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
             GuestKind::ide("SRST", DriverConfig::new(Transport::Pio)),
             GuestKind::ide("firmware before the OS", DriverConfig::firmware_then_old(Transport::Pio)),
         ],
-        (Era::Today, Front::IdeDma) => {
+        (Era::Today, Front::PciIde) => {
             let driver = DriverConfig::new(Transport::Dma);
-            let stopping = DriverConfig { reset: ResetBy::BusMasterStop, ..driver };
+            let by = |reset| DriverConfig { reset, ..driver };
             vec![
                 GuestKind::ide("SRST", driver),
-                GuestKind::ide("bus-master stop", stopping),
+                GuestKind::ide("bus-master stop", by(ResetBy::BusMasterStop)),
+                GuestKind::ide("bus mastering off", by(ResetBy::BusMasterOff)),
                 GuestKind::ide("firmware before the OS", DriverConfig::firmware_then_old(Transport::Dma)),
             ]
         }
@@ -143,6 +144,7 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
             vec![
                 GuestKind::ahci("COMRESET", driver),
                 GuestKind::ahci("HBA reset", AhciConfig { reset: AhciReset::Host, ..driver }),
+                GuestKind::ahci("bus mastering off", AhciConfig { reset: AhciReset::BusMasterOff, ..driver }),
                 GuestKind::ahci("firmware before the OS", AhciConfig::firmware_then_old(queued)),
             ]
         }
@@ -166,7 +168,7 @@ pub fn guests(front: Front, era: Era) -> Vec<GuestKind> {
         (Era::Of2009, Front::IdePio) => {
             vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Pio))]
         }
-        (Era::Of2009, Front::IdeDma) => {
+        (Era::Of2009, Front::PciIde) => {
             vec![GuestKind::ide("no cache bit", DriverConfig::of_2009(Transport::Dma))]
         }
         // SCSI was safe then as it is now, and of AHCI nothing is said.

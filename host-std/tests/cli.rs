@@ -49,8 +49,8 @@ fn the_five_failing_cells_of_2009_fail_with_counterexamples() {
     let history = table["history"].as_array().expect("history");
     let failed: Vec<_> = history.iter().filter(failing).map(|cell| (&cell["front"], &cell["mode"])).collect();
     let expected = [
-        ("IDE DMA", "writeback"),
-        ("IDE DMA", "none"),
+        ("PCI IDE", "writeback"),
+        ("PCI IDE", "none"),
         ("virtio-blk", "writethrough"),
         ("virtio-blk", "writeback"),
         ("virtio-blk", "none"),

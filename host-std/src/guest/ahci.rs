@@ -1,11 +1,12 @@
 //! A polling AHCI driver: one port, one command at a time, queued or not.
 
-use ata_model::Hba;
-use blk_core::bus::{Region, Width};
+use blk_core::bus::{Device, Region, Width};
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
 
 use super::{GuestDisk, GuestError, Machine, TRANSFER_MAX_BYTES};
+use crate::backend::FileStorage;
+use crate::memory::MappedMemory;
 
 const ABAR: Region = Region::Bar(5);
 
@@ -44,20 +45,21 @@ pub enum Commands {
     Queued,
 }
 
-/// The drive at the first port of an AHCI HBA.
-pub struct Ahci {
-    machine: Machine<Hba<1>>,
+/// The drive at the first port of an AHCI HBA, be that a PCI function or not.
+pub struct Ahci<D> {
+    machine: Machine<D>,
     commands: Commands,
     sectors: u64,
 }
 
-impl Ahci {
+impl<D: Device<MappedMemory, [FileStorage]>> Ahci<D> {
     /// Brings the port up and identifies the drive.
     ///
     /// # Errors
     /// [`GuestError`] if there is no drive, it fails a command, or it does not queue commands where that is asked for.
-    pub fn new(machine: Machine<Hba<1>>, commands: Commands) -> Result<Self, GuestError> {
+    pub fn new(machine: Machine<D>, commands: Commands) -> Result<Self, GuestError> {
         let mut guest = Self { machine, commands, sectors: 0 };
+        guest.machine.enable()?;
         if guest.get(SSTS) & 0xf != DET_UP {
             return Err(GuestError::Unknown("no drive".into()));
         }
@@ -166,7 +168,7 @@ impl Ahci {
     }
 }
 
-fn read(machine: &mut Machine<Hba<1>>, register: u64) -> u32 {
+fn read<D: Device<MappedMemory, [FileStorage]>>(machine: &mut Machine<D>, register: u64) -> u32 {
     machine.read(ABAR, register, Width::Dword) as u32
 }
 
@@ -178,7 +180,7 @@ fn fis(opcode: u8, lba: u64, features: u16, device: u8, count: u16) -> [u8; 20] 
     [0x27, 0x80, opcode, f0, l0, l1, l2, device, l3, l4, l5, f1, c0, c1, 0, 0, 0, 0, 0, 0]
 }
 
-impl GuestDisk for Ahci {
+impl<D: Device<MappedMemory, [FileStorage]>> GuestDisk for Ahci<D> {
     fn sectors(&self) -> u64 {
         self.sectors
     }

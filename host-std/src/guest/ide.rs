@@ -50,7 +50,7 @@ pub enum Transfer {
     Dma,
 }
 
-/// The first drive of the first channel of an IDE controller.
+/// The first drive of the first channel of an IDE controller, be that a PCI function or not.
 pub struct Ide<D> {
     machine: Machine<D>,
     transfer: Transfer,
@@ -66,6 +66,7 @@ impl<D: Device<MappedMemory, [FileStorage]>> Ide<D> {
     /// [`GuestError`] if there is no drive, or it fails a command.
     pub fn new(machine: Machine<D>, transfer: Transfer) -> Result<Self, GuestError> {
         let mut guest = Self { machine, transfer, sectors: 0, multiple: 1 };
+        guest.machine.enable()?;
         let words = guest.identify()?;
         let word = |index: usize| u64::from(words[index]);
         guest.sectors = word(100) | word(101) << 16 | word(102) << 32 | word(103) << 48;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use blk_core::bus::{Device, Region, Width, WriteStatus};
+use blk_core::pci::Command;
 
 use super::{GuestError, TIMEOUT};
 use crate::backend::FileStorage;
@@ -54,6 +55,15 @@ impl<D: Device<MappedMemory, [FileStorage]>> Machine<D> {
             WriteStatus::Done => Ok(()),
             WriteStatus::Pending => self.run_until(|_, pending| (!pending).then_some(())),
         }
+    }
+
+    /// Lets a PCI function decode and access memory, as firmware does; what is none has no configuration space to write to.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(super) fn enable(&mut self) -> Result<(), GuestError> {
+        let command = Command::IO | Command::MEMORY | Command::BUS_MASTER;
+        self.write(Region::Config, 0x04, Width::Word, command.bits().into())
     }
 
     /// Polls the device until `done` returns something; `done` is told whether a register write is pending.

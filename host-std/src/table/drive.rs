@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use ata_model::{DriveConfig, Hba, IdeController};
+use ata_model::{Channel, DriveConfig, PciAhci, PciIde, PciIdeMode};
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::CacheMode;
 use blk_core::units::GuestAddr;
 use host_std::backend::{Counts, FileBackend, FileOptions, FileStorage};
@@ -143,16 +144,21 @@ fn drive(front: Front, mode: CacheMode, path: &Path) -> anyhow::Result<Run> {
     let handle = backend.handle()?;
     let memory = MappedMemory::anonymous(&[(GuestAddr(0), GUEST_MEMORY_BYTES)])?;
     let (issued, write_cache, expected) = match front {
-        Front::IdePio | Front::IdeDma => {
-            let transfer = if front == Front::IdePio { Transfer::Pio } else { Transfer::Dma };
+        Front::IdePio => {
+            let channel = Channel::new([Some(DriveConfig::new("BLK-HOST", "0001")), None]);
+            workload(&mut Ide::new(Machine::new(channel, memory, vec![handle]), Transfer::Pio)?)?
+        }
+        Front::PciIde => {
             let drives = [Some(DriveConfig::new("BLK-HOST", "0001")), None, None, None];
-            let machine = Machine::new(IdeController::new(drives), memory, vec![handle]);
-            workload(&mut Ide::new(machine, transfer)?)?
+            let device = PciIde::new(drives, PciIdeMode::Native);
+            let function = PciFunction::<_, 1>::new(device, MsixOwner::Function);
+            workload(&mut Ide::new(Machine::new(function, memory, vec![handle]), Transfer::Dma)?)?
         }
         Front::Ahci | Front::AhciNcq => {
             let commands = if front == Front::Ahci { Commands::Dma } else { Commands::Queued };
-            let hba = Hba::<1>::new([Some(DriveConfig::new("BLK-HOST", "0001"))]);
-            workload(&mut Ahci::new(Machine::new(hba, memory, vec![handle]), commands)?)?
+            let device = PciAhci::<1>::new([Some(DriveConfig::new("BLK-HOST", "0001"))]);
+            let function = PciFunction::<_, 1>::new(device, MsixOwner::Function);
+            workload(&mut Ahci::new(Machine::new(function, memory, vec![handle]), commands)?)?
         }
         Front::Scsi => {
             let config = scsi_model::Config::new("BLKHOST", "DISK", "1", "0001");

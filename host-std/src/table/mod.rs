@@ -47,7 +47,7 @@ impl Cell {
         let expected = match (era, front, mode) {
             (_, _, CacheMode::Unsafe) => Expected::DeclaredUnsafe,
             // Without a flush only the mode that needs none was safe, and that only where the guest had one request at a time.
-            (Era::Of2009, Front::IdePio | Front::IdeDma, CacheMode::WriteThrough) | (Era::Today, _, _) => {
+            (Era::Of2009, Front::IdePio | Front::PciIde, CacheMode::WriteThrough) | (Era::Today, _, _) => {
                 Expected::Safe
             }
             (Era::Of2009, _, _) => Expected::Unsafe2009,
@@ -148,7 +148,7 @@ fn cells(args: &Args) -> Vec<Cell> {
 
 /// IDE without a write-cache bit and virtio without FLUSH and BARRIER: six cells, of which five failed.
 fn history() -> Vec<Cell> {
-    let fronts = [Front::IdeDma, Front::VirtioBlk].into_iter();
+    let fronts = [Front::PciIde, Front::VirtioBlk].into_iter();
     fronts.flat_map(|front| MODES_OF_2009.map(|mode| Cell::new(front, mode, Era::Of2009))).collect()
 }
 
