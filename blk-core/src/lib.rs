@@ -17,7 +17,7 @@
 //! |---|---|
 //! | Operations | read, write with or without FUA, write-zeroes, discard, flush; requests free or as barriers |
 //! | Storage | the trait; a RAM disk; whatever is behind `embedded-io`; a latch for storages without one |
-//! | virtio | the register block of virtio-mmio, modern and legacy, for any device |
+//! | virtio | the register blocks of virtio-mmio, modern and legacy, and of virtio-pci, modern, for any device |
 //! | Virtqueues | split rings with indirect descriptors and EVENT_IDX |
 //! | PCI | configuration space: type 0 header, BARs, power management, MSI, MSI-X, INTx |
 //! | State | snapshots with a version and a CRC, of devices with nothing in flight |
