@@ -75,7 +75,7 @@ fn addresses_are_written_in_halves_or_whole() {
 }
 
 #[test]
-fn a_size_is_a_power_of_two_within_what_was_offered_or_none() {
+fn a_size_is_a_power_of_two_within_what_was_offered_or_none_and_1_enables() {
     let mut machine = off::<1>();
     machine.set(register::STATUS, 3);
     for (size, held) in [(8, 8), (12, 0), (1, 1), (RING * 2, 0), (0, 0), (RING, RING)] {
@@ -83,6 +83,10 @@ fn a_size_is_a_power_of_two_within_what_was_offered_or_none() {
         assert_eq!(machine.get(register::QUEUE_SIZE), held.into());
     }
     machine.set(register::QUEUE_SIZE, 12);
+    for neither in [0, 2, 0xffff] {
+        machine.set(register::QUEUE_READY, neither);
+        assert_eq!(machine.get(register::QUEUE_READY), 0);
+    }
     machine.set(register::QUEUE_READY, 1);
     machine.poll();
     assert_eq!(machine.get(register::STATUS), 3 | 64, "a queue without a size cannot be");
