@@ -64,7 +64,9 @@ fn the_window_makes_no_access_that_its_registers_do_not_name() {
     let mut window = Window { machine: &mut machine, at };
     let status = field::DEVICE_STATUS;
     let bad = [(0, status, 0), (0, status, 3), (0, status, 8), (1, status, 1), (255, status, 1)];
-    for (bar, offset, bytes) in bad.into_iter().chain([(0, structure::DEVICE + WRITEBACK - 1, 2), (0, u64::from(u32::MAX), 1)]) {
+    for (bar, offset, bytes) in
+        bad.into_iter().chain([(0, structure::DEVICE + WRITEBACK - 1, 2), (0, u64::from(u32::MAX), 1)])
+    {
         window.look(bar, offset, bytes);
         window.machine.configure(at + 16, Width::Dword, 0);
         window.machine.configuration(at + 16, Width::Dword);
