@@ -3,67 +3,14 @@
 
 mod serving;
 
-use std::io::{IoSlice, Read as _};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
-
 use fastrand::Rng;
 use host_std::client::{Blk, Options};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serving::garbage::Garbage;
 use serving::{Disk, Server};
 
-/// More than any request that the protocol knows.
-const REQUEST_MAX: u32 = 48;
-const VERSION: u32 = 1;
-const NEED_REPLY: u32 = 8;
 /// What the server may take, and keep.
 const MEMORY_MAX_KIB: u64 = 128 << 10;
 const DESCRIPTORS_MAX: usize = 64;
-
-/// Sends one message. False once the server has closed the connection.
-fn send(stream: &UnixStream, random: &mut Rng, fds: &[OwnedFd]) -> bool {
-    let body: Vec<u8> = match random.u8(..8) {
-        0 => Vec::new(),
-        // As long as most messages are; small numbers, which are valid where they are indices and sizes.
-        1..=5 => (0..random.usize(1..=5)).flat_map(|_| word(random).to_le_bytes()).collect(),
-        _ => (0..random.usize(..512)).map(|_| random.u8(..)).collect(),
-    };
-    let flags = match random.u8(..8) {
-        0 => random.u32(..),
-        1..=4 => VERSION | NEED_REPLY,
-        _ => VERSION,
-    };
-    let size = match random.u8(..16) {
-        0 => random.u32(..),
-        1 => body.len() as u32 + random.u32(1..64),
-        _ => body.len() as u32,
-    };
-    let header = [random.u32(..REQUEST_MAX), flags, size].map(u32::to_le_bytes).concat();
-    let attached: Vec<BorrowedFd<'_>> =
-        (0..random.usize(..4) / 2).map(|_| random.choice(fds).unwrap().as_fd()).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !attached.is_empty() {
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&attached)));
-    }
-    let parts = [IoSlice::new(&header), IoSlice::new(&body)];
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(stream, &parts, &mut ancillary, flags).is_ok()
-}
-
-fn word(random: &mut Rng) -> u64 {
-    match random.u8(..6) {
-        0 => random.u64(..),
-        1 => 1 << random.u32(..64),
-        2 => random.u64(..0x1_0000_0000),
-        3 => random.u64(..4) | random.u64(..4) << 32,
-        _ => random.u64(..1024),
-    }
-}
 
 /// Memory that the server has now.
 fn resident_kib(server: &Server) -> u64 {
@@ -83,24 +30,9 @@ fn garbage_harms_neither_the_server_nor_the_next_client() {
     let mut server = disk.serve("", &[]);
     let options = Options { transfer_bytes: 4096, segment_bytes: 4096, ..Options::default() };
     drop(Blk::connect(server.socket(), options.clone()).unwrap());
-    let memory = memfd_create("garbage", MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&memory, 1 << 20).unwrap();
-    let null = std::fs::File::open("/dev/null").unwrap().into();
-    let fds = [memory, eventfd(0, EventfdFlags::NONBLOCK).unwrap(), null];
+    let mut garbage = Garbage::new(random.fork());
     for round in 0..rounds {
-        let stream = UnixStream::connect(server.socket()).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        for _ in 0..random.usize(1..40) {
-            if !send(&stream, &mut random, &fds) {
-                break;
-            }
-            // Answers are taken, so that the server is never held up by a full socket.
-            while let Ok(1..) = (&stream).read(&mut [0; 4096]) {}
-            if random.u8(..4) == 0 {
-                std::thread::sleep(Duration::from_micros(random.u64(..300)));
-            }
-        }
-        drop(stream);
+        garbage.client(server.socket());
         if round % 20 == 19 {
             assert!(server.runs(), "round {round}: the server ended");
             let mut guest = Blk::connect(server.socket(), options.clone()).unwrap();

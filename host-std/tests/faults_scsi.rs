@@ -131,14 +131,9 @@ fn each_is_done_once(rounds: usize, mutant: Option<&str>) -> Result<u64, String>
                 return Err(format!("round {round}: block {lba} holds something else"));
             }
         }
-        resubmitted += stats(&disk)["server"]["resubmitted"].as_u64().unwrap();
+        resubmitted += disk.stats()["server"]["resubmitted"].as_u64().unwrap();
     }
     Ok(resubmitted)
-}
-
-fn stats(disk: &Disk) -> serde_json::Value {
-    let printed: serde_json::Value = serde_json::from_str(&disk.ctl(&["--json", "stats"])).unwrap();
-    printed["devices"][0].clone()
 }
 
 #[test]
@@ -226,7 +221,7 @@ fn the_cache_setting_holds(rounds: usize, mutant: Option<&str>) -> bool {
         host.session_mut().reconnect().unwrap();
         let block = cdb::write_16(round as u64, 1, false);
         host.perform(&Command::new(UNIT, &block, ScsiPayload::Out(&[1; BLOCK]))).unwrap();
-        let done = &stats(&disk)["images"][0]["host"];
+        let done = &disk.stats()["images"][0]["host"];
         done["fdatasync_calls"] != 0 || done["fua_writes"] != 0
     })
 }

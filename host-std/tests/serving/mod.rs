@@ -1,6 +1,8 @@
 //! Servers as processes of their own, for tests that end them.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 
+pub mod garbage;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -130,6 +132,12 @@ impl Disk {
         assert!(output.status.success(), "{command:?}: {printed}{}", String::from_utf8_lossy(&output.stderr));
         printed
     }
+
+    /// The statistics of the device.
+    pub fn stats(&self) -> serde_json::Value {
+        let printed: serde_json::Value = serde_json::from_str(&self.ctl(&["--json", "stats"])).expect("JSON");
+        printed["devices"][0].clone()
+    }
 }
 
 /// What a guest wrote, block by block, and what it may find.
@@ -183,29 +191,43 @@ impl Shadow {
     }
 }
 
-/// A small tmpfs. Unmounted when it is dropped.
-pub struct SmallFs(TempDir);
+/// A small file system. Unmounted when it is dropped.
+pub struct SmallFs {
+    dir: TempDir,
+    /// Where it lies, if it is one of a disk.
+    _medium: Option<TempDir>,
+}
 
 impl SmallFs {
-    /// `None` where one may not mount.
+    /// A tmpfs. `None` where one may not mount.
     pub fn mount(bytes: u64) -> Option<Self> {
-        let dir = TempDir::new().unwrap();
         let size = format!("size={bytes}");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(dir.path())
-            .stderr(Stdio::null())
-            .status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(dir))
+        Self::mounted(None, &["-t", "tmpfs", "-o", &size, "tmpfs"])
+    }
+
+    /// An ext4 on a loop device. `None` where one may not mount, or cannot make one.
+    pub fn ext4(bytes: u64) -> Option<Self> {
+        let medium = TempDir::new().unwrap();
+        let disk = medium.path().join("disk");
+        std::fs::File::create(&disk).unwrap().set_len(bytes).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-qF", "-O", "^has_journal"]).arg(&disk).status();
+        let disk = made.is_ok_and(|status| status.success()).then(|| disk.display().to_string())?;
+        Self::mounted(Some(medium), &["-t", "ext4", "-o", "loop", &disk])
+    }
+
+    fn mounted(_medium: Option<TempDir>, arguments: &[&str]) -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let mounted = Command::new("mount").args(arguments).arg(dir.path()).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self { dir, _medium })
     }
 
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.dir.path()
     }
 }
 
 impl Drop for SmallFs {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        let _ = Command::new("umount").arg("--lazy").arg(self.dir.path()).status();
     }
 }
