@@ -1,7 +1,9 @@
-//! Guest memory mapped into this process: what the kernel reads and writes in place.
+//! Guest memory mapped into this process: what the kernel reads and writes in place. Parts of it may be elsewhere, to be had only
+//! by asking who has them.
 
 use std::any::Any;
 use std::cmp::Reverse;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -33,8 +35,8 @@ pub struct HostRange {
 /// Every range that [`host_range`](Self::host_range) returns must be mapped, readable and writable, and no Rust
 /// reference to it may exist, for as long as the [`anchor`](Self::anchor) taken at the same time lives.
 pub unsafe trait HostMemory: GuestMemory {
-    /// The longest contiguous part, `len` bytes at most, of guest memory from `addr` on; `None` if `addr` is not memory
-    /// or `len` is 0. What does not fit in one part is asked for again further on.
+    /// The longest contiguous part, `len` bytes at most, of guest memory from `addr` on; `None` if `addr` is not memory of this
+    /// process or `len` is 0. What does not fit in one part is asked for again further on.
     fn host_range(&self, addr: GuestAddr, len: usize) -> Option<HostRange>;
 
     /// Keeps what `host_range` returned mapped. Cheap: an operation in flight holds one.
@@ -116,8 +118,20 @@ impl MappedMemory {
     ///
     /// # Errors
     /// [`MappingError`] if two overlap, or one wraps or leaves its mapping.
-    pub fn windows(mut windows: Vec<Window>) -> Result<Self, MappingError> {
+    pub fn windows(windows: Vec<Window>) -> Result<Self, MappingError> {
+        Self::with_remote(windows, Vec::new())
+    }
+
+    /// The same, with memory that is not mapped here.
+    ///
+    /// # Errors
+    /// As [`Self::windows`].
+    pub fn with_remote(
+        mut windows: Vec<Window>,
+        mut remote: Vec<RemoteWindow>,
+    ) -> Result<Self, MappingError> {
         windows.sort_by_key(|window| window.addr);
+        remote.sort_by_key(|window| window.addr);
         let mut table = Vec::with_capacity(windows.len());
         let mut free_from = 0;
         for window in &windows {
@@ -133,13 +147,28 @@ impl MappedMemory {
             let host = NonNull::new(unsafe { mapping.as_ptr().add(offset) }).ok_or_else(bad)?;
             table.push(Region { start: addr.0, len: len as u64, host });
         }
-        Ok(Self::of(table, Regions { table: Box::default(), mapping: GuestMemoryMmap::new(), windows }))
+        let mut free_from = 0;
+        for window in &remote {
+            let RemoteWindow { addr, len, .. } = *window;
+            let bad =
+                || MappingError::Window { addr: addr.0, bytes: usize::try_from(len).unwrap_or(usize::MAX) };
+            let end = addr.checked_add(len).ok_or_else(bad)?;
+            // The first mapped region that ends behind its start is the only one that it may meet first.
+            let next = table.partition_point(|region| region.start + region.len <= addr.0);
+            let meets = table.get(next).is_some_and(|region| region.start < end.0);
+            if len == 0 || addr.0 < free_from || meets {
+                return Err(bad());
+            }
+            free_from = end.0;
+        }
+        let (table, mapping) = (table.into(), GuestMemoryMmap::new());
+        Ok(Self::of(Regions { table, mapping, windows, remote: remote.into() }))
     }
 
-    fn of(table: Vec<Region>, regions: Regions) -> Self {
+    fn of(regions: Regions) -> Self {
         let none = Region { start: 0, len: 0, host: NonNull::dangling() };
-        let largest = table.iter().copied().min_by_key(|region| Reverse(region.len)).unwrap_or(none);
-        Self { largest, regions: Arc::new(Regions { table: table.into(), ..regions }) }
+        let largest = regions.table.iter().copied().min_by_key(|region| Reverse(region.len));
+        Self { largest: largest.unwrap_or(none), regions: Arc::new(regions) }
     }
 
     /// The mapping below, as other crates of the field take it (vhost, for one). Empty if this was made of windows.
@@ -162,6 +191,32 @@ pub struct Window {
     pub len: usize,
 }
 
+/// Memory of a guest that this process cannot map. Each access asks whoever has it, and waits for the answer.
+pub trait RemoteMemory: fmt::Debug + Send + Sync {
+    /// Copies `into.len()` bytes out of it.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if they cannot be had; `into` is then unspecified.
+    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Copies `from` into it.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if it cannot be done; some of it may have been.
+    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError>;
+}
+
+/// A part of guest memory that is not mapped here.
+#[derive(Clone, Debug)]
+pub struct RemoteWindow {
+    /// Where the guest has it.
+    pub addr: GuestAddr,
+    /// Its bytes.
+    pub len: u64,
+    /// Who has it.
+    pub memory: Arc<dyn RemoteMemory>,
+}
+
 fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
     let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, bytes as u64)?;
@@ -178,23 +233,42 @@ impl Default for MappedMemory {
 impl From<GuestMemoryMmap> for MappedMemory {
     fn from(mapping: GuestMemoryMmap) -> Self {
         let table = mapping.iter().filter_map(Region::new).collect();
-        Self::of(table, Regions { table: Box::default(), mapping, windows: Vec::new() })
+        Self::of(Regions { table, mapping, windows: Vec::new(), remote: Box::default() })
     }
 }
 
 #[derive(Debug)]
 struct Regions {
+    /// By address.
     table: Box<[Region]>,
     /// Owns what the table points to, together with `windows`.
     mapping: GuestMemoryMmap,
     #[expect(dead_code, reason = "owns what the table points to")]
     windows: Vec<Window>,
+    /// By address; between those of the table.
+    remote: Box<[RemoteWindow]>,
 }
 
 impl Regions {
     fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
-        self.table.iter().find_map(|region| region.rest(addr))
+        let after = self.table.partition_point(|region| region.start <= addr.0);
+        self.table.get(after.checked_sub(1)?)?.rest(addr)
     }
+
+    /// Who has the byte at `addr`, and how many from there on.
+    fn remote(&self, addr: GuestAddr) -> Option<(&dyn RemoteMemory, u64)> {
+        let after = self.remote.partition_point(|window| window.addr <= addr);
+        let window = self.remote.get(after.checked_sub(1)?)?;
+        let left = window.len.checked_sub(addr.0 - window.addr.0).filter(|left| *left != 0)?;
+        Some((&*window.memory, left))
+    }
+}
+
+/// A contiguous part of an access.
+enum Part<'a> {
+    Mapped(HostRange),
+    /// So many bytes at that address.
+    Remote(&'a dyn RemoteMemory, GuestAddr, usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -266,16 +340,29 @@ impl MappedMemory {
         &self,
         addr: GuestAddr,
         len: usize,
-        mut each: impl FnMut(usize, HostRange),
+        mut each: impl FnMut(usize, Part<'_>) -> Result<(), MemoryError>,
     ) -> Result<(), MemoryError> {
         let mut done = 0;
         while done < len {
             let at = addr.checked_add(done as u64).ok_or(MemoryError)?;
-            let range = self.host_range(at, len - done).ok_or(MemoryError)?;
-            each(done, range);
-            done += range.len;
+            if let Some(range) = self.host_range(at, len - done) {
+                each(done, Part::Mapped(range))?;
+                done += range.len;
+            } else {
+                let (memory, left) = self.regions.remote(at).ok_or(MemoryError)?;
+                let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(len - done);
+                each(done, Part::Remote(memory, at, bytes))?;
+                done += bytes;
+            }
         }
         Ok(())
+    }
+
+    /// Who has an aligned u16, if it is not mapped.
+    #[cold]
+    fn remote_u16(&self, addr: GuestAddr) -> Result<&dyn RemoteMemory, MemoryError> {
+        let (memory, left) = self.regions.remote(addr).ok_or(MemoryError)?;
+        if left >= 2 && addr.0.is_multiple_of(2) { Ok(memory) } else { Err(MemoryError) }
     }
 
     #[inline]
@@ -298,9 +385,13 @@ impl GuestMemory for MappedMemory {
             unsafe { copy_out(start, into) };
             return Ok(());
         }
-        self.parts(addr, into.len(), |at, range| {
-            // SAFETY: the range is mapped, `self` keeps it so, and `into[at..]` holds `range.len` bytes at least.
-            unsafe { copy_out(range.start, &mut into[at..at + range.len]) }
+        self.parts(addr, into.len(), |at, part| match part {
+            Part::Mapped(range) => {
+                // SAFETY: the range is mapped, `self` keeps it so, and `into[at..]` holds `range.len` bytes at least.
+                unsafe { copy_out(range.start, &mut into[at..at + range.len]) };
+                Ok(())
+            }
+            Part::Remote(memory, addr, bytes) => memory.read(addr, &mut into[at..at + bytes]),
         })
     }
 
@@ -311,27 +402,40 @@ impl GuestMemory for MappedMemory {
             unsafe { copy_in(from, start) };
             return Ok(());
         }
-        self.parts(addr, from.len(), |at, range| {
-            // SAFETY: the range is mapped and writable, and `self` keeps it so; `from[at..]` holds `range.len` bytes at least.
-            unsafe { copy_in(&from[at..at + range.len], range.start) }
+        self.parts(addr, from.len(), |at, part| match part {
+            Part::Mapped(range) => {
+                // SAFETY: the range is mapped and writable, and `self` keeps it so; `from[at..]` holds `range.len` bytes at least.
+                unsafe { copy_in(&from[at..at + range.len], range.start) };
+                Ok(())
+            }
+            Part::Remote(memory, addr, bytes) => memory.write(addr, &from[at..at + bytes]),
         })
     }
 
     #[inline]
     fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
-        Ok(u16::from_le(self.u16_at(addr)?.load(Ordering::Acquire)))
+        if let Ok(at) = self.u16_at(addr) {
+            return Ok(u16::from_le(at.load(Ordering::Acquire)));
+        }
+        // Messages are taken in order.
+        let mut bytes = [0; 2];
+        self.remote_u16(addr)?.read(addr, &mut bytes)?;
+        Ok(u16::from_le_bytes(bytes))
     }
 
     #[inline]
     fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
-        self.u16_at(addr)?.store(value.to_le(), Ordering::Release);
-        Ok(())
+        if let Ok(at) = self.u16_at(addr) {
+            at.store(value.to_le(), Ordering::Release);
+            return Ok(());
+        }
+        self.remote_u16(addr)?.write(addr, &value.to_le_bytes())
     }
 
     #[inline]
     fn contains(&self, addr: GuestAddr, len: u64) -> bool {
         let whole = usize::try_from(len).is_ok_and(|len| self.whole(addr, len).is_some());
-        whole || usize::try_from(len).is_ok_and(|len| self.parts(addr, len, |_, _| {}).is_ok())
+        whole || usize::try_from(len).is_ok_and(|len| self.parts(addr, len, |_, _| Ok(())).is_ok())
     }
 }
 
@@ -408,6 +512,8 @@ pub(crate) unsafe fn copy_in(from: &[u8], into: NonNull<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     const A: GuestAddr = GuestAddr(0x1000);
@@ -483,6 +589,64 @@ mod tests {
         assert!(overlap.unwrap_err().to_string().contains("overlap"));
         assert!(MappedMemory::windows(vec![window(0x1000, 0x2fff, 2)]).is_err());
         assert!(MappedMemory::windows(vec![window(u64::MAX, 0, 2)]).is_err());
+    }
+
+    /// Memory of another process, which the test plays.
+    #[derive(Debug)]
+    struct Elsewhere(u64, Mutex<Vec<u8>>);
+
+    impl RemoteMemory for Elsewhere {
+        fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
+            let at = (addr.0 - self.0) as usize;
+            into.copy_from_slice(&self.1.lock().unwrap()[at..at + into.len()]);
+            Ok(())
+        }
+
+        fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
+            let at = (addr.0 - self.0) as usize;
+            self.1.lock().unwrap()[at..at + from.len()].copy_from_slice(from);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn accesses_cross_between_memory_that_is_mapped_and_memory_that_is_not() {
+        let mapping = Arc::new(MmapRegion::new(0x2000).unwrap());
+        let window = |addr, offset| Window {
+            addr: GuestAddr(addr),
+            mapping: Arc::clone(&mapping),
+            offset,
+            len: 0x1000,
+        };
+        let elsewhere = Arc::new(Elsewhere(0x2000, Mutex::new(vec![0; 0x1000])));
+        let remote = |addr, len| RemoteWindow {
+            addr: GuestAddr(addr),
+            len,
+            memory: Arc::clone(&elsewhere) as Arc<dyn RemoteMemory>,
+        };
+        let both = |addr, len| {
+            MappedMemory::with_remote(
+                vec![window(0x1000, 0), window(0x3000, 0x1000)],
+                vec![remote(addr, len)],
+            )
+        };
+        let memory = both(0x2000, 0x1000).unwrap();
+        let data: Vec<u8> = (0..0x1200).map(|n| (n % 251) as u8).collect();
+        memory.write(GuestAddr(0x1f00), &data).unwrap();
+        let mut back = vec![0; data.len()];
+        memory.read(GuestAddr(0x1f00), &mut back).unwrap();
+        assert_eq!(back, data);
+        assert_eq!(elsewhere.1.lock().unwrap()[..], data[0x100..0x1100]);
+        assert!(memory.contains(A, 0x3000) && !memory.contains(A, 0x3001));
+        assert!(memory.host_range(GuestAddr(0x2000), 1).is_none());
+        memory.store_u16_release(GuestAddr(0x2ffe), 0x1234).unwrap();
+        assert_eq!(memory.load_u16_acquire(GuestAddr(0x2ffe)), Ok(0x1234));
+        assert_eq!(memory.load_u16_acquire(GuestAddr(0x2fff)), Err(MemoryError));
+        for (addr, len) in
+            [(0x1fff, 2), (0x2000, 0x1001), (0x3fff, 1), (0xfff, 2), (0x2000, 0), (u64::MAX, 2)]
+        {
+            assert!(both(addr, len).is_err(), "{addr:#x} {len:#x}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use blk_core::storage::{Info, Storage};
+use blk_core::op::{Op, Segment};
+use blk_core::storage::{Busy, Completion, Info, Storage};
+use blk_core::units::Tag;
 
 use super::counters::Counts;
 use super::file::FileBackend;
@@ -27,6 +29,28 @@ pub trait Handle: Storage<MappedMemory> + Send {
     /// false, layers hold nothing back: a failed request that an error policy held ends with its error, to be polled.
     fn drain(&mut self, on: bool) {
         let _ = on;
+    }
+}
+
+impl Storage<MappedMemory> for Box<dyn Handle> {
+    fn info(&self) -> &Info {
+        (**self).info()
+    }
+
+    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        (**self).submit(memory, tag, op, segments)
+    }
+
+    fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
+        (**self).poll(memory)
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        (**self).staging(slot)
+    }
+
+    fn fence(&mut self) -> bool {
+        (**self).fence()
     }
 }
 

@@ -10,6 +10,7 @@ use blk_core::storage::IoError;
 use blk_core::units::Tag;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::elsewhere::Elsewhere;
 use super::iovecs::IoVecs;
 use super::queue::lock;
 use crate::memory::Anchor;
@@ -28,6 +29,8 @@ pub(super) struct Job {
     /// Whether `iovecs` names the staging buffer of `tag.slot`.
     pub(super) staged: bool,
     pub(super) anchor: Option<Anchor>,
+    /// The bytes of a transfer whose memory is not mapped here.
+    pub(super) elsewhere: Option<Box<Elsewhere>>,
     pub(super) result: Result<(), IoError>,
     pub(super) home: Arc<Home>,
 }
@@ -42,6 +45,7 @@ impl Job {
             iovecs: IoVecs::new(),
             staged: false,
             anchor: None,
+            elsewhere: None,
             result: Ok(()),
             home,
         }

@@ -13,7 +13,8 @@
 //! - Nothing that may wait for a device runs on the queue's thread. A file in memory counts as one that does not wait, although
 //!   the kernel may have swapped it out.
 //! - A job is allocated with its handle and moves by pointer: nothing is allocated, and nothing copied, for a request.
-//! - The kernel reads and writes guest memory in place. What `O_DIRECT` cannot take as it is goes through a bounce buffer.
+//! - The kernel reads and writes guest memory in place. What `O_DIRECT` cannot take as it is goes through a bounce buffer, and so
+//!   does memory that is not mapped into this process.
 //! - A handle's io_uring is entered once for all that was submitted before a poll; completions are taken without a system call.
 //! - A flush that arrives while fdatasync runs joins the next one, never the one that runs.
 //! - A failed durable operation latches ([`FileBackend::latched`]).
@@ -25,6 +26,7 @@
 
 mod bounce;
 mod counters;
+mod elsewhere;
 mod engine;
 mod file;
 mod handle;

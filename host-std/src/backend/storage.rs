@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blk_core::memory::MemoryError;
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
-use blk_core::units::Tag;
+use blk_core::units::{GuestAddr, Tag};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::counters::add;
+use super::elsewhere::Elsewhere;
 use super::engine::{Engine, Shared, Worker};
 use super::file::{FileOptions, Way};
 use super::host::{Host, LinuxHost};
@@ -23,7 +25,7 @@ use super::job::{Home, Job};
 use super::ring::Ring;
 use super::staging::Staging;
 use super::transfer::Transfer;
-use crate::memory::HostMemory;
+use crate::memory::{HostMemory, HostRange};
 
 /// Most bytes that an operation on an image in memory may have to be done on the queue's own thread: as long as that takes
 /// (some 200 us), nothing else of the queue goes on.
@@ -185,10 +187,14 @@ impl<H: Host> FileStorage<H> {
                     let mut done = 0;
                     while done < len {
                         let at = addr.checked_add(done.into()).ok_or(IoErrorKind::Memory)?;
-                        let range =
-                            memory.host_range(at, (len - done) as usize).ok_or(IoErrorKind::Memory)?;
+                        let left = (len - done) as usize;
+                        let range = memory.host_range(at, left).map_or_else(
+                            || elsewhere(memory, &mut job.elsewhere, at, left, bytes.unwrap_or(0)),
+                            Ok,
+                        )?;
                         // SAFETY: `HostMemory` says that the range stays mapped as long as the anchor that the job takes below, and that
-                        // no reference to it exists. `Job::complete` clears the list before it lets the anchor go.
+                        // no reference to it exists; a buffer of `elsewhere` lives as long as the job has it, until its completion is
+                        // polled. `Job::complete` clears the list before either is let go.
                         unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
                         done += range.len as u32;
                     }
@@ -205,7 +211,10 @@ impl<H: Host> FileStorage<H> {
         if job.iovecs.count() != 0 {
             job.anchor = Some(memory.anchor());
         }
-        Ok(())
+        match (&job.elsewhere, job.op) {
+            (Some(elsewhere), Op::Write { .. }) => elsewhere.fetch(memory).map_err(|_| IoErrorKind::Memory),
+            _ => Ok(()),
+        }
     }
 
     fn count(&self, op: Op) {
@@ -340,16 +349,42 @@ impl<H: Host> FileStorage<H> {
         }
     }
 
-    /// The oldest operation that has ended.
-    fn take_ended(&mut self) -> Option<Completion> {
-        let job = self.batch.pop_front()?;
+    /// The oldest operation that has ended. `deliver` brings what was read to memory that is not mapped here.
+    fn take_ended(
+        &mut self,
+        deliver: impl FnOnce(&Elsewhere) -> Result<(), MemoryError>,
+    ) -> Option<Completion> {
+        let mut job = self.batch.pop_front()?;
         if job.staged {
             self.staging.give_back(job.tag.slot);
+        }
+        if let (Some(elsewhere), Op::Read { extent }, Ok(())) = (job.elsewhere.take(), job.op, job.result) {
+            let lba = Some(extent.start);
+            job.result = deliver(&elsewhere).map_err(|_| IoError { kind: IoErrorKind::Memory, lba });
         }
         let completion = Completion { tag: job.tag, result: job.result };
         self.free.push(job);
         Some(completion)
     }
+}
+
+/// A place in the buffer for memory that is not mapped here.
+#[cold]
+fn elsewhere<M: HostMemory + ?Sized>(
+    memory: &M,
+    buffer: &mut Option<Box<Elsewhere>>,
+    addr: GuestAddr,
+    len: usize,
+    bytes: u64,
+) -> Result<HostRange, IoErrorKind> {
+    if !memory.contains(addr, len as u64) {
+        return Err(IoErrorKind::Memory);
+    }
+    if buffer.is_none() {
+        // An operation of which nothing was begun: the guest may try again.
+        *buffer = Some(Elsewhere::new(bytes as usize).ok_or(IoErrorKind::Medium)?);
+    }
+    buffer.as_mut().and_then(|buffer| buffer.part(memory, addr, len)).ok_or(IoErrorKind::Memory)
 }
 
 /// What is done on the queues' threads.
@@ -388,13 +423,13 @@ impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
         Ok(())
     }
 
-    fn poll(&mut self, _memory: &M) -> Option<Completion> {
+    fn poll(&mut self, memory: &M) -> Option<Completion> {
         if self.batch.is_empty() {
             self.collect();
             self.refresh();
             std::mem::swap(&mut self.ended, &mut self.batch);
         }
-        self.take_ended()
+        self.take_ended(|elsewhere| elsewhere.deliver(memory))
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
@@ -406,7 +441,7 @@ impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
         self.collect();
         self.batch.append(&mut self.ended);
         let quiet = self.in_use() == self.batch.len();
-        while quiet && self.take_ended().is_some() {}
+        while quiet && self.take_ended(|_| Ok(())).is_some() {}
         quiet
     }
 }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use host_std::serve::config::{Config, ConfigError, DeviceConfig, DeviceKind, LogFormat, Size};
+use host_std::serve::config::{Config, ConfigError, DeviceConfig, DeviceKind, IdeMode, LogFormat, Size};
 use host_std::serve::spec::ImageSpec;
 
 const IMAGE_HELP: &str = "\
-An image and its options, separated by commas; a comma in the path is written twice. Several with virtio-scsi.
+An image and its options, separated by commas; a comma in the path is written twice. Several with virtio-scsi, ahci (image n is
+at port n) and ide (primary master, primary slave, secondary master, secondary slave).
 
   cache=writeback|none|writethrough|directsync|unsafe   default: writeback
   readonly              refuse writes
@@ -23,27 +24,35 @@ An image and its options, separated by commas; a comma in the path is written tw
   lun=TARGET:UNIT       virtio-scsi: where it is found; default: 0:0, 0:1 and so on
   record=LOG            record what the host is given";
 
-/// Serve disks by vhost-user: from options, one device; from a file, any number.
+/// Serve disks by vhost-user, or by vfio-user as PCI devices: from options, one device; from a file, any number.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Make the device's socket here.
+    /// Make the device's vhost-user socket here.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Take the device's socket, listening or connected, from the supervisor. With neither --socket nor --fd: LISTEN_FDS.
-    #[arg(long, value_name = "N", conflicts_with = "socket")]
+    /// Make the device's vfio-user socket here: for ahci, ide, virtio-blk-pci and virtio-scsi-pci.
+    #[arg(long, value_name = "PATH", conflicts_with = "socket")]
+    vfio_user: Option<PathBuf>,
+
+    /// Take the device's socket, listening or connected, from the supervisor. With no socket named at all: LISTEN_FDS.
+    #[arg(long, value_name = "N", conflicts_with_all = ["socket", "vfio_user"])]
     fd: Option<i32>,
 
     /// What the guest sees.
     #[arg(long, value_enum, default_value_t = DeviceArg::VirtioBlk)]
     device: DeviceArg,
 
+    /// How an IDE controller is found: by its BARs, or at the ports of old.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = IdeModeArg::Native)]
+    ide_mode: IdeModeArg,
+
     /// An image and its options: PATH[,cache=MODE,readonly,serial=TEXT,queues=N,...].
     #[arg(long = "image", value_name = "PATH[,OPTION...]", long_help = IMAGE_HELP)]
     images: Vec<String>,
 
     /// Read everything from a TOML file instead.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "fd", "device", "images", "record", "fault", "once"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "vfio_user", "fd", "device", "ide_mode", "images", "record", "fault", "once"])]
     config: Option<PathBuf>,
 
     /// Make a control socket here, for `blk-host ctl`.
@@ -112,13 +121,25 @@ impl ServeArgs {
                 );
             }
         }
+        let kind = DeviceKind::from(self.device);
+        match (&self.socket, &self.vfio_user) {
+            (Some(_), _) if kind.is_pci() => {
+                return error(&format!("--socket with {}", kind.name()), "give --vfio-user PATH");
+            }
+            (_, Some(_)) if !kind.is_pci() => {
+                let remedy = "give --socket PATH, or --device ahci, ide, virtio-blk-pci or virtio-scsi-pci";
+                return error(&format!("--vfio-user with {}", kind.name()), remedy);
+            }
+            _ => {}
+        }
         let device = DeviceConfig {
             name: None,
-            kind: self.device.into(),
-            socket: self.socket.clone(),
+            kind,
+            socket: self.socket.clone().or_else(|| self.vfio_user.clone()),
             fd: self.fd,
             queues,
             queue_size: 256,
+            ide_mode: self.ide_mode.into(),
             once: self.once,
             images,
         };
@@ -133,6 +154,14 @@ enum DeviceArg {
     VirtioBlk,
     /// A SCSI host with disks.
     VirtioScsi,
+    /// An AHCI controller with disks, as a PCI device.
+    Ahci,
+    /// A PCI IDE controller with disks.
+    Ide,
+    /// A disk, as a PCI device.
+    VirtioBlkPci,
+    /// A SCSI host with disks, as a PCI device.
+    VirtioScsiPci,
 }
 
 impl From<DeviceArg> for DeviceKind {
@@ -140,6 +169,28 @@ impl From<DeviceArg> for DeviceKind {
         match arg {
             DeviceArg::VirtioBlk => Self::VirtioBlk,
             DeviceArg::VirtioScsi => Self::VirtioScsi,
+            DeviceArg::Ahci => Self::Ahci,
+            DeviceArg::Ide => Self::Ide,
+            DeviceArg::VirtioBlkPci => Self::VirtioBlkPci,
+            DeviceArg::VirtioScsiPci => Self::VirtioScsiPci,
+        }
+    }
+}
+
+/// [`IdeMode`] as an argument.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IdeModeArg {
+    /// By its BARs.
+    Native,
+    /// At 1F0h, 3F6h, 170h and 376h, IRQ 14 and 15.
+    Compatibility,
+}
+
+impl From<IdeModeArg> for IdeMode {
+    fn from(arg: IdeModeArg) -> Self {
+        match arg {
+            IdeModeArg::Native => Self::Native,
+            IdeModeArg::Compatibility => Self::Compatibility,
         }
     }
 }

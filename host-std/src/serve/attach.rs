@@ -13,6 +13,7 @@ pub fn lines(name: &str, device: &DeviceConfig, path: &Path) -> String {
     let (qemu, uml) = match device.kind {
         DeviceKind::VirtioBlk => ("vhost-user-blk-pci,num-queues", 2),
         DeviceKind::VirtioScsi => ("vhost-user-scsi-pci,num_queues", 8),
+        _ => return vfio_user(&path),
     };
     let mut text = String::new();
     let socket = quoted(&format!("socket,id={name},path={}", path.replace(',', ",,")));
@@ -35,7 +36,7 @@ pub fn lines(name: &str, device: &DeviceConfig, path: &Path) -> String {
                 "cloud-hypervisor:\n  cloud-hypervisor --memory size=1G,shared=on --disk {disk} ..."
             );
         }
-        DeviceKind::VirtioScsi => text.push_str("cloud-hypervisor: has no virtio-scsi; serve virtio-blk\n"),
+        _ => text.push_str("cloud-hypervisor: has no virtio-scsi; serve virtio-blk\n"),
     }
     if path.contains([':', ' ']) {
         text.push_str("User-Mode Linux: takes no path with a colon or a space\n");
@@ -49,6 +50,21 @@ pub fn lines(name: &str, device: &DeviceConfig, path: &Path) -> String {
     text
 }
 
+/// The lines for a PCI device. QEMU has the client from 10.1 on.
+fn vfio_user(path: &str) -> String {
+    // The option is JSON: text in quotes, backslashes and quotes escaped.
+    let socket = serde_json::Value::from(path);
+    let device = quoted(&format!(
+        "{{\"driver\":\"vfio-user-pci\",\"socket\":{{\"type\":\"unix\",\"path\":{socket}}}}}"
+    ));
+    format!(
+        "QEMU (10.1 or newer):\n  qemu-system-x86_64 -machine q35,memory-backend=mem -m 1G \\\n    \
+         -object memory-backend-memfd,id=mem,size=1G,share=on \\\n    -device {device} ...\n\
+         cloud-hypervisor:\n  cloud-hypervisor --memory size=1G,shared=on --user-device {} ...\n",
+        quoted(&format!("socket={path}"))
+    )
+}
+
 /// As one word of a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=,:+@%".contains(c);
@@ -58,6 +74,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::config::IdeMode;
 
     fn device(kind: DeviceKind) -> DeviceConfig {
         DeviceConfig {
@@ -67,6 +84,7 @@ mod tests {
             fd: None,
             queues: 4,
             queue_size: 256,
+            ide_mode: IdeMode::Native,
             once: false,
             images: Vec::new(),
         }
@@ -86,6 +104,14 @@ mod tests {
         let text = lines("host", &device(DeviceKind::VirtioScsi), Path::new("/run/s.sock"));
         assert!(text.contains("vhost-user-scsi-pci,chardev=host,num_queues=4"), "{text}");
         assert!(text.contains("has no virtio-scsi") && text.contains("/run/s.sock:8"), "{text}");
+    }
+
+    #[test]
+    fn pci_devices_are_attached_over_vfio_user() {
+        let text = lines("disk0", &device(DeviceKind::Ahci), Path::new("/run/a \"b\".sock"));
+        let option = r#"'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/run/a \"b\".sock"}}'"#;
+        assert!(text.contains(option) && text.contains("share=on"), "{text}");
+        assert!(text.contains("--user-device") && !text.contains("vhost"), "{text}");
     }
 
     #[test]

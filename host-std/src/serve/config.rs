@@ -12,6 +12,7 @@ use super::policy::OnError;
 use super::spec;
 use crate::backend::Way;
 use crate::fault::Plan;
+use crate::server::vfio_user::devices;
 
 /// An option that cannot be. The text names where it was given, the option and the remedy.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub struct DeviceConfig {
     /// What it is.
     #[serde(rename = "type")]
     pub kind: DeviceKind,
-    /// Where its socket is made.
+    /// Where its socket is made: a vhost-user socket, or that of vfio-user for a PCI device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
     /// Its socket's descriptor, listening or connected, from a supervisor. With neither this nor `socket` it is the next one
@@ -80,6 +81,9 @@ pub struct DeviceConfig {
     /// Most entries of a queue.
     #[serde(default = "queue_size")]
     pub queue_size: u16,
+    /// How an IDE controller is found.
+    #[serde(default)]
+    pub ide_mode: IdeMode,
     /// Whether the device is over when its first client leaves.
     #[serde(default)]
     pub once: bool,
@@ -96,14 +100,33 @@ const fn queue_size() -> u16 {
     256
 }
 
+/// How a PCI IDE controller is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdeMode {
+    /// By its BARs, with INTA.
+    #[default]
+    Native,
+    /// At 1F0h, 3F6h, 170h and 376h, where firmware or a guest puts its BARs.
+    Compatibility,
+}
+
 /// What a device is to its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceKind {
-    /// A virtio-blk disk.
+    /// A virtio-blk disk, over vhost-user.
     VirtioBlk,
-    /// A virtio-scsi host with disks.
+    /// A virtio-scsi host with disks, over vhost-user.
     VirtioScsi,
+    /// An AHCI controller with disks, over vfio-user.
+    Ahci,
+    /// A PCI IDE controller with disks, over vfio-user.
+    Ide,
+    /// A virtio-blk disk, over vfio-user.
+    VirtioBlkPci,
+    /// A virtio-scsi host with disks, over vfio-user.
+    VirtioScsiPci,
 }
 
 impl DeviceKind {
@@ -113,6 +136,46 @@ impl DeviceKind {
         match self {
             Self::VirtioBlk => "virtio-blk",
             Self::VirtioScsi => "virtio-scsi",
+            Self::Ahci => "ahci",
+            Self::Ide => "ide",
+            Self::VirtioBlkPci => "virtio-blk-pci",
+            Self::VirtioScsiPci => "virtio-scsi-pci",
+        }
+    }
+
+    /// Whether it is a PCI device, and served over vfio-user.
+    #[must_use]
+    pub const fn is_pci(self) -> bool {
+        !matches!(self, Self::VirtioBlk | Self::VirtioScsi)
+    }
+
+    /// Whether its images are logical units with addresses.
+    #[must_use]
+    pub const fn has_units(self) -> bool {
+        matches!(self, Self::VirtioScsi | Self::VirtioScsiPci)
+    }
+
+    /// Most request queues; 1 where there are none to choose.
+    const fn queues_max(self) -> u16 {
+        match self {
+            Self::VirtioBlk => 64,
+            Self::VirtioScsi => 62,
+            Self::VirtioBlkPci | Self::VirtioScsiPci => devices::QUEUES_MAX,
+            Self::Ahci | Self::Ide => 1,
+        }
+    }
+
+    /// Most images, and why no more.
+    const fn images_max(self) -> (usize, &'static str) {
+        match self {
+            Self::VirtioBlk | Self::VirtioBlkPci => {
+                (1, "a virtio-blk device has one; use virtio-scsi, or a device for each")
+            }
+            Self::VirtioScsi | Self::VirtioScsiPci => {
+                (devices::UNITS_MAX, "a virtio-scsi device has 16 at most")
+            }
+            Self::Ahci => (devices::AHCI_PORTS, "an AHCI controller has 6 ports"),
+            Self::Ide => (devices::IDE_DRIVES, "an IDE controller has 4 drives"),
         }
     }
 }
@@ -391,9 +454,13 @@ impl DeviceConfig {
         if self.socket.is_some() && self.fd.is_some() {
             return error("both a socket and an fd".into(), "give one of them");
         }
-        let queues_max = if self.kind == DeviceKind::VirtioBlk { 64 } else { 62 };
+        let queues_max = self.kind.queues_max();
         if !(1..=queues_max).contains(&self.queues) {
-            return error(format!("queues: {} is not possible", self.queues), "give 1 to 62");
+            let what = format!("queues: {} is not possible", self.queues);
+            return error(what, &format!("give 1 to {queues_max}"));
+        }
+        if self.ide_mode != IdeMode::Native && self.kind != DeviceKind::Ide {
+            return error(format!("ide-mode with {}", self.kind.name()), "leave it out, or serve ide");
         }
         if !self.queue_size.is_power_of_two() || !(2..=1024).contains(&self.queue_size) {
             let what = format!("queue-size: {} is not possible", self.queue_size);
@@ -405,11 +472,9 @@ impl DeviceConfig {
                 "give one: path = \"disk.img\" in [[device.image]], or --image disk.img",
             );
         }
-        if self.kind == DeviceKind::VirtioBlk && self.images.len() != 1 {
-            return error(
-                format!("{} images", self.images.len()),
-                "a virtio-blk device has one; use virtio-scsi, or a device for each",
-            );
+        let (images_max, remedy) = self.kind.images_max();
+        if self.images.len() > images_max {
+            return error(format!("{} images", self.images.len()), remedy);
         }
         let mut addresses = HashSet::new();
         for (index, image) in self.images.iter().enumerate() {
@@ -443,8 +508,9 @@ impl ImageConfig {
     pub(super) fn check(&self, place: &str, kind: DeviceKind) -> Result<(), ConfigError> {
         let place = format!("{place}: image {}", self.path.display());
         self.faults()?;
-        if self.lun.is_some() && kind == DeviceKind::VirtioBlk {
-            return Err(ConfigError::new(place, "lun with virtio-blk", "leave it out, or use virtio-scsi"));
+        if self.lun.is_some() && !kind.has_units() {
+            let what = format!("lun with {}", kind.name());
+            return Err(ConfigError::new(place, what, "leave it out, or use virtio-scsi"));
         }
         if let Some(serial) = &self.serial
             && (serial.len() > 20 || !serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '))

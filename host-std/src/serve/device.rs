@@ -6,20 +6,24 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ata_model::{DriveConfig, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Address, ConfigError, DeviceConfig, DeviceKind, ImageConfig};
+use super::config::{Address, ConfigError, DeviceConfig, DeviceKind, IdeMode, ImageConfig};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
 use super::policy::{ErrorPolicy, Failure, Gate, Policed};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions};
 use crate::fault::Faulty;
 use crate::record::Recorder;
+use crate::server::vfio_user::devices;
 use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
 
 /// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How long a vfio-user client may take to answer a message of ours, or to take one: a machine that is stopped for long is let go.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Failures that wait to be logged.
 const FAILURES: usize = 256;
 
@@ -111,22 +115,7 @@ impl Device {
         for (index, image) in config.images.iter().enumerate() {
             images.push(Image::open(image, image.address(index), &gate)?);
         }
-        let server = match (config.kind, images.first()) {
-            (DeviceKind::VirtioBlk, Some(image)) => {
-                let options = BlkOptions {
-                    serial: image.config.serial.clone().unwrap_or_default(),
-                    queues: config.queues,
-                    queue_size_max: config.queue_size,
-                    read_only: image.config.readonly,
-                    ..BlkOptions::default()
-                };
-                Server::blk(&options, Arc::clone(&image.backend))?
-            }
-            _ => {
-                let options = ScsiOptions { queues: config.queues, queue_size_max: config.queue_size };
-                Server::scsi(&options, images.iter().map(Image::lun).collect())?
-            }
-        };
+        let server = server(&config, &images)?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
         Ok((Self { name, config, server, controller, gate, state, images, bus }, failures))
@@ -228,7 +217,7 @@ impl Device {
     /// Adds a logical unit.
     pub(super) fn hotplug(&self, config: &ImageConfig) -> Result<Address, Refusal> {
         if self.config.kind != DeviceKind::VirtioScsi {
-            return Err("only a virtio-scsi device takes more units".into());
+            return Err("only a virtio-scsi device (over vhost-user) takes more units".into());
         }
         config.check("hotplug", self.config.kind).map_err(|error| error.to_string())?;
         let mut images = lock(&self.images);
@@ -247,7 +236,7 @@ impl Device {
     /// Removes a logical unit.
     pub(super) fn unplug(&self, address: Address) -> Result<(), Refusal> {
         if self.config.kind != DeviceKind::VirtioScsi {
-            return Err("only a virtio-scsi device gives units up".into());
+            return Err("only a virtio-scsi device (over vhost-user) gives units up".into());
         }
         let mut images = lock(&self.images);
         if images.iter().all(|image| image.address != address) {
@@ -278,6 +267,43 @@ impl Device {
         self.gate.end();
         self.controller.stop();
     }
+}
+
+/// The server of a device over its images.
+fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
+    let scsi = ScsiOptions { queues: config.queues, queue_size_max: config.queue_size };
+    let blk = |image: &Image| BlkOptions {
+        serial: image.config.serial.clone().unwrap_or_default(),
+        queues: config.queues,
+        queue_size_max: config.queue_size,
+        read_only: image.config.readonly,
+        ..BlkOptions::default()
+    };
+    let units = || images.iter().map(Image::lun).collect();
+    let drives = || images.iter().map(Image::drive).collect();
+    let handles = || images.iter().map(|image| image.backend.handle()).collect::<Result<Vec<_>, _>>();
+    let name = config.kind.name();
+    let (device, handles) = match (config.kind, images.first()) {
+        (DeviceKind::VirtioBlk, Some(image)) => {
+            return Ok(Server::blk(&blk(image), Arc::clone(&image.backend))?);
+        }
+        (DeviceKind::VirtioScsi, _) => return Ok(Server::scsi(&scsi, units())?),
+        (DeviceKind::VirtioBlkPci, Some(image)) => {
+            let queues = (0..config.queues).map(|_| image.backend.handle());
+            (devices::virtio_blk(&blk(image))?, queues.collect::<Result<_, _>>()?)
+        }
+        (DeviceKind::VirtioScsiPci, _) => devices::virtio_scsi(&scsi, units())?,
+        (DeviceKind::Ahci, _) => (devices::ahci(drives())?, handles()?),
+        (DeviceKind::Ide, _) => {
+            let mode = match config.ide_mode {
+                IdeMode::Native => PciIdeMode::Native,
+                IdeMode::Compatibility => PciIdeMode::Compatibility,
+            };
+            (devices::ide(drives(), mode)?, handles()?)
+        }
+        (_, None) => anyhow::bail!("no image for {name}"),
+    };
+    Ok(Server::pci(name, device, handles, PATIENCE)?)
 }
 
 impl Image {
@@ -318,12 +344,16 @@ impl Image {
         }
     }
 
+    fn drive(&self) -> DriveConfig {
+        DriveConfig::new("BLKHOST DISK", self.config.serial.as_deref().unwrap_or_default())
+    }
+
     fn report(&self, kind: DeviceKind) -> ImageReport {
         let info = self.backend.info();
         ImageReport {
             path: self.config.path.clone(),
             cache: self.config.cache.name().to_owned(),
-            lun: (kind == DeviceKind::VirtioScsi).then_some(self.address),
+            lun: kind.has_units().then_some(self.address),
             bytes: info.sectors.saturating_mul(u64::from(SECTOR_BYTES)),
             latched: self.backend.latched().map(|cause| format!("{cause:?}")),
             operations: self.meters.stats(),

@@ -134,7 +134,7 @@ impl Sockets {
                     Socket::Listening(listener)
                 }
                 (None, None) => {
-                    let remedy = "give --socket PATH or --fd N (in a file: socket or fd)";
+                    let remedy = "give --socket PATH, --vfio-user PATH or --fd N (in a file: socket or fd)";
                     let none = || ConfigError::new("socket", "not given", remedy);
                     inherited.take(handed_over.next().ok_or_else(none)?, "LISTEN_FDS")?
                 }

@@ -33,12 +33,7 @@ pub(super) struct Blk {
 impl Blk {
     pub(super) fn new(options: &BlkOptions, backend: Arc<dyn Backend>) -> Result<Self, ServerError> {
         let refuse = |option, value: String, remedy| Err(ServerError::Option { option, value, remedy });
-        let bytes = options.serial.as_bytes();
-        let mut serial = [0; 20];
-        match serial.get_mut(..bytes.len()) {
-            Some(start) => start.copy_from_slice(bytes),
-            None => return refuse("serial", options.serial.clone(), "give 20 bytes at most"),
-        }
+        let serial = options.serial_bytes()?;
         if options.queues == 0 || options.queues > QUEUES_MAX {
             return refuse("queues", options.queues.to_string(), "give 1 to 64");
         }

@@ -7,14 +7,18 @@
 //!           eventfds          |
 //!                          virtio_blk_model::Queue --> backend::Handle, one for each queue
 //! ```
+//!
+//! PCI devices are served over vfio-user: [`vfio_user`].
 
 mod blk;
 mod device;
 mod images;
 mod mutant;
 mod scsi;
+mod served;
 mod shared;
 mod stats;
+pub mod vfio_user;
 mod vhost_user;
 
 use std::io;
@@ -29,11 +33,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use self::blk::Blk;
 use self::device::{Device, Rings};
 use self::scsi::Scsi;
+use self::served::Served;
 use self::shared::{Shared, Thread};
 use self::stats::QueueCounters;
-use self::vhost_user::{Command, Waker, Worker};
+use self::vfio_user::{Pci, PciDevice};
+use self::vhost_user::{Waker, Worker};
 
-use crate::backend::{Backend, OpenError};
+use crate::backend::{Backend, Handle, OpenError};
 
 pub use mutant::Mutant;
 #[cfg(feature = "mutants")]
@@ -53,6 +59,20 @@ pub struct BlkOptions {
     pub read_only: bool,
     /// Offer the experimental FUA write (virtio-spec issue 237).
     pub experimental_fua: bool,
+}
+
+impl BlkOptions {
+    /// The serial as the guest reads it.
+    fn serial_bytes(&self) -> Result<[u8; 20], ServerError> {
+        let bytes = self.serial.as_bytes();
+        let mut serial = [0; 20];
+        let Some(start) = serial.get_mut(..bytes.len()) else {
+            let (option, value, remedy) = ("serial", self.serial.clone(), "give 20 bytes at most");
+            return Err(ServerError::Option { option, value, remedy });
+        };
+        start.copy_from_slice(bytes);
+        Ok(serial)
+    }
 }
 
 impl Default for BlkOptions {
@@ -130,7 +150,7 @@ pub enum ServeError {
 
 /// A device and its threads, for one client after the other.
 pub struct Server {
-    shared: Arc<Shared>,
+    served: Arc<dyn Served>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -154,6 +174,21 @@ impl Server {
         Self::start(vec![(count, rings)], Box::new(device))
     }
 
+    /// A PCI device with its images, over vfio-user. `name` is what logs call it; a client that keeps it waiting for `patience`
+    /// is let go.
+    ///
+    /// # Errors
+    /// [`ServerError::System`].
+    pub fn pci(
+        name: &'static str,
+        device: Box<dyn PciDevice>,
+        handles: Vec<Box<dyn Handle>>,
+        patience: Duration,
+    ) -> Result<Self, ServerError> {
+        let (served, thread) = Pci::start(name, device, handles, patience)?;
+        Ok(Self { served, threads: vec![thread] })
+    }
+
     /// Starts a thread for each group of rings: how many, and what works on them.
     fn start(groups: Vec<(usize, Box<dyn Rings>)>, device: Box<dyn Device>) -> Result<Self, ServerError> {
         let mut ways = Vec::new();
@@ -170,7 +205,7 @@ impl Server {
             counters.extend(own);
         }
         let shared = Arc::new(Shared::new(device, ways, counters, Waker::new()?));
-        let mut server = Self { shared, threads: Vec::new() };
+        let mut server = Self { served: shared, threads: Vec::new() };
         for (first, worker) in workers {
             #[cfg(feature = "mutants")]
             let switched_on = mutant::current();
@@ -188,7 +223,7 @@ impl Server {
     /// The operator's hand on it.
     #[must_use]
     pub fn controller(&self) -> Controller {
-        Controller(Arc::clone(&self.shared))
+        Controller(Arc::clone(&self.served))
     }
 
     /// Serves one client after the other, until [`Controller::stop`]. Then the images are flushed.
@@ -196,16 +231,14 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
-        while !self.shared.is_stopping() {
-            let ready = poll(
-                &mut [PollFd::new(&self.shared.stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)],
-                None,
-            );
-            if self.shared.is_stopping() || ready.is_err() {
+        while !self.served.is_stopping() {
+            let stop = PollFd::new(self.served.stop_waker(), PollFlags::IN);
+            let ready = poll(&mut [stop, PollFd::new(listener, PollFlags::IN)], None);
+            if self.served.is_stopping() || ready.is_err() {
                 continue;
             }
             match listener.accept() {
-                Ok((stream, _)) => vhost_user::serve_client(&self.shared, stream)?,
+                Ok((stream, _)) => Arc::clone(&self.served).serve_client(stream)?,
                 Err(error) => wait_out(error)?,
             }
         }
@@ -217,7 +250,7 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn serve_stream(&self, stream: UnixStream) -> Result<(), ServeError> {
-        vhost_user::serve_client(&self.shared, stream)?;
+        Arc::clone(&self.served).serve_client(stream)?;
         self.finish()
     }
 
@@ -225,16 +258,14 @@ impl Server {
     /// comes after. Operations that an image has begun still land. Returns once the threads do nothing more; the server is
     /// of no use then but to be stopped.
     pub fn abandon(&self) {
-        self.shared.end_threads();
-        // Nobody answers: each thread drops the question when it ends.
-        self.shared.ask_all(Command::Drain);
+        self.served.abandon();
     }
 
     /// Flushes the images, with nothing in flight.
     fn finish(&self) -> Result<(), ServeError> {
-        self.shared.hold_and_drain();
-        let flushed = self.shared.flush();
-        self.shared.release();
+        self.served.hold_and_drain();
+        let flushed = self.served.flush();
+        self.served.release();
         if flushed { Ok(()) } else { Err(ServeError::Flush) }
     }
 }
@@ -242,7 +273,7 @@ impl Server {
 impl Drop for Server {
     /// Ends the threads. What is in flight completes in the image, and its client does not hear of it.
     fn drop(&mut self) {
-        self.shared.end_threads();
+        self.served.end_threads();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();
@@ -273,7 +304,7 @@ fn check_ring_size(size: u16) -> Result<(), ServerError> {
 
 /// The operator's hand on a server. A clone is another hand on the same.
 #[derive(Clone)]
-pub struct Controller(Arc<Shared>);
+pub struct Controller(Arc<dyn Served>);
 
 impl Controller {
     /// Takes no more requests, until [`Self::resume`]; what is in flight goes on. Returns once every queue knows.
@@ -302,13 +333,7 @@ impl Controller {
     /// # Errors
     /// [`ServerError`] if there is one at its address, or no room, or this is no virtio-scsi host.
     pub fn hotplug(&self, lun: Lun) -> Result<(), ServerError> {
-        let value = format!("{}:{}", lun.target, lun.lun);
-        let refuse = |remedy| ServerError::Option { option: "lun", value: value.clone(), remedy };
-        let (image, unit) = scsi::open(lun)?;
-        let plugged = self.0.ask(0, |_, done| Command::Plug(Box::new(unit), done));
-        let place = plugged.map_err(io::Error::other)?.map_err(refuse)?;
-        self.0.device.images().set(place, Some(image));
-        Ok(())
+        self.0.plug(lun)
     }
 
     /// Takes a logical unit away from a virtio-scsi host: its commands are aborted, and the guest is told.
@@ -316,13 +341,7 @@ impl Controller {
     /// # Errors
     /// [`ServerError`] if there is none.
     pub fn unplug(&self, target: u8, lun: u16) -> Result<(), ServerError> {
-        let unplugged = self.0.ask(0, |_, done| Command::Unplug { target, lun, done });
-        let Some(place) = unplugged.map_err(io::Error::other)? else {
-            let remedy = "give the address of a unit that is there";
-            return Err(ServerError::Option { option: "lun", value: format!("{target}:{lun}"), remedy });
-        };
-        self.0.device.images().set(place, None);
-        Ok(())
+        self.0.unplug(target, lun)
     }
 
     /// What the server has done.

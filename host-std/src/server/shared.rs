@@ -1,14 +1,18 @@
 //! What the threads of a server share: the device, the way to each queue's thread, the client of the moment.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::Device;
 use super::mutant::{self, Mutant};
+use super::served::{Served, no_unit};
 use super::stats::{QueueCounters, Stats};
-use super::vhost_user::{Command, Peer, Waker};
+use super::vhost_user::{self, Command, Peer, Waker};
+use super::{Lun, ServerError, scsi};
 
 /// The way to a thread, which works on the rings from `first` on.
 pub(super) struct Thread {
@@ -39,8 +43,7 @@ pub(super) struct Shared {
     paused: Mutex<bool>,
     peer: Mutex<Option<Peer>>,
     stopping: AtomicBool,
-    /// Wakes who waits for a client.
-    pub(super) stop: Waker,
+    stop: Waker,
 }
 
 impl Shared {
@@ -97,40 +100,9 @@ impl Shared {
         answered.iter().collect()
     }
 
-    /// Ends the threads, whatever they are at.
-    pub(super) fn end_threads(&self) {
-        for thread in &self.threads {
-            thread.tell(Command::End);
-        }
-    }
-
     /// No thread takes requests, for one reason more.
     pub(super) fn hold(&self) {
         self.ask_all(|done| Command::Hold { hold: true, done });
-    }
-
-    /// Undoes one [`Self::hold`].
-    pub(super) fn release(&self) {
-        self.ask_all(|done| Command::Hold { hold: false, done });
-    }
-
-    /// Holds, and waits until nothing is in flight.
-    pub(super) fn hold_and_drain(&self) {
-        self.hold();
-        self.ask_all(Command::Drain);
-    }
-
-    /// Flushes the images, while held and drained. A flush covers what every queue has completed.
-    pub(super) fn flush(&self) -> bool {
-        self.ask(0, |_, done| Command::Flush(done)).unwrap_or(false)
-    }
-
-    pub(super) fn set_paused(&self, pause: bool) {
-        let mut paused = lock(&self.paused);
-        if *paused != pause {
-            *paused = pause;
-            self.ask_all(|done| Command::Hold { hold: pause, done });
-        }
     }
 
     pub(super) fn writeback(&self) -> bool {
@@ -175,7 +147,42 @@ impl Shared {
         }
     }
 
-    pub(super) fn config_changed(&self) {
+    pub(super) fn memory_table_set(&self) {
+        self.memory_tables.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn resubmits(&self, requests: usize) {
+        self.resubmitted.fetch_add(requests as u64, Ordering::Relaxed);
+    }
+}
+
+impl Served for Shared {
+    fn serve_client(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        vhost_user::serve_client(&self, stream)
+    }
+
+    fn set_paused(&self, pause: bool) {
+        let mut paused = lock(&self.paused);
+        if *paused != pause {
+            *paused = pause;
+            self.ask_all(|done| Command::Hold { hold: pause, done });
+        }
+    }
+
+    fn hold_and_drain(&self) {
+        self.hold();
+        self.ask_all(Command::Drain);
+    }
+
+    fn release(&self) {
+        self.ask_all(|done| Command::Hold { hold: false, done });
+    }
+
+    fn flush(&self) -> bool {
+        self.ask(0, |_, done| Command::Flush(done)).unwrap_or(false)
+    }
+
+    fn config_changed(&self) {
         // A virtio-scsi host looks at its units' capacities whenever it is polled, and has an event for it.
         for thread in &self.threads {
             thread.waker.wake();
@@ -190,11 +197,11 @@ impl Shared {
         }
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
+    fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    pub(super) fn begin_stop(&self) {
+    fn begin_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.stop.wake();
         if let Some(peer) = &*lock(&self.peer) {
@@ -202,15 +209,13 @@ impl Shared {
         }
     }
 
-    pub(super) fn memory_table_set(&self) {
-        self.memory_tables.fetch_add(1, Ordering::Relaxed);
+    fn end_threads(&self) {
+        for thread in &self.threads {
+            thread.tell(Command::End);
+        }
     }
 
-    pub(super) fn resubmits(&self, requests: usize) {
-        self.resubmitted.fetch_add(requests as u64, Ordering::Relaxed);
-    }
-
-    pub(super) fn stats(&self) -> Stats {
+    fn stats(&self) -> Stats {
         Stats {
             clients: self.clients.load(Ordering::Relaxed),
             connected: lock(&self.peer).is_some(),
@@ -219,6 +224,34 @@ impl Shared {
             resubmitted: self.resubmitted.load(Ordering::Relaxed),
             queues: self.counters.iter().map(|counters| counters.snapshot()).collect(),
         }
+    }
+
+    fn stop_waker(&self) -> &Waker {
+        &self.stop
+    }
+
+    fn abandon(&self) {
+        self.end_threads();
+        // Nobody answers: each thread drops the question when it ends.
+        self.ask_all(Command::Drain);
+    }
+
+    fn plug(&self, lun: Lun) -> Result<(), ServerError> {
+        let value = format!("{}:{}", lun.target, lun.lun);
+        let (image, unit) = scsi::open(lun)?;
+        let plugged = self.ask(0, |_, done| Command::Plug(Box::new(unit), done));
+        let place = plugged.map_err(io::Error::other)?.map_err(|remedy| no_unit(value, remedy))?;
+        self.device.images().set(place, Some(image));
+        Ok(())
+    }
+
+    fn unplug(&self, target: u8, lun: u16) -> Result<(), ServerError> {
+        let unplugged = self.ask(0, |_, done| Command::Unplug { target, lun, done });
+        let Some(place) = unplugged.map_err(io::Error::other)? else {
+            return Err(no_unit(format!("{target}:{lun}"), "give the address of a unit that is there"));
+        };
+        self.device.images().set(place, None);
+        Ok(())
     }
 }
 

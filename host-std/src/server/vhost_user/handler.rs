@@ -26,6 +26,7 @@ use super::vring::{Addresses, Vring};
 use super::worker::{Command, Start};
 use crate::memory::MappedMemory;
 use crate::server::device::{Agreed, CacheKnown};
+use crate::server::served::Served as _;
 use crate::server::shared::Shared;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, among the virtio features.

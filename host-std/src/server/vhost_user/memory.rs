@@ -91,7 +91,11 @@ impl Table {
 /// Maps `bytes` bytes of a file from `offset` on, wherever that is, and returns where they begin in the mapping.
 ///
 /// A page beyond the end of the file would kill this process with SIGBUS when it is touched, so the size is checked first.
-pub(super) fn map(file: File, offset: u64, bytes: u64) -> Result<(Arc<MmapRegion>, usize), String> {
+pub(in crate::server) fn map(
+    file: File,
+    offset: u64,
+    bytes: u64,
+) -> Result<(Arc<MmapRegion>, usize), String> {
     let stat =
         fstat(file.as_fd()).map_err(|errno| format!("the descriptor of shared memory fails: {errno}"))?;
     let end = offset.checked_add(bytes).ok_or("shared memory that wraps")?;

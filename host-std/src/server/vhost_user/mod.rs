@@ -22,6 +22,7 @@ mod worker;
 use super::mutant::{self, Mutant};
 
 pub(super) use connection::{Peer, serve_client};
+pub(super) use memory::map as map_shared;
 pub(super) use notify::Waker;
 pub(super) use trailer::Trailer;
 pub(super) use worker::{Command, Port, Worker};

@@ -1,0 +1,50 @@
+//! vfio-user: PCI devices for other programs, by the published protocol (version 0.1), of which all is here.
+//!
+//! ```text
+//! client -- socket --> connection (stream -> messages) --> worker (messages -> registers) --> pci::PciFunction<device>
+//!    |                      ^ DMA_READ, DMA_WRITE                 |                                 |
+//!    +-- shared memory -----+-- dma (table -> MappedMemory) ------+------------- port (handle) <----+
+//!    +-- eventfds <------------------------------- irq -----------+
+//! ```
+//!
+//! One thread has the device, and sleeps when there is nothing to do. Messages are answered in order; a register write, an
+//! unmap or a reset that has to wait for the image holds up those after it.
+//!
+//! - Memory that comes without a descriptor is read and written by messages to the client.
+//! - A client that breaks the protocol beyond an error in one command is let go; so is one that keeps us waiting.
+//! - When a client goes, the device is reset, what is in flight completes, and the images are flushed. Then the next may come.
+//!
+//! **Not there:** migration, dirty-page tracking, twin sockets, regions that can be mapped, files for region accesses.
+
+mod connection;
+pub mod devices;
+mod dma;
+mod irq;
+mod port;
+pub mod protocol;
+mod served;
+mod version;
+mod worker;
+
+use blk_core::bus::Device;
+use blk_core::pci::{Endpoint, Function, PciFunction};
+
+use crate::memory::MappedMemory;
+
+pub use port::Port;
+pub(super) use served::Pci;
+
+/// A PCI device that can be served: any [`PciFunction`] whose device takes storage as a slice.
+pub trait PciDevice: Device<MappedMemory, [Port]> + Send {
+    /// What the function is.
+    fn function(&self) -> &Function;
+}
+
+impl<D, const V: usize> PciDevice for PciFunction<D, V>
+where
+    D: Endpoint + Device<MappedMemory, [Port]> + Send,
+{
+    fn function(&self) -> &Function {
+        self.config().function()
+    }
+}
