@@ -6,12 +6,14 @@
 //! - [`program`]: bytes to a setup and actions, and back (the seeds);
 //! - [`memory`]: guest memory that a device may write only where the guest has lent it;
 //! - [`disk`]: a storage that completes when, in which order and how the fuzzer says, keeping medium and cache apart;
+//! - [`front`]: a virtio-blk device behind any of its transports;
 //! - [`ring`]: the driver's side of a virtqueue;
 //! - [`history`]: the oracle: what a guest may read, and what must survive a power cut.
 
 #![allow(missing_docs, reason = "the macros generate helpers")]
 
 pub mod disk;
+pub mod front;
 pub mod history;
 pub mod memory;
 pub mod program;

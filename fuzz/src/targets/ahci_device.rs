@@ -1,8 +1,9 @@
-//! An AHCI HBA with one drive: command lists, queued commands and others, errors, resets, hot plugging.
+//! An AHCI function with one drive: configuration space, command lists, queued commands and others, errors, resets, hot plugging.
 
 use ata_model::drive::DriveConfig;
-use ata_model::front::Hba;
+use ata_model::front::{Hba, PciAhci};
 use blk_core::bus::{Device as _, IrqChange, Region, Width};
+use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
@@ -67,9 +68,11 @@ choices! {
         Poll,
         /// The disk does something.
         Disk { event: Event },
+        /// Bus mastering is switched in the PCI command register.
+        BusMastering { on: bool },
         /// A reset: see [`Way`].
         Reset { way: u8 },
-        /// Any register is read.
+        /// Any register is read; those of BAR 4 are behind the HBA's, and then comes configuration space.
         Read { offset: u16, width: u8 },
         /// Any register is written.
         Write { offset: u16, width: u8, value: u32 },
@@ -105,7 +108,7 @@ struct Running {
 struct Rig {
     memory: Memory,
     disks: Vec<Handle>,
-    hba: Hba<1>,
+    function: PciFunction<PciAhci<1>, 1>,
     history: History,
     /// Whether completed writes are stable, as IDENTIFY says.
     through: bool,
@@ -114,6 +117,7 @@ struct Rig {
     resetting: Option<(Way, bool)>,
     line: bool,
     honest: bool,
+    bus_mastering: bool,
     busy: bool,
 }
 
@@ -123,13 +127,14 @@ pub fn run(data: &[u8]) {
     let mut rig = Rig {
         memory: Memory::new(MEMORY_BYTES as usize),
         disks: Disk::open(setup.kind, SECTORS, 1),
-        hba: Hba::new([Some(drive())]),
+        function: PciFunction::new(PciAhci::new([Some(drive())]), MsixOwner::Function),
         history: History::default(),
         through: false,
         running: [None; SLOTS],
         resetting: None,
         line: false,
         honest: true,
+        bus_mastering: false,
         busy: false,
     };
     rig.memory.lend(LIST..RECEIVED + 0x100);
@@ -140,15 +145,18 @@ pub fn run(data: &[u8]) {
         rig.check();
     }
     rig.busy = false;
+    if rig.honest {
+        rig.master(true);
+    }
     rig.disks[0].settle(&rig.memory);
     rig.poll();
     rig.check();
     if rig.honest {
         assert!(rig.resetting.is_none() && rig.running.iter().all(Option::is_none), "everything ends");
-        assert!(rig.hba.is_quiet());
+        assert!(rig.hba().is_quiet());
         rig.history.check_contents(&rig.disks[0].disk());
     }
-    assert_eq!(rig.hba.strays(), 0);
+    assert_eq!(rig.hba().strays(), 0);
 }
 
 fn drive() -> DriveConfig {
@@ -167,20 +175,22 @@ impl Rig {
                 }
                 self.disks[0].happen(&self.memory, event);
             }
+            Action::BusMastering { on } if self.honest => self.master(on),
+            Action::BusMastering { .. } => {}
             Action::Reset { way } => {
                 let ways = [Way::Stop, Way::Software, Way::Comreset, Way::Host, Way::Replug, Way::Machine];
                 self.reset(ways[usize::from(way) % ways.len()]);
             }
             Action::Read { offset, width } => {
                 let width = Width::from_bytes(1 << (width % 4)).expect("a width");
-                let offset = u64::from(offset) % 0x200;
-                self.hba.read(ABAR, offset, width, &self.memory, &mut self.disks);
+                let (region, offset) = place(offset);
+                self.function.read(region, offset, width, &self.memory, &mut self.disks);
             }
             Action::Write { offset, width, value } => {
                 self.lie();
                 let width = Width::from_bytes(1 << (width % 4)).expect("a width");
-                let (offset, value) = (u64::from(offset) % 0x200, u64::from(value));
-                let access = self.hba.write(ABAR, offset, width, value, &self.memory, &mut self.disks);
+                let ((region, offset), value) = (place(offset), u64::from(value));
+                let access = self.function.write(region, offset, width, value, &self.memory, &mut self.disks);
                 self.wire(access.irq);
             }
             Action::Scribble { at, value } => {
@@ -205,16 +215,30 @@ impl Rig {
 
     fn set(&mut self, offset: u64, value: u32) {
         let value = u64::from(value);
-        let access = self.hba.write(ABAR, offset, Width::Dword, value, &self.memory, &mut self.disks);
+        let access = self.function.write(ABAR, offset, Width::Dword, value, &self.memory, &mut self.disks);
         self.wire(access.irq);
     }
 
     fn get(&mut self, offset: u64) -> u32 {
-        self.hba.read(ABAR, offset, Width::Dword, &self.memory, &mut self.disks).value as u32
+        self.function.read(ABAR, offset, Width::Dword, &self.memory, &mut self.disks).value as u32
     }
 
-    /// Addresses, FIS reception, interrupts.
+    fn hba(&mut self) -> &mut Hba<1> {
+        self.function.device_mut().hba_mut()
+    }
+
+    /// As firmware does, or a driver that is about to leave.
+    fn master(&mut self, on: bool) {
+        self.bus_mastering = on;
+        let command = if on { Pci::MEMORY | Pci::BUS_MASTER } else { Pci::MEMORY };
+        let (value, disks) = (command.bits().into(), &mut self.disks);
+        let access = self.function.write(Region::Config, 0x04, Width::Word, value, &self.memory, disks);
+        self.wire(access.irq);
+    }
+
+    /// Bus mastering, addresses, FIS reception, interrupts.
     fn bring_up(&mut self) {
+        self.master(true);
         self.set(PORT, LIST as u32);
         self.set(PORT + 0x08, RECEIVED as u32);
         self.set(CMD, FRE);
@@ -224,6 +248,7 @@ impl Rig {
 
     /// Starts the port of a drive that has sent its signature, and looks at the drive, which needs no disk.
     fn finish_bring_up(&mut self) {
+        self.master(true);
         self.start();
         self.parameters(0xec, 0);
         let word = |memory: &Memory, n: u64| u16::from_le_bytes(memory.get(PAGE + 2 * n));
@@ -382,15 +407,15 @@ impl Rig {
     fn poll(&mut self) {
         for round in 0.. {
             assert!(round < 256, "the HBA never rests");
-            let progress = self.hba.poll(&self.memory, &mut self.disks);
+            let progress = self.function.poll(&self.memory, &mut self.disks);
             self.wire(progress.irq);
             self.go_on();
-            if !progress.again && !self.hba.poll(&self.memory, &mut self.disks).again {
+            if !progress.again && !self.function.poll(&self.memory, &mut self.disks).again {
                 break;
             }
         }
         self.go_on();
-        if self.disks[0].disk().is_idle() && !self.busy && self.honest {
+        if self.disks[0].disk().is_idle() && !self.busy && self.honest && self.bus_mastering {
             // An error is served in two steps.
             self.go_on();
             let idle = self.resetting.is_none() && self.running.iter().all(Option::is_none);
@@ -473,8 +498,9 @@ impl Rig {
                 // Of what a lying guest had asked for, some may still be on its way.
                 self.memory.lend(0..MEMORY_BYTES);
             }
-            let progress = self.hba.reset(&self.memory, &mut self.disks);
+            let progress = self.function.reset(&self.memory, &mut self.disks);
             self.wire(progress.irq);
+            self.master(true);
             self.honest = true;
             self.memory.guard();
         } else if !self.honest || self.resetting.is_some() {
@@ -489,7 +515,7 @@ impl Rig {
             }
             Way::Host => self.set(GHC, 1),
             Way::Replug => {
-                self.hba.unplug(0);
+                self.hba().unplug(0);
                 self.set(CMD, FRE);
             }
             Way::Machine => {}
@@ -504,13 +530,13 @@ impl Rig {
             if self.get(GHC) & 1 != 0 || self.get(CMD) & CR != 0 {
                 return;
             }
-            if way == Way::Replug && !self.hba.is_empty(0) {
+            if way == Way::Replug && !self.hba().is_empty(0) {
                 return;
             }
             // Also a reset of the machine may come while the drive is out.
-            if self.hba.is_empty(0) {
-                assert!(self.hba.plug(0, drive()));
-                self.hba.poll(&self.memory, &mut self.disks);
+            if self.hba().is_empty(0) {
+                assert!(self.hba().plug(0, drive()));
+                self.function.poll(&self.memory, &mut self.disks);
             }
             self.bring_up();
             if way == Way::Software {
@@ -544,6 +570,15 @@ impl Rig {
         if disk.info().cache != Cache::Unsafe {
             self.history.check_medium(&disk);
         }
+    }
+}
+
+/// Where an access goes.
+fn place(offset: u16) -> (Region, u64) {
+    match u64::from(offset) % 0x320 {
+        at @ 0..0x200 => (ABAR, at),
+        at @ 0x200..0x220 => (Region::Bar(4), at - 0x200),
+        at => (Region::Config, at - 0x220),
     }
 }
 
@@ -612,6 +647,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ended,
     ]);
     programs.push(vec![command(7, 1), poll, ended, poll, ended, poll]);
+    let [off, on] = [false, true].map(|on| Action::BusMastering { on });
+    programs.push([&queue[..], &[off, ended, ended, poll, on, poll, ended, ended, poll]].concat());
+    programs.push(vec![command(8, 0x31), poll, off, Action::Reset { way: 0 }, poll, ended, poll, on, poll]);
+    programs.push(vec![
+        Action::Write { offset: 0x224, width: 1, value: 6 },
+        Action::Write { offset: 0x210, width: 2, value: 0x138 },
+        Action::Write { offset: 0x214, width: 2, value: 1 },
+        poll,
+    ]);
     programs.push(vec![
         Action::Write { offset: 0x138, width: 2, value: 0xff },
         Action::Scribble { at: 0x800, value: 0x0060_8027 },

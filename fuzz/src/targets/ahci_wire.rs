@@ -2,8 +2,9 @@
 
 use ata_model::command::{Operation, Row};
 use ata_model::drive::DriveConfig;
-use ata_model::front::Hba;
+use ata_model::front::PciAhci;
 use blk_core::bus::{Device as _, Region, Width};
+use blk_core::pci::{MsixOwner, PciFunction};
 
 use crate::disk::{Disk, Handle, Kind};
 use crate::memory::Memory;
@@ -52,8 +53,10 @@ pub fn run(data: &[u8]) {
     memory.put(0x2000, rest);
     let mut disks = Disk::open(input.kind, SECTORS, 1);
     disks[0].settle(&memory);
-    let mut hba = Hba::new([Some(DriveConfig::new("FUZZED DISK", "1"))]);
-    let mut bus = Bus { hba: &mut hba, memory: &memory, disks: &mut disks };
+    let device = PciAhci::new([Some(DriveConfig::new("FUZZED DISK", "1"))]);
+    let mut function = PciFunction::new(device, MsixOwner::Function);
+    let _ = function.write(Region::Config, 0x04, Width::Word, 6, &memory, &mut disks);
+    let mut bus = Bus { function: &mut function, memory: &memory, disks: &mut disks };
     let before: Vec<u64> = bus.disks[0].disk().contents().collect();
     bus.write(0x108, u32::from(input.received) << 8);
     bus.write(0x118, 0x11);
@@ -84,27 +87,27 @@ pub fn run(data: &[u8]) {
     bus.write(0x04, 1);
     bus.poll();
     assert_eq!(bus.read(0x04) & 1, 0);
-    assert!(bus.hba.is_quiet());
+    assert!(bus.function.device().hba().is_quiet());
 }
 
 struct Bus<'a> {
-    hba: &'a mut Hba<1>,
+    function: &'a mut PciFunction<PciAhci<1>, 1>,
     memory: &'a Memory,
     disks: &'a mut [Handle],
 }
 
 impl Bus<'_> {
     fn write(&mut self, offset: u64, value: u32) {
-        let _ = self.hba.write(ABAR, offset, Width::Dword, u64::from(value), self.memory, self.disks);
+        let _ = self.function.write(ABAR, offset, Width::Dword, u64::from(value), self.memory, self.disks);
     }
 
     fn read(&mut self, offset: u64) -> u64 {
-        self.hba.read(ABAR, offset, Width::Dword, self.memory, self.disks).value
+        self.function.read(ABAR, offset, Width::Dword, self.memory, self.disks).value
     }
 
     fn poll(&mut self) {
         for _ in 0..65_536 {
-            if !self.hba.poll(self.memory, self.disks).again && self.disks[0].disk().is_idle() {
+            if !self.function.poll(self.memory, self.disks).again && self.disks[0].disk().is_idle() {
                 return;
             }
         }

@@ -1,8 +1,9 @@
-//! An IDE channel with two drives and a bus master: registers, PRD tables, resets.
+//! A PCI IDE function with two drives on its first channel: configuration space, registers, PRD tables, resets.
 
 use ata_model::drive::DriveConfig;
-use ata_model::front::Channel;
+use ata_model::front::{PciIde, PciIdeMode};
 use blk_core::bus::{Device as _, IrqChange, Region, Width};
+use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
@@ -58,6 +59,8 @@ choices! {
         SoftwareReset,
         /// The bus master is stopped.
         StopBusMaster,
+        /// Bus mastering is switched in the PCI command register.
+        BusMastering { on: bool },
         /// The machine is reset.
         Restart,
         /// Any register is read.
@@ -109,40 +112,47 @@ struct Rig {
     setup: Setup,
     memory: Memory,
     disks: Vec<Handle>,
-    channel: Channel,
+    function: PciFunction<PciIde, 1>,
     histories: [History; 2],
     /// Whether completed writes are stable, as IDENTIFY says.
     through: [bool; 2],
     state: State,
     line: bool,
     honest: bool,
+    bus_mastering: bool,
     busy: [bool; 2],
 }
 
 /// Runs a program of [`Setup`] and [`Action`]s.
 pub fn run(data: &[u8]) {
     let Some((setup, actions)) = parse::<Setup, Action>(data) else { return };
-    let drives = ["0", "1"].map(|serial| Some(DriveConfig::new("FUZZED DISK", serial)));
+    let [first, second] = ["0", "1"].map(|serial| Some(DriveConfig::new("FUZZED DISK", serial)));
+    let device = PciIde::new([first, second, None, None], PciIdeMode::Native);
     let mut disks = Disk::open(setup.kind, SECTORS, 1);
     disks.append(&mut Disk::open(setup.kind, SECTORS, 1));
     let mut rig = Rig {
         setup,
         memory: Memory::new(MEMORY_BYTES as usize),
         disks,
-        channel: Channel::with_bus_master(drives),
+        function: PciFunction::new(device, MsixOwner::Function),
         histories: [History::default(), History::default()],
         through: [false; 2],
         state: State::Idle,
         line: false,
         honest: true,
+        bus_mastering: false,
         busy: [false; 2],
     };
+    rig.master(true);
     rig.bring_up();
     for action in actions {
         rig.act(action);
         rig.check();
     }
     rig.busy = [false; 2];
+    if rig.honest {
+        rig.master(true);
+    }
     rig.disks.iter_mut().for_each(|disk| disk.settle(&rig.memory));
     rig.poll();
     rig.check();
@@ -152,7 +162,7 @@ pub fn run(data: &[u8]) {
             history.check_contents(&disk.disk());
         }
     }
-    assert_eq!(rig.channel.strays(), 0);
+    assert!(rig.function.device().controller().channels().iter().all(|channel| channel.strays() == 0));
 }
 
 impl Rig {
@@ -182,9 +192,12 @@ impl Rig {
                 }
                 self.go_on();
             }
+            Action::BusMastering { on } if self.honest => self.master(on),
+            Action::BusMastering { .. } => {}
             Action::Restart => {
-                let progress = self.channel.reset(&self.memory, &mut self.disks);
+                let progress = self.function.reset(&self.memory, &mut self.disks);
                 self.wire(progress.irq);
+                self.master(true);
                 if !self.honest {
                     // Of what a lying guest had asked for, some may still be on its way.
                     self.memory.lend(0..MEMORY_BYTES);
@@ -224,8 +237,15 @@ impl Rig {
     }
 
     fn put(&mut self, region: Region, offset: u64, width: Width, value: u64) {
-        let access = self.channel.write(region, offset, width, value, &self.memory, &mut self.disks);
+        let access = self.function.write(region, offset, width, value, &self.memory, &mut self.disks);
         self.wire(access.irq);
+    }
+
+    /// As firmware does, or a driver that is about to leave.
+    fn master(&mut self, on: bool) {
+        self.bus_mastering = on;
+        let command = if on { Pci::IO | Pci::BUS_MASTER } else { Pci::IO };
+        self.put(Region::Config, 0x04, Width::Word, command.bits().into());
     }
 
     fn set(&mut self, region: Region, offset: u64, value: u8) {
@@ -233,7 +253,7 @@ impl Rig {
     }
 
     fn get(&mut self, region: Region, offset: u64, width: Width) -> u64 {
-        let access = self.channel.read(region, offset, width, &self.memory, &mut self.disks);
+        let access = self.function.read(region, offset, width, &self.memory, &mut self.disks);
         self.wire(access.irq);
         access.value
     }
@@ -377,18 +397,21 @@ impl Rig {
     fn poll(&mut self) {
         for round in 0.. {
             assert!(round < 256, "the channel never rests");
-            let progress = self.channel.poll(&self.memory, &mut self.disks);
+            let progress = self.function.poll(&self.memory, &mut self.disks);
             self.wire(progress.irq);
             self.go_on();
-            if !progress.again && !self.channel.poll(&self.memory, &mut self.disks).again {
+            if !progress.again && !self.function.poll(&self.memory, &mut self.disks).again {
                 break;
             }
         }
         self.go_on();
         let idle = self.disks.iter().all(|disk| disk.disk().is_idle()) && self.busy == [false; 2];
         if idle && self.honest {
+            // Without bus mastering a DMA command waits, and nothing else does.
+            let waits = !self.bus_mastering
+                && matches!(self.state, State::Running(Running { protocol: Protocol::Dma { .. }, .. }));
             assert!(
-                matches!(self.state, State::Idle),
+                waits || matches!(self.state, State::Idle),
                 "the disks are idle, and the channel is not: {:?}",
                 self.state
             );
@@ -517,7 +540,7 @@ impl Rig {
 fn place(region: u8, offset: u8, width: u8) -> (Region, u64, Width) {
     let width = Width::from_bytes(1 << (width % 4)).expect("a width");
     let region = [COMMAND, CONTROL, BUS_MASTER, Region::Config][usize::from(region % 4)];
-    (region, u64::from(offset) % 16, width)
+    (region, if region == Region::Config { offset.into() } else { u64::from(offset) % 16 }, width)
 }
 
 /// Programs to begin with.
@@ -577,6 +600,25 @@ pub fn seeds() -> Vec<Vec<u8>> {
         poll,
     ]);
     programs.push(vec![command(5, 1), poll, Action::Restart, ended, poll]);
+    let [off, on] = [false, true].map(|on| Action::BusMastering { on });
+    programs.push(vec![command(10, 0x31), poll, off, ended, poll, command(5, 1), on, poll, ended, poll]);
+    programs.push(vec![
+        command(5, 0x31),
+        off,
+        Action::SoftwareReset,
+        poll,
+        ended,
+        poll,
+        on,
+        command(9, 1),
+        ended,
+    ]);
+    programs.push(vec![
+        Action::Write { region: 3, offset: 4, width: 1, value: 0 },
+        poll,
+        Action::Restart,
+        poll,
+    ]);
     programs.push(vec![
         Action::Write { region: 0, offset: 7, width: 0, value: 0xc8 },
         Action::Scribble { at: 4, value: 0x8000_0200 },

@@ -2,9 +2,10 @@
 
 use ata_model::command::{Addressing, Command, Geometry, Operation, Protocol, Row, decode};
 use ata_model::drive::DriveConfig;
-use ata_model::front::Channel;
+use ata_model::front::{PciIde, PciIdeMode};
 use ata_model::wire::{Pair, TaskFile};
 use blk_core::bus::{Device as _, Region, Width};
+use blk_core::pci::{MsixOwner, PciFunction};
 
 use crate::disk::{Disk, Event, Handle, Kind};
 use crate::memory::Memory;
@@ -46,10 +47,13 @@ pub fn run(data: &[u8]) {
     memory.put(0, rest);
     memory.unguard();
     let mut disks = Disk::open(input.kind, SECTORS, 1);
-    let mut channel = Channel::with_bus_master([Some(DriveConfig::new("FUZZED DISK", "1")), None]);
+    let drives = [Some(DriveConfig::new("FUZZED DISK", "1")), None, None, None];
+    let device = PciIde::new(drives, PciIdeMode::Compatibility);
+    let mut function = PciFunction::new(device, MsixOwner::Function);
     let [heads, sectors, multiple] = input.geometry;
     disks[0].settle(&memory);
-    let mut bus = Bus { channel: &mut channel, memory: &memory, disks: &mut disks };
+    let mut bus = Bus { function: &mut function, memory: &memory, disks: &mut disks };
+    bus.write(Region::Config, 0x04, Width::Word, 5);
     bus.command(&[(2, sectors), (6, heads & 0x0f), (7, 0x91)]);
     bus.command(&[(2, multiple), (7, 0xc6)]);
     let before: Vec<u64> = bus.disks[0].disk().contents().collect();
@@ -82,14 +86,14 @@ pub fn run(data: &[u8]) {
 }
 
 struct Bus<'a> {
-    channel: &'a mut Channel,
+    function: &'a mut PciFunction<PciIde, 1>,
     memory: &'a Memory,
     disks: &'a mut [Handle],
 }
 
 impl Bus<'_> {
     fn write(&mut self, region: Region, offset: u64, width: Width, value: u64) {
-        let _ = self.channel.write(region, offset, width, value, self.memory, self.disks);
+        let _ = self.function.write(region, offset, width, value, self.memory, self.disks);
     }
 
     fn command(&mut self, registers: &[(u64, u8)]) {
@@ -101,7 +105,7 @@ impl Bus<'_> {
 
     fn poll(&mut self) {
         for _ in 0..4096 {
-            if !self.channel.poll(self.memory, self.disks).again && self.disks[0].disk().is_idle() {
+            if !self.function.poll(self.memory, self.disks).again && self.disks[0].disk().is_idle() {
                 return;
             }
         }
@@ -109,7 +113,7 @@ impl Bus<'_> {
     }
 
     fn status(&mut self) -> u64 {
-        self.channel.read(COMMAND, 7, Width::Byte, self.memory, self.disks).value
+        self.function.read(COMMAND, 7, Width::Byte, self.memory, self.disks).value
     }
 
     /// Moves blocks for as long as the drive asks, whichever way they go.
@@ -119,7 +123,7 @@ impl Bus<'_> {
         let mut moved = 0_u64;
         while self.status() & 0x88 == 0x08 {
             let word = words.next().unwrap_or(0);
-            self.channel.read(COMMAND, 0, Width::Dword, self.memory, self.disks);
+            self.function.read(COMMAND, 0, Width::Dword, self.memory, self.disks);
             self.write(COMMAND, 0, Width::Dword, u64::from(word));
             moved += 4;
             assert!(moved <= 65_536 * 512, "more data than any command moves");

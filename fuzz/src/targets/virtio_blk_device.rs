@@ -1,14 +1,16 @@
-//! virtio-blk behind virtio-mmio: registers and rings, against a driver that keeps an account and one that lies.
+//! virtio-blk behind virtio-mmio or virtio-pci: registers and rings, against a driver that keeps an account and one that lies.
 
-use blk_core::bus::{Device as _, Region, Width, WriteStatus};
+use blk_core::bus::{Progress, Region, Width, WriteStatus};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::{Extent, GuestAddr};
 use blk_core::virtq::Buffer;
 use virtio_blk_model::device::{Config, Interface};
-use virtio_blk_model::front::mmio::{INTERRUPT_USED, Mmio, register};
+use virtio_blk_model::front::mmio::register;
+use virtio_blk_model::front::pci::structure;
 use virtio_blk_model::wire::{ConfigSpace, DeviceStatus, Features};
 
 use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
+use crate::front::{Front, Way, World};
 use crate::history::{Act, History, Ticket};
 use crate::memory::Memory;
 use crate::program::{parse, seed};
@@ -37,7 +39,7 @@ record! {
     pub struct Setup {
         /// The disk.
         pub kind: Kind,
-        /// Modern, legacy, legacy with BARRIER; two queues; experimental FUA.
+        /// Modern, legacy, legacy with BARRIER; two queues; experimental FUA; if modern on PCI, and there with MSI-X.
         pub device: u8,
         /// Features that the driver turns down.
         pub declined: u64,
@@ -74,6 +76,10 @@ choices! {
         Write { offset: u16, width: u8, value: u32 },
         /// The driver writes anything over its rings and requests.
         Scribble { at: u16, value: u32 },
+        /// Bus mastering is switched, on PCI.
+        BusMaster { on: bool },
+        /// Anything in PCI configuration space is written and read.
+        Configure { offset: u8, width: u8, value: u32 },
     }
 }
 
@@ -105,7 +111,7 @@ struct Rig {
     setup: Setup,
     memory: Memory,
     disks: Vec<Handle>,
-    device: Mmio<QUEUES, SLOTS>,
+    device: Front<QUEUES, SLOTS>,
     rings: Vec<Ring>,
     features: Features,
     outstanding: Vec<Outstanding>,
@@ -114,6 +120,10 @@ struct Rig {
     /// Whether the driver has kept to the rules since the device was brought up.
     honest: bool,
     busy: bool,
+    way: Way,
+    bus_master: bool,
+    /// What the device may not change without bus mastering: used indices and status bytes.
+    frozen: Option<Vec<u16>>,
 }
 
 /// Runs a program of [`Setup`] and [`Action`]s.
@@ -124,6 +134,11 @@ pub fn run(data: &[u8]) {
         0 | 1 => Interface::Modern,
         2 => Interface::Legacy { barrier: false },
         _ => Interface::Legacy { barrier: true },
+    };
+    let way = match (setup.device % 4 < 2, setup.device >> 4 & 3) {
+        (true, 1) => Way::Pin,
+        (true, 2 | 3) => Way::Messages,
+        _ => Way::Mmio,
     };
     let config = Config {
         serial: SERIAL,
@@ -137,7 +152,7 @@ pub fn run(data: &[u8]) {
         setup,
         memory: Memory::new(MEMORY_BYTES as usize),
         disks: Disk::open(setup.kind, SECTORS, queues),
-        device: Mmio::new(config),
+        device: Front::new(config, way),
         rings: Vec::new(),
         features: Features::empty(),
         outstanding: Vec::new(),
@@ -145,13 +160,18 @@ pub fn run(data: &[u8]) {
         waiting: Waiting::No,
         honest: true,
         busy: false,
+        way,
+        bus_master: true,
+        frozen: None,
     };
+    rig.device.enable(World { memory: &rig.memory, disks: &mut rig.disks });
     rig.bring_up();
     for action in actions {
         rig.act(action);
         rig.check();
     }
     rig.busy = false;
+    rig.set_bus_master(true);
     rig.disks[0].settle(&rig.memory);
     rig.poll();
     rig.check();
@@ -182,27 +202,60 @@ impl Rig {
             Action::ResetQueue { queue } => self.reset_queue(usize::from(queue) % self.disks.len()),
             Action::Reset | Action::Restart => self.restart(),
             Action::Read { offset, width } => {
-                let width = Width::from_bytes(1 << (width % 4)).expect("a width");
-                let offset = u64::from(offset) % 0x200;
-                self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks);
+                let at = self.anywhere(offset, width);
+                let mut world = World { memory: &self.memory, disks: &mut self.disks };
+                self.device.read_at(&mut world, Region::Bar(0), at);
             }
             Action::Write { offset, width, value } => {
                 self.lie();
-                let width = Width::from_bytes(1 << (width % 4)).expect("a width");
-                let (offset, value) = (u64::from(offset) % 0x200, u64::from(value));
-                let _ =
-                    self.device.write(Region::Bar(0), offset, width, value, &self.memory, &mut self.disks);
+                let at = self.anywhere(offset, width);
+                let mut world = World { memory: &self.memory, disks: &mut self.disks };
+                let _ = self.device.write_at(&mut world, Region::Bar(0), at, value.into());
             }
             Action::Scribble { at, value } => {
                 self.lie();
                 self.memory.put(u64::from(at) % MEMORY_BYTES, &value.to_le_bytes());
             }
+            Action::BusMaster { on } => self.set_bus_master(on),
+            Action::Configure { offset, width, value } => {
+                self.lie();
+                let at = (u64::from(offset), Width::from_bytes(1 << (width % 4)).expect("a width"));
+                let mut world = World { memory: &self.memory, disks: &mut self.disks };
+                let _ = self.device.write_at(&mut world, Region::Config, at, value.into());
+                self.device.read_at(&mut world, Region::Config, at);
+            }
         }
+    }
+
+    /// Any place among the registers, of which those of virtio-pci are in pages of their own, and a width.
+    fn anywhere(&self, offset: u16, width: u8) -> (u64, Width) {
+        let within = u64::from(offset) % 0x200;
+        let page = if self.way == Way::Mmio { 0 } else { u64::from(offset) / 0x200 % 8 * structure::ISR };
+        (page + within, Width::from_bytes(1 << (width % 4)).expect("a width"))
+    }
+
+    /// Without bus mastering the device takes nothing and answers nothing, until it is allowed to again.
+    fn set_bus_master(&mut self, on: bool) {
+        if self.way == Way::Mmio {
+            return;
+        }
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        self.device.set_bus_master(&mut world, on);
+        self.bus_master = on;
+        self.frozen = (!on && self.honest).then(|| self.answers());
+    }
+
+    /// The used indices, and the status bytes of what is outstanding.
+    fn answers(&self) -> Vec<u16> {
+        let used = self.rings.iter().map(|ring| ring.used_index(&self.memory));
+        let status = |request: &Outstanding| u16::from(self.memory.get::<1>(request.page + STATUS)[0]);
+        used.chain(self.outstanding.iter().map(status)).collect()
     }
 
     /// From here on, until a restart, the driver's account is worth nothing.
     fn lie(&mut self) {
         self.honest = false;
+        self.frozen = None;
         self.memory.unguard();
         self.history.lose_track();
     }
@@ -212,13 +265,18 @@ impl Rig {
     }
 
     /// Whatever has to wait is waited for by [`Self::resume`].
-    fn set(&mut self, offset: u64, value: u32) {
-        let value = u64::from(value);
-        let _ = self.device.write(Region::Bar(0), offset, Width::Dword, value, &self.memory, &mut self.disks);
+    fn set(&mut self, register: u64, value: u32) {
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        let _ = self.device.write(&mut world, register, Width::Dword, value.into());
     }
 
-    fn get(&mut self, offset: u64, width: Width) -> u64 {
-        self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks).value
+    fn get(&mut self, register: u64, width: Width) -> u64 {
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        self.device.read(&mut world, register, width)
+    }
+
+    fn poll_once(&mut self) -> Progress {
+        self.device.poll(World { memory: &self.memory, disks: &mut self.disks })
     }
 
     /// VIRTIO 1.3, 3.1.1 and 4.2.3.1; legacy 4.2.4.
@@ -263,6 +321,8 @@ impl Rig {
             self.set(register::QUEUE_DESC_LOW, setup.descriptors.0 as u32);
             self.set(register::QUEUE_DRIVER_LOW, setup.driver.0 as u32);
             self.set(register::QUEUE_DEVICE_LOW, setup.device.0 as u32);
+            let mut world = World { memory: &self.memory, disks: &mut self.disks };
+            self.device.give_vector(&mut world, queue);
             self.set(register::QUEUE_READY, 1);
         } else {
             self.set(register::GUEST_PAGE_SIZE, RING_BYTES as u32);
@@ -361,14 +421,14 @@ impl Rig {
     fn poll(&mut self) {
         for round in 0.. {
             assert!(round < 64, "the device never rests");
-            let progress = self.device.poll(&self.memory, &mut self.disks);
+            let progress = self.poll_once();
             self.collect();
             self.resume();
             if !progress.again {
                 break;
             }
         }
-        let all_done = self.disks[0].disk().is_idle() && !self.busy;
+        let all_done = self.disks[0].disk().is_idle() && !self.busy && self.bus_master;
         if all_done && self.honest && self.waiting == Waiting::No {
             assert!(self.outstanding.is_empty(), "the disk is idle, and {} wait", self.outstanding.len());
         }
@@ -388,12 +448,13 @@ impl Rig {
             // Interrupt at the next one.
             ring.wish(&self.memory, ring.used_index(&self.memory), false);
         }
+        let mut raised = 0;
         if !ended.is_empty() {
-            let raised = self.get(register::INTERRUPT_STATUS, Width::Dword) as u32 & INTERRUPT_USED;
-            assert_eq!(raised, INTERRUPT_USED, "an interrupt for what was returned");
-            self.set(register::INTERRUPT_ACK, INTERRUPT_USED);
+            let mut world = World { memory: &self.memory, disks: &mut self.disks };
+            raised = self.device.take_interrupts(&mut world);
         }
         for (queue, head, written) in ended {
+            assert_ne!(raised >> queue & 1, 0, "an interrupt for what was returned");
             let found = self.outstanding.iter().position(|one| (one.queue, one.head) == (queue, head));
             let request = self.outstanding.remove(found.expect("a head that is out"));
             self.end(&request, written);
@@ -437,8 +498,8 @@ impl Rig {
         let begun = self.history.now();
         let offset = register::CONFIG + ConfigSpace::WRITEBACK;
         let value = u64::from(on);
-        let access =
-            self.device.write(Region::Bar(0), offset, Width::Byte, value, &self.memory, &mut self.disks);
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        let access = self.device.write(&mut world, offset, Width::Byte, value);
         if was_on && !on && self.honest && self.features.contains(Features::CONFIG_WCE) {
             self.waiting = Waiting::CacheOff { begun };
         }
@@ -448,7 +509,8 @@ impl Rig {
     }
 
     fn reset_queue(&mut self, queue: usize) {
-        if !self.is_modern() || self.waiting != Waiting::No || !self.honest {
+        let may = self.features.contains(Features::RING_RESET);
+        if !may || self.waiting != Waiting::No || !self.honest {
             return;
         }
         self.take_back_of(queue);
@@ -475,7 +537,7 @@ impl Rig {
                 }
             }
             Waiting::CacheOff { begun } => {
-                let progress = self.device.poll(&self.memory, &mut self.disks);
+                let progress = self.poll_once();
                 self.collect();
                 if !progress.pending_write {
                     self.waiting = Waiting::No;
@@ -496,6 +558,7 @@ impl Rig {
 
     /// A queue's ring and requests are the driver's again: the device has no business there.
     fn take_back_of(&mut self, queue: usize) {
+        self.frozen = None;
         let base = ring_base(queue);
         self.memory.take_back(base..base + RING_BYTES);
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -515,16 +578,19 @@ impl Rig {
 
     /// The machine is reset: whatever the driver did is over.
     fn restart(&mut self) {
-        self.device.reset(&self.memory, &mut self.disks);
+        self.device.reset(World { memory: &self.memory, disks: &mut self.disks });
         self.disks[0].settle(&self.memory);
         for _ in 0..8 {
-            self.device.poll(&self.memory, &mut self.disks);
+            self.poll_once();
         }
+        self.device.enable(World { memory: &self.memory, disks: &mut self.disks });
+        self.bus_master = true;
         self.disks[0].happen(&self.memory, Event::Prompt { on: false });
         self.busy = false;
         self.memory.take_back(0..MEMORY_BYTES);
         self.memory.guard();
         self.outstanding.clear();
+        self.frozen = None;
         self.history.reset();
         self.waiting = Waiting::No;
         self.honest = true;
@@ -532,7 +598,11 @@ impl Rig {
     }
 
     /// What holds after every action.
-    fn check(&self) {
+    fn check(&mut self) {
+        if let Some(before) = &self.frozen {
+            let now = self.answers();
+            assert!(now.starts_with(before), "without bus mastering nothing is answered: {before:?} {now:?}");
+        }
         let disk = self.disks[0].disk();
         if disk.info().cache != Cache::Unsafe {
             self.history.check_medium(&disk);
@@ -569,7 +639,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let disk = |event| Action::Disk { event };
     let complete = |how| disk(Event::Complete { which: 0, how });
     let [ended, poll] = [complete(2), Action::Poll];
-    let programs: [&[Action]; 8] = [
+    let bus_master = |on| Action::BusMaster { on };
+    let programs: [&[Action]; 10] = [
         &[disk(Event::Prompt { on: true }), request(0, 2), poll, request(3, 2), poll, request(4, 0), poll],
         &[request(0, 0x41), request(6, 0x21), poll, ended, ended, poll, request(7, 0x20), poll, ended, poll],
         &[
@@ -612,6 +683,19 @@ pub fn seeds() -> Vec<Vec<u8>> {
             poll,
         ],
         &[request(0, 1), poll, ended, poll, request(4, 0), poll, complete(0), poll, request(4, 0), poll],
+        &[
+            request(0, 1),
+            poll,
+            bus_master(false),
+            request(3, 1),
+            ended,
+            poll,
+            bus_master(true),
+            poll,
+            ended,
+            poll,
+        ],
+        &[request(0, 1), poll, bus_master(false), Action::Reset, poll, ended, poll, bus_master(true), poll],
     ];
     let setup = |kind, device, declined| Setup { kind, device, declined };
     let setups = [
@@ -620,6 +704,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         setup(Kind::WRITE_BACK, 3, 0),
         setup(Kind::WRITE_BACK, 0, (Features::FLUSH | Features::CONFIG_WCE | Features::EVENT_IDX).bits()),
         setup(Kind { cache: 0, flags: 0 }, 0, Features::INDIRECT_DESC.bits()),
+        setup(Kind::WRITE_BACK, 0x10, 0),
+        setup(Kind::WRITE_BACK, 0x24, 0),
     ];
     let all = setups.iter().flat_map(|setup| programs.iter().map(move |program| seed(setup, program)));
     all.collect()

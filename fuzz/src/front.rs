@@ -1,0 +1,210 @@
+//! A virtio-blk device behind any of its transports. Registers are named as virtio-mmio names them.
+
+use blk_core::bus::{Access, Device as _, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::pci::{MsixOwner, PciFunction};
+use virtio_blk_model::device::Config;
+use virtio_blk_model::front::mmio::{INTERRUPT_USED, register};
+use virtio_blk_model::front::pci::{ISR_QUEUE, common, structure};
+use virtio_blk_model::front::{Mmio, Pci};
+
+use crate::disk::Handle;
+use crate::memory::Memory;
+
+/// Vectors of the MSI-X table: one for changes, and one for each of three queues.
+const VECTORS: usize = 4;
+/// COMMAND: memory and bus mastering. MSI-X is the first capability, at 40h.
+const COMMAND: u64 = 4;
+const MEMORY_SPACE: u64 = 2;
+const BUS_MASTER: u64 = 4;
+const MSIX_CONTROL: u64 = 0x42;
+
+/// How the guest reaches the device, and is interrupted by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// virtio-mmio.
+    Mmio,
+    /// virtio-pci with its pin.
+    Pin,
+    /// virtio-pci with MSI-X.
+    Messages,
+}
+
+enum Bus<const Q: usize, const N: usize> {
+    Mmio(Box<Mmio<Q, N>>),
+    Pci(Box<PciFunction<Pci<Q, N>, VECTORS>>),
+}
+
+/// The device.
+pub struct Front<const Q: usize, const N: usize> {
+    bus: Bus<Q, N>,
+    way: Way,
+    /// Bit n: message n was due.
+    messages: u32,
+}
+
+/// Guest memory and storage, as they come in with each call.
+pub struct World<'a> {
+    /// Memory.
+    pub memory: &'a Memory,
+    /// A handle for each queue.
+    pub disks: &'a mut [Handle],
+}
+
+impl<const Q: usize, const N: usize> Front<Q, N> {
+    /// A device after power-on.
+    pub fn new(config: Config, way: Way) -> Self {
+        let bus = match way {
+            Way::Mmio => Bus::Mmio(Box::new(Mmio::new(config))),
+            Way::Pin | Way::Messages => {
+                Bus::Pci(Box::new(PciFunction::new(Pci::new(config), MsixOwner::Function)))
+            }
+        };
+        Self { bus, way, messages: 0 }
+    }
+
+    /// Lets the device work: what a machine's firmware and a driver write into configuration space.
+    pub fn enable(&mut self, mut world: World<'_>) {
+        self.messages = 0;
+        if self.way == Way::Mmio {
+            return;
+        }
+        self.set_bus_master(&mut world, true);
+        if self.way == Way::Messages {
+            self.write_at(&mut world, Region::Config, (MSIX_CONTROL, Width::Word), 1 << 15);
+            for vector in 0..VECTORS as u64 {
+                let control = structure::MSIX_TABLE + 16 * vector + 12;
+                self.write_at(&mut world, Region::Bar(0), (control, Width::Dword), 0);
+            }
+        }
+    }
+
+    /// Lets the device access memory, or forbids it.
+    pub fn set_bus_master(&mut self, world: &mut World<'_>, on: bool) {
+        let command = MEMORY_SPACE | if on { BUS_MASTER } else { 0 };
+        self.write_at(world, Region::Config, (COMMAND, Width::Word), command);
+    }
+
+    /// Gives the selected queue, number `queue`, its vector.
+    pub fn give_vector(&mut self, world: &mut World<'_>, queue: usize) {
+        if self.way == Way::Messages {
+            let at = (common::QUEUE_MSIX_VECTOR, Width::Word);
+            self.write_at(world, Region::Bar(0), at, queue as u64 + 1);
+            let access = self.read_at(world, Region::Bar(0), at);
+            assert_eq!(access.value, queue as u64 + 1, "there is a vector for each queue");
+        }
+    }
+
+    /// Reads a register, or configuration space at any width.
+    pub fn read(&mut self, world: &mut World<'_>, register: u64, width: Width) -> u64 {
+        let at = self.place(register, width);
+        self.read_at(world, Region::Bar(0), at).value
+    }
+
+    /// Writes a register, or configuration space at any width.
+    pub fn write(
+        &mut self,
+        world: &mut World<'_>,
+        register: u64,
+        width: Width,
+        value: u64,
+    ) -> Access<WriteStatus> {
+        let at = self.place(register, width);
+        self.write_at(world, Region::Bar(0), at, value)
+    }
+
+    /// Reads anywhere.
+    pub fn read_at(
+        &mut self,
+        world: &mut World<'_>,
+        region: Region,
+        (offset, width): (u64, Width),
+    ) -> Access<u64> {
+        let access = match &mut self.bus {
+            Bus::Mmio(device) => device.read(region, offset, width, world.memory, world.disks),
+            Bus::Pci(device) => device.read(region, offset, width, world.memory, world.disks),
+        };
+        self.hear(access.irq);
+        access
+    }
+
+    /// Writes anywhere.
+    pub fn write_at(
+        &mut self,
+        world: &mut World<'_>,
+        region: Region,
+        (offset, width): (u64, Width),
+        value: u64,
+    ) -> Access<WriteStatus> {
+        let access = match &mut self.bus {
+            Bus::Mmio(device) => device.write(region, offset, width, value, world.memory, world.disks),
+            Bus::Pci(device) => device.write(region, offset, width, value, world.memory, world.disks),
+        };
+        self.hear(access.irq);
+        access
+    }
+
+    /// Polls once.
+    pub fn poll(&mut self, world: World<'_>) -> Progress {
+        let progress = match &mut self.bus {
+            Bus::Mmio(device) => device.poll(world.memory, world.disks),
+            Bus::Pci(device) => device.poll(world.memory, world.disks),
+        };
+        self.hear(progress.irq);
+        progress
+    }
+
+    /// The machine's reset.
+    pub fn reset(&mut self, world: World<'_>) {
+        match &mut self.bus {
+            Bus::Mmio(device) => device.reset(world.memory, world.disks),
+            Bus::Pci(device) => device.reset(world.memory, world.disks),
+        };
+    }
+
+    /// The queues for which an interrupt may have come since the last time, as bits; it is acknowledged.
+    pub fn take_interrupts(&mut self, world: &mut World<'_>) -> u32 {
+        let raised = match self.way {
+            Way::Messages => return std::mem::take(&mut self.messages) >> 1,
+            Way::Mmio => {
+                let raised =
+                    self.read(world, register::INTERRUPT_STATUS, Width::Dword) as u32 & INTERRUPT_USED;
+                let _ = self.write(world, register::INTERRUPT_ACK, Width::Dword, u64::from(raised));
+                raised
+            }
+            Way::Pin => {
+                self.read_at(world, Region::Bar(0), (structure::ISR, Width::Byte)).value as u32
+                    & u32::from(ISR_QUEUE)
+            }
+        };
+        if raised == 0 { 0 } else { u32::MAX }
+    }
+
+    fn hear(&mut self, irq: IrqChange) {
+        self.messages |= (irq.changed & irq.level) >> 1;
+    }
+
+    /// Where a register is, and how wide.
+    fn place(&self, register: u64, width: Width) -> (u64, Width) {
+        if self.way == Way::Mmio {
+            return (register, width);
+        }
+        if let Some(offset) = register.checked_sub(register::CONFIG) {
+            return (structure::DEVICE + offset, width);
+        }
+        match register {
+            register::DEVICE_FEATURES_SEL => (common::DEVICE_FEATURE_SELECT, Width::Dword),
+            register::DEVICE_FEATURES => (common::DEVICE_FEATURE, Width::Dword),
+            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
+            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
+            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
+            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
+            register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
+            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
+            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
+            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
+            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
+            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
+            _ => unreachable!("{register:#x} is no register that a driver uses on PCI"),
+        }
+    }
+}
