@@ -44,7 +44,8 @@ impl Smart {
     pub fn data() -> [u8; 512] {
         let mut data = SmartData::new_zeroed();
         data.revision = U16::new(0x10);
-        data.offline_capability = 0x10;
+        // SMART EXECUTE OFF-LINE IMMEDIATE, which self-tests are begun by, and they.
+        data.offline_capability = 0x11;
         data.capability = U16::new(3);
         data.error_logging = 1;
         data.short_test_minutes = 1;

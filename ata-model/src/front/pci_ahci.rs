@@ -20,7 +20,7 @@ const PCS_PORTS: u32 = 6;
 /// The index-data pair in BAR 4, by which code that cannot reach memory above 1 MiB reaches the HBA's registers.
 const INDEX: u64 = 0x10;
 const DATA: u64 = 0x14;
-/// SATACR1: BARLOC 8 (BAR 4, dword 8 of the configuration space), BAROFST 4 (dwords) (AHCI 1.3.1, 2.4.3).
+/// SATACR1: BARLOC 8 (BAR 4, which is dword 8 of the configuration space), BAROFST 4 (in dwords) (AHCI 1.3.1, 2.4).
 const PAIR: u32 = 4 << 4 | 8;
 
 /// An AHCI HBA with `P` ports, behind [`PciFunction`](blk_core::pci::PciFunction): 8086:2922, class 010601h.

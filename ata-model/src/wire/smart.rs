@@ -19,7 +19,7 @@ pub struct SmartData {
     pub offline_seconds: U16,
     /// Byte 366: vendor specific.
     pub vendor_366: u8,
-    /// Byte 367: off-line data collection capability; bit 4: self-tests.
+    /// Byte 367: off-line data collection capability; bit 0: SMART EXECUTE OFF-LINE IMMEDIATE, bit 4: self-tests.
     pub offline_capability: u8,
     /// Bytes 368-369: SMART capability; bit 0: saved before power down, bit 1: saved by itself.
     pub capability: U16,

@@ -43,7 +43,7 @@ use registers::{CAP, GHC_AE, GHC_HR, GHC_IE, PORT_BYTES, PORTS_AT, VERSION, host
 /// byte enables have it. What is reserved reads as zero and ignores writes.
 ///
 /// **Not there:** port multipliers, enclosure management, command completion coalescing, link power states, device sleep,
-/// ATAPI, BIST, several MSI messages, staggered spin-up, the index and data ports of ICH chipsets.
+/// ATAPI, BIST, several MSI messages, staggered spin-up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hba<const P: usize> {
     #[serde(with = "BigArray")]
