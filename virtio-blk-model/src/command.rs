@@ -117,6 +117,7 @@ pub fn features(info: &Info, read_only: bool) -> Features {
 ///
 /// # Errors
 /// [`Status::IoErr`] for a change to a read-only disk, also from a driver that did not accept RO.
+#[inline]
 pub fn decode(
     header: &RequestHeader,
     features: Features,

@@ -298,7 +298,7 @@ impl<const N: usize> Queue<N> {
         self.epoch = policy.epoch;
         while *budget != 0 && self.ring.knows_more(log) {
             let Some(head) = self.ring.peek(memory, log)? else { return Ok(false) };
-            if !policy.open || self.slots.next_slot().is_none() {
+            if !policy.open || self.slots.is_full() {
                 return Ok(true);
             }
             let mut segments = Segments::new();
@@ -525,7 +525,7 @@ impl<const N: usize> Queue<N> {
     }
 
     /// Frees a slot and answers its request.
-    #[inline]
+    #[inline(always)]
     fn release<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,

@@ -80,6 +80,7 @@ pub struct Plan {
 /// or inside a barrier. Where the host's completed writes are stable already, nothing is added to a write; zeroes and
 /// discards are another matter, since `O_DSYNC` does not cover them.
 #[must_use]
+#[inline(always)]
 pub fn plan(request: &Request, guest: GuestCache, info: &Info) -> Plan {
     let exclusive = matches!(request.order, Order::Barrier);
     let fua = request.fua && !active(Mutant::FuaIgnored);

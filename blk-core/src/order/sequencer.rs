@@ -173,6 +173,13 @@ impl<T, const N: usize> Sequencer<T, N> {
         if free == 0 { None } else { u16::try_from(free.trailing_zeros()).ok() }
     }
 
+    /// Whether every slot is in use.
+    #[must_use]
+    #[inline]
+    pub const fn is_full(&self) -> bool {
+        self.used == Self::ALL
+    }
+
     /// The payload of a slot in use.
     #[inline]
     pub fn payload(&mut self, slot: u16) -> Option<&mut T> {

@@ -251,7 +251,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
-    #[inline]
+    #[inline(always)]
     pub fn peek<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
