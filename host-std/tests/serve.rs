@@ -414,13 +414,18 @@ fn a_client_that_goes_takes_what_is_held_along() {
     server.client().write(8, &[3; 4096]).unwrap();
 }
 
+/// What no operator decides on any more is an error to the guest, which is told of it before the socket closes.
 #[test]
-fn a_stop_while_a_request_is_held_does_not_hang() {
+fn a_stop_while_a_request_is_held_ends_it_with_its_error_and_does_not_hang() {
     let mut server = Server::start(",werror=stop", &["--socket", "s", "--fault", "write@1:eio;seed=1"]);
     let mut client = server.client();
-    write(&mut client, 8, 2);
+    let held = write(&mut client, 8, 2);
     stays_held(&mut client);
+    let begin = Instant::now();
     assert_eq!(server.stop().code(), Some(0));
+    assert!(begin.elapsed() < PATIENCE / 4, "{:?}", begin.elapsed());
+    assert!(!client.wait_for(held).unwrap().is_ok());
+    assert_eq!(fs::read(server.path("image")).unwrap()[8 * 512..][..4096], [0; 4096]);
 }
 
 #[test]
