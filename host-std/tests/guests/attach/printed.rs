@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::cache::Cache;
 use crate::guest::{Boot, Front, Guest, Machine};
@@ -12,7 +13,12 @@ use crate::server::{Serve, Server};
 /// What was printed for `machine`, without the dots at its end.
 fn printed(server: &Server, machine: Machine) -> String {
     let name = if machine == Machine::Uml { "User-Mode Linux:" } else { "QEMU:" };
-    let log = server.log();
+    // It takes connections before it has printed all.
+    let mut log = server.log();
+    while !log.contains(" ready ") {
+        std::thread::sleep(Duration::from_millis(10));
+        log = server.log();
+    }
     let lines = log.lines().skip_while(|line| *line != name).skip(1);
     let mut command = String::new();
     for line in lines {
