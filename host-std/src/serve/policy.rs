@@ -10,7 +10,9 @@
 //! ```
 //!
 //! **Never tried again**, whatever the policy: flushes, FUA writes, writes on a write-through image, and everything once the
-//! image has latched. The kernel reports a lost write once, so that a flush that succeeds afterwards proves nothing.
+//! image has latched. The kernel reports a lost write once, so that a flush that succeeds afterwards proves nothing. ENOSPC
+//! is no exception there: a write that has to be stable gets it for want of space of its own, before anything is lost, but also
+//! for an earlier write whose space write-back did not find, and nothing tells the one from the other.
 
 use std::borrow::Cow;
 use std::os::fd::BorrowedFd;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use blk_core::units::GuestAddr;
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
 use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
 
@@ -107,6 +107,13 @@ pub(in crate::server) fn map(
             "{bytes} bytes of shared memory at offset {offset}, in a file of {} bytes",
             stat.st_size
         ));
+    }
+    // The client may still cut the file short later on, which the check above knows nothing of: it is trusted not to.
+    if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+        tracing::info!(
+            bytes,
+            "the client's memory is in a file that is not sealed (F_SEAL_SHRINK): whoever cuts it short ends this server"
+        );
     }
     // The page size of the file's memory: of huge pages a part cannot be mapped, nor unmapped.
     let page = (stat.st_blksize as u64).max(4096);
