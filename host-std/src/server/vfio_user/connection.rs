@@ -138,6 +138,11 @@ impl Connection {
         }
     }
 
+    /// Whether there is something to take, or to learn, that has been received already: while we waited for an answer.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.waiting.is_empty() || self.broken.is_some() || self.inbox.has_message()
+    }
+
     /// Sends a message, or breaks the connection.
     pub(super) fn send(&mut self, parts: &[&[u8]]) -> Result<(), ()> {
         if self.broken.is_some() {
@@ -290,6 +295,12 @@ impl Inbox {
         Header::read_from_prefix(self.held()).ok().map(|(header, _)| header)
     }
 
+    /// Whether all of the first message is there, or it makes no sense.
+    fn has_message(&self) -> bool {
+        let whole = |header: Header| header.kind().is_none() || header.bytes as usize <= self.held().len();
+        self.header().is_some_and(whole)
+    }
+
     fn receive(&mut self, stream: &UnixStream) -> Result<(), Received> {
         self.make_room();
         let Some(room) = self.bytes.get_mut(self.end..).filter(|room| !room.is_empty()) else {
@@ -312,7 +323,7 @@ impl Inbox {
         if received.bytes == 0 {
             return Err(Received::End);
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
+        if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
             return Err(Received::Fault("more descriptors with a message than there may be"));
         }
         self.end += received.bytes;

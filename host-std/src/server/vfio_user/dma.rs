@@ -62,7 +62,14 @@ impl Table {
                 })?;
                 Backing::Shared(mapped.0, mapped.1)
             }
-            (None, _) if map.offset == 0 => Backing::Client,
+            (None, _) if map.offset == 0 => {
+                tracing::info!(
+                    address = map.address,
+                    bytes = map.size,
+                    "memory that the client does not share is reached by messages"
+                );
+                Backing::Client
+            }
             _ => return Err(Errno::INVAL),
         };
         self.0.insert(map.address, Mapping { size: map.size, backing });

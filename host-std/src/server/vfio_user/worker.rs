@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use blk_core::bus::{Region, Width, WriteStatus};
 use blk_core::pci::{Bar, Function};
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -28,6 +28,8 @@ use crate::server::vhost_user::Waker;
 const REGIONS: u32 = 9;
 const CONFIG: u32 = 7;
 const CONFIG_BYTES: u64 = 256;
+/// How long the client may take from one change of its memory to the next.
+const SETTLING: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// What the thread is told. Where there is a `Sender`, the answer comes once it is done.
 pub(super) enum Command {
@@ -126,6 +128,9 @@ pub(super) struct Worker {
     due: bool,
     /// A register write or a reset is still waiting.
     pending: bool,
+    /// Memory has been taken away, and may come back in another form: QEMU unmaps and maps again what changes, while no
+    /// processor runs. Until the next access to a register, or for [`SETTLING`], the device does not look at it.
+    unsettled: bool,
     message: Message,
     counts: Arc<Counts>,
     commands: Receiver<Command>,
@@ -170,6 +175,7 @@ impl Worker {
             draining: false,
             due: false,
             pending: false,
+            unsettled: false,
             message: Message::default(),
             counts,
             commands,
@@ -256,6 +262,7 @@ impl Worker {
         attached.client.lock().fail(Broken::Gone);
         let _ = epoll::delete(&self.epoll, &*attached.client.lock());
         self.irqs.release();
+        self.unsettled = false;
         self.leaving = Some(Leaving { stage: Stage::Reset, done: attached.done });
         self.set_shut();
         if !mutant::active(Mutant::StopWithoutDrain) {
@@ -268,6 +275,9 @@ impl Worker {
 
     fn handle(&mut self, message: &mut Message) {
         let header = message.header;
+        if !matches!(header.command, command::DMA_MAP | command::DMA_UNMAP) {
+            self.unsettled = false;
+        }
         let reply = (header.kind() == Some(Kind::Command { reply: true })).then_some(header);
         let fds = std::mem::take(&mut message.fds);
         if let Err(errno) = self.obey_client(header, reply, &message.body, fds) {
@@ -469,6 +479,7 @@ impl Worker {
                     return false;
                 }
                 let result = self.table.unmap(&unmap);
+                self.unsettled = true;
                 self.take_memory();
                 match (result, reply) {
                     (Ok(()), _) => self.answer(reply, unmap.as_bytes()),
@@ -500,6 +511,8 @@ impl Worker {
             Some(Busy::Reset { reply }) => self.answer(reply, &[]),
         }
         self.set_shut();
+        // What the device was not allowed to begin meanwhile it may now.
+        self.due = true;
         true
     }
 
@@ -514,7 +527,6 @@ impl Worker {
         if let Some(attached) = &self.attached {
             self.memory = self.table.memory(&attached.client);
             self.counts.memory_tables.add(1);
-            self.due = true;
         }
     }
 
@@ -536,7 +548,8 @@ impl Worker {
             self.ports.iter_mut().for_each(|port| port.drain(draining));
             self.due = true;
         }
-        if !std::mem::take(&mut self.due) {
+        let unsettled = self.unsettled && self.state.in_flight() == 0;
+        if unsettled || !std::mem::take(&mut self.due) {
             return false;
         }
         let progress = self.device.poll(&self.memory, &mut self.ports);
@@ -643,6 +656,9 @@ impl Worker {
         }
         if let Some(attached) = &mut self.attached {
             let watch = attached.busy.is_none();
+            if watch && attached.client.lock().is_ready() {
+                return;
+            }
             if watch != attached.watched {
                 attached.watched = watch;
                 // Not readable is not gone: that is told always.
@@ -652,8 +668,12 @@ impl Worker {
             }
         }
         events.clear();
-        // Interrupted, it looks again.
-        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), None);
+        let timeout = self.unsettled.then_some(&SETTLING);
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) {
+            Ok(0) => self.unsettled = false,
+            // Interrupted, it looks again.
+            _ => {}
+        }
         for event in events {
             match (event.data.u64(), &mut self.attached) {
                 (CONTROL, _) => self.control.woken(),
