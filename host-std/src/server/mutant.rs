@@ -7,7 +7,7 @@ pub enum Mutant {
     TakenNotRecorded,
     /// The last batch is not recognised after a kill: its requests are completed twice.
     BatchNotRecognised,
-    /// A ring is stopped without waiting for what is in flight.
+    /// A ring is stopped, or disabled, as QEMU does first, without waiting for what is in flight.
     StopWithoutDrain,
     /// A client that never read `writeback` is believed to flush.
     UnknownTakenAsWriteBack,

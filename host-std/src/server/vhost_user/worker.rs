@@ -395,10 +395,10 @@ impl Worker {
 
     /// Ends what waited for requests in flight, and returns whether there is more to do at once.
     fn settle(&mut self) -> bool {
+        let at_once = super::mutant::active(super::Mutant::StopWithoutDrain);
         let mut moved = false;
         for (ring, port) in self.ports.iter_mut().enumerate() {
-            let drained =
-                self.rings.in_flight(ring) == 0 || super::mutant::active(super::Mutant::StopWithoutDrain);
+            let drained = at_once || self.rings.in_flight(ring) == 0;
             if drained && let Run::Stopping(stopped) = &port.run {
                 let _ = stopped.send(port.position.available);
                 port.run = Run::Off;
@@ -425,7 +425,7 @@ impl Worker {
                 !idle
             }
             Waiting::RingDrained(ring, done) => {
-                let idle = *ring >= self.ports.len() || self.rings.in_flight(*ring) == 0;
+                let idle = at_once || *ring >= self.ports.len() || self.rings.in_flight(*ring) == 0;
                 if idle {
                     let _ = done.send(());
                 }
