@@ -8,6 +8,7 @@
 //! agent time DEVICE BYTES CHUNK THREADS    reads so much from the beginning with O_DIRECT, and says how long it took
 //! agent scatter DEVICE COUNT CHUNK THREADS SEED    the same with chunks here and there
 //! agent one DEVICE SECTOR VERSION   writes one sector with O_DIRECT; `agent read DEVICE SECTOR` says which version is there
+//! agent stable DEVICE SECTOR VERSION   writes one with O_DSYNC as well
 //! agent reset DEVICE              resets the SCSI logical unit
 //! ```
 //!
@@ -55,7 +56,8 @@ fn main() -> ExitCode {
                 timed(device, number(chunk) as usize, number(threads), &places)
             })
         }
-        ["one", device, sector, version] => one(device, number(sector), number(version)),
+        ["one", device, sector, version] => one(device, 0, number(sector), number(version)),
+        ["stable", device, sector, version] => one(device, O_DSYNC, number(sector), number(version)),
         ["read", device, sector] => read(device, number(sector)),
         ["reset", device] => reset(device),
         _ => Err(io::Error::other("wrong arguments")),
@@ -483,8 +485,8 @@ fn timed(device: &str, chunk: usize, threads: u64, places: &[u64]) -> io::Result
     Ok(())
 }
 
-fn one(device: &str, sector: u64, version: u64) -> io::Result<()> {
-    let file = open(device, O_DIRECT)?;
+fn one(device: &str, flags: i32, sector: u64, version: u64) -> io::Result<()> {
+    let file = open(device, O_DIRECT | flags)?;
     file.write_all_at(Aligned::from(&units(0, sector, 1, version)).get(), sector * UNIT as u64)?;
     println!("=WROTE {sector} {version}");
     Ok(())

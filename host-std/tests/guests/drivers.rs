@@ -180,7 +180,7 @@ fn ata_generic_native() {
 fn pata_legacy_pio() {
     let case = Case::new(Front::IdeCompatible, "XT-PIC");
     let arguments = "pata_legacy.all=1 pata_legacy.probe_mask=1";
-    Case { driver: "pata_legacy", arguments, dma: false, bytes: 1 << 20, ..case }.drives();
+    Case { driver: "pata_legacy", arguments, dma: false, bytes: 128 << 10, ..case }.drives();
 }
 
 #[test]

@@ -62,8 +62,7 @@ fn traced(front: Front, fua: bool) {
     let journal = (seen, stable, synced, flushed);
     // A write that the application wants stable, which with FUA needs no flush at all.
     guest.sh("umount /mnt");
-    let write =
-        "dd if=/dev/zero of=/dev/sda bs=4096 count=1 seek=8 oflag=direct,dsync conv=notrunc 2>/dev/null";
+    let write = "agent stable /dev/sda 8 1";
     let Some((seen, stable, synced, flushed)) = trace(&mut guest, write) else { return };
     if fua {
         assert_eq!((stable, flushed), (1, 0), "{seen:?}");
