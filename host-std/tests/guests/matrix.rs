@@ -135,7 +135,7 @@ impl Cell {
             answer(line)
         });
         assert_eq!(output.status, 0, "{}", output.text());
-        if cached && (self.front.is_blk() || self.front.is_ata()) {
+        if cached && self.mutant.is_none() && (self.front.is_blk() || self.front.is_ata()) {
             let stable = server.stats()["images"][0]["host"]["fua_writes"].as_u64().expect("a count");
             let fua = self.arguments.contains("fua=1");
             assert_eq!(
