@@ -39,7 +39,7 @@ fn the_models_link_and_run_without_std_alloc_or_an_allocator() {
         assert!(!names(absent), "{absent} is linked into the freestanding program");
     }
     let status = Command::new(&program).status().expect("the program runs").code();
-    assert_eq!(status, Some(0), "10: virtio-blk, 20: SCSI, 30: ATA, 101: a panic");
+    assert_eq!(status, Some(0), "10: virtio-blk, 20: SCSI, 30: ATA, 40: virtio-blk on PCI, 101: a panic");
 }
 
 /// What `#![forbid(unsafe_code)]` and `#![no_std]` say at the top of each model crate, the compiler holds the rest to.

@@ -16,6 +16,7 @@ use ata_model::{Channel, DriveConfig};
 use blk_core::bus::{Device, Region, Width};
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
@@ -25,7 +26,9 @@ use scsi_model::{
 };
 use spin::Mutex;
 use virtio_blk_model::device::Config;
-use virtio_blk_model::front::mmio::{Mmio, register};
+use virtio_blk_model::front::mmio::register;
+use virtio_blk_model::front::pci::{common, structure};
+use virtio_blk_model::front::{Mmio, Pci};
 
 const RAM_BYTES: usize = 64 << 10;
 const DISK_BYTES: usize = 64 << 10;
@@ -50,9 +53,9 @@ macro_rules! fresh {
 #[repr(align(4096))]
 struct Page<const BYTES: usize>([u8; BYTES]);
 
-/// Runs the three guests.
+/// Runs the guests.
 fn run() -> u8 {
-    for (step, guest) in [(10, virtio as fn() -> Option<()>), (20, scsi), (30, ata)] {
+    for (step, guest) in [(10, virtio_mmio as fn() -> Option<()>), (20, scsi), (30, ata), (40, virtio_pci)] {
         if guest().is_none() {
             return step;
         }
@@ -66,15 +69,43 @@ fn check(memory: &SharedMemory) -> Option<()> {
     (back == PATTERN).then_some(())
 }
 
-/// Writes sector 3, flushes and reads it back through a virtqueue. The device is shared, as between vCPUs.
-fn virtio() -> Option<()> {
+/// The device is shared, as between vCPUs.
+fn virtio_mmio() -> Option<()> {
     let memory = SharedMemory::new(fresh!(RAM_BYTES));
     let mut disk = [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), &mut [])];
     let device = Mutex::new(Mmio::<1, 4>::new(Config::default()));
-    let mut store = |offset, value| {
+    virtio(&memory, |offset, value| {
         device.lock().write(Region::Bar(0), offset, Width::Dword, value, &memory, &mut disk[..]);
         while device.lock().poll(&memory, &mut disk[..]).again {}
-    };
+    })
+}
+
+/// The same behind PCI, with memory and bus mastering enabled.
+fn virtio_pci() -> Option<()> {
+    let memory = SharedMemory::new(fresh!(RAM_BYTES));
+    let mut disk = [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), &mut [])];
+    let mut function = PciFunction::<_, 2>::new(Pci::<1, 4>::new(Config::default()), MsixOwner::Function);
+    function.write(Region::Config, 4, Width::Word, 6, &memory, &mut disk[..]);
+    virtio(&memory, |register, value| {
+        let (offset, width) = match register {
+            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
+            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
+            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
+            register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
+            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
+            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
+            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
+            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
+            _ => (structure::NOTIFY, Width::Word),
+        };
+        function.write(Region::Bar(0), offset, width, value, &memory, &mut disk[..]);
+        while function.poll(&memory, &mut disk[..]).again {}
+    })
+}
+
+/// Writes sector 3, flushes and reads it back through a virtqueue. `store` writes a register, by virtio-mmio's name, and lets
+/// the device work.
+fn virtio(memory: &SharedMemory, mut store: impl FnMut(u64, u64)) -> Option<()> {
     // ACKNOWLEDGE, DRIVER; VERSION_1 and FLUSH; FEATURES_OK; the queue; DRIVER_OK (VIRTIO 1.3, 3.1.1).
     for (offset, value) in [
         (register::STATUS, 3),
@@ -111,7 +142,7 @@ fn virtio() -> Option<()> {
         memory.read(GuestAddr(0x200), &mut status).ok()?;
         (status == [0] && memory.load_u16_acquire(GuestAddr(0x3002)) == Ok(index + 1)).then_some(())?;
     }
-    check(&memory)
+    check(memory)
 }
 
 fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
