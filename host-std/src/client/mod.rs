@@ -1,7 +1,8 @@
-//! A vhost-user client in this process: the other end of a server's socket, without a virtual machine.
+//! Clients in this process: the other end of a server's socket, without a virtual machine.
 //!
 //! - [`VhostUser`]: one session with a server: negotiation, shared memory, rings, the in-flight region, and all of it once
 //!   more after the server was restarted.
+//! - [`vfio_user::VfioUser`]: a session with a server of PCI devices.
 //! - [`Blk`]: a virtio-blk driver over it, with as many requests under way as the rings hold.
 //! - [`Scsi`]: a virtio-scsi driver over it: commands for its units, task management, events.
 //!
@@ -18,6 +19,7 @@ mod queue;
 mod scsi;
 mod session;
 mod slots;
+pub mod vfio_user;
 mod watchdog;
 
 use std::io;
@@ -138,6 +140,14 @@ pub enum ClientError {
     /// The server lacks something that was asked for.
     #[error("the server does not offer {0}")]
     NotOffered(&'static str),
+    /// The server refused a vfio-user command.
+    #[error("command {command} is refused with errno {errno}")]
+    Errno {
+        /// Which.
+        command: u16,
+        /// Why.
+        errno: u32,
+    },
     /// The server closed the connection.
     #[error("the server is gone")]
     Gone,
