@@ -334,8 +334,10 @@ impl Rig {
         let queued = matches!(opcode, 0x60 | 0x61);
         let mut others = self.running.iter().flatten();
         let mixed = !queued && self.queue_busy();
-        // A queued command beside one that is not: the HBA holds it back, and then it is right.
-        if mixed && cut < 0x80 || queued && others.any(|running| !running.queued) {
+        // A queued command beside one that is not: the HBA holds it back, and then it is right. So it is with one that is not
+        // before the drive has the queued ones, which it has not while bus mastering is off.
+        let held = others.any(|running| !running.queued);
+        if mixed && (cut < 0x80 || self.get(CI) != 0) || queued && held {
             return;
         }
         let data = DATA + slot as u64 * DATA_BYTES;
