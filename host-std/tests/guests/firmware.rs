@@ -143,9 +143,13 @@ impl Bootable {
         disk.write_all(&partition_table()).expect("written");
 
         let program = folder.path().join("kernel.efi");
+        // OVMF reads the program in one request, of which our virtio-blk takes 32 MiB.
+        let packed = folder.path().join("initramfs.gz");
+        let to = File::create(&packed).expect("a file");
+        run(Command::new("gzip").arg("-1c").arg(&cache.initramfs).stdout(to));
         let stub = cache.file("firmware/unpacked/usr/lib/systemd/boot/efi/linuxx64.efi.stub");
         let mut uki = Command::new(script("uki"));
-        uki.args([&stub, &cache.kernel(), &cache.initramfs]);
+        uki.args([&stub, &cache.kernel(), &packed]);
         run(uki.arg(boot.qemu_arguments()).arg(&program));
         let partition = format!("{}@@{}", image.display(), ESP.0);
         let mtools = |args: &[&str]| {
@@ -223,7 +227,7 @@ fn root_on_our_disk(front: Front, from_disk: bool) {
     let mut guest = Guest::boot(&boot(front, &socket, &arguments, from_disk));
     let mounts = guest.cat("/proc/mounts");
     assert!(mounts.contains(&format!("/dev/{disk}2 / ext4 ")), "{mounts}");
-    assert_eq!(guest.sh("test -d /sys/firmware/efi && echo EFI"), if from_disk { "EFI" } else { "" });
+    assert_eq!(guest.sh("! test -d /sys/firmware/efi || echo EFI"), if from_disk { "EFI" } else { "" });
     let files = bootable.hashes.lines().count();
     guest.sh("echo 3 >/proc/sys/vm/drop_caches");
     let hashes =
