@@ -129,10 +129,11 @@ impl Ahci {
             if pending & FATAL != 0 {
                 return Err(format!("task file {:#x}", self.get(TFD)));
             }
-            match (busy, pending) {
-                (0, 0) => return Ok(()),
-                (0, _) => continue,
-                _ => {}
+            if pending != 0 {
+                continue;
+            }
+            if busy == 0 {
+                return Ok(());
             }
             let woken = self.client.wait(self.irq.as_fd(), PATIENCE).unwrap();
             assert!(woken, "no interrupt, slots {busy:#x}");
