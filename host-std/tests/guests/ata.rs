@@ -19,8 +19,9 @@ fn rows(front: Front, turn: usize) {
             }
         }
     }
+    // Linux uses the FUA of a drive that has NCQ alone (`ata_dev_config_fua`).
     for (column, filesystem) in FILESYSTEMS.into_iter().enumerate() {
-        if full() || column == turn {
+        if front == Front::Ahci && (full() || column == turn) {
             Cell { arguments: FUA, ..Cell::new(front, filesystem, "writeback") }.passes();
         }
     }
