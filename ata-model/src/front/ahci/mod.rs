@@ -215,7 +215,9 @@ impl<const P: usize> Hba<P> {
             if hba.reset.is_some() {
                 hba.advance_reset(memory, storage);
             }
-            hba.advance_ports(memory, storage)
+            let again = hba.advance_ports(memory, storage);
+            // What has ended since may be the last that a reset waits for: the next poll ends it.
+            again || hba.reset.is_some() && hba.ports.iter().all(Port::is_reset)
         });
         Progress { irq, again, pending_write: self.reset == Some(Reset::PowerOn) }
     }
