@@ -1,4 +1,5 @@
-//! Real guests on our disks: User-Mode Linux, QEMU 7.2 and QEMU 11 boot with them, use them, and lose power.
+//! Real guests on our disks, over vhost-user and over vfio-user: User-Mode Linux, QEMU 7.2 and QEMU 11 boot with them, use them, and
+//! lose power.
 //!
 //! `cargo test -p host-std --features guests --test guests` fetches what the guests are made of, once, and says so. With
 //! `BLK_HOST_GUESTS=full` each cell of the matrix that has a cache is checked in 1,000 crash states, a GiB is compared, and the
