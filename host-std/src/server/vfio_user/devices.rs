@@ -65,14 +65,14 @@ pub fn virtio_blk(options: &BlkOptions) -> Result<Box<dyn PciDevice>, ServerErro
     })
 }
 
+/// A device, and the handles of its images.
+pub type WithHandles = (Box<dyn PciDevice>, Vec<Box<dyn Handle>>);
+
 /// A virtio-scsi device with logical units, and a handle of each.
 ///
 /// # Errors
 /// [`ServerError`] for an option out of range, two units at an address, or an image without a handle.
-pub fn virtio_scsi(
-    options: &ScsiOptions,
-    luns: Vec<Lun>,
-) -> Result<(Box<dyn PciDevice>, Vec<Box<dyn Handle>>), ServerError> {
+pub fn virtio_scsi(options: &ScsiOptions, luns: Vec<Lun>) -> Result<WithHandles, ServerError> {
     const QUEUES: usize = QUEUES_MAX as usize;
     check_queues(options.queues)?;
     check_ring_size(options.queue_size_max)?;

@@ -88,6 +88,14 @@ impl Port {
         Some(well)
     }
 
+    /// Has an idle image look at what it is now: one that is resized says so when it is polled.
+    pub(super) fn refresh(&mut self, memory: &MappedMemory) {
+        if self.counters.in_flight.get() == 0 && self.flush == Flush::None {
+            // There is no completion to be missed.
+            let _ = self.inner.poll(memory);
+        }
+    }
+
     fn count(&self, op: Op) {
         let counters = &self.counters;
         match op {

@@ -213,7 +213,8 @@ impl Worker {
             }
             Command::Drain(done) => self.waiting.push(Waiting::Drained(done)),
             Command::Flush(done) => self.waiting.push(Waiting::Flushed(done, Flushing::default())),
-            Command::Look | Command::End => {}
+            Command::Look => self.ports.iter_mut().for_each(|port| port.refresh(&self.memory)),
+            Command::End => {}
         }
     }
 
@@ -669,10 +670,9 @@ impl Worker {
         }
         events.clear();
         let timeout = self.unsettled.then_some(&SETTLING);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) {
-            Ok(0) => self.unsettled = false,
-            // Interrupted, it looks again.
-            _ => {}
+        // Interrupted, it looks again.
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) == Ok(0) {
+            self.unsettled = false;
         }
         for event in events {
             match (event.data.u64(), &mut self.attached) {
