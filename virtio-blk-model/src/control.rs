@@ -87,6 +87,8 @@ pub struct Control {
     pub(crate) change: Change,
     /// Counts the changes of policy and of configuration space.
     epoch: u32,
+    /// The capacity as it was last seen; 0 before that.
+    sectors: u64,
 }
 
 impl Control {
@@ -104,6 +106,7 @@ impl Control {
             volatile: true,
             change: Change::None,
             epoch: 0,
+            sectors: 0,
         }
     }
 
@@ -129,6 +132,16 @@ impl Control {
     #[must_use]
     pub const fn generation(&self) -> u32 {
         self.epoch
+    }
+
+    /// Whether the capacity has changed since the driver began, so that it is to be told (5.2.5.1: by a configuration change).
+    pub(crate) fn is_resized(&mut self, info: &Info) -> bool {
+        let before = core::mem::replace(&mut self.sectors, info.sectors);
+        if before == info.sectors || before == 0 {
+            return false;
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        self.status.contains(DeviceStatus::DRIVER_OK)
     }
 
     /// What the queues have to know.

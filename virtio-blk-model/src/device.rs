@@ -158,6 +158,9 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
                 polled.changed |= control.needs_reset();
             }
         }
+        if let Some(info) = info(storage) {
+            polled.changed |= self.control.is_resized(info);
+        }
         if self.control.change != Change::None {
             polled.again |= self.change(memory, storage);
         }

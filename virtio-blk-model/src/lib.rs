@@ -17,7 +17,7 @@
 //! | Features | SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH (always), TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES, ANY_LAYOUT, INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_RESET; legacy BARRIER; experimental REQ_FLAGS with FUA |
 //! | Transports | virtio-mmio, modern and legacy; virtio-pci, modern |
 //! | Rings | split |
-//! | **Not there** | **SECURE_ERASE, LIFETIME, ZONED, GEOMETRY, SCSI commands, packed rings, IN_ORDER, NOTIFICATION_DATA, ACCESS_PLATFORM, resizing over virtio-mmio, transitional virtio-pci, channel I/O, big-endian legacy guests** |
+//! | **Not there** | **SECURE_ERASE, LIFETIME, ZONED, GEOMETRY, SCSI commands, packed rings, IN_ORDER, NOTIFICATION_DATA, ACCESS_PLATFORM, transitional virtio-pci, channel I/O, big-endian legacy guests** |
 //!
 //! **BARRIER** is of the legacy interface: it is offered as feature bit 0 by a device configured as
 //! [`Interface::Legacy`](device::Interface::Legacy) with one queue, and then bit 31 of a request's type makes it one.

@@ -115,8 +115,6 @@ pub struct VirtioPci<D> {
     #[serde(with = "BigArray")]
     queue_vectors: [u16; QUEUES_MAX],
     generation: Generation,
-    /// The driver is to be told of a change of the configuration space.
-    changed: bool,
     /// A reset of the whole device waits: its rings are forgotten already.
     resetting: bool,
 }
@@ -126,7 +124,7 @@ pub struct VirtioPci<D> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Generation {
     shown: u8,
-    /// The device's, as it was when the driver read last; `None` if it has changed since, whatever the device says.
+    /// The device's, as it was when the driver read last, if it has.
     seen: Option<u32>,
 }
 
@@ -142,7 +140,6 @@ impl<D> VirtioPci<D> {
             config_vector: NO_VECTOR,
             queue_vectors: [NO_VECTOR; QUEUES_MAX],
             generation: Generation::default(),
-            changed: false,
             resetting: false,
         }
     }
@@ -156,13 +153,6 @@ impl<D> VirtioPci<D> {
     /// The device behind the registers, for what is not of the transport.
     pub const fn device_mut(&mut self) -> &mut D {
         &mut self.device
-    }
-
-    /// Notes that what the device's configuration space shows has changed, such as a disk's capacity. The next poll tells the
-    /// driver.
-    pub const fn note_config_change(&mut self) {
-        self.changed = true;
-        self.generation.seen = None;
     }
 
     const fn line(&self) -> u32 {
@@ -179,7 +169,6 @@ impl<D> VirtioPci<D> {
         self.isr = 0;
         self.config_vector = NO_VECTOR;
         self.queue_vectors = [NO_VECTOR; QUEUES_MAX];
-        self.changed = false;
     }
 
     fn queue_vector(&self) -> u16 {
@@ -475,11 +464,9 @@ impl<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>> Device<M, S> for VirtioPci<D> 
         if self.rests() {
             return Progress::default();
         }
-        let mut polled = self.device.poll(memory, storage);
+        let polled = self.device.poll(memory, storage);
         let pending = self.device.pending() == WriteStatus::Pending;
         self.resetting &= pending;
-        let live = self.device.status().contains(DeviceStatus::DRIVER_OK);
-        polled.changed |= core::mem::take(&mut self.changed) && live;
         Progress { irq: self.signal(polled), again: polled.again, pending_write: pending }
     }
 
