@@ -7,6 +7,7 @@ pub mod ata_wire;
 pub mod scsi_device;
 pub mod scsi_wire;
 pub mod sequencer;
+pub mod vfio_user;
 pub mod virtio_blk_device;
 pub mod virtio_blk_wire;
 pub mod virtio_scsi_device;
@@ -38,6 +39,7 @@ targets!(
     scsi_device,
     scsi_wire,
     sequencer,
+    vfio_user,
     virtio_blk_device,
     virtio_blk_wire,
     virtio_scsi_device,
