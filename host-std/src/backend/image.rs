@@ -21,9 +21,9 @@ use super::queue::lock;
 
 /// Bytes of a staging buffer.
 pub(super) const STAGING_BYTES: u32 = 64 * 1024;
-/// Bytes that one read or write may move: the most that one ATA command can (65,536 sectors), below what Linux moves
-/// in one call (`MAX_RW_COUNT`).
-pub(super) const TRANSFER_MAX_BYTES: u32 = 32 * 1024 * 1024;
+/// Bytes that one read or write may move: more than one ATA command can (65,536 sectors), and than firmware that reads a kernel
+/// from virtio-blk in one request; below what Linux moves in one call (`MAX_RW_COUNT`).
+pub(super) const TRANSFER_MAX_BYTES: u32 = 256 * 1024 * 1024;
 /// Largest block that direct I/O may demand: the largest page of an architecture that Linux runs on.
 const ALIGN_MAX: u32 = 64 * 1024;
 

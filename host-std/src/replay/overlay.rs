@@ -19,7 +19,7 @@ const SECTOR: usize = SECTOR_BYTES as usize;
 const STAGING_BYTES: u32 = 64 * 1024;
 /// Most slots that have one: as many as a queue has.
 const SLOTS: usize = 1024;
-const TRANSFER_MAX_BYTES: u32 = 32 << 20;
+const TRANSFER_MAX_BYTES: u32 = 256 << 20;
 
 /// A backend over an [`Image`]: what a guest writes stays in memory, until [`Self::swap`] throws it away.
 ///

@@ -143,13 +143,10 @@ impl Bootable {
         disk.write_all(&partition_table()).expect("written");
 
         let program = folder.path().join("kernel.efi");
-        // OVMF reads the program in one request, of which our virtio-blk takes 32 MiB.
-        let packed = folder.path().join("initramfs.gz");
-        let to = File::create(&packed).expect("a file");
-        run(Command::new("gzip").arg("-1c").arg(&cache.initramfs).stdout(to));
+        // Some 40 MB, which OVMF reads from virtio-blk in one request.
         let stub = cache.file("firmware/unpacked/usr/lib/systemd/boot/efi/linuxx64.efi.stub");
         let mut uki = Command::new(script("uki"));
-        uki.args([&stub, &cache.kernel(), &packed]);
+        uki.args([&stub, &cache.kernel(), &cache.initramfs]);
         run(uki.arg(boot.qemu_arguments()).arg(&program));
         let partition = format!("{}@@{}", image.display(), ESP.0);
         let mtools = |args: &[&str]| {

@@ -94,7 +94,7 @@ impl Served {
         self.controller.stats().queues[0].in_flight
     }
 
-    fn flushes(&self) -> u64 {
+    fn fdatasyncs(&self) -> u64 {
         self.backend.counts().fdatasync_calls
     }
 

@@ -369,6 +369,3 @@ impl Inbox {
         Some(Ok(()))
     }
 }
-
-#[cfg(test)]
-mod tests;

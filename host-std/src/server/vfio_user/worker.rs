@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
 
 use blk_core::bus::{Region, Width, WriteStatus};
 use blk_core::pci::{Bar, Function};
@@ -28,8 +29,12 @@ use crate::server::vhost_user::Waker;
 const REGIONS: u32 = 9;
 const CONFIG: u32 = 7;
 const CONFIG_BYTES: u64 = 256;
-/// How long the client may take from one change of its memory to the next.
-const SETTLING: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
+/// while its memory is away is broken until the guest resets the device.
+const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long the thread looks for more before it sleeps, once a client has said something: a guest that reads one register
+/// mostly reads the next one, and waking up takes longer than answering.
+const LINGERING: Duration = Duration::from_micros(50);
 
 /// What the thread is told. Where there is a `Sender`, the answer comes once it is done.
 pub(super) enum Command {
@@ -132,6 +137,8 @@ pub(super) struct Worker {
     /// processor runs. Until the next access to a register, or for [`SETTLING`], the device does not look at it.
     unsettled: bool,
     message: Message,
+    /// The client has said something since the thread lingered last.
+    heard: bool,
     counts: Arc<Counts>,
     commands: Receiver<Command>,
     control: Arc<Waker>,
@@ -177,6 +184,7 @@ impl Worker {
             pending: false,
             unsettled: false,
             message: Message::default(),
+            heard: false,
             counts,
             commands,
             control,
@@ -196,7 +204,7 @@ impl Worker {
             }
             self.serve();
             let again = self.look_after();
-            if !self.settle() && !again {
+            if !self.settle() && !again && !self.linger() {
                 self.sleep(&mut events);
             }
         }
@@ -240,6 +248,7 @@ impl Worker {
             let mut message = std::mem::take(&mut self.message);
             let taken = client.lock().take(&mut message);
             if taken {
+                self.heard = true;
                 self.handle(&mut message);
             }
             self.message = message;
@@ -644,6 +653,29 @@ impl Worker {
         }
         let ended: Option<Vec<bool>> = flushing.ports.iter().copied().collect();
         ended.map(|ports| ports.into_iter().all(|well| well))
+    }
+
+    /// Looks for the client's next message for a while. Returns whether there is something to do.
+    fn linger(&mut self) -> bool {
+        if !std::mem::take(&mut self.heard) {
+            return false;
+        }
+        let Some(attached) = self.attached.as_ref().filter(|attached| attached.busy.is_none()) else {
+            return false;
+        };
+        let until = Instant::now() + LINGERING;
+        loop {
+            let mut connection = attached.client.lock();
+            connection.receive();
+            if connection.is_ready() {
+                return true;
+            }
+            drop(connection);
+            if Instant::now() >= until {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// Sleeps until the client, an image or a command wakes it.
