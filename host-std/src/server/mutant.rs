@@ -7,7 +7,8 @@ pub enum Mutant {
     TakenNotRecorded,
     /// The last batch is not recognised after a kill: its requests are completed twice.
     BatchNotRecognised,
-    /// A ring is stopped, or disabled, as QEMU does first, without waiting for what is in flight.
+    /// A ring is stopped, or disabled, as QEMU does first, without waiting for what is in flight; or memory is taken away, or a
+    /// PCI device reset.
     StopWithoutDrain,
     /// A client that never read `writeback` is believed to flush.
     UnknownTakenAsWriteBack,

@@ -514,7 +514,7 @@ impl Worker {
                 }
                 self.answer(reply, &body);
             }
-            Some(Busy::Reset { reply }) if self.pending => {
+            Some(Busy::Reset { reply }) if self.pending && !mutant::active(Mutant::StopWithoutDrain) => {
                 attached.busy = Some(Busy::Reset { reply });
                 return false;
             }
