@@ -655,27 +655,28 @@ impl Worker {
         ended.map(|ports| ports.into_iter().all(|well| well))
     }
 
-    /// Looks for the client's next message for a while. Returns whether there is something to do.
+    /// Looks for the client's next message, and for what the images have done, for a while. Returns whether there is something to do.
     fn linger(&mut self) -> bool {
-        if !std::mem::take(&mut self.heard) {
-            return false;
-        }
-        let Some(attached) = self.attached.as_ref().filter(|attached| attached.busy.is_none()) else {
+        let heard = std::mem::take(&mut self.heard);
+        let Some(attached) = self.attached.as_ref().filter(|attached| heard && attached.busy.is_none())
+        else {
             return false;
         };
+        let client = Arc::clone(&attached.client);
         let until = Instant::now() + LINGERING;
-        loop {
-            let mut connection = attached.client.lock();
+        while Instant::now() < until {
+            let mut connection = client.lock();
             connection.receive();
             if connection.is_ready() {
                 return true;
             }
             drop(connection);
-            if Instant::now() >= until {
-                return false;
+            if self.state.in_flight() != 0 {
+                self.due = true;
+                self.look_after();
             }
-            std::hint::spin_loop();
         }
+        self.due
     }
 
     /// Sleeps until the client, an image or a command wakes it.
