@@ -55,7 +55,7 @@ pub(super) fn negotiate(version: Version, data: &[u8]) -> Result<(Agreed, Vec<u8
     }
     let proposed = match data {
         [] => Proposed::default(),
-        [text @ .., 0] => serde_json::from_slice::<Proposed>(text).map_err(|_| Errno::INVAL)?,
+        [text @ .., 0] => proposal(text).map_err(|_| Errno::INVAL)?,
         _ => return Err(Errno::INVAL),
     };
     let Capabilities { max_data_xfer_size, write_multiple } = proposed.capabilities;
@@ -73,6 +73,12 @@ pub(super) fn negotiate(version: Version, data: &[u8]) -> Result<(Agreed, Vec<u8
     let text = serde_json::to_vec(&Offered { capabilities }).map_err(|_| Errno::NOMEM)?;
     let version = Version { major: 0, minor: version.minor.min(MINOR) };
     Ok((Agreed { data_max }, [version.as_bytes(), &text, &[0]].concat()))
+}
+
+/// An object: serde would take an array of its fields for one, too.
+fn proposal(text: &[u8]) -> serde_json::Result<Proposed> {
+    let object: serde_json::Map<_, _> = serde_json::from_slice(text)?;
+    Proposed::deserialize(serde_json::Value::Object(object))
 }
 
 #[cfg(test)]
