@@ -124,8 +124,10 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     }
 
     /// The device's interrupts, by the way that is enabled.
+    #[inline]
     fn deliver(&mut self, irq: IrqChange) -> IrqChange {
-        if self.config.function().identity.interrupt_pin == 0 {
+        // Nothing else makes a message due but a write that unmasks it, which looks by itself.
+        if irq.changed == 0 || self.config.function().identity.interrupt_pin == 0 {
             return irq;
         }
         let pin = irq.line(0).map_or(IrqChange::NONE, |level| self.config.set_level(level));
