@@ -8,6 +8,12 @@ use crate::server::{Serve, Server};
 use crate::workload::{Found, Promises, answer, is_said};
 use crate::{full, say};
 
+/// What these file systems need of a disk, of which only a logical block is never torn. ext4 (1 KiB) and btrfs (4 KiB) have a
+/// checksum over a superblock that they write in place, and cannot be mounted if a power cut tears it. XFS writes its metadata in
+/// blocks of 4 KiB, each with the sequence number of its last change in front; its recovery leaves a block alone that has a number
+/// as new as the log's (`xlog_recover_buf_commit_pass2`), so one whose first sector alone was written stays torn.
+const LOGICAL_BLOCK: u32 = 4096;
+
 /// A cell of the matrix, or the same with a defect.
 #[derive(Clone)]
 pub(crate) struct Cell {
@@ -51,15 +57,6 @@ impl Cell {
         }
     }
 
-    /// What these file systems need of a disk: ext4 (1 KiB) and btrfs (4 KiB) have a checksum over a superblock that they write
-    /// in place, and cannot be mounted if a power cut tears it. XFS writes one sector. Only a logical block is never torn.
-    fn logical_block(&self) -> u32 {
-        match self.filesystem {
-            "xfs" => 512,
-            _ => 4096,
-        }
-    }
-
     fn mkfs(&self) -> String {
         let disk = self.front.disk();
         match self.filesystem {
@@ -75,7 +72,7 @@ impl Cell {
         let serve = Serve {
             record: true,
             mutant: self.mutant,
-            options: format!(",logical-block={}", self.logical_block()),
+            options: format!(",logical-block={LOGICAL_BLOCK}"),
             ..Serve::new(self.front, self.cache, self.bytes())
         };
         let server = Server::start(serve);
@@ -119,7 +116,7 @@ impl Cell {
         let expected = if cached { "write back" } else { "write through" };
         assert_eq!(guest.cat(&format!("/sys/block/{disk}/queue/write_cache")), expected, "{}", self.cache);
         let logical = guest.cat(&format!("/sys/block/{disk}/queue/logical_block_size"));
-        assert_eq!(logical, self.logical_block().to_string());
+        assert_eq!(logical, LOGICAL_BLOCK.to_string());
         guest.sh(&self.mkfs());
         let mount = format!("mount -t {} /dev/{disk} /mnt", self.filesystem);
         guest.sh(&format!("{mount} && sync"));

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, eventfd};
@@ -35,7 +35,7 @@ impl Garbage {
     /// Connects, sends a few messages, and goes.
     pub fn client(&mut self, socket: &Path) {
         let Self { random, fds } = self;
-        let stream = UnixStream::connect(socket).unwrap();
+        let stream = connect(socket);
         stream.set_nonblocking(true).unwrap();
         for _ in 0..random.usize(1..40) {
             if !send(&stream, random, fds) {
@@ -47,6 +47,18 @@ impl Garbage {
                 std::thread::sleep(Duration::from_micros(random.u64(..300)));
             }
         }
+    }
+}
+
+/// A server that has just been started may not listen yet; its socket may be there before it does.
+fn connect(socket: &Path) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{}: {error}", socket.display()),
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -29,10 +29,6 @@ fn garbage_before_a_guest_and_beside_it_changes_nothing() {
         let mut server = disk.serve_as(front.name(), "", &[], None);
         let socket = server.socket().to_owned();
         for _ in 0..CLIENTS {
-            // At first there may be no socket yet.
-            while !socket.exists() {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
             garbage.client(&socket);
         }
         let mut guest = compare(front, &socket);
