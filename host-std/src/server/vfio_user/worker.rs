@@ -32,9 +32,10 @@ const CONFIG_BYTES: u64 = 256;
 /// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
 /// while its memory is away is broken until the guest resets the device.
 const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// How long the thread looks for more before it sleeps, once a client has said something: a guest that reads one register
-/// mostly reads the next one, and waking up takes longer than answering.
-const LINGERING: Duration = Duration::from_micros(50);
+/// How long the thread may look for more before it sleeps: waking up takes longer than answering, on both sides. About what a
+/// guest's driver needs from one access to the next, and a quick disk for a request.
+const LINGERING_MAX: Duration = Duration::from_micros(400);
+const LINGERING_MIN: Duration = Duration::from_micros(25);
 
 /// What the thread is told. Where there is a `Sender`, the answer comes once it is done.
 pub(super) enum Command {
@@ -137,8 +138,8 @@ pub(super) struct Worker {
     /// processor runs. Until the next access to a register, or for [`SETTLING`], the device does not look at it.
     unsettled: bool,
     message: Message,
-    /// The client has said something since the thread lingered last.
-    heard: bool,
+    /// How long the thread looks for more before it sleeps.
+    lingering: Duration,
     counts: Arc<Counts>,
     commands: Receiver<Command>,
     control: Arc<Waker>,
@@ -184,7 +185,7 @@ impl Worker {
             pending: false,
             unsettled: false,
             message: Message::default(),
-            heard: false,
+            lingering: LINGERING_MIN,
             counts,
             commands,
             control,
@@ -248,7 +249,6 @@ impl Worker {
             let mut message = std::mem::take(&mut self.message);
             let taken = client.lock().take(&mut message);
             if taken {
-                self.heard = true;
                 self.handle(&mut message);
             }
             self.message = message;
@@ -657,14 +657,14 @@ impl Worker {
 
     /// Looks for the client's next message, and for what the images have done, for a while. Returns whether there is something to do.
     fn linger(&mut self) -> bool {
-        let heard = std::mem::take(&mut self.heard);
-        let Some(attached) = self.attached.as_ref().filter(|attached| heard && attached.busy.is_none())
-        else {
+        let Some(attached) = self.attached.as_ref().filter(|attached| attached.busy.is_none()) else {
             return false;
         };
         let client = Arc::clone(&attached.client);
-        let until = Instant::now() + LINGERING;
+        let until = Instant::now() + self.lingering;
         while Instant::now() < until {
+            // Whom the last message woke may be waiting for this processor.
+            rustix::thread::sched_yield();
             let mut connection = client.lock();
             connection.receive();
             if connection.is_ready() {
@@ -677,6 +677,12 @@ impl Worker {
             }
         }
         self.due
+    }
+
+    /// Lingers for longer if that had spared this sleep, and for less if the sleep was long.
+    fn adapt(&mut self, slept: Duration) {
+        self.lingering =
+            if slept < LINGERING_MAX { LINGERING_MAX } else { (self.lingering / 2).max(LINGERING_MIN) };
     }
 
     /// Sleeps until the client, an image or a command wakes it.
@@ -704,9 +710,11 @@ impl Worker {
         events.clear();
         let timeout = self.unsettled.then_some(&SETTLING);
         // Interrupted, it looks again.
+        let before = Instant::now();
         if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) == Ok(0) {
             self.unsettled = false;
         }
+        self.adapt(before.elapsed());
         for event in events {
             match (event.data.u64(), &mut self.attached) {
                 (CONTROL, _) => self.control.woken(),
