@@ -156,6 +156,55 @@ fn a_message_is_sent_for_each_event_that_could_else_be_missed() {
 }
 
 #[test]
+fn a_port_s_own_message_needs_no_look_at_is() {
+    let mut rig = hba([None, drive(0), drive(1)], Cache::WriteBack);
+    rig.start(1);
+    rig.start(2);
+    rig.enable_msix(3);
+    rig.port_messages.clear();
+    for port in [2, 1] {
+        rig.prepare(port, 0, cmd(0xe7), &[]);
+        rig.set(port, CI, 1);
+        rig.poll();
+        assert_eq!((rig.irq & 1, std::mem::take(&mut rig.port_messages)), (0, vec![port as u8]));
+        // IS, at 08h, stays as it is from here on.
+        rig.set(port, IS, DHRS);
+        assert_eq!(rig.port_messages, [], "nothing is left");
+        rig.prepare(port, 0, cmd(0xe7), &[]);
+        rig.set(port, CI, 1);
+        rig.poll();
+        assert_eq!(std::mem::take(&mut rig.port_messages), [port as u8]);
+        rig.set(port, CI, 1);
+        rig.poll();
+        assert_eq!(rig.port_messages, [], "the event is pending already");
+    }
+    assert_eq!(rig.host(0x08), 0b110);
+    // Of two events one is cleared: the other one is not lost.
+    rig.prepare(1, 0, cmd(0x25), &[(DATA, 512)]);
+    rig.set(1, CLB, list(1) as u32);
+    rig.set(1, IE, DHRS | PCS);
+    rig.port_messages.clear();
+    rig.set(1, SCTL, 1);
+    rig.set(1, SCTL, 0);
+    rig.poll();
+    assert_eq!(
+        (rig.reg(1, IS) & (PCS | DHRS), std::mem::take(&mut rig.port_messages)),
+        (PCS | DHRS, vec![1])
+    );
+    rig.set(1, IS, DHRS);
+    assert_eq!(std::mem::take(&mut rig.port_messages), [1]);
+    rig.set(1, SERR, u32::MAX);
+    assert_eq!(rig.port_messages, []);
+    // Off and on again.
+    rig.set_host(0x04, 0);
+    rig.set(2, CI, 1);
+    rig.poll();
+    assert_eq!(rig.port_messages, []);
+    rig.set_host(0x04, 2);
+    assert_eq!(rig.port_messages, [2]);
+}
+
+#[test]
 fn connect_bits_are_cleared_in_pxserr_only() {
     let mut rig = cold(Cache::WriteBack);
     rig.set(0, IS, u32::MAX);

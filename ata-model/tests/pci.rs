@@ -15,7 +15,7 @@ mod rig;
 
 use ata_model::{PciAhci, PciIde, PciIdeMode};
 use blk_core::bus::Width;
-use blk_core::pci::{MsixOwner, PciFunction};
+use blk_core::pci::{Bar, Capability, Endpoint as _, MsixOwner, PciFunction};
 use blk_core::storage::Cache;
 use rig::ahci::*;
 use rig::{BUS_MASTER, COMMAND, IO, Ide, MEMORY, READY, Rig, cmd, drive, ide, one_drive, pattern};
@@ -47,12 +47,26 @@ fn an_ahci_function_is_an_ich9() {
     assert_eq!(rig.config(0, Width::Dword), 0x2922_8086);
     assert_eq!(rig.config(8, Width::Dword) >> 8, 0x01_0601);
     assert_eq!(rig.config(0x3d, Width::Byte), 1);
-    assert_eq!((size(&mut rig, 5), size(&mut rig, 4), size(&mut rig, 0)), ((0, 4096), (1, 32), (0, 0)));
+    assert_eq!((size(&mut rig, 5), size(&mut rig, 4)), ((0, 4096), (1, 32)));
     assert_eq!(PciAhci::<32>::BAR_BYTES, 8192);
     let sata = rig.capability(0x12);
     assert_eq!(rig.config(sata + 4, Width::Dword), 0x48, "the index-data pair is in BAR 4, at 10h");
     let (msi, _) = (rig.capability(0x05), rig.capability(0x01));
     assert_eq!(rig.config(msi + 2, Width::Word), 0x80, "one message, 64-bit address");
+}
+
+#[test]
+fn a_message_for_each_port_is_offered_by_msix_and_can_be_left_out() {
+    let mut rig = cold(Cache::WriteBack);
+    let msix = rig.capability(0x11);
+    assert_eq!(rig.config(msix + 2, Width::Word), 1, "an entry for each of two ports");
+    let places = [4, 8].map(|at| rig.config(msix + at, Width::Dword));
+    assert_eq!((size(&mut rig, 0), places), ((0, 4096), [0, 0x800]), "in BAR 0");
+    let one = PciAhci::<2>::new([drive(0), None]).with_one_message();
+    assert!(!one.function().capabilities.iter().any(|c| matches!(c, Capability::Msix { .. })));
+    assert_eq!(one.function().bars[0], Bar::Absent);
+    let many = PciAhci::<32>::new([None; 32]).function();
+    assert_eq!(many.bars[0], Bar::Absent, "lines are bits of a u32");
 }
 
 #[test]

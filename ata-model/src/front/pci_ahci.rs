@@ -17,6 +17,9 @@ const MAP: u8 = 0x90;
 const MAP_AHCI: u32 = 1 << 6;
 const PCS_PORTS: u32 = 6;
 
+/// Where the pending bits of MSI-X are in BAR 0.
+const MSIX_PENDING: u32 = 0x800;
+
 /// The index-data pair in BAR 4, by which code that cannot reach memory above 1 MiB reaches the HBA's registers.
 const INDEX: u64 = 0x10;
 const DATA: u64 = 0x14;
@@ -30,11 +33,16 @@ const PAIR: u32 = 4 << 4 | 8;
 /// | `Bar(5)`, [`Self::BAR_BYTES`] | the registers of [`Hba`] |
 /// | `Bar(4)`, 32 bytes | at 10h the index, at 14h the data: the register at that index |
 ///
-/// One MSI message, or INTA. In configuration space also power management, the Serial ATA capability, MAP and PCS.
+/// | `Bar(0)`, [`Self::MESSAGES_BYTES`] | with MSI-X: its table, at 800h its pending bits |
+///
+/// One MSI message, INTA, or a message for each port by MSI-X, which an ICH9 does not have: a driver that uses it reads and writes a
+/// register less for each interrupt. In configuration space also power management, the Serial ATA capability, MAP and PCS.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PciAhci<const P: usize> {
     hba: Hba<P>,
     index: u32,
+    /// It has MSI-X.
+    message_per_port: bool,
 }
 
 impl<const P: usize> PciAhci<P> {
@@ -44,12 +52,23 @@ impl<const P: usize> PciAhci<P> {
         if bytes < 4096 { 4096 } else { bytes }
     };
 
-    /// A function after power-on, with a drive or none at each port.
+    /// Bytes of BAR 0, with MSI-X.
+    pub const MESSAGES_BYTES: u32 = 4096;
+
+    /// A function after power-on, with a drive or none at each port. With 2 to 31 ports it has MSI-X, for which
+    /// [`PciFunction`](blk_core::pci::PciFunction) needs as many entries.
     #[must_use]
     pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
         let mut hba = Hba::new(drives);
         hba.set_bus_master(false);
-        Self { hba, index: 0 }
+        Self { hba, index: 0, message_per_port: P > 1 && P < 32 }
+    }
+
+    /// The function without MSI-X, as the ICH9's is.
+    #[must_use]
+    pub fn with_one_message(mut self) -> Self {
+        self.message_per_port = false;
+        self
     }
 
     /// The HBA.
@@ -91,8 +110,10 @@ impl<const P: usize> Endpoint for PciAhci<P> {
     fn function(&self) -> Function {
         let ports = u32::try_from(P).unwrap_or(PCS_PORTS).min(PCS_PORTS);
         let enabled = 1_u32.checked_shl(ports).unwrap_or(0).saturating_sub(1) << 16;
+        let messages =
+            if self.message_per_port { Bar::Memory32 { bytes: Self::MESSAGES_BYTES } } else { Bar::Absent };
         let bars = [
-            Bar::Absent,
+            messages,
             Bar::Absent,
             Bar::Absent,
             Bar::Absent,
@@ -104,16 +125,20 @@ impl<const P: usize> Endpoint for PciAhci<P> {
             Capability::PowerManagement,
             Capability::Sata { location: PAIR },
         ];
+        let ports = u16::try_from(P).unwrap_or(u16::MAX);
+        let msix = Capability::Msix { vectors: ports, table: (0, 0), pending: (0, MSIX_PENDING) };
+        let capabilities = capabilities.into_iter().chain(self.message_per_port.then_some(msix));
         Function {
             identity: Identity::ICH9_AHCI,
             bars,
-            capabilities: capabilities.into_iter().collect(),
+            capabilities: capabilities.collect(),
             specific: Vec::from_iter([(MAP, MAP_AHCI | enabled, 0x3f << 16)]),
         }
     }
 
     fn permit(&mut self, permissions: Permissions) {
         self.hba.set_bus_master(permissions.bus_master);
+        self.hba.set_message_per_port(self.message_per_port && usize::from(permissions.messages) >= P);
     }
 }
 

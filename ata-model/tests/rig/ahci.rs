@@ -58,7 +58,7 @@ pub const fn table(port: u64, slot: u64) -> u64 {
 
 pub const DATA: u64 = 0x4_0000;
 
-pub type Pci<const P: usize> = Rig<PciFunction<PciAhci<P>, 1>>;
+pub type Pci<const P: usize> = Rig<PciFunction<PciAhci<P>, 31>>;
 pub type Ahci = Pci<2>;
 
 /// An HBA that nobody has touched.
@@ -84,8 +84,8 @@ pub fn queued(opcode: u8, tag: u8, lba: u64, count: u16, fua: bool) -> Cmd {
     Cmd { opcode, features: count, count: u16::from(tag) << 3, lba, device }
 }
 
-impl Ahci {
-    pub fn hba(&mut self) -> &mut Hba<2> {
+impl<const P: usize> Pci<P> {
+    pub fn hba(&mut self) -> &mut Hba<P> {
         self.device.device_mut().hba_mut()
     }
 

@@ -168,6 +168,8 @@ pub struct Rig<D> {
     pub edges: u32,
     /// How often line 1 did: messages.
     pub messages: u32,
+    /// Which message each was: with one for each port, the port.
+    pub port_messages: Vec<u8>,
 }
 
 pub type Ide = Rig<PciFunction<PciIde, 1>>;
@@ -227,7 +229,15 @@ pub const ERROR: u8 = 0x51;
 impl<D: Device<Memory, [TestDisk]>> Rig<D> {
     pub fn new(device: D, cache: Cache) -> Self {
         let disks = (0..4).map(|_| TestDisk::new(cache)).collect();
-        let mut rig = Self { device, memory: memory(), disks, irq: 0, edges: 0, messages: 0 };
+        let mut rig = Self {
+            device,
+            memory: memory(),
+            disks,
+            irq: 0,
+            edges: 0,
+            messages: 0,
+            port_messages: Vec::new(),
+        };
         rig.set_config(COMMAND, Width::Word, IO | MEMORY | BUS_MASTER);
         rig
     }
@@ -262,6 +272,17 @@ impl<D: Device<Memory, [TestDisk]>> Rig<D> {
         self.set_config(msi + 2, Width::Word, 1);
     }
 
+    /// Lets the device send messages of all `count` entries of its MSI-X table, which is at the start of BAR 0.
+    pub fn enable_msix(&mut self, count: u64) {
+        let msix = self.capability(0x11);
+        for entry in (0..count).map(|entry| entry * 16) {
+            self.write(0, entry, Width::Dword, 0xfee0_0000);
+            self.write(0, entry + 8, Width::Dword, 0x40 + entry / 16);
+            self.write(0, entry + 12, Width::Dword, 0);
+        }
+        self.set_config(msix + 2, Width::Word, 1 << 15);
+    }
+
     /// The command register, and what the device then does by itself.
     pub fn permit(&mut self, command: u64) {
         self.set_config(COMMAND, Width::Word, command);
@@ -271,6 +292,7 @@ impl<D: Device<Memory, [TestDisk]>> Rig<D> {
     fn wire(&mut self, irq: IrqChange) {
         self.edges += u32::from(irq.line(0) == Some(true));
         self.messages += u32::from(irq.line(1) == Some(true));
+        self.port_messages.extend((0..31).filter(|port| irq.line(port + 1) == Some(true)));
         self.irq = (self.irq & !irq.changed) | irq.level;
     }
 

@@ -292,6 +292,19 @@ impl ConfigSpace {
         masked || !self.command().contains(Command::BUS_MASTER)
     }
 
+    /// How many messages the guest lets the function tell apart; 0 where neither MSI nor MSI-X is enabled (6.8.1.3, 6.8.2.3).
+    #[must_use]
+    pub fn messages(&self) -> u16 {
+        if self.msix_enabled() {
+            let vectors = |capability: &Capability| match *capability {
+                Capability::Msix { vectors, .. } => Some(vectors),
+                _ => None,
+            };
+            return self.function.capabilities.iter().find_map(vectors).unwrap_or(0);
+        }
+        self.control_of(0x05).filter(|control| control & 1 != 0).map_or(0, allocated)
+    }
+
     /// The message of MSI `vector`. 6.8.1.3, 6.8.1.6: of the vectors that were allocated, in the low bits of the data; one
     /// that was not shares the first.
     #[must_use]
@@ -301,7 +314,7 @@ impl ConfigSpace {
             return None;
         }
         let control = u16::from_le_bytes(self.get(at.wrapping_add(2)));
-        let allocated = 1_u16.wrapping_shl(u32::from(control >> 4 & 7).min(5));
+        let allocated = allocated(control);
         let vector = if vector < allocated { vector } else { 0 };
         let data = u16::from_le_bytes(self.get(at.wrapping_add(12)));
         let address = u64::from_le_bytes(self.get(at.wrapping_add(4)));
@@ -484,6 +497,11 @@ fn range(offset: u64, width: Width) -> Option<core::ops::Range<usize>> {
     let bytes = usize::from(width.bytes());
     let end = start.checked_add(bytes)?;
     (end <= BYTES && start.is_multiple_of(bytes)).then_some(start..end)
+}
+
+/// Messages that Message Control of MSI says are allocated, of those that there are (6.8.1.3).
+fn allocated(control: u16) -> u16 {
+    1_u16.wrapping_shl(u32::from(control >> 4 & 7).min(u32::from(control >> 1 & 7)))
 }
 
 const fn bar_at(n: u8) -> usize {

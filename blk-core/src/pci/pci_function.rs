@@ -14,8 +14,9 @@ use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus
 pub struct Permissions {
     /// It may access memory. Without it nothing new may be begun that does; what is in flight ends.
     pub bus_master: bool,
-    /// Its interrupts are messages: MSI or MSI-X is enabled.
-    pub messages: bool,
+    /// How many messages it may tell apart: those that were allocated with MSI, all entries of the table with MSI-X. With none its
+    /// interrupts go by the pin.
+    pub messages: u16,
 }
 
 /// A device made for a PCI function.
@@ -207,7 +208,7 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     fn permit(&mut self) {
         let permissions = Permissions {
             bus_master: self.config.command().contains(Command::BUS_MASTER),
-            messages: self.config.msi_enabled() || self.config.msix_enabled(),
+            messages: self.config.messages(),
         };
         if permissions != self.permissions {
             self.permissions = permissions;

@@ -133,10 +133,12 @@ fn msi_vectors_go_into_the_low_bits() {
     space.write(4, Width::Word, 4);
     space.write(0x50, Width::Word, 0x4020);
     space.write(0x46, Width::Word, 2 << 4 | 1);
-    assert_eq!(space.msi_message(3), Some(Message { address: 0, data: 0x4023 }));
+    assert_eq!((space.messages(), space.msi_message(3)), (4, Some(Message { address: 0, data: 0x4023 })));
     // Multiple Message Enable has reserved values: none of them shifts out of range.
     space.write(0x46, Width::Word, 7 << 4 | 1);
-    assert_eq!(space.msi_message(3), Some(Message { address: 0, data: 0x4023 }));
+    assert_eq!((space.messages(), space.msi_message(3)), (4, Some(Message { address: 0, data: 0x4023 })));
+    space.write(0x46, Width::Word, 2 << 4);
+    assert_eq!(space.messages(), 0);
 }
 
 #[test]
@@ -275,7 +277,7 @@ fn interrupts_take_the_way_that_is_enabled() {
     assert_eq!(put(&mut toy, Region::Config, 0x4c, 0x0001_0000), IrqChange { changed: 1, level: 0 });
     assert_eq!(put(&mut toy, Region::Bar(1), 0, 0b011), IrqChange::NONE);
     put(&mut toy, Region::Config, 4, 6);
-    assert_eq!(toy.device().permissions, Permissions { bus_master: true, messages: true });
+    assert_eq!(toy.device().permissions, Permissions { bus_master: true, messages: 1 });
     put(&mut toy, Region::Config, 0x50, 0xfee0_0000);
     assert_eq!(put(&mut toy, Region::Bar(1), 0, 0b011), lines(0b10));
     assert_eq!(toy.message(0).unwrap().address, 0xfee0_0000);

@@ -193,7 +193,7 @@ impl<D> VirtioPci<D> {
             self.isr |= ISR_CONFIG;
             vectors |= message(self.config_vector);
         }
-        if polled.used != 0 && !self.permissions.messages {
+        if polled.used != 0 && self.permissions.messages == 0 {
             self.isr |= ISR_QUEUE;
         }
         let mut used = polled.used;

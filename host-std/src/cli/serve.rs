@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use host_std::serve::config::{Config, ConfigError, DeviceConfig, DeviceKind, IdeMode, LogFormat, Size};
+use host_std::serve::config::{
+    AhciMessages, Config, ConfigError, DeviceConfig, DeviceKind, IdeMode, LogFormat, Size,
+};
 use host_std::serve::spec::ImageSpec;
 
 const IMAGE_HELP: &str = "\
@@ -47,12 +49,16 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, value_name = "MODE", default_value_t = IdeModeArg::Native)]
     ide_mode: IdeModeArg,
 
+    /// How an AHCI controller interrupts: by a message for each port, or by one as the oldest do.
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = AhciMessagesArg::PerPort)]
+    ahci_messages: AhciMessagesArg,
+
     /// An image and its options: PATH[,cache=MODE,readonly,serial=TEXT,queues=N,...].
     #[arg(long = "image", value_name = "PATH[,OPTION...]", long_help = IMAGE_HELP)]
     images: Vec<String>,
 
     /// Read everything from a TOML file instead.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "vfio_user", "fd", "device", "ide_mode", "images", "record", "fault", "once"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "vfio_user", "fd", "device", "ide_mode", "ahci_messages", "images", "record", "fault", "once"])]
     config: Option<PathBuf>,
 
     /// Make a control socket here, for `blk-host ctl`.
@@ -140,6 +146,7 @@ impl ServeArgs {
             queues,
             queue_size: 256,
             ide_mode: self.ide_mode.into(),
+            ahci_messages: self.ahci_messages.into(),
             once: self.once,
             images,
         };
@@ -191,6 +198,24 @@ impl From<IdeModeArg> for IdeMode {
         match arg {
             IdeModeArg::Native => Self::Native,
             IdeModeArg::Compatibility => Self::Compatibility,
+        }
+    }
+}
+
+/// [`AhciMessages`] as an argument.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AhciMessagesArg {
+    /// By MSI-X; MSI and INTA are there beside it.
+    PerPort,
+    /// By MSI, or INTA.
+    One,
+}
+
+impl From<AhciMessagesArg> for AhciMessages {
+    fn from(arg: AhciMessagesArg) -> Self {
+        match arg {
+            AhciMessagesArg::PerPort => Self::PerPort,
+            AhciMessagesArg::One => Self::One,
         }
     }
 }

@@ -74,7 +74,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::config::IdeMode;
+    use crate::serve::config::{AhciMessages, IdeMode};
 
     fn device(kind: DeviceKind) -> DeviceConfig {
         DeviceConfig {
@@ -85,6 +85,7 @@ mod tests {
             queues: 4,
             queue_size: 256,
             ide_mode: IdeMode::Native,
+            ahci_messages: AhciMessages::PerPort,
             once: false,
             images: Vec::new(),
         }

@@ -84,6 +84,9 @@ pub struct DeviceConfig {
     /// How an IDE controller is found.
     #[serde(default)]
     pub ide_mode: IdeMode,
+    /// How an AHCI controller interrupts.
+    #[serde(default)]
+    pub ahci_messages: AhciMessages,
     /// Whether the device is over when its first client leaves.
     #[serde(default)]
     pub once: bool,
@@ -109,6 +112,17 @@ pub enum IdeMode {
     Native,
     /// At 1F0h, 3F6h, 170h and 376h, where firmware or a guest puts its BARs.
     Compatibility,
+}
+
+/// The messages of an AHCI controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AhciMessages {
+    /// One for each port, by MSI-X; MSI and INTA are there beside it.
+    #[default]
+    PerPort,
+    /// One for all ports, by MSI, or INTA: as an ICH9's.
+    One,
 }
 
 /// What a device is to its guest.
@@ -461,6 +475,9 @@ impl DeviceConfig {
         }
         if self.ide_mode != IdeMode::Native && self.kind != DeviceKind::Ide {
             return error(format!("ide-mode with {}", self.kind.name()), "leave it out, or serve ide");
+        }
+        if self.ahci_messages != AhciMessages::PerPort && self.kind != DeviceKind::Ahci {
+            return error(format!("ahci-messages with {}", self.kind.name()), "leave it out, or serve ahci");
         }
         if !self.queue_size.is_power_of_two() || !(2..=1024).contains(&self.queue_size) {
             let what = format!("queue-size: {} is not possible", self.queue_size);

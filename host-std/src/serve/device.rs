@@ -10,7 +10,7 @@ use ata_model::{DriveConfig, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Address, ConfigError, DeviceConfig, DeviceKind, IdeMode, ImageConfig};
+use super::config::{Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeMode, ImageConfig};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
 use super::policy::{ErrorPolicy, Failure, Gate, Policed};
@@ -293,7 +293,10 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
             (devices::virtio_blk(&blk(image))?, queues.collect::<Result<_, _>>()?)
         }
         (DeviceKind::VirtioScsiPci, _) => devices::virtio_scsi(&scsi, units())?,
-        (DeviceKind::Ahci, _) => (devices::ahci(drives())?, handles()?),
+        (DeviceKind::Ahci, _) => {
+            let per_port = config.ahci_messages == AhciMessages::PerPort;
+            (devices::ahci(drives(), per_port)?, handles()?)
+        }
         (DeviceKind::Ide, _) => {
             let mode = match config.ide_mode {
                 IdeMode::Native => PciIdeMode::Native,

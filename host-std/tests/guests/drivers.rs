@@ -14,6 +14,8 @@ use crate::server::{Serve, Server};
 struct Case {
     front: Front,
     driver: &'static str,
+    /// More arguments of the server.
+    serve: &'static [&'static str],
     /// More arguments of the kernel, behind those of the front.
     arguments: &'static str,
     /// What delivers its interrupts, as /proc/interrupts names it.
@@ -32,14 +34,23 @@ impl Case {
             Front::Ide | Front::IdeCompatible => Some(1),
             _ => None,
         };
-        Self { front, driver: front.driver(), arguments: "", interrupts, depth, dma: true, bytes: 32 << 20 }
+        Self {
+            front,
+            driver: front.driver(),
+            serve: &[],
+            arguments: "",
+            interrupts,
+            depth,
+            dma: true,
+            bytes: 32 << 20,
+        }
     }
 
     fn drives(&self) {
         let begin = Instant::now();
         let Self { front, driver, bytes, .. } = *self;
-        let serve =
-            Serve { options: format!(",serial={}", probe::SERIAL), ..Serve::new(front, "writeback", bytes) };
+        let options = format!(",serial={}", probe::SERIAL);
+        let serve = Serve { options, arguments: self.serve, ..Serve::new(front, "writeback", bytes) };
         let server = Server::start(serve);
         let socket = server.socket();
         let boot = Boot::new(front.machine(), front, &socket);
@@ -148,8 +159,13 @@ pub(crate) fn sha256(file: &Path, from: u64, bytes: u64) -> String {
 }
 
 #[test]
+fn ahci_with_a_message_for_each_port() {
+    Case::new(Front::Ahci, "PCI-MSIX-").drives();
+}
+
+#[test]
 fn ahci_with_msi() {
-    Case::new(Front::Ahci, "PCI-MSI").drives();
+    Case { serve: &["--ahci-messages", "one"], ..Case::new(Front::Ahci, "PCI-MSI-") }.drives();
 }
 
 #[test]

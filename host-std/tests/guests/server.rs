@@ -23,6 +23,8 @@ pub(crate) struct Serve {
     pub(crate) queues: u32,
     /// More options of the image, as `--image` takes them.
     pub(crate) options: String,
+    /// More arguments of `blk-host serve`.
+    pub(crate) arguments: &'static [&'static str],
     pub(crate) record: bool,
     /// A defect to switch on, by name.
     pub(crate) mutant: Option<&'static str>,
@@ -37,6 +39,7 @@ impl Serve {
             image: None,
             queues: 1,
             options: String::new(),
+            arguments: &[],
             record: false,
             mutant: None,
         }
@@ -175,7 +178,7 @@ fn spawn(serve: &Serve, sockets: &Path, files: &Path) -> Child {
     }
     let log = File::options().create(true).append(true).open(files.join("log")).expect("a log");
     let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
-    command.arg("serve").args(serve.front.options()).arg(sockets.join("disk"));
+    command.arg("serve").args(serve.arguments).args(serve.front.options()).arg(sockets.join("disk"));
     command.arg("--control").arg(sockets.join("control"));
     command
         .arg("--image")

@@ -57,7 +57,7 @@ impl Disk {
         if !faults.is_empty() {
             backend = Arc::new(Faulty::new(backend, faults.parse().unwrap()));
         }
-        let device = devices::ahci(vec![DriveConfig::new("TEST DISK", "S")]).unwrap();
+        let device = devices::ahci(vec![DriveConfig::new("TEST DISK", "S")], true).unwrap();
         let handles = vec![backend.handle().unwrap()];
         let server = Arc::new(Server::pci("ahci", device, handles, self.patience).unwrap());
         let _ = std::fs::remove_file(self.path("socket"));

@@ -35,15 +35,15 @@ use registers::{CAP, GHC_AE, GHC_HR, GHC_IE, PORT_BYTES, PORTS_AT, VERSION, host
 /// |---|---|
 /// | `Bar(5)`, [`Self::ABAR_BYTES`] | generic host control, and 128 bytes for each port |
 ///
-/// Interrupt line 0 is INTx. Line 1 is the one MSI message: each change of it, always to high, is a message to be sent; who
-/// uses the one line ignores the other. Storage handle n is port n's, with up to 32 operations in flight; an empty port's is
-/// not used.
+/// Interrupt line 0 is INTx. Line 1 is the one MSI message; or, after [`Self::set_message_per_port`], line `1 + n` is port n's: each
+/// change of it, always to high, is a message to be sent. Who uses the pin ignores the others. Storage handle n is port n's,
+/// with up to 32 operations in flight; an empty port's is not used.
 ///
 /// Registers are 32 bits wide. A read of another width returns the bytes that it names, a write changes those alone, as
 /// byte enables have it. What is reserved reads as zero and ignores writes.
 ///
 /// **Not there:** port multipliers, enclosure management, command completion coalescing, link power states, device sleep,
-/// ATAPI, BIST, several MSI messages, staggered spin-up.
+/// ATAPI, BIST, staggered spin-up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hba<const P: usize> {
     #[serde(with = "BigArray")]
@@ -52,6 +52,8 @@ pub struct Hba<const P: usize> {
     enabled: bool,
     /// IS.
     pending: u32,
+    /// Each port has a message of its own.
+    message_per_port: bool,
     /// GHC.HR, or the machine's reset.
     reset: Option<Reset>,
 }
@@ -66,7 +68,13 @@ impl<const P: usize> Hba<P> {
     /// An HBA after power-on.
     #[must_use]
     pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
-        Self { ports: drives.map(Port::new), enabled: false, pending: 0, reset: None }
+        Self {
+            ports: drives.map(Port::new),
+            enabled: false,
+            pending: 0,
+            message_per_port: false,
+            reset: None,
+        }
     }
 
     /// Puts a drive into a port, whose storage handle is from now on its own; returns false, and does nothing, if there is one,
@@ -90,6 +98,13 @@ impl<const P: usize> Hba<P> {
         self.ports.iter_mut().for_each(|port| port.bus_master = may);
     }
 
+    /// Whether each port has a message of its own, of as many as there are lines for. Its driver need not look at IS then, nor clear
+    /// it (10.7.2).
+    pub fn set_message_per_port(&mut self, on: bool) {
+        self.message_per_port = on;
+        self.ports.iter_mut().for_each(|port| port.announced = 0);
+    }
+
     /// Whether a port has no drive, and the storage nothing of one: its handle may be replaced.
     #[must_use]
     pub fn is_empty(&self, port: usize) -> bool {
@@ -109,32 +124,44 @@ impl<const P: usize> Hba<P> {
         units.fold(0, |sum, unit| sum.saturating_add(unit.drive.strays()))
     }
 
-    /// The interrupt lines, of which the second is never seen high.
+    /// The level of the interrupt lines: messages have none.
     const fn lines(&self) -> u32 {
         (self.enabled && self.pending != 0) as u32
     }
 
     /// Runs `access` and returns what it did to the interrupt lines.
     ///
-    /// A message is sent when a bit of IS is set, when bits are left after some were cleared, and when interrupts are enabled
-    /// with bits set (10.7.2; the one vector is shared, as with MC = 0).
+    /// The one message is sent when a bit of IS is set, when bits are left after some were cleared, and when interrupts are
+    /// enabled with bits set (10.7.2; the one vector is shared, as with MC = 0). A port's is sent likewise for the enabled bits of
+    /// PxIS.
     fn watched<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> (T, IrqChange) {
         let (line, before, enabled) = (self.lines(), self.pending, self.enabled);
         let value = access(self);
         let kept = self.pending;
         for (index, port) in self.ports.iter().enumerate() {
-            if port.interrupts() {
+            if port.enabled_interrupts() != 0 {
                 self.pending |= 1_u32.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
             }
         }
         let set = self.pending & !before != 0;
         let cleared = kept != before && self.pending != 0;
-        let message = self.enabled && (set || cleared || !enabled && self.pending != 0);
-        let mut irq = IrqChange::between(line, self.lines());
-        if message {
-            irq = irq.then(IrqChange { changed: 0b10, level: 0b10 });
+        let one = self.enabled && (set || cleared || !enabled && self.pending != 0);
+        let messages = if self.message_per_port { self.port_messages() } else { u32::from(one) << 1 };
+        let irq = IrqChange::between(line, self.lines());
+        (value, irq.then(IrqChange { changed: messages, level: messages }))
+    }
+
+    /// Lines of ports whose enabled interrupts are not those that their last message was about.
+    fn port_messages(&mut self) -> u32 {
+        let mut lines = 0;
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            let pending = if self.enabled { port.enabled_interrupts() } else { 0 };
+            if pending != port.announced && pending != 0 {
+                lines |= 2_u32.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
+            }
+            port.announced = pending;
         }
-        (value, irq)
+        lines
     }
 
     fn read_register(&self, offset: u64) -> u32 {

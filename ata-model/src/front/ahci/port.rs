@@ -21,6 +21,8 @@ pub(super) struct Port {
     /// PxIS without the bits that are PxSERR's.
     pub(super) is: Interrupts,
     ie: u32,
+    /// The enabled interrupts that its own message was last sent for, and that are pending still.
+    pub(super) announced: u32,
     /// What software has written to PxCMD.
     pub(super) cmd: Cmd,
     pub(super) status: u8,
@@ -143,6 +145,7 @@ impl Port {
             fb: 0,
             is: Interrupts::empty(),
             ie: 0,
+            announced: 0,
             cmd: Cmd::empty(),
             status: STATUS_NONE,
             error: 0,
@@ -176,9 +179,9 @@ impl Port {
         }
     }
 
-    /// Whether an enabled interrupt is pending.
-    pub(super) const fn interrupts(&self) -> bool {
-        self.pending() & self.ie != 0
+    /// The interrupts that are pending and enabled.
+    pub(super) const fn enabled_interrupts(&self) -> u32 {
+        self.pending() & self.ie
     }
 
     /// PxIS.

@@ -25,13 +25,18 @@ const IN_FLIGHT: usize = 128;
 /// What making a device may take of the stack.
 const STACK_BYTES: usize = 64 << 20;
 
-/// An AHCI HBA (8086:2922) with a drive at each of the first ports. Handle n is of drive n.
+/// An AHCI HBA (8086:2922) with a drive at each of the first ports, and a message for each port by MSI-X or one for all. Handle n
+/// is of drive n.
 ///
 /// # Errors
 /// [`ServerError`] for more than [`AHCI_PORTS`] drives.
-pub fn ahci(drives: Vec<DriveConfig>) -> Result<Box<dyn PciDevice>, ServerError> {
+pub fn ahci(drives: Vec<DriveConfig>, message_per_port: bool) -> Result<Box<dyn PciDevice>, ServerError> {
     let drives = places::<AHCI_PORTS>(drives, "an AHCI controller has 6 ports")?;
-    made(move || Box::new(PciFunction::<_, 1>::new(PciAhci::new(drives), MsixOwner::Embedder)))
+    made(move || {
+        let device = PciAhci::new(drives);
+        let device = if message_per_port { device } else { device.with_one_message() };
+        Box::new(PciFunction::<_, AHCI_PORTS>::new(device, MsixOwner::Embedder))
+    })
 }
 
 /// A PCI IDE controller (8086:7010): primary master, primary slave, secondary master, secondary slave. Handle n is of drive n.
