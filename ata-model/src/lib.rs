@@ -26,7 +26,7 @@
 //! | Other commands | IDENTIFY DEVICE, SET FEATURES 03h 55h 66h AAh CCh, SET MULTIPLE MODE, INITIALIZE DEVICE PARAMETERS, READ NATIVE MAX ADDRESS, SMART, READ LOG EXT (the directory, the queued error log), power management, diagnostic, SEEK, RECALIBRATE, NOP |
 //! | NCQ | READ and WRITE FPDMA QUEUED, FUA, 32 at once; log 10h; behind Serial ATA only, and shown there only |
 //! | Registers | two drives on a channel, either missing; HOB, nIEN, SRST; 16- and 32-bit data port; two channels with PCI IDE bus masters |
-//! | PCI | a PIIX3 IDE function in native or compatibility mode, an ICH9 AHCI function, each behind `blk_core::pci::PciFunction` |
+//! | PCI | a PIIX3 or PIIX4 IDE function in native or compatibility mode, an ICH9 AHCI function, each behind `blk_core::pci::PciFunction` |
 //! | AHCI 1.3.1 | up to 32 ports; 64-bit addresses; PIO, DMA and queued commands; Register, Set Device Bits, PIO Setup and DMA Setup FISes; HBA reset, COMRESET, SRST, port stop; hot plugging; INTx and one MSI message; software settings preservation |
 //! | **Not there** | **NCQ NON-DATA, SEND and RECEIVE FPDMA QUEUED; port multipliers, enclosure management, command completion coalescing, link power management, device sleep; ATAPI; TCQ; standby timer; security, SET MAX, configuration overlay; SMART attributes, other logs; READ and WRITE BUFFER, DOWNLOAD MICROCODE, SANITIZE, streaming; PRD tables above 4 GiB** |
 
@@ -55,4 +55,4 @@ pub mod sim;
 pub mod wire;
 
 pub use drive::{Drive, DriveConfig};
-pub use front::{Channel, Hba, IdeController, PciAhci, PciIde, PciIdeMode};
+pub use front::{Channel, Hba, IdeController, PciAhci, PciIde, PciIdeChip, PciIdeMode};

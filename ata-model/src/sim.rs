@@ -20,7 +20,7 @@ use heapless::Vec;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::drive::DriveConfig;
-use crate::front::{Channel, PciIde, PciIdeMode};
+use crate::front::{Channel, PciIde, PciIdeChip, PciIdeMode};
 use crate::wire::{Control, DeviceBits, ErrorBits, Prd, Status};
 
 /// The command block, the control block and the bus master of the channel.
@@ -111,7 +111,8 @@ impl IdeGuest {
         let hardware = match config.transport {
             Transport::Pio => Hardware::Isa(Channel::new([Some(drive), None])),
             Transport::Dma => {
-                let device = PciIde::new([Some(drive), None, None, None], PciIdeMode::Native);
+                let device =
+                    PciIde::new([Some(drive), None, None, None], PciIdeChip::Piix3, PciIdeMode::Native);
                 Hardware::Pci(PciFunction::new(device, MsixOwner::Function))
             }
         };

@@ -13,7 +13,7 @@
 
 mod rig;
 
-use ata_model::{PciAhci, PciIde, PciIdeMode};
+use ata_model::{PciAhci, PciIde, PciIdeChip, PciIdeMode};
 use blk_core::bus::Width;
 use blk_core::pci::{Bar, Capability, Endpoint as _, MsixOwner, PciFunction};
 use blk_core::storage::Cache;
@@ -24,8 +24,8 @@ const INTX_DISABLE: u64 = 1 << 10;
 const WRITE_DMA: u8 = 0xca;
 const READ_DMA: u8 = 0xc8;
 
-fn compatible() -> Ide {
-    let device = PciIde::new([drive(0), None, None, None], PciIdeMode::Compatibility);
+fn function(chip: PciIdeChip, mode: PciIdeMode) -> Ide {
+    let device = PciIde::new([drive(0), None, drive(2), None], chip, mode);
     Rig::new(PciFunction::new(device, MsixOwner::Function), Cache::WriteBack)
 }
 
@@ -103,10 +103,18 @@ fn the_index_data_pair_reaches_the_registers_and_nothing_else() {
 }
 
 #[test]
-fn a_pci_ide_function_is_a_piix3_in_either_mode() {
-    for (mut rig, class) in [(one_drive(Cache::WriteBack), 0x01_0185), (compatible(), 0x01_0180)] {
-        assert_eq!(rig.config(0, Width::Dword), 0x7010_8086);
-        assert_eq!((rig.config(8, Width::Dword) >> 8, rig.config(0x3d, Width::Byte)), (class, 1));
+fn a_pci_ide_function_is_a_piix_in_each_mode() {
+    use {PciIdeChip::*, PciIdeMode::*};
+    let modes = [(Native, 0x01_0185, 1), (Compatibility, 0x01_0180, 0), (CompatibilityByPin, 0x01_0180, 1)];
+    let cases = [(Piix3, 0x7010_8086), (Piix4, 0x7111_8086)].map(|chip| modes.map(|mode| (chip, mode)));
+    for ((chip, id), (mode, class, pin)) in cases.into_iter().flatten() {
+        let mut rig = function(chip, mode);
+        assert_eq!(rig.config(0, Width::Dword), id);
+        assert_eq!((rig.config(8, Width::Dword) >> 8, rig.config(0x3d, Width::Byte)), (class, pin));
+        // UDMACTL and UDMATIM, which a PIIX3 does not have.
+        rig.set_config(0x48, Width::Dword, 0xffff_ffff);
+        let udma = if chip == Piix4 { 0x3333_000f } else { 0 };
+        assert_eq!(rig.config(0x48, Width::Dword), udma);
         let sizes = [0, 1, 2, 3, 4, 5].map(|bar| size(&mut rig, bar));
         assert_eq!(sizes, [(1, 8), (1, 4), (1, 8), (1, 4), (1, 16), (0, 0)]);
         // Both channels decode, whatever firmware writes there; timings are kept.
@@ -137,6 +145,21 @@ fn the_capability_bits_are_as_firmware_leaves_them_and_software_may_change_them(
     assert_eq!(status(&mut rig), [0, 0x40]);
     rig.hardware_reset();
     assert_eq!(status(&mut rig), [0x20, 0x60]);
+}
+
+#[test]
+fn in_compatibility_mode_each_channel_has_a_wire() {
+    let mut rig = function(PciIdeChip::Piix4, PciIdeMode::Compatibility);
+    for (bar, wire) in [(0, 0b01), (2, 0b10)] {
+        rig.out(bar, 7, 0xe7);
+        rig.poll();
+        assert_eq!(rig.irq, wire);
+        assert_eq!((rig.input(bar, 7), rig.irq), (READY, 0));
+    }
+    rig.out(2, 7, 0xe7);
+    rig.poll();
+    rig.hardware_reset();
+    assert_eq!(rig.irq, 0, "a reset lets go of it");
 }
 
 #[test]

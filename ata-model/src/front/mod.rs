@@ -14,4 +14,4 @@ pub use bmdma::{BusMaster, Cursor};
 pub use controller::IdeController;
 pub use ide::{Channel, Staged};
 pub use pci_ahci::PciAhci;
-pub use pci_ide::{PciIde, PciIdeMode};
+pub use pci_ide::{PciIde, PciIdeChip, PciIdeMode};

@@ -1,5 +1,5 @@
-//! The IDE controller of a PIIX3 as a PCI function ("82371FB (PIIX) and 82371SB (PIIX3) PCI ISA IDE Xcelerator";
-//! "PCI IDE Controller Specification", revision 1.0).
+//! The IDE controller of a PIIX3 or a PIIX4 as a PCI function ("82371FB (PIIX) and 82371SB (PIIX3) PCI ISA IDE Xcelerator";
+//! "82371AB PCI-TO-ISA / IDE XCELERATOR (PIIX4)"; "PCI IDE Controller Specification", revision 1.0).
 
 use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
@@ -20,38 +20,55 @@ const IDETIM_TIMINGS: u32 = 0x7fff_7fff;
 const SIDETIM: u8 = 0x44;
 const SIDETIM_TIMINGS: u32 = 0xff;
 
-/// How both channels are found.
+/// UDMACTL and UDMATIM of a PIIX4, at 48h and 4Ah: which drives use Ultra DMA, and how fast. Kept, and without effect.
+const UDMA: u8 = 0x48;
+const UDMA_SETTINGS: u32 = 0x3333_000f;
+
+/// Which controller it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum PciIdeChip {
+    /// 8086:7010, whose drives go to multiword DMA mode 2.
+    Piix3,
+    /// 8086:7111, which has Ultra DMA up to mode 2.
+    Piix4,
+}
+
+/// How both channels are found, and how they interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeMode {
-    /// Where their BARs are (class 010185h).
+    /// Where their BARs are (class 010185h), by INTA.
     Native,
-    /// At 1F0h, 3F6h, 170h and 376h, by IRQ 14 and 15 (class 010180h): the embedder puts the BARs or its own decoding there,
-    /// control blocks from 3F4h and 374h on, and routes the pin.
+    /// At 1F0h, 3F6h, 170h and 376h (class 010180h), by IRQ 14 and 15: interrupt lines 0 and 1. The embedder puts the BARs or its
+    /// own decoding there, control blocks from 3F4h and 374h on.
     Compatibility,
+    /// The same for a machine that has no such wires: by INTA, which it routes.
+    CompatibilityByPin,
 }
 
-/// An IDE controller with two channels, behind [`PciFunction`](blk_core::pci::PciFunction): 8086:7010.
+/// An IDE controller with two channels, behind [`PciFunction`](blk_core::pci::PciFunction).
 ///
 /// | range | what |
 /// |---|---|
 /// | `Bar(0)` to `Bar(4)` | the registers of [`IdeController`] |
 ///
-/// INTA is high while one of the channels interrupts; [`Self::intrq`] tells which, for machines that have a wire for each.
+/// INTA is high while one of the channels interrupts; [`Self::intrq`] tells which.
 /// The firmware's part of the bus master's status, which drives can do DMA, is done at reset.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PciIde {
     controller: IdeController,
+    chip: PciIdeChip,
     mode: PciIdeMode,
 }
 
 impl PciIde {
     /// A function after power-on; drive n is device n mod 2 of channel n / 2.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; 4], mode: PciIdeMode) -> Self {
+    pub fn new(drives: [Option<DriveConfig>; 4], chip: PciIdeChip, mode: PciIdeMode) -> Self {
         let mut controller = IdeController::new(drives);
         controller.set_bus_master(false);
-        Self { controller, mode }
+        Self { controller, chip, mode }
     }
 
     /// The controller.
@@ -66,10 +83,10 @@ impl PciIde {
         self.controller.channels().each_ref().map(super::ide::Channel::intrq)
     }
 
-    /// The pin's change, of the changes of both channels.
-    fn pin(&self, channels: IrqChange) -> IrqChange {
-        if channels.changed == 0 {
-            return IrqChange::NONE;
+    /// The change of the pin, or of the wires, of the changes of both channels.
+    fn lines(&self, channels: IrqChange) -> IrqChange {
+        if channels.changed == 0 || self.mode == PciIdeMode::Compatibility {
+            return channels;
         }
         IrqChange { changed: 1, level: self.intrq().contains(&true).into() }
     }
@@ -77,20 +94,23 @@ impl PciIde {
 
 impl Endpoint for PciIde {
     fn function(&self) -> Function {
-        let identity = match self.mode {
-            PciIdeMode::Native => Identity::PIIX3_IDE_NATIVE,
-            // A PIIX3 has no pin, and IRQ 14 and 15; a machine without these wires routes the pin.
-            PciIdeMode::Compatibility => Identity { interrupt_pin: 1, ..Identity::PIIX3_IDE },
+        let (native, compatible) = match self.chip {
+            PciIdeChip::Piix3 => (Identity::PIIX3_IDE_NATIVE, Identity::PIIX3_IDE),
+            PciIdeChip::Piix4 => (Identity::PIIX4_IDE_NATIVE, Identity::PIIX4_IDE),
         };
+        let identity = match self.mode {
+            PciIdeMode::Native => native,
+            PciIdeMode::Compatibility => compatible,
+            PciIdeMode::CompatibilityByPin => Identity { interrupt_pin: 1, ..compatible },
+        };
+        let timings = [(IDETIM, IDETIM_DECODE, IDETIM_TIMINGS), (SIDETIM, 0, SIDETIM_TIMINGS)];
+        let udma = (self.chip == PciIdeChip::Piix4).then_some((UDMA, 0, UDMA_SETTINGS));
         let [command, control, bus_master] = [8, 4, 16].map(|bytes| Bar::Io { bytes });
         Function {
             identity,
             bars: [command, control, command, control, bus_master, Bar::Absent],
             capabilities: Vec::new(),
-            specific: Vec::from_iter([
-                (IDETIM, IDETIM_DECODE, IDETIM_TIMINGS),
-                (SIDETIM, 0, SIDETIM_TIMINGS),
-            ]),
+            specific: timings.into_iter().chain(udma).collect(),
         }
     }
 
@@ -109,7 +129,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for PciIde {
         storage: &mut [H],
     ) -> Access<u64> {
         let access = self.controller.read(region, offset, width, memory, storage);
-        Access { irq: self.pin(access.irq), ..access }
+        Access { irq: self.lines(access.irq), ..access }
     }
 
     fn write(
@@ -122,16 +142,16 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for PciIde {
         storage: &mut [H],
     ) -> Access<WriteStatus> {
         let access = self.controller.write(region, offset, width, value, memory, storage);
-        Access { irq: self.pin(access.irq), ..access }
+        Access { irq: self.lines(access.irq), ..access }
     }
 
     fn poll(&mut self, memory: &M, storage: &mut [H]) -> Progress {
         let progress = self.controller.poll(memory, storage);
-        Progress { irq: self.pin(progress.irq), ..progress }
+        Progress { irq: self.lines(progress.irq), ..progress }
     }
 
     fn reset(&mut self, memory: &M, storage: &mut [H]) -> Progress {
         let progress = self.controller.reset(memory, storage);
-        Progress { irq: self.pin(progress.irq), ..progress }
+        Progress { irq: self.lines(progress.irq), ..progress }
     }
 }

@@ -7,7 +7,7 @@ pub mod ahci;
 use std::collections::VecDeque;
 
 use ata_model::wire::Status;
-use ata_model::{Channel, DriveConfig, PciIde, PciIdeMode};
+use ata_model::{Channel, DriveConfig, PciIde, PciIdeChip, PciIdeMode};
 use blk_core::bus::{Device, IrqChange, Progress, Region, Width};
 use blk_core::memory::{CellMemory, GuestMemory};
 use blk_core::op::{Op, Segment};
@@ -176,7 +176,10 @@ pub type Ide = Rig<PciFunction<PciIde, 1>>;
 
 /// A PCI IDE controller.
 pub fn ide(drives: [Option<DriveConfig>; 4], cache: Cache) -> Ide {
-    Rig::new(PciFunction::new(PciIde::new(drives, PciIdeMode::Native), MsixOwner::Function), cache)
+    Rig::new(
+        PciFunction::new(PciIde::new(drives, PciIdeChip::Piix3, PciIdeMode::Native), MsixOwner::Function),
+        cache,
+    )
 }
 
 /// The same with one drive.

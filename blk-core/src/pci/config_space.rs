@@ -78,6 +78,8 @@ impl Identity {
     pub const PIIX4_IDE: Self = Self::intel(0x7111, 0x01, 0x01_0180, 0);
     /// PIIX3 IDE with both channels in native mode, which INTA# serves (class code 010185h).
     pub const PIIX3_IDE_NATIVE: Self = Self::intel(0x7010, 0x00, 0x01_0185, 1);
+    /// PIIX4 IDE, the same.
+    pub const PIIX4_IDE_NATIVE: Self = Self::intel(0x7111, 0x01, 0x01_0185, 1);
     /// ICH9 AHCI (class code 010601h).
     pub const ICH9_AHCI: Self = Self::intel(0x2922, 0x02, 0x01_0601, 1);
 

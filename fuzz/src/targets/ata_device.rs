@@ -1,7 +1,7 @@
 //! A PCI IDE function with two drives on its first channel: configuration space, registers, PRD tables, resets.
 
 use ata_model::drive::DriveConfig;
-use ata_model::front::{PciIde, PciIdeMode};
+use ata_model::front::{PciIde, PciIdeChip, PciIdeMode};
 use blk_core::bus::{Device as _, IrqChange, Region, Width};
 use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
@@ -127,7 +127,7 @@ struct Rig {
 pub fn run(data: &[u8]) {
     let Some((setup, actions)) = parse::<Setup, Action>(data) else { return };
     let [first, second] = ["0", "1"].map(|serial| Some(DriveConfig::new("FUZZED DISK", serial)));
-    let device = PciIde::new([first, second, None, None], PciIdeMode::Native);
+    let device = PciIde::new([first, second, None, None], PciIdeChip::Piix3, PciIdeMode::Native);
     let mut disks = Disk::open(setup.kind, SECTORS, 1);
     disks.append(&mut Disk::open(setup.kind, SECTORS, 1));
     let mut rig = Rig {

@@ -2,7 +2,7 @@
 
 use ata_model::command::{Addressing, Command, Geometry, Operation, Protocol, Row, decode};
 use ata_model::drive::DriveConfig;
-use ata_model::front::{PciIde, PciIdeMode};
+use ata_model::front::{PciIde, PciIdeChip, PciIdeMode};
 use ata_model::wire::{Pair, TaskFile};
 use blk_core::bus::{Device as _, Region, Width};
 use blk_core::pci::{MsixOwner, PciFunction};
@@ -48,7 +48,7 @@ pub fn run(data: &[u8]) {
     memory.unguard();
     let mut disks = Disk::open(input.kind, SECTORS, 1);
     let drives = [Some(DriveConfig::new("FUZZED DISK", "1")), None, None, None];
-    let device = PciIde::new(drives, PciIdeMode::Compatibility);
+    let device = PciIde::new(drives, PciIdeChip::Piix3, PciIdeMode::Compatibility);
     let mut function = PciFunction::new(device, MsixOwner::Function);
     let [heads, sectors, multiple] = input.geometry;
     disks[0].settle(&memory);

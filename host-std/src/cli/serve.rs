@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use host_std::serve::config::{
-    AhciMessages, Config, ConfigError, DeviceConfig, DeviceKind, IdeMode, LogFormat, Size,
+    AhciMessages, Config, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, LogFormat, Size,
 };
 use host_std::serve::spec::ImageSpec;
 
@@ -45,6 +45,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, default_value_t = DeviceArg::VirtioBlk)]
     device: DeviceArg,
 
+    /// Which IDE controller it is.
+    #[arg(long, value_enum, value_name = "CHIP", default_value_t = IdeChipArg::Piix3)]
+    ide_chip: IdeChipArg,
+
     /// How an IDE controller is found: by its BARs, or at the ports of old.
     #[arg(long, value_enum, value_name = "MODE", default_value_t = IdeModeArg::Native)]
     ide_mode: IdeModeArg,
@@ -58,7 +62,7 @@ pub(crate) struct ServeArgs {
     images: Vec<String>,
 
     /// Read everything from a TOML file instead.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "vfio_user", "fd", "device", "ide_mode", "ahci_messages", "images", "record", "fault", "once"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "vfio_user", "fd", "device", "ide_chip", "ide_mode", "ahci_messages", "images", "record", "fault", "once"])]
     config: Option<PathBuf>,
 
     /// Make a control socket here, for `blk-host ctl`.
@@ -145,6 +149,7 @@ impl ServeArgs {
             fd: self.fd,
             queues,
             queue_size: 256,
+            ide_chip: self.ide_chip.into(),
             ide_mode: self.ide_mode.into(),
             ahci_messages: self.ahci_messages.into(),
             once: self.once,
@@ -180,6 +185,24 @@ impl From<DeviceArg> for DeviceKind {
             DeviceArg::Ide => Self::Ide,
             DeviceArg::VirtioBlkPci => Self::VirtioBlkPci,
             DeviceArg::VirtioScsiPci => Self::VirtioScsiPci,
+        }
+    }
+}
+
+/// [`IdeChip`] as an argument.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IdeChipArg {
+    /// 8086:7010.
+    Piix3,
+    /// 8086:7111, which has Ultra DMA.
+    Piix4,
+}
+
+impl From<IdeChipArg> for IdeChip {
+    fn from(arg: IdeChipArg) -> Self {
+        match arg {
+            IdeChipArg::Piix3 => Self::Piix3,
+            IdeChipArg::Piix4 => Self::Piix4,
         }
     }
 }

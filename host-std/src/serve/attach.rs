@@ -74,7 +74,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::config::{AhciMessages, IdeMode};
+    use crate::serve::config::{AhciMessages, IdeChip, IdeMode};
 
     fn device(kind: DeviceKind) -> DeviceConfig {
         DeviceConfig {
@@ -84,6 +84,7 @@ mod tests {
             fd: None,
             queues: 4,
             queue_size: 256,
+            ide_chip: IdeChip::Piix3,
             ide_mode: IdeMode::Native,
             ahci_messages: AhciMessages::PerPort,
             once: false,

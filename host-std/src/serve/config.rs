@@ -81,6 +81,9 @@ pub struct DeviceConfig {
     /// Most entries of a queue.
     #[serde(default = "queue_size")]
     pub queue_size: u16,
+    /// Which IDE controller it is.
+    #[serde(default)]
+    pub ide_chip: IdeChip,
     /// How an IDE controller is found.
     #[serde(default)]
     pub ide_mode: IdeMode,
@@ -101,6 +104,17 @@ const fn one() -> u16 {
 
 const fn queue_size() -> u16 {
     256
+}
+
+/// Which PCI IDE controller it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdeChip {
+    /// 8086:7010.
+    #[default]
+    Piix3,
+    /// 8086:7111, which has Ultra DMA.
+    Piix4,
 }
 
 /// How a PCI IDE controller is found.
@@ -472,6 +486,9 @@ impl DeviceConfig {
         if !(1..=queues_max).contains(&self.queues) {
             let what = format!("queues: {} is not possible", self.queues);
             return error(what, &format!("give 1 to {queues_max}"));
+        }
+        if self.ide_chip != IdeChip::Piix3 && self.kind != DeviceKind::Ide {
+            return error(format!("ide-chip with {}", self.kind.name()), "leave it out, or serve ide");
         }
         if self.ide_mode != IdeMode::Native && self.kind != DeviceKind::Ide {
             return error(format!("ide-mode with {}", self.kind.name()), "leave it out, or serve ide");

@@ -6,11 +6,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ata_model::{DriveConfig, PciIdeMode};
+use ata_model::{DriveConfig, PciIdeChip, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeMode, ImageConfig};
+use super::config::{
+    Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig,
+};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
 use super::policy::{ErrorPolicy, Failure, Gate, Policed};
@@ -298,11 +300,15 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
             (devices::ahci(drives(), per_port)?, handles()?)
         }
         (DeviceKind::Ide, _) => {
+            let chip = match config.ide_chip {
+                IdeChip::Piix3 => PciIdeChip::Piix3,
+                IdeChip::Piix4 => PciIdeChip::Piix4,
+            };
             let mode = match config.ide_mode {
                 IdeMode::Native => PciIdeMode::Native,
-                IdeMode::Compatibility => PciIdeMode::Compatibility,
+                IdeMode::Compatibility => PciIdeMode::CompatibilityByPin,
             };
-            (devices::ide(drives(), mode)?, handles()?)
+            (devices::ide(drives(), chip, mode)?, handles()?)
         }
         (_, None) => anyhow::bail!("no image for {name}"),
     };

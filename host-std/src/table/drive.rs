@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use ata_model::{Channel, DriveConfig, PciAhci, PciIde, PciIdeMode};
+use ata_model::{Channel, DriveConfig, PciAhci, PciIde, PciIdeChip, PciIdeMode};
 use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::CacheMode;
 use blk_core::units::GuestAddr;
@@ -150,7 +150,7 @@ fn drive(front: Front, mode: CacheMode, path: &Path) -> anyhow::Result<Run> {
         }
         Front::PciIde => {
             let drives = [Some(DriveConfig::new("BLK-HOST", "0001")), None, None, None];
-            let device = PciIde::new(drives, PciIdeMode::Native);
+            let device = PciIde::new(drives, PciIdeChip::Piix3, PciIdeMode::Native);
             let function = PciFunction::<_, 1>::new(device, MsixOwner::Function);
             workload(&mut Ide::new(Machine::new(function, memory, vec![handle]), Transfer::Dma)?)?
         }

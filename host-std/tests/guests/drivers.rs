@@ -22,6 +22,8 @@ struct Case {
     interrupts: &'static str,
     /// Commands at once, of each of the disk's queues.
     depth: Option<u32>,
+    /// What the kernel's log says.
+    log: &'static str,
     /// Whether data moves by DMA.
     dma: bool,
     bytes: u64,
@@ -41,6 +43,7 @@ impl Case {
             arguments: "",
             interrupts,
             depth,
+            log: "",
             dma: true,
             bytes: 32 << 20,
         }
@@ -79,6 +82,7 @@ impl Case {
         let interrupts = guest.sh("cat /proc/interrupts");
         assert!(interrupted(&interrupts, self.interrupts, driver), "by {}:\n{interrupts}", self.interrupts);
         let log = guest.kernel_log();
+        assert!(log.contains(self.log), "{}:\n{log}", self.log);
         for bad in ["I/O error", "exception Emask", "failed command", "hard resetting link", "lost interrupt"]
         {
             assert!(!log.contains(bad), "{bad}:\n{log}");
@@ -176,6 +180,12 @@ fn ahci_with_intx() {
 #[test]
 fn ata_piix_native() {
     Case::new(Front::Ide, "IO-APIC").drives();
+}
+
+#[test]
+fn ata_piix_with_ultra_dma_of_a_piix4() {
+    let case = Case::new(Front::Ide, "IO-APIC");
+    Case { serve: &["--ide-chip", "piix4"], log: "PATA max UDMA/33", ..case }.drives();
 }
 
 #[test]

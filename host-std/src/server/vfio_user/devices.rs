@@ -1,6 +1,6 @@
 //! The PCI devices of this project, made for a server: [`Server::pci`](crate::server::Server::pci).
 
-use ata_model::{DriveConfig, PciAhci, PciIde, PciIdeMode};
+use ata_model::{DriveConfig, PciAhci, PciIde, PciIdeChip, PciIdeMode};
 use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::Storage;
 use blk_core::virtio::pci::VECTORS_MAX;
@@ -39,13 +39,17 @@ pub fn ahci(drives: Vec<DriveConfig>, message_per_port: bool) -> Result<Box<dyn 
     })
 }
 
-/// A PCI IDE controller (8086:7010): primary master, primary slave, secondary master, secondary slave. Handle n is of drive n.
+/// A PCI IDE controller: primary master, primary slave, secondary master, secondary slave. Handle n is of drive n.
 ///
 /// # Errors
 /// [`ServerError`] for more than [`IDE_DRIVES`] drives.
-pub fn ide(drives: Vec<DriveConfig>, mode: PciIdeMode) -> Result<Box<dyn PciDevice>, ServerError> {
+pub fn ide(
+    drives: Vec<DriveConfig>,
+    chip: PciIdeChip,
+    mode: PciIdeMode,
+) -> Result<Box<dyn PciDevice>, ServerError> {
     let drives = places::<IDE_DRIVES>(drives, "an IDE controller has 4 drives")?;
-    made(move || Box::new(PciFunction::<_, 1>::new(PciIde::new(drives, mode), MsixOwner::Embedder)))
+    made(move || Box::new(PciFunction::<_, 1>::new(PciIde::new(drives, chip, mode), MsixOwner::Embedder)))
 }
 
 /// A virtio-blk device. Handle n is of queue n; all are of one image.
