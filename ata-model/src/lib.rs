@@ -27,7 +27,7 @@
 //! | NCQ | READ and WRITE FPDMA QUEUED, FUA, 32 at once; log 10h; behind Serial ATA only, and shown there only |
 //! | Registers | two drives on a channel, either missing; HOB, nIEN, SRST; 16- and 32-bit data port; two channels with PCI IDE bus masters |
 //! | PCI | a PIIX3 or PIIX4 IDE function in native or compatibility mode, an ICH9 AHCI function, each behind `blk_core::pci::PciFunction` |
-//! | AHCI 1.3.1 | up to 32 ports; 64-bit addresses; PIO, DMA and queued commands; Register, Set Device Bits, PIO Setup and DMA Setup FISes; HBA reset, COMRESET, SRST, port stop; hot plugging; INTx and one MSI message; software settings preservation |
+//! | AHCI 1.3.1 | up to 32 ports; 64-bit addresses; PIO, DMA and queued commands; Register, Set Device Bits, PIO Setup and DMA Setup FISes; HBA reset, COMRESET, SRST, port stop; hot plugging; INTx, one MSI message, or one of each port by MSI-X; software settings preservation |
 //! | **Not there** | **NCQ NON-DATA, SEND and RECEIVE FPDMA QUEUED; port multipliers, enclosure management, command completion coalescing, link power management, device sleep; ATAPI; TCQ; standby timer; security, SET MAX, configuration overlay; SMART attributes, other logs; READ and WRITE BUFFER, DOWNLOAD MICROCODE, SANITIZE, streaming; PRD tables above 4 GiB** |
 
 #![no_std]

@@ -191,9 +191,9 @@ fn compare_qemu11_scsi() {
 
 #[test]
 fn resize_reaches_the_guest() {
-    for front in Front::VHOST_USER {
+    for front in [Front::Blk, Front::Scsi, Front::BlkPci, Front::ScsiPci] {
         let server = Server::start(Serve::new(front, "writeback", 64 << 20));
-        let mut guest = Guest::boot(&Boot::new(Machine::Uml, front, &server.socket()));
+        let mut guest = Guest::boot(&Boot::new(front.machine(), front, &server.socket()));
         let size = format!("/sys/block/{}/size", front.disk());
         assert_eq!(guest.cat(&size), (64_u64 << 11).to_string());
         server.ctl(&["resize", "96M"]);
