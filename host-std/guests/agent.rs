@@ -6,6 +6,7 @@
 //! agent compare DEVICE BYTES CHUNK THREADS SEED     writes all of it, in parallel, and reads it back, with O_DIRECT
 //! agent hammer DEVICE SECONDS THREADS SEED    goes on writing, flushing and reading back, and says what it saw
 //! agent time DEVICE BYTES CHUNK THREADS    reads so much from the beginning with O_DIRECT, and says how long it took
+//! agent stream DEVICE BYTES CHUNK   the same through the page cache, which holds nothing of it at first
 //! agent scatter DEVICE COUNT CHUNK THREADS SEED    the same with chunks here and there
 //! agent one DEVICE SECTOR VERSION   writes one sector with O_DIRECT; `agent read DEVICE SECTOR` says which version is there
 //! agent stable DEVICE SECTOR VERSION   writes one with O_DSYNC as well
@@ -46,14 +47,19 @@ fn main() -> ExitCode {
         }
         ["time", device, bytes, chunk, threads] => {
             let (count, chunk) = (number(bytes) / number(chunk), number(chunk));
-            timed(device, chunk as usize, number(threads), &(0..count).collect::<Vec<_>>())
+            timed(device, O_DIRECT, chunk as usize, number(threads), &(0..count).collect::<Vec<_>>())
+        }
+        ["stream", device, bytes, chunk] => {
+            let (count, chunk) = (number(bytes) / number(chunk), number(chunk));
+            fs::write("/proc/sys/vm/drop_caches", "3")
+                .and_then(|()| timed(device, 0, chunk as usize, 1, &(0..count).collect::<Vec<_>>()))
         }
         ["scatter", device, count, chunk, threads, seed] => {
             let mut random = Random(number(seed));
             let chunks = size(device).map(|bytes| bytes / number(chunk));
             chunks.and_then(|chunks| {
                 let places: Vec<_> = (0..number(count)).map(|_| random.below(chunks)).collect();
-                timed(device, number(chunk) as usize, number(threads), &places)
+                timed(device, O_DIRECT, number(chunk) as usize, number(threads), &places)
             })
         }
         ["one", device, sector, version] => one(device, 0, number(sector), number(version)),
@@ -465,8 +471,8 @@ fn size(device: &str) -> io::Result<u64> {
 }
 
 /// Reads the chunks at these places, of which each thread has one under way, and says how many microseconds that took.
-fn timed(device: &str, chunk: usize, threads: u64, places: &[u64]) -> io::Result<()> {
-    let file = open(device, O_DIRECT)?;
+fn timed(device: &str, flags: i32, chunk: usize, threads: u64, places: &[u64]) -> io::Result<()> {
+    let file = open(device, flags)?;
     let next = std::sync::atomic::AtomicUsize::new(0);
     let thread = || -> io::Result<()> {
         let mut buffer = Aligned::new(chunk);

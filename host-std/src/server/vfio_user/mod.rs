@@ -7,7 +7,7 @@
 //!    +-- eventfds <------------------------------- irq -----------+
 //! ```
 //!
-//! One thread has the device, and sleeps when there is nothing to do. Messages are answered in order; a register write, an
+//! One thread has the device, and sleeps when there is nothing to do, some hundred microseconds after there was. Messages are answered in order; a register write, an
 //! unmap or a reset that has to wait for the image holds up those after it.
 //!
 //! - Memory that comes without a descriptor is read and written by messages to the client.
@@ -16,6 +16,7 @@
 //!
 //! **Not there:** migration, dirty-page tracking, twin sockets, regions that can be mapped, files for region accesses.
 
+mod access;
 mod connection;
 pub mod devices;
 mod dma;

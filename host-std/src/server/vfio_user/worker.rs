@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use blk_core::bus::{Region, Width, WriteStatus};
-use blk_core::pci::{Bar, Function};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use super::access::{Pieces, Regions};
 use super::connection::{Broken, Connection, Message};
 use super::dma::{Client, Table};
 use super::irq::{Irqs, KINDS};
@@ -25,10 +25,6 @@ use crate::server::mutant::{self, Mutant};
 use crate::server::stats::Counter;
 use crate::server::vhost_user::Waker;
 
-/// Regions of a PCI device (`linux/vfio.h`, VFIO_PCI_NUM_REGIONS): six BARs, ROM, configuration space, VGA.
-const REGIONS: u32 = 9;
-const CONFIG: u32 = 7;
-const CONFIG_BYTES: u64 = 256;
 /// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
 /// while its memory is away is broken until the guest resets the device.
 const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -116,8 +112,7 @@ enum Waiting {
 
 pub(super) struct Worker {
     device: Box<dyn PciDevice>,
-    /// Bytes of each region.
-    regions: [u64; REGIONS as usize],
+    regions: Regions,
     ports: Vec<Port>,
     state: Arc<State>,
     memory: MappedMemory,
@@ -169,7 +164,7 @@ impl Worker {
             epoll::add(&epoll, port.wake_fd(), epoll::EventData::new_u64(IMAGE), flags)?;
         }
         Ok(Self {
-            regions: regions(device.function()),
+            regions: Regions::new(device.function()),
             irqs: Irqs::new(device.function()),
             device,
             ports,
@@ -347,11 +342,11 @@ impl Worker {
             Request::DeviceInfo => {
                 let argsz = size_of::<DeviceInfo>() as u32;
                 // VFIO_DEVICE_FLAGS_RESET, VFIO_DEVICE_FLAGS_PCI.
-                let info = DeviceInfo { argsz, flags: 1 | 2, regions: REGIONS, irqs: KINDS };
+                let info = DeviceInfo { argsz, flags: 1 | 2, regions: Regions::COUNT, irqs: KINDS };
                 self.answer(reply, info.as_bytes());
             }
             Request::RegionInfo { index } => {
-                let size = *self.regions.get(index as usize).ok_or(Errno::INVAL)?;
+                let size = self.regions.bytes(index)?;
                 let argsz = size_of::<RegionInfo>() as u32;
                 // VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE.
                 let flags = if size == 0 { 0 } else { 1 | 2 };
@@ -385,19 +380,8 @@ impl Worker {
         }
     }
 
-    /// Which region an access is to, if it lies within.
-    fn region(&self, access: RegionAccess) -> Result<Region, Errno> {
-        let size = *self.regions.get(access.region as usize).ok_or(Errno::INVAL)?;
-        let end = access.offset.checked_add(access.count.into()).ok_or(Errno::INVAL)?;
-        match access.region {
-            _ if end > size => Err(Errno::INVAL),
-            CONFIG => Ok(Region::Config),
-            bar => Ok(Region::Bar(bar as u8)),
-        }
-    }
-
     fn read(&mut self, reply: Option<Header>, access: RegionAccess) -> Result<(), Errno> {
-        let region = self.region(access)?;
+        let region = self.regions.find(access)?;
         let (mut small, mut large) = ([0; 8], Vec::new());
         let count = access.count as usize;
         let data = match small.get_mut(..count) {
@@ -430,7 +414,7 @@ impl Worker {
         access: RegionAccess,
         data: &'a [u8],
     ) -> Result<impl Iterator<Item = RegisterWrite> + use<'a>, Errno> {
-        let region = self.region(access)?;
+        let region = self.regions.find(access)?;
         let mut rest = data;
         Ok(Pieces::new(access).map(move |(offset, width)| {
             let (piece, others) = rest.split_at(usize::from(width.bytes()).min(rest.len()));
@@ -726,67 +710,5 @@ impl Worker {
                 (_, None) => {}
             }
         }
-    }
-}
-
-/// Bytes of each region.
-fn regions(function: &Function) -> [u64; REGIONS as usize] {
-    let mut regions = [0; REGIONS as usize];
-    for (size, bar) in regions.iter_mut().zip(&function.bars) {
-        *size = match *bar {
-            Bar::Absent => 0,
-            Bar::Io { bytes } | Bar::Memory32 { bytes } | Bar::Memory64 { bytes, .. } => bytes.into(),
-        };
-    }
-    regions[CONFIG as usize] = CONFIG_BYTES;
-    regions
-}
-
-/// An access as the bus makes it: 1, 2, 4 or 8 bytes are one, whatever else is taken apart where it is aligned.
-struct Pieces {
-    offset: u64,
-    left: u32,
-    whole: bool,
-}
-
-impl Pieces {
-    fn new(access: RegionAccess) -> Self {
-        let whole = Width::from_bytes(access.count as usize).is_some();
-        Self { offset: access.offset, left: access.count, whole }
-    }
-}
-
-impl Iterator for Pieces {
-    type Item = (u64, Width);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (offset, left) = (self.offset, self.left);
-        let fits = |bytes: &u32| *bytes <= left && offset.is_multiple_of(u64::from(*bytes));
-        let bytes = if self.whole { left } else { [4, 2, 1].into_iter().find(fits)? };
-        let width = Width::from_bytes(bytes as usize)?;
-        self.offset = offset.wrapping_add(bytes.into());
-        self.left = left - bytes;
-        Some((offset, width))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pieces(offset: u64, count: u32) -> Vec<(u64, u8)> {
-        let access = RegionAccess { offset, region: 0, count };
-        Pieces::new(access).map(|(offset, width)| (offset, width.bytes())).collect()
-    }
-
-    #[test]
-    fn accesses_of_a_register_s_size_are_one_and_others_are_taken_apart() {
-        for count in [1, 2, 4, 8] {
-            assert_eq!(pieces(3, count), [(3, count as u8)]);
-        }
-        assert_eq!(pieces(0, 0), []);
-        assert_eq!(pieces(1, 7), [(1, 1), (2, 2), (4, 4)]);
-        assert_eq!(pieces(2, 12), [(2, 2), (4, 4), (8, 4), (12, 2)]);
-        assert_eq!(pieces(0, 256).len(), 64);
     }
 }
