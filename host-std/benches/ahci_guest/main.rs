@@ -43,6 +43,9 @@ struct Args {
     /// Runs of each row, on each device.
     #[arg(long, value_name = "N", default_value_t = 9)]
     rounds: usize,
+    /// Only rows that have this in their names, as "writeback" or "4 KiB".
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Fail if a ratio is below this.
     #[arg(long, value_name = "RATIO")]
     at_least: Option<f64>,
@@ -53,13 +56,15 @@ struct Args {
 
 const BYTES: u64 = 64 << 20;
 
-/// What is timed, as the agent takes it; the device goes in the middle.
-const ROWS: [(&str, &str, &str); 5] = [
+/// What is timed, and how the agent takes it; the device goes in the middle.
+type Row = (&'static str, &'static str, &'static str);
+
+const ROWS: [Row; 5] = [
     ("64 MiB through the page cache", "stream", "67108864 1048576"),
     ("64 MiB directly, 1 MiB each", "time", "67108864 1048576 1"),
-    ("the same, 128 KiB each", "time", "67108864 131072 1"),
+    ("64 MiB directly, 128 KiB each", "time", "67108864 131072 1"),
     ("2,000 of 4 KiB here and there", "scatter", "2000 4096 1 7"),
-    ("the same, 32 at a time", "scatter", "2000 4096 32 7"),
+    ("2,000 of 4 KiB, 32 at a time", "scatter", "2000 4096 32 7"),
 ];
 
 fn main() {
@@ -67,7 +72,12 @@ fn main() {
     let mut worst = f64::INFINITY;
     println!("{:13}{:32}{:>12}{:>12}{:>8}", "host cache", "reads", "blk-host", "QEMU's own", "ratio");
     for (cache, drive) in [("none", "cache=none,aio=native"), ("writeback", "cache=writeback")] {
-        for (row, ours, theirs, ratio) in compare(cache, drive, args.rounds) {
+        let rows: Vec<_> =
+            ROWS.iter().filter(|row| format!("{cache} {}", row.0).contains(&args.only)).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        for (row, ours, theirs, ratio) in compare(cache, drive, &rows, args.rounds) {
             println!("{cache:13}{row:32}{ours:9.1} ms{theirs:9.1} ms{ratio:8.2}");
             worst = worst.min(ratio);
         }
@@ -79,7 +89,12 @@ fn main() {
 }
 
 /// For each row: its name, the medians in milliseconds, and the median of the ratios of neighbours.
-fn compare(cache: &'static str, drive: &str, rounds: usize) -> Vec<(&'static str, f64, f64, f64)> {
+fn compare(
+    cache: &'static str,
+    drive: &str,
+    rows: &[&Row],
+    rounds: usize,
+) -> Vec<(&'static str, f64, f64, f64)> {
     let server = Server::start(Serve::new(Front::Ahci, cache, BYTES));
     let folder = tempfile::Builder::new().prefix("peer").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
     let folder = folder.expect("a folder");
@@ -101,14 +116,14 @@ fn compare(cache: &'static str, drive: &str, rounds: usize) -> Vec<(&'static str
             guest.sh_within(&format!("agent compare {disk} {BYTES} 131072 8 7"), Duration::from_secs(600));
         assert_eq!(compared, format!("=COMPARED {BYTES} 0"), "the same content on both");
     }
-    let mut time = |row: &(&str, &str, &str), disk: &str| -> f64 {
+    let mut time = |row: &Row, disk: &str| -> f64 {
         let (_, what, how) = row;
         let printed = guest.sh(&format!("agent {what} {disk} {how}"));
         let micros = printed.strip_prefix("=TOOK ").and_then(|micros| micros.parse().ok());
         micros.unwrap_or_else(|| panic!("{printed}"))
     };
     let mut results = Vec::new();
-    for row in &ROWS {
+    for row in rows {
         let mut samples = [vec![], vec![], vec![]];
         for round in 0..=rounds {
             let (ours, theirs) = if round % 2 == 0 {

@@ -4,12 +4,13 @@ use std::ptr::NonNull;
 
 use crate::memory::{HostRange, copy_in, copy_out};
 
-/// Segments that one operation may have.
-pub(super) const SEGMENTS_MAX: u16 = 128;
+/// Segments that one operation may have: as many as Linux puts into a command of an AHCI drive (`AHCI_MAX_SG`), so that none is done
+/// in pieces, one after the other.
+pub(super) const SEGMENTS_MAX: u16 = 168;
 
 /// Iovecs of an operation: a segment that crosses from one region of memory into the next takes two.
 /// Below `IOV_MAX` (1024).
-const CAPACITY: usize = 192;
+const CAPACITY: usize = 256;
 
 /// The memory of one transfer that is still to be moved: mapped, readable and writable while this value is in use.
 pub struct IoVecs {
