@@ -32,6 +32,10 @@ const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// guest's driver needs from one access to the next, and a quick disk for a request.
 const LINGERING_MAX: Duration = Duration::from_micros(400);
 const LINGERING_MIN: Duration = Duration::from_micros(25);
+/// A processor that comes back so late has other work: whoever sleeps is then served sooner than whoever yields, and the thread
+/// does not linger for a while.
+const CROWDED: Duration = Duration::from_millis(1);
+const CROWDED_FOR: Duration = Duration::from_millis(100);
 
 /// What the thread is told. Where there is a `Sender`, the answer comes once it is done.
 pub(super) enum Command {
@@ -135,6 +139,8 @@ pub(super) struct Worker {
     message: Message,
     /// How long the thread looks for more before it sleeps.
     lingering: Duration,
+    /// Until when it does not, because others need the processor.
+    crowded_until: Instant,
     counts: Arc<Counts>,
     commands: Receiver<Command>,
     control: Arc<Waker>,
@@ -181,6 +187,7 @@ impl Worker {
             unsettled: false,
             message: Message::default(),
             lingering: LINGERING_MIN,
+            crowded_until: Instant::now(),
             counts,
             commands,
             control,
@@ -645,10 +652,16 @@ impl Worker {
             return false;
         };
         let client = Arc::clone(&attached.client);
-        let until = Instant::now() + self.lingering;
-        while Instant::now() < until {
+        let mut now = Instant::now();
+        let until = now + self.lingering;
+        while now < until && now >= self.crowded_until {
             // Whom the last message woke may be waiting for this processor.
             rustix::thread::sched_yield();
+            let back = Instant::now();
+            if back.duration_since(now) > CROWDED {
+                self.crowded_until = back + CROWDED_FOR;
+            }
+            now = back;
             let mut connection = client.lock();
             connection.receive();
             if connection.is_ready() {
