@@ -23,14 +23,28 @@ impl Cache {
             say!("kernels and emulators are kept in {}", root.display());
             run(Command::new(script("fetch")).arg(&root));
             let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
-            let agent = built.join("guest-agent");
+            // Made elsewhere and moved into place whole: another process may be using what is there, or making the same.
+            let workshop = tempfile::tempdir_in(built).expect("a folder");
+            let made = |name: &str| {
+                std::fs::rename(workshop.path().join(name), built.join(name)).expect("moved into place");
+                built.join(name)
+            };
             let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
             // Linked statically: the guest has another C library than the one here.
             let options =
                 ["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"];
-            run(Command::new(rustc).args(options).arg(script("agent.rs")).arg("-o").arg(&agent));
-            let initramfs = built.join("guest-initramfs.cpio");
-            run(Command::new(script("initramfs")).args([&root, &agent, &initramfs]));
+            run(Command::new(rustc)
+                .args(options)
+                .arg(script("agent.rs"))
+                .arg("-o")
+                .arg(workshop.path().join("guest-agent")));
+            let agent = made("guest-agent");
+            run(Command::new(script("initramfs")).args([
+                &root,
+                &agent,
+                &workshop.path().join("guest-initramfs.cpio"),
+            ]));
+            let initramfs = made("guest-initramfs.cpio");
             Self { root, initramfs, agent }
         })
     }
