@@ -9,7 +9,7 @@ use blk_core::units::Extent;
 
 use super::bmdma::{Asked, Cursor};
 use super::ide::{Channel, Phase};
-use super::scatter::{Stop, Table, next_piece, to_usize};
+use super::scatter::{Segments, Stop, Table, next_piece, to_usize};
 use crate::command::Row;
 use crate::drive::{Direction, Failure, Reset, Step};
 
@@ -240,13 +240,14 @@ impl Channel {
         };
         let Some(unit) = self.selected() else { return Moved::NotNow };
         let slot = unit.drive.slot();
-        let piece = match next_piece(start, (direction, left), slot, memory, storage) {
+        let segments = &mut Segments::new();
+        let piece = match next_piece(start, (direction, left), segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(Stop::Short) => return Moved::Short,
             Err(Stop::Memory) => return Moved::Failed(NO_MEMORY),
             Err(Stop::NoStaging) => return Moved::Failed(Failure::Aborted),
         };
-        if unit.drive.transfer(memory, storage, piece.sectors, &piece.segments).is_err() {
+        if unit.drive.transfer(memory, storage, piece.sectors, segments).is_err() {
             return Moved::NotNow;
         }
         if piece.staged {

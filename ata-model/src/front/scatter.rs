@@ -89,7 +89,6 @@ pub(super) trait Table: Copy {
 pub(super) struct Piece<T> {
     /// The place in the table behind it; of a `staged` one, before it.
     pub(super) table: T,
-    pub(super) segments: Segments,
     pub(super) sectors: u64,
     /// It is read into the staging buffer, and goes to where the table says by [`Table::copy_in`].
     pub(super) staged: bool,
@@ -112,18 +111,20 @@ impl From<MemoryError> for Stop {
 }
 
 /// The next piece of a transfer, from the start of `left` on: as many whole blocks as go into one operation, or one block
-/// through the staging buffer of `slot`, which is filled with it if it is to be written.
+/// through the staging buffer of `slot`, which is filled with it if it is to be written. Its segments are put into `segments`: a
+/// list that is too long to be passed on from hand to hand.
 pub(super) fn next_piece<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
     table: T,
     (direction, left): (Direction, Extent),
+    segments: &mut Segments,
     slot: u16,
     memory: &M,
     storage: &mut H,
 ) -> Result<Piece<T>, Stop> {
     let info = *storage.info();
-    let (after, segments, bytes) = whole_blocks(table, left, memory, &info)?;
+    let (after, bytes) = whole_blocks(table, left, segments, memory, &info)?;
     if bytes != 0 {
-        return Ok(Piece { table: after, segments, sectors: u64::from(bytes >> 9), staged: false });
+        return Ok(Piece { table: after, sectors: u64::from(bytes >> 9), staged: false });
     }
     if after.is_exhausted() {
         return Err(Stop::Short);
@@ -134,10 +135,10 @@ pub(super) fn next_piece<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
     if direction == Direction::Write && after.copy_out(memory, buffer)? != bytes {
         return Err(Stop::Short);
     }
-    let mut segments = Segments::new();
+    segments.clear();
     let _ = segments.push(Segment::Staging { offset: 0, len: bytes });
     let staged = direction == Direction::Read;
-    Ok(Piece { table: after, segments, sectors: u64::from(bytes >> 9), staged })
+    Ok(Piece { table: after, sectors: u64::from(bytes >> 9), staged })
 }
 
 pub(super) fn to_usize(bytes: u32) -> usize {
@@ -162,22 +163,23 @@ fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -
 fn whole_blocks<T: Table, M: GuestMemory + ?Sized>(
     start: T,
     left: Extent,
+    segments: &mut Segments,
     memory: &M,
     info: &Info,
-) -> Result<(T, Segments, u32), MemoryError> {
+) -> Result<(T, u32), MemoryError> {
     let sectors = chunk_sectors(left.sectors, info.transfer_max_bytes, info);
     let wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
     let segments_max = usize::from(info.segments_max).min(SEGMENTS);
     let mut cursor = start;
-    let mut segments = Segments::new();
-    let got = cursor.gather(memory, wanted, segments_max, &mut segments)?;
+    segments.clear();
+    let got = cursor.gather(memory, wanted, segments_max, segments)?;
     let whole = got.saturating_sub(got.checked_rem(info.logical_block_bytes).unwrap_or(0));
     if whole == 0 || whole == got {
-        return Ok((cursor, segments, whole));
+        return Ok((cursor, whole));
     }
     // Once more, and no further than the last whole block. A table that changed in between is no memory.
     let mut cursor = start;
     segments.clear();
-    let again = cursor.gather(memory, whole, segments_max, &mut segments)?;
-    if again == whole { Ok((cursor, segments, whole)) } else { Err(MemoryError) }
+    let again = cursor.gather(memory, whole, segments_max, segments)?;
+    if again == whole { Ok((cursor, whole)) } else { Err(MemoryError) }
 }

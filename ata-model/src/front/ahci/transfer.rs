@@ -10,7 +10,7 @@ use super::receive::READY;
 use super::registers::Interrupts;
 use crate::command::{Addressing, Protocol, Row};
 use crate::drive::{Direction, Due, Failure, QueueError, Reply, Staged, Step, report_address};
-use crate::front::scatter::{Stop, Table, next_piece, to_usize};
+use crate::front::scatter::{Segments, Stop, Table, next_piece, to_usize};
 
 /// What became of a piece of a command's data.
 enum Moved {
@@ -114,11 +114,12 @@ impl Port {
         storage: &mut H,
     ) -> Moved {
         let Some(unit) = self.unit_mut() else { return Moved::NotNow };
-        let piece = match next_piece(executing.table, what, unit.drive.slot(), memory, storage) {
+        let (segments, slot) = (&mut Segments::new(), unit.drive.slot());
+        let piece = match next_piece(executing.table, what, segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(stop) => return stop.into(),
         };
-        if unit.drive.transfer(memory, storage, piece.sectors, &piece.segments).is_err() {
+        if unit.drive.transfer(memory, storage, piece.sectors, segments).is_err() {
             return Moved::NotNow;
         }
         let bytes = u32::try_from(piece.sectors.saturating_mul(512)).unwrap_or(u32::MAX);
@@ -265,12 +266,13 @@ impl Port {
         let Due { tag, direction, left } = due;
         let Some(unit) = self.unit_mut() else { return Moved::NotNow };
         let Some(&table) = unit.tables.get(usize::from(tag)) else { return Moved::NotNow };
-        let piece = match next_piece(table, (direction, left), unit.drive.slot(), memory, storage) {
+        let (segments, slot) = (&mut Segments::new(), unit.drive.slot());
+        let piece = match next_piece(table, (direction, left), segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(stop) => return stop.into(),
         };
         let moves = (piece.sectors, piece.staged);
-        if unit.drive.transfer_queued(memory, storage, tag, &piece.segments, moves).is_err() {
+        if unit.drive.transfer_queued(memory, storage, tag, segments, moves).is_err() {
             return Moved::NotNow;
         }
         if let Some(place) = unit.tables.get_mut(usize::from(tag)) {
