@@ -37,7 +37,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let path = format!("/proc/self/fd/{}", image.as_raw_fd());
     let backend = FileBackend::open(&path, &FileOptions::new(CacheMode::WriteBack)).expect("an image");
     let handle = Box::new(backend.handle().expect("a handle"));
-    let device = devices::ahci(vec![DriveConfig::new("FUZZ", "1")]).expect("a controller");
+    let device = devices::ahci(vec![DriveConfig::new("FUZZ", "1")], true).expect("a controller");
     let server = Server::pci("ahci", device, vec![handle], PATIENCE).expect("a server");
     let memory = memfd_create("memory", MemfdFlags::CLOEXEC).expect("a memory file");
     ftruncate(&memory, MEMORY_BYTES).expect("its size");
