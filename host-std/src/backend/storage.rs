@@ -47,8 +47,7 @@ pub struct FileStorage<H: Host = LinuxHost> {
     ring_writes: bool,
     engine: Arc<Engine<H>>,
     home: Arc<Home>,
-    /// Jobs not in use. There are as many jobs as the handle is deep.
-    #[expect(clippy::vec_box, reason = "a job moves between owners by pointer")]
+    /// Jobs not in use, which move between owners by pointer. There are as many jobs as the handle is deep.
     free: Vec<Box<Job>>,
     /// Ended, and not seen by a poll.
     ended: VecDeque<Box<Job>>,
