@@ -34,8 +34,9 @@ pub(crate) const DATA: u64 = 0x1_0000;
 
 pub(crate) const INTX: u32 = 0;
 pub(crate) const MSI: u32 = 1;
+pub(crate) const MSIX: u32 = 2;
 
-/// The driver: interrupts come as `interrupts` says, [`INTX`] or [`MSI`].
+/// The driver: interrupts come as `interrupts` says, [`INTX`], [`MSI`] or [`MSIX`].
 pub(crate) struct Ahci {
     pub(crate) client: VfioUser,
     interrupts: u32,
@@ -62,12 +63,18 @@ impl Ahci {
         let client = &mut self.client;
         // Memory and bus mastering.
         client.write(CONFIG, 4, Width::Word, 6).unwrap();
-        if self.interrupts == MSI {
+        // The identity of the capability, and its enable bit (PCI 3.0, 6.8.1.3 and 6.8.2.3).
+        let capability = match self.interrupts {
+            MSI => Some((0x05, 1)),
+            MSIX => Some((0x11, 0x8000)),
+            _ => None,
+        };
+        if let Some((identity, enable)) = capability {
             let mut at = client.read(CONFIG, 0x34, Width::Byte).unwrap();
-            while client.read(CONFIG, at, Width::Byte).unwrap() != 5 {
+            while client.read(CONFIG, at, Width::Byte).unwrap() != identity {
                 at = client.read(CONFIG, at + 1, Width::Byte).unwrap();
             }
-            client.write(CONFIG, at + 2, Width::Word, 1).unwrap();
+            client.write(CONFIG, at + 2, Width::Word, enable).unwrap();
         }
         let signal = IrqFlags::EVENTFD | IrqFlags::TRIGGER;
         client.set_irqs(self.interrupts, signal, 0..1, &[], &[self.irq.as_fd()]).unwrap();

@@ -16,7 +16,8 @@ fn a_device_shows_its_regions_and_nothing_beyond_them() {
     let info = client.device_info().unwrap();
     assert_eq!((info.flags, info.regions, info.irqs), (3, 9, 3));
     let sizes: Vec<_> = (0..9).map(|index| client.region_info(index).unwrap().size).collect();
-    assert_eq!(sizes, [0, 0, 0, 0, 32, 4096, 0, 256, 0]);
+    // BAR 0 has the messages' table, BAR 4 the index and data pair, BAR 5 the registers.
+    assert_eq!(sizes, [4096, 0, 0, 0, 32, 4096, 0, 256, 0]);
     assert_eq!(super::ahci::refused(client.region_info(9)), 22);
     // All of it at once, and the same in parts.
     let whole = client.read_bytes(CONFIG, 0, 256).unwrap();
@@ -24,7 +25,7 @@ fn a_device_shows_its_regions_and_nothing_beyond_them() {
     let parts: Vec<u8> = (0..64).flat_map(|n| client.read_bytes(CONFIG, n * 4, 4).unwrap()).collect();
     assert_eq!(whole, parts);
     for (region, offset, count) in
-        [(CONFIG, 255, 2), (5, 4096, 1), (5, u64::MAX, 1), (0, 0, 1), (6, 0, 4), (9, 0, 4)]
+        [(CONFIG, 255, 2), (5, 4096, 1), (5, u64::MAX, 1), (1, 0, 1), (6, 0, 4), (9, 0, 4)]
     {
         assert_eq!(super::ahci::refused(client.read_bytes(region, offset, count)), 22, "{region} {offset}");
     }
