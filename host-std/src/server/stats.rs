@@ -42,7 +42,7 @@ pub struct QueueStats {
     pub errors: u64,
     /// Requests in flight now.
     pub in_flight: u32,
-    /// Interrupts: writes to the call descriptor.
+    /// Interrupts: writes to the call descriptor. Those of a PCI device are all counted with its first image.
     pub notifications: u64,
     /// Times that the guest's notification woke the queue's thread.
     pub kicks: u64,

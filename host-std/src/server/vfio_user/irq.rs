@@ -1,6 +1,8 @@
 //! The device's interrupt lines, as the client's eventfds.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use blk_core::bus::IrqChange;
 use blk_core::pci::{Capability, Function};
@@ -8,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::protocol::{IrqFlags, IrqSet};
+use crate::server::stats::Counter;
 
 /// Kinds of interrupts of a PCI device (`linux/vfio.h`, VFIO_PCI_INTX_IRQ_INDEX and so on). The error and the request
 /// interrupt are not there.
@@ -20,6 +23,9 @@ const MSIX: u32 = 2;
 const INTX_FLAGS: u32 = 1 | 2 | 4;
 const MESSAGE_FLAGS: u32 = 1 | 8;
 
+/// How long a message waits for more requests, whatever the guest does meanwhile.
+const WAITING_MAX: Duration = Duration::from_micros(800);
+
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// The interrupts of a device and where they go.
@@ -28,8 +34,34 @@ pub(super) struct Irqs {
     intx: Option<Intx>,
     msi: Messages,
     msix: Messages,
+    /// A message may be there to signal.
+    due: bool,
+    moderation: Moderation,
     /// Interrupts signalled so far.
-    pub(super) signalled: u64,
+    signalled: Arc<Counter>,
+}
+
+/// When messages are signalled. A guest that has many requests under way sends new ones as it hears that old ones have ended;
+/// if it heard of each by itself, most of its time would go into its interrupt handler, each of whose looks at a register is a
+/// message to us and back. So a message waits until as many requests have come as the guest heard of the last time: that one
+/// it has answered then. One request at a time never waits, nor does a guest whose handler reads no register.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moderation {
+    /// How many have to come.
+    expected: u32,
+    /// The handler has not looked since the last message.
+    unheard: bool,
+    /// What [`Requests`] was when it did.
+    last: Requests,
+    /// Since when a message has been waiting.
+    since: Option<Instant>,
+}
+
+/// How many requests have come and how many have ended, wrapping.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Requests {
+    pub(super) begun: u32,
+    pub(super) ended: u32,
 }
 
 /// The pin. A client takes it for asserted from our signal until the guest accesses a register, and then unmasks; so it
@@ -57,7 +89,7 @@ struct Message {
 
 impl Irqs {
     /// Those that a function has.
-    pub(super) fn new(function: &Function) -> Self {
+    pub(super) fn new(function: &Function, signalled: Arc<Counter>) -> Self {
         let count =
             |of: fn(&Capability) -> Option<u32>| function.capabilities.iter().find_map(of).unwrap_or(0);
         let msi = count(|capability| match *capability {
@@ -69,7 +101,14 @@ impl Irqs {
             _ => None,
         });
         let intx = (function.identity.interrupt_pin != 0).then(Intx::default);
-        Self { intx, msi: Messages::new(msi), msix: Messages::new(msix), signalled: 0 }
+        Self {
+            intx,
+            msi: Messages::new(msi),
+            msix: Messages::new(msix),
+            due: false,
+            moderation: Moderation::default(),
+            signalled,
+        }
     }
 
     /// Flags and number of a kind.
@@ -90,9 +129,10 @@ impl Irqs {
         for message in self.msi.0.iter_mut().chain(&mut self.msix.0) {
             *message = Message::default();
         }
+        (self.due, self.moderation) = (false, Moderation::default());
     }
 
-    /// Passes on what the device reported.
+    /// Passes on what the device reported: a level at once, messages by [`signal`](Self::signal).
     #[inline]
     pub(super) fn change(&mut self, irq: IrqChange) {
         if irq != IrqChange::NONE {
@@ -102,16 +142,35 @@ impl Irqs {
 
     fn pass_on(&mut self, irq: IrqChange) {
         if let (Some(intx), Some(level)) = (&mut self.intx, irq.line(0)) {
-            self.signalled += u64::from(intx.set(level));
+            self.signalled.add(u64::from(intx.set(level)));
         }
         let due = (irq.changed & irq.level) >> 1;
-        let messages = if self.msix.in_use() { &mut self.msix } else { &mut self.msi };
-        for (vector, message) in messages.0.iter_mut().enumerate().take(32) {
-            if due >> vector & 1 != 0 {
-                message.pending = true;
-                self.signalled += u64::from(message.signal());
-            }
+        for (vector, message) in self.messages().0.iter_mut().enumerate().take(32) {
+            message.pending |= due >> vector & 1 != 0;
         }
+        self.due |= due != 0;
+    }
+
+    fn messages(&mut self) -> &mut Messages {
+        if self.msix.in_use() { &mut self.msix } else { &mut self.msi }
+    }
+
+    /// Signals the messages that are due, if they need not wait for more requests, or when the guest has been quiet.
+    #[inline]
+    pub(super) fn signal(&mut self, requests: Requests, quiet: bool) {
+        if self.due && (quiet || !self.moderation.waits(requests)) {
+            self.due = false;
+            (self.moderation.unheard, self.moderation.since) = (true, None);
+            let signalled = self.messages().0.iter_mut().filter_map(|message| message.signal().then_some(1));
+            let signalled = signalled.sum();
+            self.signalled.add(signalled);
+        }
+    }
+
+    /// The guest has read a register.
+    #[inline]
+    pub(super) fn heard(&mut self, requests: Requests) {
+        self.moderation.heard(requests);
     }
 
     /// DEVICE_SET_IRQS.
@@ -165,14 +224,14 @@ impl Irqs {
             _ => {
                 if let Some(intx) = self.intx.as_mut().filter(|_| !range.is_empty()) {
                     *intx = Intx { fd: fds.next(), level: intx.level, ..Intx::default() };
-                    self.signalled += u64::from(intx.signal());
+                    self.signalled.add(u64::from(intx.signal()));
                 }
                 return;
             }
         };
         for message in messages.0.get_mut(range).unwrap_or_default() {
             message.fd = fds.next();
-            self.signalled += u64::from(message.signal());
+            self.signalled.add(u64::from(message.signal()));
         }
     }
 
@@ -183,7 +242,7 @@ impl Irqs {
                     IrqFlags::MASK => intx.masked = true,
                     IrqFlags::UNMASK => {
                         (intx.masked, intx.outstanding) = (false, false);
-                        self.signalled += u64::from(intx.signal());
+                        self.signalled.add(u64::from(intx.signal()));
                     }
                     IrqFlags::TRIGGER => {
                         raise(intx.fd.as_ref());
@@ -199,6 +258,20 @@ impl Irqs {
             }
         }
         Ok(())
+    }
+}
+
+impl Moderation {
+    fn waits(&mut self, requests: Requests) -> bool {
+        requests.begun.wrapping_sub(self.last.begun) < self.expected
+            && self.since.get_or_insert_with(Instant::now).elapsed() < WAITING_MAX
+    }
+
+    fn heard(&mut self, requests: Requests) {
+        if std::mem::take(&mut self.unheard) {
+            self.expected = requests.ended.wrapping_sub(self.last.ended);
+            self.last = requests;
+        }
     }
 }
 
@@ -259,5 +332,102 @@ fn raise(fd: Option<&OwnedFd>) {
         && matches!(poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&NOW)), Ok(1..))
     {
         let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ata_model::DriveConfig;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::server::vfio_user::devices;
+
+    /// A device with one MSI message, and the client's side of its eventfd.
+    fn one_message() -> (Irqs, OwnedFd) {
+        let device = devices::ahci(vec![DriveConfig::new("D", "S")], false).unwrap();
+        let mut irqs = Irqs::new(device.function(), Arc::default());
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        irqs.assign(MSI, 0..1, vec![fd.try_clone().unwrap()]);
+        (irqs, fd)
+    }
+
+    /// So many requests have come and ended, each at once, and the device raises its message. Whether it is signalled.
+    fn raised(irqs: &mut Irqs, fd: &OwnedFd, n: u32) -> bool {
+        irqs.change(IrqChange { changed: 2, level: 2 });
+        irqs.signal(Requests { begun: n, ended: n }, false);
+        signalled(fd)
+    }
+
+    fn signalled(fd: &OwnedFd) -> bool {
+        rustix::io::read(fd, &mut [0; 8]).is_ok()
+    }
+
+    #[test]
+    fn the_message_of_one_request_at_a_time_never_waits() {
+        let (mut irqs, fd) = one_message();
+        for n in 1..100 {
+            assert!(raised(&mut irqs, &fd, n), "request {n}");
+            irqs.heard(Requests { begun: n, ended: n });
+            irqs.heard(Requests { begun: n, ended: n });
+        }
+    }
+
+    #[test]
+    fn a_message_waits_for_as_many_requests_as_the_guest_heard_of() {
+        let (mut irqs, fd) = one_message();
+        assert!(raised(&mut irqs, &fd, 8), "nothing is known of this guest yet");
+        // Two came before the handler looked, and of three the host has not answered one.
+        irqs.heard(Requests { begun: 11, ended: 10 });
+        for n in 12..21 {
+            assert!(!raised(&mut irqs, &fd, n), "request {n}");
+        }
+        assert!(raised(&mut irqs, &fd, 21), "10 have come");
+        irqs.heard(Requests { begun: 21, ended: 12 });
+        assert!(!raised(&mut irqs, &fd, 22));
+        assert!(raised(&mut irqs, &fd, 23), "2 have come, as 2 had ended");
+    }
+
+    #[test]
+    fn a_message_waits_no_longer_when_the_guest_is_quiet() {
+        let (mut irqs, fd) = one_message();
+        assert!(raised(&mut irqs, &fd, 8));
+        irqs.heard(Requests { begun: 8, ended: 8 });
+        assert!(!raised(&mut irqs, &fd, 9));
+        irqs.signal(Requests { begun: 9, ended: 9 }, true);
+        assert!(signalled(&fd));
+        irqs.heard(Requests { begun: 9, ended: 9 });
+        assert!(raised(&mut irqs, &fd, 10), "one at a time again");
+        irqs.signal(Requests { begun: 10, ended: 10 }, true);
+        assert!(!signalled(&fd), "only what the device raised");
+    }
+
+    #[test]
+    fn a_message_waits_no_longer_than_it_may() {
+        let (mut irqs, fd) = one_message();
+        assert!(raised(&mut irqs, &fd, 8));
+        irqs.heard(Requests { begun: 8, ended: 8 });
+        assert!(!raised(&mut irqs, &fd, 9));
+        std::thread::sleep(WAITING_MAX);
+        assert!(raised(&mut irqs, &fd, 10));
+    }
+
+    #[test]
+    fn a_guest_whose_handler_reads_nothing_never_waits() {
+        let (mut irqs, fd) = one_message();
+        for n in 1..10 {
+            assert!(raised(&mut irqs, &fd, n * 8));
+        }
+    }
+
+    #[test]
+    fn counts_of_requests_wrap() {
+        let (mut irqs, fd) = one_message();
+        assert!(raised(&mut irqs, &fd, u32::MAX - 1));
+        irqs.heard(Requests { begun: u32::MAX - 1, ended: u32::MAX - 1 });
+        irqs.moderation.expected = 3;
+        assert!(!raised(&mut irqs, &fd, u32::MAX));
+        assert!(!raised(&mut irqs, &fd, 0));
+        assert!(raised(&mut irqs, &fd, 1));
     }
 }

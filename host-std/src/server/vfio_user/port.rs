@@ -8,6 +8,7 @@ use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{Busy, Completion, Info, Storage};
 use blk_core::units::Tag;
 
+use super::irq::Requests;
 use crate::backend::Handle;
 use crate::memory::MappedMemory;
 use crate::server::stats::QueueCounters;
@@ -39,7 +40,9 @@ const OURS: Tag = Tag { slot: u16::MAX, generation: 0 };
 #[derive(Debug, Default)]
 pub(super) struct State {
     shut: AtomicBool,
-    in_flight: AtomicU32,
+    /// Operations that have begun, and that have ended, wrapping.
+    begun: AtomicU32,
+    ended: AtomicU32,
 }
 
 impl State {
@@ -53,14 +56,19 @@ impl State {
 
     /// Operations of all ports in flight.
     pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        let Requests { begun, ended } = self.requests();
+        begun.wrapping_sub(ended)
     }
 
-    /// One thread has all ports.
-    fn add(&self, change: i32) {
-        let now = self.in_flight().wrapping_add_signed(change);
-        self.in_flight.store(now, Ordering::Relaxed);
+    /// Operations of all ports so far.
+    pub(super) fn requests(&self) -> Requests {
+        Requests { begun: self.begun.load(Ordering::Relaxed), ended: self.ended.load(Ordering::Relaxed) }
     }
+}
+
+/// One thread has all ports.
+fn count(counter: &AtomicU32) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
 impl Port {
@@ -125,7 +133,7 @@ impl Storage<MappedMemory> for Port {
             _ => {}
         }
         self.counters.in_flight.add(1);
-        self.state.add(1);
+        count(&self.state.begun);
         Ok(())
     }
 
@@ -135,7 +143,7 @@ impl Storage<MappedMemory> for Port {
             self.flush = Flush::Ended(completion.result.is_ok());
             completion = self.inner.poll(memory)?;
         }
-        self.state.add(-1);
+        count(&self.state.ended);
         let in_flight = &self.counters.in_flight;
         in_flight.set(in_flight.get().saturating_sub(1));
         let read = self.moving.iter().position(|(tag, _)| *tag == completion.tag);

@@ -166,13 +166,17 @@ impl Served for Pci {
     }
 
     fn stats(&self) -> Stats {
+        let mut queues: Vec<_> = self.counters.iter().map(|counters| counters.snapshot()).collect();
+        if let Some(first) = queues.first_mut() {
+            first.notifications = self.counts.interrupts.get();
+        }
         Stats {
             clients: self.clients.load(Ordering::Relaxed),
             connected: lock(&self.peer).is_some(),
             paused: *lock(&self.paused),
             memory_tables: self.counts.memory_tables.get(),
             resubmitted: 0,
-            queues: self.counters.iter().map(|counters| counters.snapshot()).collect(),
+            queues,
         }
     }
 }

@@ -32,6 +32,9 @@ const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// guest's driver needs from one access to the next, and a quick disk for a request.
 const LINGERING_MAX: Duration = Duration::from_micros(400);
 const LINGERING_MIN: Duration = Duration::from_micros(25);
+/// A message that waits for more requests waits no longer after the guest's last access: one that issues them is quicker, even
+/// where its processor is emulated.
+const QUIET: Duration = Duration::from_micros(100);
 /// A processor that comes back so late has other work: whoever sleeps is then served sooner than whoever yields, and the thread
 /// does not linger for a while.
 const CROWDED: Duration = Duration::from_millis(1);
@@ -57,6 +60,7 @@ pub(super) enum Command {
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) memory_tables: Counter,
+    pub(super) interrupts: Arc<Counter>,
 }
 
 /// A client, and what it is waiting for.
@@ -171,7 +175,7 @@ impl Worker {
         }
         Ok(Self {
             regions: Regions::new(device.function()),
-            irqs: Irqs::new(device.function()),
+            irqs: Irqs::new(device.function(), Arc::clone(&counts.interrupts)),
             device,
             ports,
             state,
@@ -207,7 +211,9 @@ impl Worker {
             }
             self.serve();
             let again = self.look_after();
-            if !self.settle() && !again && !self.linger() {
+            let moved = self.settle();
+            self.irqs.signal(self.state.requests(), false);
+            if !moved && !again && !self.linger() {
                 self.sleep(&mut events);
             }
         }
@@ -410,6 +416,7 @@ impl Worker {
             let header = header.reply(size_of::<RegionAccess>() + count);
             let _ = attached.client.lock().send(&[header.as_bytes(), access.as_bytes(), data]);
         }
+        self.irqs.heard(self.state.requests());
         // A read may free what the device waited for.
         self.due = true;
         Ok(())
@@ -654,6 +661,7 @@ impl Worker {
         let client = Arc::clone(&attached.client);
         let mut now = Instant::now();
         let until = now + self.lingering;
+        let quiet = now + QUIET;
         while now < until && now >= self.crowded_until {
             // Whom the last message woke may be waiting for this processor.
             rustix::thread::sched_yield();
@@ -672,6 +680,7 @@ impl Worker {
                 self.due = true;
                 self.look_after();
             }
+            self.irqs.signal(self.state.requests(), now >= quiet);
         }
         self.due
     }
@@ -685,6 +694,7 @@ impl Worker {
     /// Sleeps until the client, an image or a command wakes it.
     fn sleep(&mut self, events: &mut Vec<epoll::Event>) {
         use crate::backend::Handle as _;
+        self.irqs.signal(self.state.requests(), true);
         for port in &mut self.ports {
             if !port.arm() {
                 self.due = true;
