@@ -1,5 +1,6 @@
 //! Guests boot with our disk, see the cache that is there, switch it, and read back what they wrote.
 
+mod cloud_hypervisor;
 mod printed;
 
 use std::time::{Duration, Instant};

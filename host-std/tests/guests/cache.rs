@@ -39,14 +39,19 @@ impl Cache {
                 .arg("-o")
                 .arg(workshop.path().join("guest-agent")));
             let agent = made("guest-agent");
-            run(Command::new(script("initramfs")).args([
-                &root,
-                &agent,
-                &workshop.path().join("guest-initramfs.cpio"),
-            ]));
+            run(&mut initramfs(&root, &agent, &workshop.path().join("guest-initramfs.cpio")));
             let initramfs = made("guest-initramfs.cpio");
             Self { root, initramfs, agent }
         })
+    }
+
+    /// The initramfs with files of this machine: each by its path there and its path here.
+    pub(crate) fn initramfs_with(&self, files: &[(&str, &Path)], out: &Path) {
+        let mut command = initramfs(&self.root, &self.agent, out);
+        for (there, here) in files {
+            command.arg(format!("{there}={}", here.display()));
+        }
+        run(&mut command);
     }
 
     pub(crate) fn file(&self, path: &str) -> PathBuf {
@@ -80,6 +85,12 @@ impl Cache {
         });
         kernels.next().unwrap_or_else(|| panic!("no kernel in {}", boot.display()))
     }
+}
+
+fn initramfs(root: &Path, agent: &Path, out: &Path) -> Command {
+    let mut command = Command::new(script("initramfs"));
+    command.args([root, agent, out]);
+    command
 }
 
 /// `BLK_HOST_CACHE`, or the user's folder for caches.

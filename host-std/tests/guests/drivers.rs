@@ -116,7 +116,7 @@ fn driver_of(guest: &mut Guest, front: Front) -> String {
 
 /// Through the page cache: writes what is hashed before, has it made stable, and reads it back from the disk. Returns the hash
 /// and how many bytes it is of, from the disk's beginning.
-fn buffered(guest: &mut Guest, disk: &str, bytes: u64) -> (String, u64) {
+pub(crate) fn buffered(guest: &mut Guest, disk: &str, bytes: u64) -> (String, u64) {
     let count = bytes.min(4 << 20) >> 16;
     guest.sh(&format!("dd if=/dev/urandom of=/tmp/data bs=65536 count={count} 2>/dev/null"));
     let hash = first_word(&guest.sh("sha256sum </tmp/data"));
@@ -140,7 +140,7 @@ fn interrupted(table: &str, controller: &str, driver: &str) -> bool {
     })
 }
 
-fn first_word(text: &str) -> String {
+pub(crate) fn first_word(text: &str) -> String {
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 

@@ -38,6 +38,9 @@ impl Output {
 /// For a command that is quick on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 
+/// What ends a guest that has a switch for its power.
+pub(crate) const OFF: &str = "exec poweroff -f";
+
 impl Guest {
     /// Boots, and waits for the shell and for the disk.
     pub(crate) fn boot(boot: &Boot<'_>) -> Self {
@@ -46,6 +49,20 @@ impl Guest {
 
     /// The same, by a command that is made for the guest's folder.
     pub(crate) fn start_by(boot: &Boot<'_>, command: impl FnOnce(&Path) -> Command) -> Self {
+        let name = format!("{} on {}", boot.machine.name(), boot.front.name());
+        // Without ACPI there is no switch, but a reset ends the emulator too.
+        let off = if boot.arguments.contains("acpi=off") { "exec reboot -f" } else { OFF };
+        let mut guest = Self::without_disk(name, off, command);
+        guest.await_disk(boot.front);
+        guest
+    }
+
+    /// A guest that none of our disks is attached to.
+    pub(crate) fn without_disk(
+        name: String,
+        off: &'static str,
+        command: impl FnOnce(&Path) -> Command,
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("guest").tempdir().expect("a temporary folder");
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let theirs = OwnedFd::from(theirs);
@@ -54,15 +71,15 @@ impl Guest {
         command.stdin(Stdio::from(theirs.try_clone().expect("a descriptor"))).stdout(Stdio::from(theirs));
         // A group of its own: User-Mode Linux is many processes.
         let child = command.stderr(log).process_group(0).spawn().expect("the guest starts");
-        let name = format!("{} on {}", boot.machine.name(), boot.front.name());
-        // Without ACPI there is no switch, but a reset ends the emulator too.
-        let off = if boot.arguments.contains("acpi=off") { "exec reboot -f" } else { "exec poweroff -f" };
         let mut guest = Self { child, console: Console::new(ours), folder, name, off };
         guest.ready();
-        let disk = boot.front.disk();
-        // SCSI is scanned in the background.
-        guest.sh(&format!("n=0; until test -b /dev/{disk} || test $n = 100; do sleep 0.1; n=$((n+1)); done; test -b /dev/{disk}"));
         guest
+    }
+
+    /// Waits until the disk is there: SCSI is scanned in the background.
+    pub(crate) fn await_disk(&mut self, front: Front) {
+        let disk = front.disk();
+        self.sh(&format!("n=0; until test -b /dev/{disk} || test $n = 100; do sleep 0.1; n=$((n+1)); done; test -b /dev/{disk}"));
     }
 
     /// Waits until the shell is there, at first or after a reboot.

@@ -152,7 +152,7 @@ impl<'a> Boot<'a> {
         }
     }
 
-    fn kernel_arguments(&self, port: &str) -> String {
+    pub(crate) fn kernel_arguments(&self, port: &str) -> String {
         let Self { driver, filesystem, arguments, .. } = self;
         format!("quiet panic=-1 blk.port={port} blk.modules={driver},sd_mod,{filesystem} {arguments}")
     }
@@ -179,8 +179,7 @@ impl<'a> Boot<'a> {
         if !self.reboot {
             command.arg("-no-reboot");
         }
-        command.arg("-serial").arg(format!("file:{}", folder.join("kernel").display()));
-        command.args(["-chardev", "stdio,id=port,signal=off", "-serial", "chardev:port"]);
+        serial_ports(&mut command, folder);
         match self.front {
             Front::Blk => self.vhost_user(&mut command, "vhost-user-blk-pci", "num-queues"),
             Front::Scsi => self.vhost_user(&mut command, "vhost-user-scsi-pci", "num_queues"),
@@ -224,24 +223,26 @@ const COMPATIBLE: &str = "blk.legacy noapic acpi=off";
 /// The emulator, with its memory shared and no devices beside those of its chipset, of which no disk controller.
 pub(crate) fn qemu(machine: Machine) -> Command {
     // QEMU 7.2.22 leaves rubbish in EFLAGS after CMPXCHG16B, from which Linux 6.12 returns with a fault.
-    let (emulator, processor) = match machine {
-        Machine::Qemu7 => ("qemu7", "max,-cx16"),
-        Machine::Uml | Machine::Qemu11 => ("qemu11", "max"),
-    };
-    let mut command = Command::new(Cache::get().file(emulator).join("bin/qemu-system-x86_64"));
-    command.args([
-        "-M",
-        "q35,sata=off,memory-backend=memory",
-        "-accel",
-        "tcg",
-        "-cpu",
-        processor,
-        "-m",
-        "384",
-    ]);
-    command.args(["-object", "memory-backend-memfd,id=memory,size=384M,share=on"]);
+    match machine {
+        Machine::Qemu7 => emulator("qemu7", "max,-cx16", 384),
+        Machine::Uml | Machine::Qemu11 => emulator("qemu11", "max", 384),
+    }
+}
+
+/// The same, of a tree, with a processor, and with so many MiB of memory.
+pub(crate) fn emulator(tree: &str, processor: &str, memory: u32) -> Command {
+    let mut command = Command::new(Cache::get().file(tree).join("bin/qemu-system-x86_64"));
+    command.args(["-M", "q35,sata=off,memory-backend=memory", "-accel", "tcg", "-cpu", processor]);
+    command.args(["-m", &memory.to_string(), "-object"]);
+    command.arg(format!("memory-backend-memfd,id=memory,size={memory}M,share=on"));
     command.args(["-nodefaults", "-display", "none"]);
     command
+}
+
+/// A serial port for the kernel's messages, into a file, and one for the shell.
+pub(crate) fn serial_ports(command: &mut Command, folder: &Path) {
+    command.arg("-serial").arg(format!("file:{}", folder.join("kernel").display()));
+    command.args(["-chardev", "stdio,id=port,signal=off", "-serial", "chardev:port"]);
 }
 
 /// Plugs in a PCI function that is behind a socket.

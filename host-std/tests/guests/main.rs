@@ -3,7 +3,8 @@
 //!
 //! `cargo test -p host-std --features guests --test guests` fetches what the guests are made of, once, and says so. With
 //! `BLK_HOST_GUESTS=full` each cell of the matrix that has a cache is checked in 1,000 crash states, a GiB is compared, and the
-//! server is killed 50 times. `BLK_HOST_CACHE` is the folder for what is fetched.
+//! server is killed 50 times. `BLK_HOST_CACHE` is the folder for what is fetched. With `BLK_HOST_CLOUD_HYPERVISOR`, the path of a
+//! cloud-hypervisor, its guests are tried too.
 //!
 //! Two tests run at a time, as many as there are processors: `--test-threads` changes that.
 #![cfg(feature = "guests")]

@@ -10,7 +10,7 @@ use crate::guest::{Boot, Front, Guest, Machine};
 use crate::say;
 use crate::server::{Serve, Server};
 
-/// What was printed for `machine`, without the dots at its end.
+/// What was printed for `machine`.
 fn printed(server: &Server, machine: Machine) -> String {
     let name = if machine == Machine::Uml { "User-Mode Linux:" } else { "QEMU:" };
     // It takes connections before it has printed all.
@@ -19,6 +19,11 @@ fn printed(server: &Server, machine: Machine) -> String {
         std::thread::sleep(Duration::from_millis(10));
         log = server.log();
     }
+    line_for(name, &log)
+}
+
+/// The line behind `name`, without the dots at its end.
+pub(super) fn line_for(name: &str, log: &str) -> String {
     let lines = log.lines().skip_while(|line| *line != name).skip(1);
     let mut command = String::new();
     for line in lines {
