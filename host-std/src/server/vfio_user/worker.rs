@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use blk_core::bus::{Region, Width, WriteStatus};
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::io::Errno;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -28,13 +28,14 @@ use crate::server::vhost_user::Waker;
 /// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
 /// while its memory is away is broken until the guest resets the device.
 const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// How long the thread may look for more before it sleeps: waking up takes longer than answering, on both sides. About what a
 /// guest's driver needs from one access to the next, and a quick disk for a request.
 const LINGERING_MAX: Duration = Duration::from_micros(400);
 const LINGERING_MIN: Duration = Duration::from_micros(25);
 /// A message that waits for more requests waits no longer after the guest's last access: one that issues them is quicker, even
 /// where its processor is emulated.
-const QUIET: Duration = Duration::from_micros(100);
+const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 /// A processor that comes back so late has other work: whoever sleeps is then served sooner than whoever yields, and the thread
 /// does not linger for a while.
 const CROWDED: Duration = Duration::from_millis(1);
@@ -661,7 +662,7 @@ impl Worker {
         let client = Arc::clone(&attached.client);
         let mut now = Instant::now();
         let until = now + self.lingering;
-        let quiet = now + QUIET;
+        let quiet = now + Duration::from_nanos(QUIET.tv_nsec as u64);
         while now < until && now >= self.crowded_until {
             // Whom the last message woke may be waiting for this processor.
             rustix::thread::sched_yield();
@@ -691,10 +692,15 @@ impl Worker {
             if slept < LINGERING_MAX { LINGERING_MAX } else { (self.lingering / 2).max(LINGERING_MIN) };
     }
 
+    /// Sleeps for as long as a message may wait for more, or until there is something.
+    fn is_quiet(&self) -> bool {
+        let mut something = [PollFd::new(&self.epoll, PollFlags::IN)];
+        !matches!(rustix::event::poll(&mut something, Some(&QUIET)), Ok(1..))
+    }
+
     /// Sleeps until the client, an image or a command wakes it.
     fn sleep(&mut self, events: &mut Vec<epoll::Event>) {
         use crate::backend::Handle as _;
-        self.irqs.signal(self.state.requests(), true);
         for port in &mut self.ports {
             if !port.arm() {
                 self.due = true;
@@ -715,10 +721,14 @@ impl Worker {
             }
         }
         events.clear();
-        let timeout = self.unsettled.then_some(&SETTLING);
-        // Interrupted, it looks again.
         let before = Instant::now();
-        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) == Ok(0) {
+        let mut waits = self.irqs.signal(self.state.requests(), false);
+        if waits && self.is_quiet() {
+            waits = self.irqs.signal(self.state.requests(), true);
+        }
+        let timeout = if waits { Some(&NOW) } else { self.unsettled.then_some(&SETTLING) };
+        // Interrupted, it looks again.
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) == Ok(0) && !waits {
             self.unsettled = false;
         }
         self.adapt(before.elapsed());
