@@ -2,13 +2,14 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use blk_core::bus::IrqChange;
 use blk_core::pci::{Capability, Function};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::moderation::{Moderation, Requests};
 use super::protocol::{IrqFlags, IrqSet};
 use crate::server::stats::Counter;
 
@@ -23,13 +24,6 @@ const MSIX: u32 = 2;
 const INTX_FLAGS: u32 = 1 | 2 | 4;
 const MESSAGE_FLAGS: u32 = 1 | 8;
 
-/// How long a message waits for more requests, whatever the guest does meanwhile.
-const WAITING_MAX: Duration = Duration::from_micros(800);
-
-/// At most so many looks of the handler from one wait for more to the next: a guest with one request at a time is kept waiting
-/// once in so many.
-const PATIENCE_MAX: u32 = 127;
-
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// The interrupts of a device and where they go.
@@ -43,36 +37,6 @@ pub(super) struct Irqs {
     moderation: Moderation,
     /// Interrupts signalled so far.
     signalled: Arc<Counter>,
-}
-
-/// When messages are signalled. A guest that has many requests under way sends new ones as it hears that old ones have ended;
-/// if it heard of each by itself, most of its time would go into its interrupt handler, each of whose looks at a register is a
-/// message to us and back. So a message waits until as many requests have come as the guest heard of the last time: that one
-/// it has answered then. Now and then it waits for twice as many, and goes on so while more come: where the host is quick, the
-/// guest would else be interrupted before it can send a second one. A guest whose handler reads no register never waits.
-#[derive(Clone, Copy, Debug, Default)]
-struct Moderation {
-    /// How many have to come.
-    expected: u32,
-    /// As many the guest had heard of.
-    heard: u32,
-    /// The next looks of the handler after which no more are waited for than it heard of.
-    content: u32,
-    /// How many of them there are after a wait for more that was in vain.
-    patience: u32,
-    /// The handler has not looked since the last message.
-    unheard: bool,
-    /// What [`Requests`] was when it did.
-    last: Requests,
-    /// Since when a message has been waiting.
-    since: Option<Instant>,
-}
-
-/// How many requests have come and how many have ended, wrapping.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Requests {
-    pub(super) begun: u32,
-    pub(super) ended: u32,
 }
 
 /// The pin. A client takes it for asserted from our signal until the guest accesses a register, and then unmasks; so it
@@ -170,9 +134,9 @@ impl Irqs {
     /// whether they still wait.
     #[inline]
     pub(super) fn signal(&mut self, requests: Requests, quiet: bool) -> bool {
-        if self.due && (quiet || !self.moderation.waits(requests)) {
+        if self.due && (quiet || !self.moderation.waits(requests, Instant::now)) {
             self.due = false;
-            (self.moderation.unheard, self.moderation.since) = (true, None);
+            self.moderation.signalled();
             let signalled = self.messages().0.iter_mut().filter_map(|message| message.signal().then_some(1));
             let signalled = signalled.sum();
             self.signalled.add(signalled);
@@ -274,28 +238,6 @@ impl Irqs {
     }
 }
 
-impl Moderation {
-    fn waits(&mut self, requests: Requests) -> bool {
-        requests.begun.wrapping_sub(self.last.begun) < self.expected
-            && self.since.get_or_insert_with(Instant::now).elapsed() < WAITING_MAX
-    }
-
-    fn heard(&mut self, requests: Requests) {
-        if !std::mem::take(&mut self.unheard) {
-            return;
-        }
-        let heard = requests.ended.wrapping_sub(self.last.ended);
-        if self.expected > self.heard {
-            // More were waited for.
-            self.patience = if heard > self.heard { 0 } else { (self.patience * 2 + 1).min(PATIENCE_MAX) };
-            self.content = self.patience;
-        }
-        (self.heard, self.last) = (heard, requests);
-        self.expected = if self.content == 0 { heard.saturating_mul(2) } else { heard };
-        self.content = self.content.saturating_sub(1);
-    }
-}
-
 impl Intx {
     /// The level has changed. Returns whether that was signalled.
     fn set(&mut self, level: bool) -> bool {
@@ -353,135 +295,5 @@ fn raise(fd: Option<&OwnedFd>) {
         && matches!(poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&NOW)), Ok(1..))
     {
         let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ata_model::DriveConfig;
-    use rustix::event::{EventfdFlags, eventfd};
-
-    use super::*;
-    use crate::server::vfio_user::devices;
-
-    /// A device with one MSI message, and the client's side of its eventfd.
-    fn one_message() -> (Irqs, OwnedFd) {
-        let device = devices::ahci(vec![DriveConfig::new("D", "S")], false).unwrap();
-        let mut irqs = Irqs::new(device.function(), Arc::default());
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        irqs.assign(MSI, 0..1, vec![fd.try_clone().unwrap()]);
-        (irqs, fd)
-    }
-
-    /// So many requests have come and ended, each at once, and the device raises its message. Whether it is signalled.
-    fn raised(irqs: &mut Irqs, fd: &OwnedFd, n: u32) -> bool {
-        irqs.change(IrqChange { changed: 2, level: 2 });
-        irqs.signal(Requests { begun: n, ended: n }, false);
-        signalled(fd)
-    }
-
-    fn signalled(fd: &OwnedFd) -> bool {
-        rustix::io::read(fd, &mut [0; 8]).is_ok()
-    }
-
-    /// The handler looks, when so many requests have come and ended.
-    fn heard(irqs: &mut Irqs, n: u32) {
-        // As Linux's does: it reads what is pending, and then what has ended.
-        irqs.heard(Requests { begun: n, ended: n });
-        irqs.heard(Requests { begun: n, ended: n });
-    }
-
-    fn quiet(irqs: &mut Irqs, fd: &OwnedFd, n: u32) -> bool {
-        irqs.signal(Requests { begun: n, ended: n }, true);
-        signalled(fd)
-    }
-
-    #[test]
-    fn the_message_of_one_request_at_a_time_seldom_waits() {
-        let (mut irqs, fd) = one_message();
-        let mut waited = 0;
-        for n in 1..=10_000 {
-            if !raised(&mut irqs, &fd, n) {
-                waited += 1;
-                assert!(quiet(&mut irqs, &fd, n));
-            }
-            heard(&mut irqs, n);
-        }
-        assert!((1..90).contains(&waited), "{waited} of 10,000");
-    }
-
-    /// A guest with 32 under way, which is interrupted after each request if it can be.
-    #[test]
-    fn the_messages_of_many_requests_become_few() {
-        let (mut irqs, fd) = one_message();
-        let (mut n, mut messages) = (0, 0);
-        while n < 10_000 {
-            let mut sent = 0;
-            while sent < 32 && !raised(&mut irqs, &fd, n + sent + 1) {
-                sent += 1;
-            }
-            n += if sent == 32 { 32 } else { sent + 1 };
-            assert!(sent < 32 || quiet(&mut irqs, &fd, n), "all have come");
-            messages += 1;
-            heard(&mut irqs, n);
-        }
-        assert!(messages < 10_000 / 32 + 10, "{messages} for 10,000");
-    }
-
-    #[test]
-    fn a_message_waits_for_as_many_requests_as_the_guest_heard_of() {
-        let (mut irqs, fd) = one_message();
-        irqs.moderation.content = 9;
-        assert!(raised(&mut irqs, &fd, 8), "nothing is known of this guest yet");
-        // Two came before the handler looked, and of three the host has not answered one.
-        irqs.heard(Requests { begun: 11, ended: 10 });
-        for n in 12..21 {
-            assert!(!raised(&mut irqs, &fd, n), "request {n}");
-        }
-        assert!(raised(&mut irqs, &fd, 21), "10 have come");
-        irqs.heard(Requests { begun: 21, ended: 12 });
-        assert!(!raised(&mut irqs, &fd, 22));
-        assert!(raised(&mut irqs, &fd, 23), "2 have come, as 2 had ended");
-    }
-
-    #[test]
-    fn a_message_waits_no_longer_when_the_guest_is_quiet() {
-        let (mut irqs, fd) = one_message();
-        assert!(raised(&mut irqs, &fd, 8));
-        heard(&mut irqs, 8);
-        assert!(!raised(&mut irqs, &fd, 9));
-        assert!(quiet(&mut irqs, &fd, 9));
-        heard(&mut irqs, 9);
-        assert!(raised(&mut irqs, &fd, 10), "one at a time");
-        assert!(!quiet(&mut irqs, &fd, 10), "only what the device raised");
-    }
-
-    #[test]
-    fn a_message_waits_no_longer_than_it_may() {
-        let (mut irqs, fd) = one_message();
-        assert!(raised(&mut irqs, &fd, 8));
-        heard(&mut irqs, 8);
-        assert!(!raised(&mut irqs, &fd, 9));
-        std::thread::sleep(WAITING_MAX);
-        assert!(raised(&mut irqs, &fd, 10));
-    }
-
-    #[test]
-    fn a_guest_whose_handler_reads_nothing_never_waits() {
-        let (mut irqs, fd) = one_message();
-        for n in 1..10 {
-            assert!(raised(&mut irqs, &fd, n * 8));
-        }
-    }
-
-    #[test]
-    fn counts_of_requests_wrap() {
-        let (mut irqs, fd) = one_message();
-        assert!(raised(&mut irqs, &fd, u32::MAX - 1));
-        heard(&mut irqs, u32::MAX - 1);
-        irqs.moderation.expected = 3;
-        assert!(!raised(&mut irqs, &fd, u32::MAX));
-        assert!(!raised(&mut irqs, &fd, 0));
-        assert!(raised(&mut irqs, &fd, 1));
     }
 }

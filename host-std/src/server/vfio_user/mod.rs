@@ -4,11 +4,11 @@
 //! client -- socket --> connection (stream -> messages) --> worker (messages -> registers) --> pci::PciFunction<device>
 //!    |                      ^ DMA_READ, DMA_WRITE                 |                                 |
 //!    +-- shared memory -----+-- dma (table -> MappedMemory) ------+------------- port (handle) <----+
-//!    +-- eventfds <------------------------------- irq -----------+
+//!    +-- eventfds <------------------- irq (when: moderation) ----+
 //! ```
 //!
-//! One thread has the device, and sleeps when there is nothing to do, some hundred microseconds after there was. Messages are answered in order; a register write, an
-//! unmap or a reset that has to wait for the image holds up those after it.
+//! One thread has the device, and sleeps when there is nothing to do, some hundred microseconds after there was. Messages are
+//! answered in order; a register write, an unmap or a reset that has to wait for the image holds up those after it.
 //!
 //! - Memory that comes without a descriptor is read and written by messages to the client.
 //! - A client that breaks the protocol beyond an error in one command is let go; so is one that keeps us waiting.
@@ -21,6 +21,7 @@ mod connection;
 pub mod devices;
 mod dma;
 mod irq;
+mod moderation;
 mod port;
 pub mod protocol;
 mod served;

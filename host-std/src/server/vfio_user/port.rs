@@ -8,7 +8,7 @@ use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{Busy, Completion, Info, Storage};
 use blk_core::units::Tag;
 
-use super::irq::Requests;
+use super::moderation::Requests;
 use crate::backend::Handle;
 use crate::memory::MappedMemory;
 use crate::server::stats::QueueCounters;
