@@ -187,8 +187,8 @@ impl<const N: usize> Queue<N> {
         log: &mut (impl InFlight + Observer),
     ) -> QueueProgress {
         if self.slots.is_resetting() {
-            self.finish_reset(memory, storage);
-            return QueueProgress::default();
+            // Once it is over, the queue has yet to see a change that waits for all of them.
+            return QueueProgress { interrupt: false, again: self.finish_reset(memory, storage) };
         }
         // A driver may set a size of 0; the ring is off or broken then.
         let mut budget = self.ring.setup().size.max(1);

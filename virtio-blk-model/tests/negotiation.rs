@@ -178,6 +178,25 @@ fn stopping_the_queue_of_the_flush_does_not_lose_a_cache_switch() {
     assert_eq!(machine.config(WRITEBACK, Width::Byte), 0);
 }
 
+/// Nothing else happens once the last operation has ended, so the device has to ask for the polls that it needs.
+#[test]
+fn a_cache_switch_goes_on_by_itself_when_a_stopped_queue_is_quiet() {
+    let mut machine = with(Cache::WriteBack, modern());
+    machine.disks[0].eager = false;
+    machine.send(OUT, 0, &[(DATA, 512, 0)]);
+    machine.poll();
+    assert_eq!(machine.try_set(register::QUEUE_READY, 0), WriteStatus::Pending);
+    assert_eq!(set_writeback(&mut machine, 0), WriteStatus::Pending);
+    let memory = machine.memory;
+    machine.log();
+    machine.disks[0].complete(&memory);
+    machine.poll();
+    assert_eq!(machine.log(), [Op::Flush]);
+    machine.disks[0].complete(&memory);
+    machine.poll();
+    assert_eq!(machine.config(WRITEBACK, Width::Byte), 0);
+}
+
 fn legacy(barrier: bool, features: Features) -> Machine {
     let config = Config { interface: Interface::Legacy { barrier }, ..Config::default() };
     Machine::new(config, vec![Disk::new(Cache::WriteBack)], features)
