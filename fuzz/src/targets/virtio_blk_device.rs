@@ -245,6 +245,13 @@ impl Rig {
         self.frozen = (!on && self.honest).then(|| self.answers());
     }
 
+    /// The driver has made rings anew, which begin at 0: what was before is no measure any more.
+    fn freeze_anew(&mut self) {
+        if self.frozen.is_some() {
+            self.frozen = Some(self.answers());
+        }
+    }
+
     /// The used indices, and the status bytes of what is outstanding.
     fn answers(&self) -> Vec<u16> {
         let used = self.rings.iter().map(|ring| ring.used_index(&self.memory));
@@ -534,6 +541,7 @@ impl Rig {
                     self.history.reset();
                     self.waiting = Waiting::No;
                     self.bring_up();
+                    self.freeze_anew();
                 }
             }
             Waiting::CacheOff { begun } => {
@@ -551,6 +559,7 @@ impl Rig {
                 if self.get(register::QUEUE_RESET, Width::Dword) == 0 {
                     self.waiting = Waiting::No;
                     self.bring_up_queue(queue);
+                    self.freeze_anew();
                 }
             }
         }
@@ -640,7 +649,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let complete = |how| disk(Event::Complete { which: 0, how });
     let [ended, poll] = [complete(2), Action::Poll];
     let bus_master = |on| Action::BusMaster { on };
-    let programs: [&[Action]; 10] = [
+    let programs: [&[Action]; 11] = [
         &[disk(Event::Prompt { on: true }), request(0, 2), poll, request(3, 2), poll, request(4, 0), poll],
         &[request(0, 0x41), request(6, 0x21), poll, ended, ended, poll, request(7, 0x20), poll, ended, poll],
         &[
@@ -696,6 +705,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
             poll,
         ],
         &[request(0, 1), poll, bus_master(false), Action::Reset, poll, ended, poll, bus_master(true), poll],
+        &[
+            request(0, 1),
+            poll,
+            Action::ResetQueue { queue: 0 },
+            bus_master(false),
+            ended,
+            poll,
+            bus_master(true),
+            poll,
+        ],
     ];
     let setup = |kind, device, declined| Setup { kind, device, declined };
     let setups = [
