@@ -95,6 +95,26 @@ pub(crate) fn an_unmap_in_mid_dma_is_answered_when_nothing_lands_any_more() {
     assert!(ahci.finish(1).is_err());
 }
 
+/// A client may take memory away and then say nothing for long, as when its guest is idle.
+#[test]
+fn what_is_to_be_done_is_done_though_the_client_says_nothing_after_an_unmap() {
+    let disk = Disk::new();
+    let served = disk.serve("");
+    let mut client = disk.connect();
+    client.share(&super::shared()).unwrap();
+    let kept = MEMORY_BYTES as u64;
+    client.keep(kept, 1 << 20).unwrap();
+    let mut ahci = Ahci::over(client, MSI);
+    served.controller.pause();
+    let data = pattern(4096, 6);
+    ahci.client.put(DATA, &data);
+    ahci.issue(0, 0, true, DATA, 4096);
+    ahci.client.unmap(kept, 1 << 20).unwrap();
+    served.controller.resume();
+    until("the write is done", || disk.image()[..4096] == data);
+    ahci.finish(1).unwrap();
+}
+
 #[test]
 fn mappings_that_make_no_sense_are_refused_and_the_client_goes_on() {
     let disk = Disk::new();

@@ -557,8 +557,7 @@ impl Worker {
             self.ports.iter_mut().for_each(|port| port.drain(draining));
             self.due = true;
         }
-        let unsettled = self.unsettled && self.state.in_flight() == 0;
-        if unsettled || !std::mem::take(&mut self.due) {
+        if !self.is_due() {
             return false;
         }
         let progress = self.device.poll(&self.memory, &mut self.ports);
@@ -567,6 +566,11 @@ impl Worker {
         // With its storage shut and nothing in flight it can only ask again for what it does not get.
         self.due = progress.again && !(self.state.is_shut() && self.state.in_flight() == 0);
         self.due
+    }
+
+    /// Whether the device has something to do, and the memory for it.
+    fn is_due(&self) -> bool {
+        self.due && !(self.unsettled && self.state.in_flight() == 0)
     }
 
     /// Whether somebody waits for requests in flight to end.
@@ -683,7 +687,7 @@ impl Worker {
             }
             self.irqs.signal(self.state.requests(), now >= quiet);
         }
-        self.due
+        self.is_due()
     }
 
     /// Lingers for longer if that had spared this sleep, and for less if the sleep was long.
