@@ -8,6 +8,7 @@
 //! agent time DEVICE BYTES CHUNK THREADS    reads so much from the beginning with O_DIRECT, and says how long it took
 //! agent stream DEVICE BYTES CHUNK   the same through the page cache, which holds nothing of it at first
 //! agent scatter DEVICE COUNT CHUNK THREADS SEED    the same with chunks here and there
+//! agent looks DEVICE COUNT        reads a register of the AHCI that has the disk, and says how long that took
 //! agent one DEVICE SECTOR VERSION   writes one sector with O_DIRECT; `agent read DEVICE SECTOR` says which version is there
 //! agent stable DEVICE SECTOR VERSION   writes one with O_DSYNC as well
 //! agent reset DEVICE              resets the SCSI logical unit
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
                 timed(device, O_DIRECT, number(chunk) as usize, number(threads), &places)
             })
         }
+        ["looks", device, count] => looks(device, number(count)),
         ["one", device, sector, version] => one(device, 0, number(sector), number(version)),
         ["stable", device, sector, version] => one(device, O_DSYNC, number(sector), number(version)),
         ["read", device, sector] => read(device, number(sector)),
@@ -487,6 +489,33 @@ fn timed(device: &str, flags: i32, chunk: usize, threads: u64, places: &[u64]) -
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(thread)).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
     })?;
+    println!("=TOOK {}", begin.elapsed().as_micros());
+    Ok(())
+}
+
+/// Reads PxSACT of the first port (AHCI 1.3.1, 3.3.13), as a driver's interrupt handler does.
+fn looks(device: &str, count: u64) -> io::Result<()> {
+    const PAGE: usize = 0x1000;
+    const SACT: usize = 0x134;
+    // Of x86-64 Linux (asm-generic/mman-common.h).
+    const PROT_READ: i32 = 1;
+    const MAP_SHARED: i32 = 1;
+    unsafe extern "C" {
+        fn mmap(addr: *mut u8, length: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
+    }
+    let block = Path::new("/sys/block").join(device.trim_start_matches("/dev/")).canonicalize()?;
+    let function = block.ancestors().find(|path| path.join("resource5").exists());
+    let file = File::open(function.ok_or(io::ErrorKind::NotFound)?.join("resource5"))?;
+    // SAFETY: a new mapping, wherever there is room.
+    let registers = unsafe { mmap(std::ptr::null_mut(), PAGE, PROT_READ, MAP_SHARED, file.as_raw_fd(), 0) };
+    if registers.addr() == usize::MAX {
+        return Err(io::Error::last_os_error());
+    }
+    let begin = Instant::now();
+    for _ in 0..count {
+        // SAFETY: aligned, within the page, which nobody unmaps; reading the register changes nothing.
+        unsafe { registers.add(SACT).cast::<u32>().read_volatile() };
+    }
     println!("=TOOK {}", begin.elapsed().as_micros());
     Ok(())
 }

@@ -7,7 +7,8 @@
 //!
 //! Two images with the same content, one behind `blk-host serve --device ahci --vfio-user`, the other behind `ich9-ahci` of the
 //! same QEMU. Linux drives both with the same driver; its agent times reads, with O_DIRECT but for the first row. A ratio above
-//! 1 says that ours is quicker.
+//! 1 says that ours is quicker. The last row is what is between the two: a look at a register, which Linux's interrupt handler
+//! takes twice, is a message to another process and its answer.
 
 #[allow(dead_code, reason = "shared with the guest tests")]
 #[path = "../../tests/guests/cache.rs"]
@@ -59,12 +60,15 @@ const BYTES: u64 = 64 << 20;
 /// What is timed, and how the agent takes it; the device goes in the middle.
 type Row = (&'static str, &'static str, &'static str);
 
-const ROWS: [Row; 5] = [
+const LOOKS: &str = "2,000 looks at a register";
+
+const ROWS: [Row; 6] = [
     ("64 MiB through the page cache", "stream", "67108864 1048576"),
     ("64 MiB directly, 1 MiB each", "time", "67108864 1048576 1"),
     ("64 MiB directly, 128 KiB each", "time", "67108864 131072 1"),
     ("2,000 of 4 KiB here and there", "scatter", "2000 4096 1 7"),
     ("2,000 of 4 KiB, 32 at a time", "scatter", "2000 4096 32 7"),
+    (LOOKS, "looks", "2000"),
 ];
 
 fn main() {
@@ -79,7 +83,9 @@ fn main() {
         }
         for (row, ours, theirs, ratio) in compare(cache, drive, &rows, args.rounds) {
             println!("{cache:13}{row:32}{ours:9.1} ms{theirs:9.1} ms{ratio:8.2}");
-            worst = worst.min(ratio);
+            if row != LOOKS {
+                worst = worst.min(ratio);
+            }
         }
     }
     if let Some(least) = args.at_least.filter(|&least| worst < least) {
@@ -101,7 +107,10 @@ fn compare(
     let peer = folder.path().join("image");
     std::fs::File::create_new(&peer).and_then(|file| file.set_len(BYTES)).expect("an image");
     let (socket, drive) = (server.socket(), format!("file={},{drive}", peer.display()));
-    let boot = Boot { peer: Some(&drive), ..Boot::new(Front::Ahci.machine(), Front::Ahci, &socket) };
+    // Registers may be mapped by a process although a driver has them.
+    let arguments = "iomem=relaxed";
+    let boot =
+        Boot { peer: Some(&drive), arguments, ..Boot::new(Front::Ahci.machine(), Front::Ahci, &socket) };
     let mut guest = Guest::boot(&boot);
     guest.sh("n=0; until test -b /dev/sdb || test $n = 100; do sleep 0.1; n=$((n+1)); done");
     let mut disk = |slot: u32| {
