@@ -1,17 +1,16 @@
-//! A virtio-blk device behind any of its transports. Registers are named as virtio-mmio names them.
+//! A virtio device behind any of its transports. Registers are named as virtio-mmio names them.
 
 use blk_core::bus::{Access, Device as _, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::pci::{MsixOwner, PciFunction};
-use virtio_blk_model::device::Config;
-use virtio_blk_model::front::mmio::{INTERRUPT_USED, register};
-use virtio_blk_model::front::pci::{ISR_QUEUE, common, structure};
-use virtio_blk_model::front::{Mmio, Pci};
+use blk_core::virtio::VirtioDevice;
+use blk_core::virtio::mmio::{INTERRUPT_USED, Mmio, register};
+use blk_core::virtio::pci::{ISR_QUEUE, VirtioPci, common, structure};
 
 use crate::disk::Handle;
 use crate::memory::Memory;
 
-/// Vectors of the MSI-X table: one for changes, and one for each of three queues.
-const VECTORS: usize = 4;
+/// Vectors of the MSI-X table: one for changes, and one for each of four queues.
+const VECTORS: usize = 5;
 /// COMMAND: memory and bus mastering. MSI-X is the first capability, at 40h.
 const COMMAND: u64 = 4;
 const MEMORY_SPACE: u64 = 2;
@@ -29,14 +28,14 @@ pub enum Way {
     Messages,
 }
 
-enum Bus<const Q: usize, const N: usize> {
-    Mmio(Box<Mmio<Q, N>>),
-    Pci(Box<PciFunction<Pci<Q, N>, VECTORS>>),
+enum Bus<D> {
+    Mmio(Box<Mmio<D>>),
+    Pci(Box<PciFunction<VirtioPci<D>, VECTORS>>),
 }
 
 /// The device.
-pub struct Front<const Q: usize, const N: usize> {
-    bus: Bus<Q, N>,
+pub struct Front<D> {
+    bus: Bus<D>,
     way: Way,
     /// Bit n: message n was due.
     messages: u32,
@@ -46,20 +45,43 @@ pub struct Front<const Q: usize, const N: usize> {
 pub struct World<'a> {
     /// Memory.
     pub memory: &'a Memory,
-    /// A handle for each queue.
+    /// The handles that the device works on.
     pub disks: &'a mut [Handle],
 }
 
-impl<const Q: usize, const N: usize> Front<Q, N> {
+impl<D: VirtioDevice<Memory, [Handle]>> Front<D> {
     /// A device after power-on.
-    pub fn new(config: Config, way: Way) -> Self {
+    pub fn new(device: D, way: Way) -> Self {
         let bus = match way {
-            Way::Mmio => Bus::Mmio(Box::new(Mmio::new(config))),
+            Way::Mmio => Bus::Mmio(Box::new(Mmio::new(device))),
             Way::Pin | Way::Messages => {
-                Bus::Pci(Box::new(PciFunction::new(Pci::new(config), MsixOwner::Function)))
+                Bus::Pci(Box::new(PciFunction::new(VirtioPci::new(device), MsixOwner::Function)))
             }
         };
         Self { bus, way, messages: 0 }
+    }
+
+    /// What is behind the transport.
+    pub fn device(&self) -> &D {
+        match &self.bus {
+            Bus::Mmio(transport) => transport.device(),
+            Bus::Pci(function) => function.device().device(),
+        }
+    }
+
+    /// What is behind the transport.
+    pub fn device_mut(&mut self) -> &mut D {
+        match &mut self.bus {
+            Bus::Mmio(transport) => transport.device_mut(),
+            Bus::Pci(function) => function.device_mut().device_mut(),
+        }
+    }
+
+    /// Any place among the registers, of which those of virtio-pci are in pages of their own, and a width.
+    pub fn anywhere(&self, offset: u16, width: u8) -> (u64, Width) {
+        let within = u64::from(offset) % 0x200;
+        let page = if self.way == Way::Mmio { 0 } else { u64::from(offset) / 0x200 % 8 * structure::ISR };
+        (page + within, Width::from_bytes(1 << (width % 4)).expect("a width"))
     }
 
     /// Lets the device work: what a machine's firmware and a driver write into configuration space.

@@ -6,7 +6,7 @@
 //! - [`program`]: bytes to a setup and actions, and back (the seeds);
 //! - [`memory`]: guest memory that a device may write only where the guest has lent it;
 //! - [`disk`]: a storage that completes when, in which order and how the fuzzer says, keeping medium and cache apart;
-//! - [`front`]: a virtio-blk device behind any of its transports;
+//! - [`front`]: a virtio device behind any of its transports;
 //! - [`ring`]: the driver's side of a virtqueue;
 //! - [`history`]: the oracle: what a guest may read, and what must survive a power cut.
 

@@ -4,9 +4,8 @@ use blk_core::bus::{Progress, Region, Width, WriteStatus};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::{Extent, GuestAddr};
 use blk_core::virtq::Buffer;
-use virtio_blk_model::device::{Config, Interface};
+use virtio_blk_model::device::{Blk, Config, Interface};
 use virtio_blk_model::front::mmio::register;
-use virtio_blk_model::front::pci::structure;
 use virtio_blk_model::wire::{ConfigSpace, DeviceStatus, Features};
 
 use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
@@ -111,7 +110,7 @@ struct Rig {
     setup: Setup,
     memory: Memory,
     disks: Vec<Handle>,
-    device: Front<QUEUES, SLOTS>,
+    device: Front<Blk<QUEUES, SLOTS>>,
     rings: Vec<Ring>,
     features: Features,
     outstanding: Vec<Outstanding>,
@@ -152,7 +151,7 @@ pub fn run(data: &[u8]) {
         setup,
         memory: Memory::new(MEMORY_BYTES as usize),
         disks: Disk::open(setup.kind, SECTORS, queues),
-        device: Front::new(config, way),
+        device: Front::new(Blk::new(config), way),
         rings: Vec::new(),
         features: Features::empty(),
         outstanding: Vec::new(),
@@ -202,13 +201,13 @@ impl Rig {
             Action::ResetQueue { queue } => self.reset_queue(usize::from(queue) % self.disks.len()),
             Action::Reset | Action::Restart => self.restart(),
             Action::Read { offset, width } => {
-                let at = self.anywhere(offset, width);
+                let at = self.device.anywhere(offset, width);
                 let mut world = World { memory: &self.memory, disks: &mut self.disks };
                 self.device.read_at(&mut world, Region::Bar(0), at);
             }
             Action::Write { offset, width, value } => {
                 self.lie();
-                let at = self.anywhere(offset, width);
+                let at = self.device.anywhere(offset, width);
                 let mut world = World { memory: &self.memory, disks: &mut self.disks };
                 let _ = self.device.write_at(&mut world, Region::Bar(0), at, value.into());
             }
@@ -225,13 +224,6 @@ impl Rig {
                 self.device.read_at(&mut world, Region::Config, at);
             }
         }
-    }
-
-    /// Any place among the registers, of which those of virtio-pci are in pages of their own, and a width.
-    fn anywhere(&self, offset: u16, width: u8) -> (u64, Width) {
-        let within = u64::from(offset) % 0x200;
-        let page = if self.way == Way::Mmio { 0 } else { u64::from(offset) / 0x200 % 8 * structure::ISR };
-        (page + within, Width::from_bytes(1 << (width % 4)).expect("a width"))
     }
 
     /// Without bus mastering the device takes nothing and answers nothing, until it is allowed to again.

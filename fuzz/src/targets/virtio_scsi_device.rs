@@ -1,15 +1,17 @@
-//! A virtio-scsi controller under a driver that keeps the rules, or does not: commands, task management, resets, hotplug.
+//! A virtio-scsi controller behind virtio-mmio or virtio-pci, under a driver that keeps the rules, or does not: commands, task
+//! management, resets, hotplug.
 
-use blk_core::bus::{Device, Region, Width};
+use blk_core::bus::{Progress, Region, Width};
 use blk_core::storage::Cache;
 use blk_core::units::{Extent, GuestAddr};
-use blk_core::virtio::mmio::{INTERRUPT_USED, register};
+use blk_core::virtio::mmio::register;
 use blk_core::virtq::Buffer;
 use scsi_model::Config as Identity;
 use scsi_model::front::virtio_scsi::wire::Features;
-use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, Mmio, REQUEST};
+use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, REQUEST, Scsi};
 
 use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
+use crate::front::{Front, Way, World};
 use crate::history::{Act, History, Ticket};
 use crate::memory::Memory;
 use crate::program::{parse, seed};
@@ -43,6 +45,8 @@ record! {
     pub struct Setup {
         /// The disk.
         pub kind: Kind,
+        /// On PCI, and there with MSI-X.
+        pub way: u8,
         /// Features that the driver declines.
         pub declined: u64,
     }
@@ -78,6 +82,8 @@ choices! {
         Disk { event: Event },
         /// The driver resets the device, and brings it up again when it may.
         Reset,
+        /// The driver resets a queue.
+        ResetRing { ring: u8 },
         /// The machine is reset, and everything begins anew.
         Restart,
         /// Any register is read.
@@ -86,6 +92,10 @@ choices! {
         Write { offset: u16, width: u8, value: u32 },
         /// The driver writes anything over its rings and requests.
         Scribble { at: u16, value: u32 },
+        /// Bus mastering is switched, on PCI.
+        BusMaster { on: bool },
+        /// Anything in PCI configuration space is written and read.
+        Configure { offset: u8, width: u8, value: u32 },
     }
 }
 
@@ -118,62 +128,87 @@ struct Outstanding {
     what: What,
 }
 
+/// What the vCPU that wrote a register waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    No,
+    Reset,
+    Ring { ring: usize },
+}
+
+/// What the device may not change without bus mastering: used indices, and the responses of what is outstanding.
+type Answers = (Vec<u16>, Vec<[u8; 12]>);
+
 struct Rig {
     setup: Setup,
     memory: Memory,
     disks: Vec<Handle>,
-    device: Mmio<QUEUES, UNITS, TASKS>,
+    device: Front<Scsi<QUEUES, UNITS, TASKS>>,
     rings: Vec<Ring>,
     features: Features,
     outstanding: Vec<Outstanding>,
     numbers: u64,
     history: History,
-    resetting: bool,
+    waiting: Waiting,
     /// Whether the driver has kept to the rules since the device was brought up.
     honest: bool,
     busy: bool,
+    way: Way,
+    bus_master: bool,
+    frozen: Option<Answers>,
 }
 
 /// Runs a program of [`Setup`] and [`Action`]s.
 pub fn run(data: &[u8]) {
     let Some((setup, actions)) = parse::<Setup, Action>(data) else { return };
     let disks: Vec<Handle> = (0..UNITS).map(|_| Disk::open(setup.kind, SECTORS, 1).remove(0)).collect();
-    let mut device = Mmio::new(Config { queues: QUEUES as u16, queue_size_max: RING_ENTRIES });
-    insert(&mut device, UNIT, &disks[0]);
+    let way = match setup.way % 4 {
+        0 => Way::Pin,
+        1 => Way::Messages,
+        _ => Way::Mmio,
+    };
+    let mut scsi = Scsi::new(Config { queues: QUEUES as u16, queue_size_max: RING_ENTRIES });
+    insert(&mut scsi, UNIT, &disks[0]);
     let mut rig = Rig {
         setup,
         memory: Memory::new(MEMORY_BYTES as usize),
         disks,
-        device,
+        device: Front::new(scsi, way),
         rings: Vec::new(),
         features: Features::empty(),
         outstanding: Vec::new(),
         numbers: 0,
         history: History::default(),
-        resetting: false,
+        waiting: Waiting::No,
         honest: true,
         busy: false,
+        way,
+        bus_master: true,
+        frozen: None,
     };
+    rig.device.enable(World { memory: &rig.memory, disks: &mut rig.disks });
     rig.bring_up();
     for action in actions {
         rig.act(action);
         rig.check();
     }
     rig.busy = false;
+    rig.set_bus_master(true);
     rig.settle();
     rig.poll();
     rig.check();
     if rig.honest {
-        assert!(rig.outstanding.iter().all(|one| one.ring == EVENT) && !rig.resetting, "everything ends");
+        let quiet = rig.outstanding.iter().all(|one| one.ring == EVENT);
+        assert!(quiet && rig.waiting == Waiting::No, "everything ends");
         rig.history.check_contents(&rig.disks[0].disk());
     }
 }
 
-fn insert(device: &mut Mmio<QUEUES, UNITS, TASKS>, address: Address, disk: &Handle) {
+fn insert(scsi: &mut Scsi<QUEUES, UNITS, TASKS>, address: Address, disk: &Handle) {
     let identity = Identity::new("FUZZ", "fuzzed disk", "1", "S");
     let info = blk_core::storage::Storage::<Memory>::info(disk);
     // Refused where it is already.
-    let _ = device.device_mut().controller_mut().insert(address, identity, info);
+    let _ = scsi.controller_mut().insert(address, identity, info);
 }
 
 impl Rig {
@@ -210,7 +245,7 @@ impl Rig {
                 let buffers = [buffer(page + RESPONSE, u32::from(bytes % 32).max(4), true)];
                 self.offer(EVENT, page, &buffers, 0, What::Other);
             }
-            Action::Plug { on: true } => insert(&mut self.device, OTHER, &self.disks[1]),
+            Action::Plug { on: true } => insert(self.device.device_mut(), OTHER, &self.disks[1]),
             Action::Plug { on: false } => {
                 self.device.device_mut().controller_mut().remove(1);
             }
@@ -221,47 +256,84 @@ impl Rig {
                 }
                 self.disks[0].happen(&self.memory, event);
             }
-            Action::Reset if !self.resetting && self.honest => {
-                self.forget();
-                self.resetting = true;
+            Action::Reset if self.waiting == Waiting::No && self.honest => {
+                (0..RINGS).for_each(|ring| self.take_back_of(ring));
+                self.waiting = Waiting::Reset;
                 self.set(register::STATUS, 0);
                 self.resume();
             }
+            Action::ResetRing { ring } => self.reset_ring(usize::from(ring) % RINGS),
             Action::Reset | Action::Restart => self.restart(),
             Action::Read { offset, width } => {
-                let width = Width::from_bytes(1 << (width % 4)).expect("a width");
-                let offset = u64::from(offset) % 0x200;
-                self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks[..]);
+                let at = self.device.anywhere(offset, width);
+                let mut world = World { memory: &self.memory, disks: &mut self.disks };
+                self.device.read_at(&mut world, Region::Bar(0), at);
             }
             Action::Write { offset, width, value } => {
                 self.lie();
-                let width = Width::from_bytes(1 << (width % 4)).expect("a width");
-                let (offset, value) = (u64::from(offset) % 0x200, u64::from(value));
-                let bar = Region::Bar(0);
-                let _ = self.device.write(bar, offset, width, value, &self.memory, &mut self.disks[..]);
+                let at = self.device.anywhere(offset, width);
+                let mut world = World { memory: &self.memory, disks: &mut self.disks };
+                let _ = self.device.write_at(&mut world, Region::Bar(0), at, value.into());
             }
             Action::Scribble { at, value } => {
                 self.lie();
                 self.memory.put(u64::from(at) % MEMORY_BYTES, &value.to_le_bytes());
             }
+            Action::BusMaster { on } => self.set_bus_master(on),
+            Action::Configure { offset, width, value } => {
+                self.lie();
+                let at = (u64::from(offset), Width::from_bytes(1 << (width % 4)).expect("a width"));
+                let mut world = World { memory: &self.memory, disks: &mut self.disks };
+                let _ = self.device.write_at(&mut world, Region::Config, at, value.into());
+                self.device.read_at(&mut world, Region::Config, at);
+            }
         }
+    }
+
+    /// Without bus mastering the device takes nothing and answers nothing, until it is allowed to again.
+    fn set_bus_master(&mut self, on: bool) {
+        if self.way == Way::Mmio {
+            return;
+        }
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        self.device.set_bus_master(&mut world, on);
+        self.bus_master = on;
+        self.frozen = (!on && self.honest).then(|| self.answers());
+    }
+
+    /// The driver has made rings anew, which begin at 0: what was before is no measure any more.
+    fn freeze_anew(&mut self) {
+        if self.frozen.is_some() {
+            self.frozen = Some(self.answers());
+        }
+    }
+
+    fn answers(&self) -> Answers {
+        let used = self.rings.iter().map(|ring| ring.used_index(&self.memory));
+        let responses = self.outstanding.iter().map(|one| self.memory.get(one.page + RESPONSE));
+        (used.collect(), responses.collect())
     }
 
     /// From here on, until a restart, the driver's account is worth nothing.
     fn lie(&mut self) {
         self.honest = false;
+        self.frozen = None;
         self.memory.unguard();
         self.history.lose_track();
     }
 
-    fn set(&mut self, offset: u64, value: u32) {
-        let (bar, value) = (Region::Bar(0), u64::from(value));
-        let _ = self.device.write(bar, offset, Width::Dword, value, &self.memory, &mut self.disks[..]);
+    fn set(&mut self, register: u64, value: u32) {
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        let _ = self.device.write(&mut world, register, Width::Dword, value.into());
     }
 
-    fn get(&mut self, offset: u64) -> u32 {
-        let bar = Region::Bar(0);
-        self.device.read(bar, offset, Width::Dword, &self.memory, &mut self.disks[..]).value as u32
+    fn get(&mut self, register: u64) -> u32 {
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        self.device.read(&mut world, register, Width::Dword) as u32
+    }
+
+    fn poll_once(&mut self) -> Progress {
+        self.device.poll(World { memory: &self.memory, disks: &mut self.disks })
     }
 
     fn bring_up(&mut self) {
@@ -275,22 +347,28 @@ impl Rig {
         }
         self.set(register::STATUS, 11);
         self.rings.clear();
-        for ring in 0..RINGS {
-            let base = ring as u64 * RING_BYTES;
-            self.memory.put(base, &[0; RING_BYTES as usize]);
-            let layout = Layout::compact(base, RING_ENTRIES);
-            self.memory.lend(layout.device_area());
-            let setup = layout.setup();
-            self.set(register::QUEUE_SEL, ring as u32);
-            self.set(register::QUEUE_SIZE, u32::from(RING_ENTRIES));
-            self.set(register::QUEUE_DESC_LOW, setup.descriptors.0 as u32);
-            self.set(register::QUEUE_DRIVER_LOW, setup.driver.0 as u32);
-            self.set(register::QUEUE_DEVICE_LOW, setup.device.0 as u32);
-            self.set(register::QUEUE_READY, 1);
-            self.rings.push(Ring::new(layout));
-        }
+        (0..RINGS).for_each(|ring| self.bring_up_ring(ring));
         self.set(register::STATUS, 15);
         assert_eq!(self.get(register::STATUS), 15);
+    }
+
+    fn bring_up_ring(&mut self, ring: usize) {
+        let base = ring as u64 * RING_BYTES;
+        self.memory.put(base, &[0; RING_BYTES as usize]);
+        let layout = Layout::compact(base, RING_ENTRIES);
+        self.memory.lend(layout.device_area());
+        let setup = layout.setup();
+        self.set(register::QUEUE_SEL, ring as u32);
+        self.set(register::QUEUE_SIZE, u32::from(RING_ENTRIES));
+        self.set(register::QUEUE_DESC_LOW, setup.descriptors.0 as u32);
+        self.set(register::QUEUE_DRIVER_LOW, setup.driver.0 as u32);
+        self.set(register::QUEUE_DEVICE_LOW, setup.device.0 as u32);
+        self.device.give_vector(&mut World { memory: &self.memory, disks: &mut self.disks }, ring);
+        self.set(register::QUEUE_READY, 1);
+        match self.rings.get_mut(ring) {
+            Some(there) => *there = Ring::new(layout),
+            None => self.rings.push(Ring::new(layout)),
+        }
     }
 
     /// What the guest would read in the caching page: that completed writes are stable.
@@ -301,7 +379,7 @@ impl Rig {
     /// A page that no chain uses.
     fn page(&self) -> Option<u64> {
         let mut pages = (0..OUTSTANDING).map(|page| PAGES + page * PAGE_BYTES);
-        pages.find(|page| !self.resetting && self.outstanding.iter().all(|one| one.page != *page))
+        pages.find(|page| self.waiting == Waiting::No && self.outstanding.iter().all(|one| one.page != *page))
     }
 
     fn offer(&mut self, ring: usize, page: u64, buffers: &[Buffer], table: usize, what: What) -> bool {
@@ -391,15 +469,16 @@ impl Rig {
     fn poll(&mut self) {
         for round in 0.. {
             assert!(round < 64, "the device never rests");
-            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
+            let progress = self.poll_once();
             self.collect();
             self.resume();
             if !progress.again {
                 break;
             }
         }
-        let all_done = self.disks.iter().all(|disk| disk.disk().is_idle()) && !self.busy;
-        if all_done && self.honest && !self.resetting {
+        let idle = self.disks.iter().all(|disk| disk.disk().is_idle());
+        let all_done = idle && !self.busy && self.bus_master;
+        if all_done && self.honest && self.waiting == Waiting::No {
             assert!(
                 self.outstanding.iter().all(|one| one.ring == EVENT),
                 "the disk is idle, and a chain waits"
@@ -421,15 +500,13 @@ impl Rig {
             // Interrupt at the next one.
             self.rings[ring].wish(&self.memory, self.rings[ring].used_index(&self.memory), false);
         }
+        let mut raised = 0;
         if !ended.is_empty() {
-            assert_eq!(
-                self.get(register::INTERRUPT_STATUS),
-                INTERRUPT_USED,
-                "an interrupt for what was returned"
-            );
-            self.set(register::INTERRUPT_ACK, INTERRUPT_USED);
+            let mut world = World { memory: &self.memory, disks: &mut self.disks };
+            raised = self.device.take_interrupts(&mut world);
         }
         for (ring, head, written) in ended {
+            assert_ne!(raised >> ring & 1, 0, "an interrupt for what was returned");
             let found = self.outstanding.iter().position(|one| (one.ring, one.head) == (ring, head));
             let one = self.outstanding.remove(found.expect("a head that is out"));
             self.memory.take_back(one.page..one.page + PAGE_BYTES);
@@ -481,23 +558,54 @@ impl Rig {
         self.history.end(ticket, good, stable);
     }
 
-    /// The driver that waits for a reset looks whether it is over.
+    fn reset_ring(&mut self, ring: usize) {
+        let may = self.features.contains(Features::RING_RESET);
+        if !may || self.waiting != Waiting::No || !self.honest {
+            return;
+        }
+        self.take_back_of(ring);
+        self.waiting = Waiting::Ring { ring };
+        self.set(register::QUEUE_SEL, ring as u32);
+        self.set(register::QUEUE_RESET, 1);
+        self.resume();
+    }
+
+    /// The vCPU that waits looks whether it may go on.
     fn resume(&mut self) {
-        if self.resetting && self.get(register::STATUS) == 0 {
-            assert!(
-                self.disks.iter().all(|disk| disk.disk().flying().count() == 0),
-                "a reset waits for what was submitted"
-            );
-            self.history.reset();
-            self.resetting = false;
-            self.bring_up();
+        match self.waiting {
+            Waiting::No => {}
+            Waiting::Reset => {
+                if self.get(register::STATUS) == 0 {
+                    assert!(
+                        self.disks.iter().all(|disk| disk.disk().flying().count() == 0),
+                        "a reset waits for what was submitted"
+                    );
+                    self.history.reset();
+                    self.waiting = Waiting::No;
+                    self.bring_up();
+                    self.freeze_anew();
+                }
+            }
+            Waiting::Ring { ring } => {
+                self.set(register::QUEUE_SEL, ring as u32);
+                if self.get(register::QUEUE_RESET) == 0 {
+                    self.waiting = Waiting::No;
+                    self.bring_up_ring(ring);
+                    self.freeze_anew();
+                }
+            }
         }
     }
 
-    /// The rings and all that is in them are the driver's again, but for what the storage may still fill.
-    fn forget(&mut self) {
-        self.memory.take_back(0..PAGES);
-        for one in std::mem::take(&mut self.outstanding) {
+    /// A ring and all that is in it are the driver's again, but for what the storage may still fill.
+    fn take_back_of(&mut self, ring: usize) {
+        self.frozen = None;
+        let base = ring as u64 * RING_BYTES;
+        self.memory.take_back(base..base + RING_BYTES);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.outstanding).into_iter().partition(|one| one.ring == ring);
+        self.outstanding = kept;
+        for one in gone {
             self.memory.take_back(one.page..one.page + DATA);
         }
     }
@@ -510,24 +618,32 @@ impl Rig {
 
     /// The machine is reset: whatever the driver did is over.
     fn restart(&mut self) {
-        self.device.reset(&self.memory, &mut self.disks[..]);
+        self.device.reset(World { memory: &self.memory, disks: &mut self.disks });
         self.settle();
         for _ in 0..8 {
-            self.device.poll(&self.memory, &mut self.disks[..]);
+            self.poll_once();
         }
+        self.device.enable(World { memory: &self.memory, disks: &mut self.disks });
+        self.bus_master = true;
         self.disks[0].happen(&self.memory, Event::Prompt { on: false });
         self.busy = false;
         self.memory.take_back(0..MEMORY_BYTES);
         self.memory.guard();
         self.outstanding.clear();
+        self.frozen = None;
         self.history.reset();
-        self.resetting = false;
+        self.waiting = Waiting::No;
         self.honest = true;
         self.bring_up();
     }
 
     /// What holds after every action.
-    fn check(&self) {
+    fn check(&mut self) {
+        if let Some((used, responses)) = &self.frozen {
+            let now = self.answers();
+            let same = now.0 == *used && now.1.starts_with(responses);
+            assert!(same, "without bus mastering nothing is answered: {:?} {now:?}", self.frozen);
+        }
         let disk = self.disks[0].disk();
         if disk.info().cache != Cache::Unsafe {
             self.history.check_medium(&disk);
@@ -597,6 +713,41 @@ pub fn seeds() -> Vec<Vec<u8>> {
         vec![command(6, 1), poll(), ended(), poll(), ended(), poll()],
         vec![command(0, 1), poll(), Action::Reset, poll(), ended(), poll(), command(7, 0), poll()],
         vec![
+            command(0, 1),
+            command(0x80, 2),
+            poll(),
+            Action::ResetRing { ring: 2 },
+            poll(),
+            ended(),
+            ended(),
+            poll(),
+            command(3, 1),
+            poll(),
+            ended(),
+            poll(),
+        ],
+        vec![
+            command(0, 1),
+            poll(),
+            Action::BusMaster { on: false },
+            ended(),
+            command(3, 1),
+            poll(),
+            Action::BusMaster { on: true },
+            poll(),
+            ended(),
+            poll(),
+        ],
+        vec![
+            Action::Configure { offset: 4, width: 1, value: 0x406 },
+            poll(),
+            Action::Restart,
+            command(0, 1),
+            poll(),
+            ended(),
+            poll(),
+        ],
+        vec![
             Action::Lend { bytes: 16 },
             Action::Plug { on: true },
             poll(),
@@ -652,8 +803,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ]);
     }
     let setups = [
-        Setup { kind: Kind::WRITE_BACK, declined: 0 },
-        Setup { kind: Kind { cache: 0, flags: 1 }, declined: u64::MAX },
+        Setup { kind: Kind::WRITE_BACK, way: 0, declined: 0 },
+        Setup { kind: Kind::WRITE_BACK, way: 1, declined: 0 },
+        Setup { kind: Kind { cache: 0, flags: 1 }, way: 2, declined: u64::MAX },
     ];
     let with = |setup: &Setup, mut program: Vec<Action>| {
         let mut whole = ready();
@@ -662,12 +814,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let mut seeds = Vec::new();
     for program in programs {
-        // Each setup sees each program: actions are not cloned but encoded, so the second is cut from the first.
+        // Each setup sees each program: actions are not cloned but encoded, so the others are cut from the first.
         let bytes = with(&setups[0], program);
         let head = seed::<Setup, Action>(&setups[0], &[]).len();
-        let mut other = seed::<Setup, Action>(&setups[1], &[]);
-        other.extend_from_slice(&bytes[head..]);
-        seeds.extend([bytes, other]);
+        seeds.extend(setups.iter().map(|setup| {
+            let mut whole = seed::<Setup, Action>(setup, &[]);
+            whole.extend_from_slice(&bytes[head..]);
+            whole
+        }));
     }
     seeds
 }
