@@ -60,12 +60,16 @@ impl Disk {
         let device = devices::ahci(vec![DriveConfig::new("TEST DISK", "S")], true).unwrap();
         let handles = vec![backend.handle().unwrap()];
         let server = Arc::new(Server::pci("ahci", device, handles, self.patience).unwrap());
+        let (controller, thread) = self.listen(server);
+        Served { controller, backend, thread: Some(thread) }
+    }
+
+    /// Serves whatever it is at the socket.
+    fn listen(&self, server: Arc<Server>) -> (Controller, JoinHandle<Result<(), ServeError>>) {
         let _ = std::fs::remove_file(self.path("socket"));
         let listener = UnixListener::bind(self.path("socket")).unwrap();
         let controller = server.controller();
-        let serving = Arc::clone(&server);
-        let thread = std::thread::spawn(move || serving.serve(&listener));
-        Served { controller, backend, thread: Some(thread) }
+        (controller, std::thread::spawn(move || server.serve(&listener)))
     }
 
     fn connect(&self) -> VfioUser {

@@ -212,6 +212,10 @@ impl Worker {
             }
             self.serve();
             let again = self.look_after();
+            if again && let Some(attached) = &mut self.attached {
+                // A device that never rests must not keep the client waiting.
+                attached.readable |= attached.busy.is_none();
+            }
             let moved = self.settle();
             self.irqs.signal(self.state.requests(), false);
             if !moved && !again && !self.linger() {
