@@ -1,0 +1,347 @@
+//! What the client says, in the order in which it says so: it is answered, or waits for the image.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use blk_core::bus::{Region, Width, WriteStatus};
+use rustix::event::epoll;
+use rustix::io::Errno;
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::super::access::{Pieces, Regions};
+use super::super::connection::{Broken, Message};
+use super::super::dma::Client;
+use super::super::irq::KINDS;
+use super::super::protocol::{
+    DeviceInfo, DmaUnmap, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Request, SmallWrite, command,
+};
+use super::super::version;
+use super::{Leaving, Stage, Worker};
+use crate::server::mutant::{self, Mutant};
+
+/// A client, and what it is waiting for.
+pub(super) struct Attached {
+    pub(super) client: Arc<Client>,
+    /// VERSION has been exchanged.
+    pub(super) negotiated: bool,
+    pub(super) busy: Option<Busy>,
+    /// There is something to receive.
+    pub(super) readable: bool,
+    /// Whether the socket may wake the thread with something to receive.
+    pub(super) watched: bool,
+    pub(super) done: Sender<()>,
+}
+
+/// A command that has to wait for the image. Those after it wait too.
+pub(super) enum Busy {
+    /// The device has not taken a register write; these are to follow.
+    Write { reply: Option<Header>, body: Vec<u8>, rest: VecDeque<RegisterWrite> },
+    /// What is in flight may use the memory.
+    Unmap { reply: Option<Header>, unmap: DmaUnmap },
+    /// The device is being reset.
+    Reset { reply: Option<Header> },
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct RegisterWrite {
+    region: Region,
+    offset: u64,
+    width: Width,
+    value: u64,
+}
+
+impl Worker {
+    /// Takes what the client has sent.
+    pub(super) fn serve(&mut self) {
+        let Some(attached) = &mut self.attached else { return };
+        let client = Arc::clone(&attached.client);
+        if std::mem::take(&mut attached.readable) {
+            client.lock().receive();
+        }
+        while self.attached.as_ref().is_some_and(|attached| attached.busy.is_none()) {
+            let mut message = std::mem::take(&mut self.message);
+            let taken = client.lock().take(&mut message);
+            if taken {
+                self.handle(&mut message);
+            }
+            self.message = message;
+            if !taken {
+                break;
+            }
+        }
+        let broken = client.lock().broken().cloned();
+        if let Some(broken) = broken {
+            self.detach(&broken);
+        }
+    }
+
+    /// The client has gone, or is let go.
+    fn detach(&mut self, why: &Broken) {
+        let Some(attached) = self.attached.take() else { return };
+        match why {
+            Broken::Gone => tracing::info!("the client has gone"),
+            Broken::Fault(why) => tracing::warn!("the client is let go: {why}"),
+        }
+        attached.client.lock().fail(Broken::Gone);
+        let _ = epoll::delete(&self.epoll, &*attached.client.lock());
+        self.irqs.release();
+        self.unsettled = false;
+        self.leaving = Some(Leaving { stage: Stage::Reset, done: attached.done });
+        self.set_shut();
+        if !mutant::active(Mutant::StopWithoutDrain) {
+            let progress = self.device.reset(&self.memory, &mut self.ports);
+            self.irqs.change(progress.irq);
+            self.pending = progress.pending_write;
+        }
+        self.due = true;
+    }
+
+    fn handle(&mut self, message: &mut Message) {
+        let header = message.header;
+        if !matches!(header.command, command::DMA_MAP | command::DMA_UNMAP) {
+            self.unsettled = false;
+        }
+        let reply = (header.kind() == Some(Kind::Command { reply: true })).then_some(header);
+        let fds = std::mem::take(&mut message.fds);
+        if let Err(errno) = self.obey_client(header, reply, &message.body, fds) {
+            tracing::debug!(command = header.command, %errno, "a command of the client is refused");
+            if let (Some(header), Some(attached)) = (reply, &self.attached) {
+                // If it cannot be sent, the connection says so.
+                let _ = attached.client.lock().send(&[header.failure(errno).as_bytes()]);
+            }
+        }
+    }
+
+    /// Does what the client says, and answers; or returns what it is to be told has failed.
+    fn obey_client(
+        &mut self,
+        header: Header,
+        reply: Option<Header>,
+        body: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Errno> {
+        let Some(attached) = &mut self.attached else { return Err(Errno::INVAL) };
+        if !attached.negotiated && header.command != command::VERSION {
+            let mut connection = attached.client.lock();
+            let _ = connection.send(&[header.failure(Errno::INVAL).as_bytes()]);
+            connection.fail(Broken::Fault("its first message is not VERSION".into()));
+            return Ok(());
+        }
+        let request = Request::parse(header.command, body)?;
+        if !fds.is_empty() && !matches!(request, Request::DmaMap(_) | Request::SetIrqs { .. }) {
+            return Err(Errno::INVAL);
+        }
+        match request {
+            Request::RegionRead(access) => return self.read(reply, access),
+            Request::RegionWrite { access, data } => {
+                let writes = self.writes(access, data)?;
+                self.write(reply, access.as_bytes(), writes);
+                return Ok(());
+            }
+            Request::WriteMulti { writes } => return self.write_multi(reply, writes),
+            Request::Version { version, data } => {
+                if attached.negotiated {
+                    return Err(Errno::INVAL);
+                }
+                let (agreed, body) = version::negotiate(version, data)?;
+                attached.negotiated = true;
+                attached.client.lock().set_data_max(agreed.data_max);
+                self.answer(reply, &body);
+            }
+            Request::DmaMap(map) => {
+                self.table.map(&map, fds)?;
+                self.take_memory();
+                self.answer(reply, &[]);
+            }
+            Request::DmaUnmap(unmap) => {
+                attached.busy = Some(Busy::Unmap { reply, unmap });
+                self.go_on();
+            }
+            Request::DeviceInfo => {
+                let argsz = size_of::<DeviceInfo>() as u32;
+                // VFIO_DEVICE_FLAGS_RESET, VFIO_DEVICE_FLAGS_PCI.
+                let info = DeviceInfo { argsz, flags: 1 | 2, regions: Regions::COUNT, irqs: KINDS };
+                self.answer(reply, info.as_bytes());
+            }
+            Request::RegionInfo { index } => {
+                let size = self.regions.bytes(index)?;
+                let argsz = size_of::<RegionInfo>() as u32;
+                // VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE.
+                let flags = if size == 0 { 0 } else { 1 | 2 };
+                let info = RegionInfo { argsz, flags, index, cap_offset: 0, size, offset: 0 };
+                self.answer(reply, info.as_bytes());
+            }
+            Request::IrqInfo { index } => {
+                let (flags, count) = self.irqs.info(index)?;
+                let info = IrqInfo { argsz: size_of::<IrqInfo>() as u32, flags, index, count };
+                self.answer(reply, info.as_bytes());
+            }
+            Request::SetIrqs { set, flags, data } => {
+                self.irqs.set(&set, flags, data, fds)?;
+                self.answer(reply, &[]);
+            }
+            Request::Reset => {
+                attached.busy = Some(Busy::Reset { reply });
+                let progress = self.device.reset(&self.memory, &mut self.ports);
+                self.irqs.change(progress.irq);
+                (self.pending, self.due) = (progress.pending_write, true);
+                self.go_on();
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, reply: Option<Header>, body: &[u8]) {
+        if let (Some(header), Some(attached)) = (reply, &self.attached) {
+            // If it cannot be sent, the connection says so.
+            let _ = attached.client.lock().send(&[header.reply(body.len()).as_bytes(), body]);
+        }
+    }
+
+    fn read(&mut self, reply: Option<Header>, access: RegionAccess) -> Result<(), Errno> {
+        let region = self.regions.find(access)?;
+        let (mut small, mut large) = ([0; 8], Vec::new());
+        let count = access.count as usize;
+        let data = match small.get_mut(..count) {
+            Some(small) => small,
+            None => {
+                large.resize(count, 0);
+                &mut large[..]
+            }
+        };
+        let mut rest = &mut *data;
+        for (offset, width) in Pieces::new(access) {
+            let read = self.device.read(region, offset, width, &self.memory, &mut self.ports);
+            self.irqs.change(read.irq);
+            let (piece, others) = rest.split_at_mut(width.bytes().into());
+            piece.copy_from_slice(&read.value.to_le_bytes()[..piece.len()]);
+            rest = others;
+        }
+        if let (Some(header), Some(attached)) = (reply, &self.attached) {
+            let header = header.reply(size_of::<RegionAccess>() + count);
+            let _ = attached.client.lock().send(&[header.as_bytes(), access.as_bytes(), data]);
+        }
+        self.irqs.heard(self.state.requests());
+        // A read may free what the device waited for.
+        self.due = true;
+        Ok(())
+    }
+
+    /// The register writes that a message asks for.
+    fn writes<'a>(
+        &self,
+        access: RegionAccess,
+        data: &'a [u8],
+    ) -> Result<impl Iterator<Item = RegisterWrite> + use<'a>, Errno> {
+        let region = self.regions.find(access)?;
+        let mut rest = data;
+        Ok(Pieces::new(access).map(move |(offset, width)| {
+            let (piece, others) = rest.split_at(usize::from(width.bytes()).min(rest.len()));
+            rest = others;
+            let mut value = [0; 8];
+            value[..piece.len()].copy_from_slice(piece);
+            RegisterWrite { region, offset, width, value: u64::from_le_bytes(value) }
+        }))
+    }
+
+    fn write_multi(&mut self, reply: Option<Header>, writes: &[u8]) -> Result<(), Errno> {
+        let mut all = Vec::new();
+        let mut rest = writes;
+        while let Ok((SmallWrite { access, data }, others)) = SmallWrite::read_from_prefix(rest) {
+            rest = others;
+            let data = data.get(..access.count as usize).ok_or(Errno::INVAL)?;
+            all.extend(self.writes(access, data)?);
+        }
+        let count = (writes.len() / size_of::<SmallWrite>()) as u64;
+        self.write(reply, count.as_bytes(), all.into_iter());
+        Ok(())
+    }
+
+    /// Writes registers, and answers with `body` when the device has taken them all.
+    fn write(&mut self, reply: Option<Header>, body: &[u8], mut writes: impl Iterator<Item = RegisterWrite>) {
+        self.due = true;
+        while let Some(write) = writes.next() {
+            if self.write_register(write) == WriteStatus::Pending {
+                if let Some(attached) = &mut self.attached {
+                    attached.busy = Some(Busy::Write { reply, body: body.to_vec(), rest: writes.collect() });
+                }
+                return;
+            }
+        }
+        self.answer(reply, body);
+    }
+
+    fn write_register(&mut self, write: RegisterWrite) -> WriteStatus {
+        let RegisterWrite { region, offset, width, value } = write;
+        let written = self.device.write(region, offset, width, value, &self.memory, &mut self.ports);
+        self.irqs.change(written.irq);
+        self.pending |= written.value == WriteStatus::Pending;
+        written.value
+    }
+
+    /// Goes on with what the client waits for, if it can.
+    pub(super) fn go_on(&mut self) -> bool {
+        let Some(attached) = &mut self.attached else { return false };
+        match attached.busy.take() {
+            None => return false,
+            Some(Busy::Unmap { reply, unmap }) => {
+                let drained = self.state.in_flight() == 0 || mutant::active(Mutant::StopWithoutDrain);
+                if !drained {
+                    attached.busy = Some(Busy::Unmap { reply, unmap });
+                    self.set_shut();
+                    return false;
+                }
+                let result = self.table.unmap(&unmap);
+                self.unsettled = true;
+                self.take_memory();
+                match (result, reply) {
+                    (Ok(()), _) => self.answer(reply, unmap.as_bytes()),
+                    (Err(errno), Some(header)) => self.refuse(header, errno),
+                    (Err(_), None) => {}
+                }
+            }
+            Some(Busy::Write { reply, body, mut rest }) => {
+                if !self.pending {
+                    self.due = true;
+                    while let Some(write) = rest.pop_front() {
+                        if self.write_register(write) == WriteStatus::Pending {
+                            break;
+                        }
+                    }
+                }
+                if self.pending {
+                    if let Some(attached) = &mut self.attached {
+                        attached.busy = Some(Busy::Write { reply, body, rest });
+                    }
+                    return false;
+                }
+                self.answer(reply, &body);
+            }
+            Some(Busy::Reset { reply }) if self.pending && !mutant::active(Mutant::StopWithoutDrain) => {
+                attached.busy = Some(Busy::Reset { reply });
+                return false;
+            }
+            Some(Busy::Reset { reply }) => self.answer(reply, &[]),
+        }
+        self.set_shut();
+        // What the device was not allowed to begin meanwhile it may now.
+        self.due = true;
+        true
+    }
+
+    fn refuse(&self, header: Header, errno: Errno) {
+        if let Some(attached) = &self.attached {
+            let _ = attached.client.lock().send(&[header.failure(errno).as_bytes()]);
+        }
+    }
+
+    /// The table of mappings has changed.
+    fn take_memory(&mut self) {
+        if let Some(attached) = &self.attached {
+            self.memory = self.table.memory(&attached.client);
+            self.counts.memory_tables.add(1);
+        }
+    }
+}
