@@ -8,6 +8,7 @@ use blk_core::virtio::pci::{ISR_QUEUE, VirtioPci, common, structure};
 
 use crate::disk::Handle;
 use crate::memory::Memory;
+use crate::ring::Layout;
 
 /// Vectors of the MSI-X table: one for changes, and one for each of four queues.
 const VECTORS: usize = 5;
@@ -37,6 +38,7 @@ enum Bus<D> {
 pub struct Front<D> {
     bus: Bus<D>,
     way: Way,
+    bus_master: bool,
     /// Bit n: message n was due.
     messages: u32,
 }
@@ -58,7 +60,7 @@ impl<D: VirtioDevice<Memory, [Handle]>> Front<D> {
                 Bus::Pci(Box::new(PciFunction::new(VirtioPci::new(device), MsixOwner::Function)))
             }
         };
-        Self { bus, way, messages: 0 }
+        Self { bus, way, bus_master: way == Way::Mmio, messages: 0 }
     }
 
     /// What is behind the transport.
@@ -87,9 +89,6 @@ impl<D: VirtioDevice<Memory, [Handle]>> Front<D> {
     /// Lets the device work: what a machine's firmware and a driver write into configuration space.
     pub fn enable(&mut self, mut world: World<'_>) {
         self.messages = 0;
-        if self.way == Way::Mmio {
-            return;
-        }
         self.set_bus_master(&mut world, true);
         if self.way == Way::Messages {
             self.write_at(&mut world, Region::Config, (MSIX_CONTROL, Width::Word), 1 << 15);
@@ -100,14 +99,45 @@ impl<D: VirtioDevice<Memory, [Handle]>> Front<D> {
         }
     }
 
-    /// Lets the device access memory, or forbids it.
+    /// Lets the device access memory, or forbids it, where the transport can.
     pub fn set_bus_master(&mut self, world: &mut World<'_>, on: bool) {
+        if self.way == Way::Mmio {
+            return;
+        }
+        self.bus_master = on;
         let command = MEMORY_SPACE | if on { BUS_MASTER } else { 0 };
         self.write_at(world, Region::Config, (COMMAND, Width::Word), command);
     }
 
+    /// Whether the device may access memory.
+    pub fn is_bus_master(&self) -> bool {
+        self.bus_master
+    }
+
+    /// Writes anything into PCI configuration space, and reads it.
+    pub fn configure(&mut self, world: &mut World<'_>, offset: u8, width: u8, value: u32) {
+        let at = (u64::from(offset), Width::from_bytes(1 << (width % 4)).expect("a width"));
+        let _ = self.write_at(world, Region::Config, at, value.into());
+        self.read_at(world, Region::Config, at);
+    }
+
+    /// Sets up the queue at `index` as VIRTIO 1.3, 4.2.3.2, has it.
+    pub fn bring_up_queue(&mut self, world: &mut World<'_>, index: usize, layout: &Layout, entries: u16) {
+        let setup = layout.setup();
+        let mut set = |register, value| {
+            let _ = self.write(world, register, Width::Dword, value);
+        };
+        set(register::QUEUE_SEL, index as u64);
+        set(register::QUEUE_SIZE, entries.into());
+        set(register::QUEUE_DESC_LOW, setup.descriptors.0);
+        set(register::QUEUE_DRIVER_LOW, setup.driver.0);
+        set(register::QUEUE_DEVICE_LOW, setup.device.0);
+        self.give_vector(world, index);
+        let _ = self.write(world, register::QUEUE_READY, Width::Dword, 1);
+    }
+
     /// Gives the selected queue, number `queue`, its vector.
-    pub fn give_vector(&mut self, world: &mut World<'_>, queue: usize) {
+    fn give_vector(&mut self, world: &mut World<'_>, queue: usize) {
         if self.way == Way::Messages {
             let at = (common::QUEUE_MSIX_VECTOR, Width::Word);
             self.write_at(world, Region::Bar(0), at, queue as u64 + 1);

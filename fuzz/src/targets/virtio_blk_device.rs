@@ -119,8 +119,6 @@ struct Rig {
     /// Whether the driver has kept to the rules since the device was brought up.
     honest: bool,
     busy: bool,
-    way: Way,
-    bus_master: bool,
     /// What the device may not change without bus mastering: used indices and status bytes.
     frozen: Option<Vec<u16>>,
 }
@@ -159,8 +157,6 @@ pub fn run(data: &[u8]) {
         waiting: Waiting::No,
         honest: true,
         busy: false,
-        way,
-        bus_master: true,
         frozen: None,
     };
     rig.device.enable(World { memory: &rig.memory, disks: &mut rig.disks });
@@ -218,23 +214,17 @@ impl Rig {
             Action::BusMaster { on } => self.set_bus_master(on),
             Action::Configure { offset, width, value } => {
                 self.lie();
-                let at = (u64::from(offset), Width::from_bytes(1 << (width % 4)).expect("a width"));
                 let mut world = World { memory: &self.memory, disks: &mut self.disks };
-                let _ = self.device.write_at(&mut world, Region::Config, at, value.into());
-                self.device.read_at(&mut world, Region::Config, at);
+                self.device.configure(&mut world, offset, width, value);
             }
         }
     }
 
     /// Without bus mastering the device takes nothing and answers nothing, until it is allowed to again.
     fn set_bus_master(&mut self, on: bool) {
-        if self.way == Way::Mmio {
-            return;
-        }
         let mut world = World { memory: &self.memory, disks: &mut self.disks };
         self.device.set_bus_master(&mut world, on);
-        self.bus_master = on;
-        self.frozen = (!on && self.honest).then(|| self.answers());
+        self.frozen = (!self.device.is_bus_master() && self.honest).then(|| self.answers());
     }
 
     /// The driver has made rings anew, which begin at 0: what was before is no measure any more.
@@ -313,17 +303,12 @@ impl Rig {
         let layout = Layout::compact(base, RING_ENTRIES);
         assert!(layout.end() <= base + RING_BYTES);
         self.memory.lend(layout.device_area());
-        self.set(register::QUEUE_SEL, queue as u32);
-        self.set(register::QUEUE_SIZE, u32::from(RING_ENTRIES));
         if self.is_modern() {
-            let setup = layout.setup();
-            self.set(register::QUEUE_DESC_LOW, setup.descriptors.0 as u32);
-            self.set(register::QUEUE_DRIVER_LOW, setup.driver.0 as u32);
-            self.set(register::QUEUE_DEVICE_LOW, setup.device.0 as u32);
             let mut world = World { memory: &self.memory, disks: &mut self.disks };
-            self.device.give_vector(&mut world, queue);
-            self.set(register::QUEUE_READY, 1);
+            self.device.bring_up_queue(&mut world, queue, &layout, RING_ENTRIES);
         } else {
+            self.set(register::QUEUE_SEL, queue as u32);
+            self.set(register::QUEUE_SIZE, u32::from(RING_ENTRIES));
             self.set(register::GUEST_PAGE_SIZE, RING_BYTES as u32);
             self.set(register::QUEUE_ALIGN, 4);
             self.set(register::QUEUE_PFN, (base / RING_BYTES) as u32);
@@ -427,7 +412,7 @@ impl Rig {
                 break;
             }
         }
-        let all_done = self.disks[0].disk().is_idle() && !self.busy && self.bus_master;
+        let all_done = self.disks[0].disk().is_idle() && !self.busy && self.device.is_bus_master();
         if all_done && self.honest && self.waiting == Waiting::No {
             assert!(self.outstanding.is_empty(), "the disk is idle, and {} wait", self.outstanding.len());
         }
@@ -585,7 +570,6 @@ impl Rig {
             self.poll_once();
         }
         self.device.enable(World { memory: &self.memory, disks: &mut self.disks });
-        self.bus_master = true;
         self.disks[0].happen(&self.memory, Event::Prompt { on: false });
         self.busy = false;
         self.memory.take_back(0..MEMORY_BYTES);

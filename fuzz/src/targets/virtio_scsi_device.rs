@@ -153,8 +153,6 @@ struct Rig {
     /// Whether the driver has kept to the rules since the device was brought up.
     honest: bool,
     busy: bool,
-    way: Way,
-    bus_master: bool,
     frozen: Option<Answers>,
 }
 
@@ -182,8 +180,6 @@ pub fn run(data: &[u8]) {
         waiting: Waiting::No,
         honest: true,
         busy: false,
-        way,
-        bus_master: true,
         frozen: None,
     };
     rig.device.enable(World { memory: &rig.memory, disks: &mut rig.disks });
@@ -282,23 +278,17 @@ impl Rig {
             Action::BusMaster { on } => self.set_bus_master(on),
             Action::Configure { offset, width, value } => {
                 self.lie();
-                let at = (u64::from(offset), Width::from_bytes(1 << (width % 4)).expect("a width"));
                 let mut world = World { memory: &self.memory, disks: &mut self.disks };
-                let _ = self.device.write_at(&mut world, Region::Config, at, value.into());
-                self.device.read_at(&mut world, Region::Config, at);
+                self.device.configure(&mut world, offset, width, value);
             }
         }
     }
 
     /// Without bus mastering the device takes nothing and answers nothing, until it is allowed to again.
     fn set_bus_master(&mut self, on: bool) {
-        if self.way == Way::Mmio {
-            return;
-        }
         let mut world = World { memory: &self.memory, disks: &mut self.disks };
         self.device.set_bus_master(&mut world, on);
-        self.bus_master = on;
-        self.frozen = (!on && self.honest).then(|| self.answers());
+        self.frozen = (!self.device.is_bus_master() && self.honest).then(|| self.answers());
     }
 
     /// The driver has made rings anew, which begin at 0: what was before is no measure any more.
@@ -357,14 +347,8 @@ impl Rig {
         self.memory.put(base, &[0; RING_BYTES as usize]);
         let layout = Layout::compact(base, RING_ENTRIES);
         self.memory.lend(layout.device_area());
-        let setup = layout.setup();
-        self.set(register::QUEUE_SEL, ring as u32);
-        self.set(register::QUEUE_SIZE, u32::from(RING_ENTRIES));
-        self.set(register::QUEUE_DESC_LOW, setup.descriptors.0 as u32);
-        self.set(register::QUEUE_DRIVER_LOW, setup.driver.0 as u32);
-        self.set(register::QUEUE_DEVICE_LOW, setup.device.0 as u32);
-        self.device.give_vector(&mut World { memory: &self.memory, disks: &mut self.disks }, ring);
-        self.set(register::QUEUE_READY, 1);
+        let mut world = World { memory: &self.memory, disks: &mut self.disks };
+        self.device.bring_up_queue(&mut world, ring, &layout, RING_ENTRIES);
         match self.rings.get_mut(ring) {
             Some(there) => *there = Ring::new(layout),
             None => self.rings.push(Ring::new(layout)),
@@ -477,7 +461,7 @@ impl Rig {
             }
         }
         let idle = self.disks.iter().all(|disk| disk.disk().is_idle());
-        let all_done = idle && !self.busy && self.bus_master;
+        let all_done = idle && !self.busy && self.device.is_bus_master();
         if all_done && self.honest && self.waiting == Waiting::No {
             assert!(
                 self.outstanding.iter().all(|one| one.ring == EVENT),
@@ -624,7 +608,6 @@ impl Rig {
             self.poll_once();
         }
         self.device.enable(World { memory: &self.memory, disks: &mut self.disks });
-        self.bus_master = true;
         self.disks[0].happen(&self.memory, Event::Prompt { on: false });
         self.busy = false;
         self.memory.take_back(0..MEMORY_BYTES);
