@@ -224,14 +224,12 @@ impl Rig {
     fn set_bus_master(&mut self, on: bool) {
         let mut world = World { memory: &self.memory, disks: &mut self.disks };
         self.device.set_bus_master(&mut world, on);
-        self.frozen = (!self.device.is_bus_master() && self.honest).then(|| self.answers());
+        self.freeze();
     }
 
-    /// The driver has made rings anew, which begin at 0: what was before is no measure any more.
-    fn freeze_anew(&mut self) {
-        if self.frozen.is_some() {
-            self.frozen = Some(self.answers());
-        }
+    /// What the driver has now is the measure, where the device may not change it.
+    fn freeze(&mut self) {
+        self.frozen = (!self.device.is_bus_master() && self.honest).then(|| self.answers());
     }
 
     /// The used indices, and the status bytes of what is outstanding.
@@ -518,7 +516,7 @@ impl Rig {
                     self.history.reset();
                     self.waiting = Waiting::No;
                     self.bring_up();
-                    self.freeze_anew();
+                    self.freeze();
                 }
             }
             Waiting::CacheOff { begun } => {
@@ -536,7 +534,7 @@ impl Rig {
                 if self.get(register::QUEUE_RESET, Width::Dword) == 0 {
                     self.waiting = Waiting::No;
                     self.bring_up_queue(queue);
-                    self.freeze_anew();
+                    self.freeze();
                 }
             }
         }
@@ -544,7 +542,6 @@ impl Rig {
 
     /// A queue's ring and requests are the driver's again: the device has no business there.
     fn take_back_of(&mut self, queue: usize) {
-        self.frozen = None;
         let base = ring_base(queue);
         self.memory.take_back(base..base + RING_BYTES);
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -554,6 +551,7 @@ impl Rig {
             // What the storage has may still fill the data of a read; its end is not known, and never will be.
             self.memory.take_back(request.page + STATUS..request.page + STATUS + 1);
         }
+        self.freeze();
     }
 
     fn take_back(&mut self) {

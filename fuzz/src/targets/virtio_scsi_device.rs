@@ -288,14 +288,12 @@ impl Rig {
     fn set_bus_master(&mut self, on: bool) {
         let mut world = World { memory: &self.memory, disks: &mut self.disks };
         self.device.set_bus_master(&mut world, on);
-        self.frozen = (!self.device.is_bus_master() && self.honest).then(|| self.answers());
+        self.freeze();
     }
 
-    /// The driver has made rings anew, which begin at 0: what was before is no measure any more.
-    fn freeze_anew(&mut self) {
-        if self.frozen.is_some() {
-            self.frozen = Some(self.answers());
-        }
+    /// What the driver has now is the measure, where the device may not change it.
+    fn freeze(&mut self) {
+        self.frozen = (!self.device.is_bus_master() && self.honest).then(|| self.answers());
     }
 
     fn answers(&self) -> Answers {
@@ -567,7 +565,7 @@ impl Rig {
                     self.history.reset();
                     self.waiting = Waiting::No;
                     self.bring_up();
-                    self.freeze_anew();
+                    self.freeze();
                 }
             }
             Waiting::Ring { ring } => {
@@ -575,7 +573,7 @@ impl Rig {
                 if self.get(register::QUEUE_RESET) == 0 {
                     self.waiting = Waiting::No;
                     self.bring_up_ring(ring);
-                    self.freeze_anew();
+                    self.freeze();
                 }
             }
         }
@@ -583,7 +581,6 @@ impl Rig {
 
     /// A ring and all that is in it are the driver's again, but for what the storage may still fill.
     fn take_back_of(&mut self, ring: usize) {
-        self.frozen = None;
         let base = ring as u64 * RING_BYTES;
         self.memory.take_back(base..base + RING_BYTES);
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -592,6 +589,7 @@ impl Rig {
         for one in gone {
             self.memory.take_back(one.page..one.page + DATA);
         }
+        self.freeze();
     }
 
     fn settle(&mut self) {
