@@ -49,15 +49,20 @@ pub(crate) fn memory_that_the_client_keeps_is_read_and_written_by_messages() {
     assert!(ahci.client.dma_messages > 6);
 }
 
+/// A driver whose client shares memory, and keeps 1 MiB to itself from the address on that comes with it.
+fn with_memory_of_both_kinds(disk: &Disk) -> (Ahci, u64) {
+    let mut client = disk.connect();
+    client.share(&super::shared()).unwrap();
+    let kept = MEMORY_BYTES as u64;
+    client.keep(kept, 1 << 20).unwrap();
+    (Ahci::over(client, MSI), kept)
+}
+
 #[test]
 fn a_transfer_may_cross_from_one_kind_of_memory_into_the_other() {
     let disk = Disk::new();
     let _served = disk.serve("");
-    let mut client = disk.connect();
-    client.share(&super::shared()).unwrap();
-    let edge = MEMORY_BYTES as u64;
-    client.keep(edge, 1 << 20).unwrap();
-    let mut ahci = Ahci::over(client, MSI);
+    let (mut ahci, edge) = with_memory_of_both_kinds(&disk);
     let data = pattern(8192, 9);
     let (below, above) = data.split_at(4608);
     ahci.client.put(edge - 4608, below);
@@ -78,11 +83,7 @@ fn a_transfer_may_cross_from_one_kind_of_memory_into_the_other() {
 pub(crate) fn an_unmap_in_mid_dma_is_answered_when_nothing_lands_any_more() {
     let disk = Disk::new();
     let served = disk.serve("read:300ms");
-    let mut client = disk.connect();
-    client.share(&super::shared()).unwrap();
-    let kept = MEMORY_BYTES as u64;
-    client.keep(kept, 1 << 20).unwrap();
-    let mut ahci = Ahci::over(client, MSI);
+    let (mut ahci, kept) = with_memory_of_both_kinds(&disk);
     ahci.issue(0, 0, false, kept, 4096);
     until("the read is taken", || served.in_flight() == 1);
     let before = ahci.client.dma_messages;
@@ -100,11 +101,7 @@ pub(crate) fn an_unmap_in_mid_dma_is_answered_when_nothing_lands_any_more() {
 fn what_is_to_be_done_is_done_though_the_client_says_nothing_after_an_unmap() {
     let disk = Disk::new();
     let served = disk.serve("");
-    let mut client = disk.connect();
-    client.share(&super::shared()).unwrap();
-    let kept = MEMORY_BYTES as u64;
-    client.keep(kept, 1 << 20).unwrap();
-    let mut ahci = Ahci::over(client, MSI);
+    let (mut ahci, kept) = with_memory_of_both_kinds(&disk);
     served.controller.pause();
     let data = pattern(4096, 6);
     ahci.client.put(DATA, &data);

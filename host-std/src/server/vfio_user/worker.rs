@@ -89,7 +89,7 @@ pub(super) struct Worker {
     /// A register write or a reset is still waiting.
     pending: bool,
     /// Memory has been taken away, and may come back in another form: QEMU unmaps and maps again what changes, while no
-    /// processor runs. Until the next access to a register, or for a second, the device does not look at it.
+    /// processor runs. Until the next access to a register, or for [`rest::SETTLING`], the device does not look at it.
     unsettled: bool,
     message: Message,
     rest: Rest,

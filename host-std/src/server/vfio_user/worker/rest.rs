@@ -10,7 +10,7 @@ use super::{CLIENT, CONTROL, IMAGE, Worker};
 
 /// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
 /// while its memory is away is broken until the guest resets the device.
-const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+pub(super) const SETTLING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// How long the thread may look for more before it sleeps: waking up takes longer than answering, on both sides. About what a
 /// guest's driver needs from one access to the next, and a quick disk for a request.
