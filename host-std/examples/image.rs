@@ -5,8 +5,8 @@
 use blk_core::storage::CacheMode;
 use blk_core::units::GuestAddr;
 use host_std::backend::{FileBackend, FileOptions};
-use host_std::guest::{GuestDisk, Machine, VirtioBlk};
 use host_std::memory::MappedMemory;
+use host_std::testing::guest::{GuestDisk, Machine, VirtioBlk};
 use virtio_blk_model::device::Config;
 use virtio_blk_model::front::mmio::Mmio;
 

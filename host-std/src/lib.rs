@@ -2,9 +2,7 @@
 //! the kernel reads and writes in place, and the question "is my stack safe?".
 //!
 //! - [`backend`]: a file or block device behind [`Storage`](blk_core::storage::Storage), one handle for each queue.
-//! - [`client`]: the other end of a server's socket, for tests and benchmarks without a virtual machine.
 //! - [`fault`]: a backend that fails when it is told to, for tests.
-//! - [`guest`]: small drivers that use a model over a real image, in this process.
 //! - [`memory`]: guest memory mapped into this process.
 //! - [`probe`]: what lies between a path and the medium, and whether it keeps what was acknowledged.
 //! - [`proof`]: the guests that the crash explorer runs, front by front.
@@ -12,6 +10,7 @@
 //! - [`replay`]: the image at any point of a recording, and every image that a power cut could have left there.
 //! - [`serve`]: the program's side of a server: options, error policy, control socket.
 //! - [`server`]: our devices for the virtual machines of other programs, over vhost-user and vfio-user.
+//! - [`testing`]: clients of the servers and guest drivers, for tests and benchmarks without a virtual machine.
 //! - [`trace`]: the kernel's own count of the writes and flushes that reach a block device.
 //!
 //! **Goals:** a completed flush is stable or fails, for good; no copy and no allocation for a request whose memory is aligned;
@@ -27,9 +26,7 @@
 //! | **Not there** | **image formats, KVM; network storage; bandwidth limits; taking back operations in flight: a reset waits for them; systems other than Linux** |
 
 pub mod backend;
-pub mod client;
 pub mod fault;
-pub mod guest;
 pub mod memory;
 pub mod probe;
 pub mod proof;
@@ -37,4 +34,5 @@ pub mod record;
 pub mod replay;
 pub mod serve;
 pub mod server;
+pub mod testing;
 pub mod trace;

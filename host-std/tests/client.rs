@@ -5,7 +5,7 @@ mod serving;
 
 use std::path::PathBuf;
 
-use host_std::client::{Blk, ClientError, EVENT_IDX, INDIRECT_DESC, Options, Payload, Request};
+use host_std::testing::client::{Blk, ClientError, EVENT_IDX, INDIRECT_DESC, Options, Payload, Request};
 use serving::Server;
 use tempfile::TempDir;
 

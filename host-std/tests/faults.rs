@@ -1,12 +1,12 @@
 //! What a guest sees when something fails: an error or a pause, as the policy says; never a false success, never a hang.
 //!
-//! The server is `blk-host serve` in a process of its own, the guest is `host_std::client`, of which every wait has a deadline.
+//! The server is `blk-host serve` in a process of its own, the guest is `host_std::testing::client`, of which every wait has a deadline.
 
 mod serving;
 
 use std::time::{Duration, Instant};
 
-use host_std::client::{Blk, ClientError, Options, Payload, Request};
+use host_std::testing::client::{Blk, ClientError, Options, Payload, Request};
 use serving::{Disk, Shadow};
 
 const BLOCK: usize = 4096;

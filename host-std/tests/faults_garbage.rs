@@ -4,7 +4,7 @@
 mod serving;
 
 use fastrand::Rng;
-use host_std::client::{Blk, Options};
+use host_std::testing::client::{Blk, Options};
 use serving::garbage::Garbage;
 use serving::{Disk, Server};
 

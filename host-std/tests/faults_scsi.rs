@@ -1,5 +1,5 @@
 //! `kill -9` of a server of virtio-scsi, over and over: what was acknowledged is there, a command that cannot be done twice is
-//! done once, and what the guest has set in the unit holds. The guest is `host_std::client`, which reconnects as QEMU does and
+//! done once, and what the guest has set in the unit holds. The guest is `host_std::testing::client`, which reconnects as QEMU does and
 //! finds out what comes back twice or never.
 
 mod serving;
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use host_std::client::{Command, Options, Scsi, ScsiDone, ScsiPayload, Ticket, cdb};
+use host_std::testing::client::{Command, Options, Scsi, ScsiDone, ScsiPayload, Ticket, cdb};
 use scsi_model::front::virtio_scsi::Address;
 use serving::{Disk, Server, Shadow};
 

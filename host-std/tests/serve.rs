@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use host_std::client::{Blk, ClientError, Options, Payload, Request, Ticket};
+use host_std::testing::client::{Blk, ClientError, Options, Payload, Request, Ticket};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Command as Program;
 use std::time::Duration;
 
-use host_std::client::{ClientError, Command, Options, Scsi, ScsiPayload, cdb};
+use host_std::testing::client::{ClientError, Command, Options, Scsi, ScsiPayload, cdb};
 use scsi_model::front::virtio_scsi::Address;
 use scsi_model::front::virtio_scsi::wire::{Response, event};
 use serving::{Disk, Server};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ata_model::DriveConfig;
 use blk_core::storage::CacheMode;
 use host_std::backend::{FileBackend, FileOptions};
-use host_std::client::vfio_user::map;
+use host_std::testing::client::vfio_user::map;
 use host_std::server::Server;
 use host_std::server::vfio_user::devices;
 use host_std::server::vfio_user::protocol::{Flags, Header, RegionAccess, command};

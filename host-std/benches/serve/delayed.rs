@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use blk_core::storage::CacheMode;
 use host_std::backend::{FileBackend, FileOptions, Host, IoVecs, LinuxHost};
-use host_std::client::{Blk, Options, Request};
 use host_std::server::{BlkOptions, Server};
+use host_std::testing::client::{Blk, Options, Request};
 use rustix::fs::FallocateFlags;
 
 use crate::report::BesideFlush;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use host_std::client::{Blk, Options, Payload, Request};
 use host_std::serve::control;
+use host_std::testing::client::{Blk, Options, Payload, Request};
 
 use crate::servers::Running;
 

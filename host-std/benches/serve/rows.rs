@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use host_std::client::{Blk, ClientError, Options, Payload, Request};
+use host_std::testing::client::{Blk, ClientError, Options, Payload, Request};
 
 use crate::servers::{IMAGE_BYTES, Running};
 

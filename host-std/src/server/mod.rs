@@ -10,130 +10,42 @@
 //!
 //! PCI devices are served over vfio-user: [`vfio_user`].
 
-mod blk;
-mod device;
 mod images;
+mod lifecycle;
+mod mailbox;
+mod mapping;
 mod mutant;
-mod scsi;
-mod served;
-mod shared;
+mod notify;
+mod options;
+mod queue;
 mod stats;
 pub mod vfio_user;
 mod vhost_user;
+mod virtio;
+mod vring;
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use self::blk::Blk;
-use self::device::{Device, Rings};
-use self::scsi::Scsi;
-use self::served::Served;
-use self::shared::{Shared, Thread};
+use self::lifecycle::DeviceLifecycle;
+use self::mailbox::mailbox;
+use self::queue::Worker;
 use self::stats::QueueCounters;
-use self::vfio_user::{Pci, PciDevice};
-use self::vhost_user::{Waker, Worker};
-
-use crate::backend::{Backend, Handle, OpenError};
+use self::vfio_user::{PciDevice, VfioUserDevice};
+use self::vhost_user::{QueueThread, VhostUserDevice};
+use self::virtio::{Blk, QueueGroup, Scsi, VirtioBackend};
+use crate::backend::{Backend, Handle};
 
 pub use mutant::Mutant;
 #[cfg(feature = "mutants")]
 pub use mutant::{current as current_mutant, set as set_mutant};
+pub use options::{BlkOptions, Lun, ScsiOptions, ServerError};
 pub use stats::{QueueStats, Stats};
-
-/// How a virtio-blk device is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlkOptions {
-    /// The serial that the guest reads: 20 bytes at most.
-    pub serial: String,
-    /// Request queues, each with a thread of its own: 1 to 64.
-    pub queues: u16,
-    /// Most entries of a queue: a power of two, 1024 at most.
-    pub queue_size_max: u16,
-    /// Refuse writes, although the image would take them.
-    pub read_only: bool,
-    /// Offer the experimental FUA write (virtio-spec issue 237).
-    pub experimental_fua: bool,
-}
-
-impl BlkOptions {
-    /// The serial as the guest reads it.
-    fn serial_bytes(&self) -> Result<[u8; 20], ServerError> {
-        let bytes = self.serial.as_bytes();
-        let mut serial = [0; 20];
-        let Some(start) = serial.get_mut(..bytes.len()) else {
-            let (option, value, remedy) = ("serial", self.serial.clone(), "give 20 bytes at most");
-            return Err(ServerError::Option { option, value, remedy });
-        };
-        start.copy_from_slice(bytes);
-        Ok(serial)
-    }
-}
-
-impl Default for BlkOptions {
-    fn default() -> Self {
-        Self {
-            serial: String::new(),
-            queues: 1,
-            queue_size_max: 256,
-            read_only: false,
-            experimental_fua: false,
-        }
-    }
-}
-
-/// How a virtio-scsi host is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScsiOptions {
-    /// Request queues, beside the control and the event queue: 1 to 62. One thread serves them all.
-    pub queues: u16,
-    /// Most entries of a queue: a power of two, 1024 at most.
-    pub queue_size_max: u16,
-}
-
-impl Default for ScsiOptions {
-    fn default() -> Self {
-        Self { queues: 1, queue_size_max: 256 }
-    }
-}
-
-/// A logical unit of a virtio-scsi host.
-pub struct Lun {
-    /// The target's number.
-    pub target: u8,
-    /// The unit's number in its target.
-    pub lun: u16,
-    /// What it calls itself, and what it does.
-    pub config: scsi_model::Config,
-    /// Its image.
-    pub backend: Arc<dyn Backend>,
-}
-
-/// A server cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// An option is out of range.
-    #[error("{option} may not be {value}: {remedy}")]
-    Option {
-        /// Which.
-        option: &'static str,
-        /// What was given.
-        value: String,
-        /// What may be given.
-        remedy: &'static str,
-    },
-    /// A handle of the image could not be made.
-    #[error(transparent)]
-    Image(#[from] OpenError),
-    /// A thread or descriptor could not be made.
-    #[error("cannot start the server: {0}; raise the limits on processes and open files")]
-    System(#[from] io::Error),
-}
 
 /// Serving has ended for a reason other than [`Controller::stop`].
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +62,7 @@ pub enum ServeError {
 
 /// A device and its threads, for one client after the other.
 pub struct Server {
-    served: Arc<dyn Served>,
+    device: Arc<dyn DeviceLifecycle>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -185,27 +97,28 @@ impl Server {
         handles: Vec<Box<dyn Handle>>,
         patience: Duration,
     ) -> Result<Self, ServerError> {
-        let (served, thread) = Pci::start(name, device, handles, patience)?;
-        Ok(Self { served, threads: vec![thread] })
+        let (device, thread) = VfioUserDevice::start(name, device, handles, patience)?;
+        Ok(Self { device, threads: vec![thread] })
     }
 
     /// Starts a thread for each group of rings: how many, and what works on them.
-    fn start(groups: Vec<(usize, Box<dyn Rings>)>, device: Box<dyn Device>) -> Result<Self, ServerError> {
-        let mut ways = Vec::new();
+    fn start(
+        groups: Vec<(usize, Box<dyn QueueGroup>)>,
+        backend: Box<dyn VirtioBackend>,
+    ) -> Result<Self, ServerError> {
+        let mut queue_threads = Vec::new();
         let mut counters = Vec::new();
         let mut workers = Vec::new();
         for (count, rings) in groups {
             let first = counters.len();
             let own: Vec<_> = (0..count).map(|_| Arc::new(QueueCounters::default())).collect();
-            let waker = Arc::new(Waker::new()?);
-            let (commands, received) = channel();
-            let worker = Worker::new(rings, first as u16, &own, received, Arc::clone(&waker));
-            workers.push((first, worker.map_err(io::Error::from)?));
-            ways.push(Thread { commands, waker, first });
+            let (mailbox, inbox) = mailbox()?;
+            workers.push((first, Worker::new(rings, first as u16, &own, inbox).map_err(io::Error::from)?));
+            queue_threads.push(QueueThread { mailbox, first });
             counters.extend(own);
         }
-        let shared = Arc::new(Shared::new(device, ways, counters, Waker::new()?));
-        let mut server = Self { served: shared, threads: Vec::new() };
+        let device = Arc::new(VhostUserDevice::new(backend, queue_threads, counters)?);
+        let mut server = Self { device, threads: Vec::new() };
         for (first, worker) in workers {
             #[cfg(feature = "mutants")]
             let switched_on = mutant::current();
@@ -223,7 +136,7 @@ impl Server {
     /// The operator's hand on it.
     #[must_use]
     pub fn controller(&self) -> Controller {
-        Controller(Arc::clone(&self.served))
+        Controller(Arc::clone(&self.device))
     }
 
     /// Serves one client after the other, until [`Controller::stop`]. Then the images are flushed.
@@ -231,14 +144,14 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
-        while !self.served.is_stopping() {
-            let stop = PollFd::new(self.served.stop_waker(), PollFlags::IN);
+        while !self.device.lifecycle().is_stopping() {
+            let stop = PollFd::new(self.device.lifecycle().stop_waker(), PollFlags::IN);
             let ready = poll(&mut [stop, PollFd::new(listener, PollFlags::IN)], None);
-            if self.served.is_stopping() || ready.is_err() {
+            if self.device.lifecycle().is_stopping() || ready.is_err() {
                 continue;
             }
             match listener.accept() {
-                Ok((stream, _)) => Arc::clone(&self.served).serve_client(stream)?,
+                Ok((stream, _)) => Arc::clone(&self.device).serve_client(stream)?,
                 Err(error) => wait_out(error)?,
             }
         }
@@ -250,7 +163,7 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn serve_stream(&self, stream: UnixStream) -> Result<(), ServeError> {
-        Arc::clone(&self.served).serve_client(stream)?;
+        Arc::clone(&self.device).serve_client(stream)?;
         self.finish()
     }
 
@@ -258,14 +171,15 @@ impl Server {
     /// comes after. Operations that an image has begun still land. Returns once the threads do nothing more; the server is
     /// of no use then but to be stopped.
     pub fn abandon(&self) {
-        self.served.abandon();
+        self.device.abandon();
     }
 
     /// Flushes the images, with nothing in flight.
     fn finish(&self) -> Result<(), ServeError> {
-        self.served.hold_and_drain();
-        let flushed = self.served.flush();
-        self.served.release();
+        self.device.hold(true);
+        self.device.drain();
+        let flushed = self.device.flush();
+        self.device.hold(false);
         if flushed { Ok(()) } else { Err(ServeError::Flush) }
     }
 }
@@ -273,7 +187,7 @@ impl Server {
 impl Drop for Server {
     /// Ends the threads. What is in flight completes in the image, and its client does not hear of it.
     fn drop(&mut self) {
-        self.served.end_threads();
+        self.device.end_threads();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();
@@ -294,33 +208,26 @@ fn wait_out(error: io::Error) -> io::Result<()> {
     }
 }
 
-fn check_ring_size(size: u16) -> Result<(), ServerError> {
-    if size.is_power_of_two() && (2..=blk_core::virtq::SIZE_MAX).contains(&size) {
-        return Ok(());
-    }
-    let remedy = "give a power of two from 2 to 1024";
-    Err(ServerError::Option { option: "queue-size", value: size.to_string(), remedy })
-}
-
 /// The operator's hand on a server. A clone is another hand on the same.
 #[derive(Clone)]
-pub struct Controller(Arc<dyn Served>);
+pub struct Controller(Arc<dyn DeviceLifecycle>);
 
 impl Controller {
     /// Takes no more requests, until [`Self::resume`]; what is in flight goes on. Returns once every queue knows.
     pub fn pause(&self) {
-        self.0.set_paused(true);
+        self.set_paused(true);
     }
 
     /// Takes requests again.
     pub fn resume(&self) {
-        self.0.set_paused(false);
+        self.set_paused(false);
     }
 
     /// Returns when nothing is in flight. No request is taken until then.
     pub fn drain(&self) {
-        self.0.hold_and_drain();
-        self.0.release();
+        self.0.hold(true);
+        self.0.drain();
+        self.0.hold(false);
     }
 
     /// The backend's `Info` has changed: tells the guest.
@@ -352,6 +259,10 @@ impl Controller {
 
     /// Ends [`Server::serve`]: what is in flight completes, the client is let go, the images are flushed. Returns at once.
     pub fn stop(&self) {
-        self.0.begin_stop();
+        self.0.lifecycle().begin_stop();
+    }
+
+    fn set_paused(&self, pause: bool) {
+        self.0.lifecycle().set_paused(pause, |hold| self.0.hold(hold));
     }
 }

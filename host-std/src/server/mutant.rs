@@ -10,7 +10,7 @@ pub enum Mutant {
     /// A ring is stopped, or disabled, as QEMU does first, without waiting for what is in flight; or memory is taken away, or a
     /// PCI device reset.
     StopWithoutDrain,
-    /// A client that never read `writeback` is believed to flush.
+    /// A client that never read `writeback` is taken to flush.
     UnknownTakenAsWriteBack,
     /// The cache is turned off without a flush.
     CacheOffWithoutFlush,

@@ -6,7 +6,7 @@ pub mod garbage;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use host_std::client::Blk;
+use host_std::testing::client::Blk;
 use tempfile::TempDir;
 
 /// A server process, killed when it is dropped.

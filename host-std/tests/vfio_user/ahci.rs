@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use blk_core::bus::Width;
-use host_std::client::ClientError;
-use host_std::client::vfio_user::{CONFIG, VfioUser};
 use host_std::server::vfio_user::protocol::IrqFlags;
+use host_std::testing::client::ClientError;
+use host_std::testing::client::vfio_user::{CONFIG, VfioUser};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{PATIENCE, shared};

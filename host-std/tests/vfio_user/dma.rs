@@ -4,9 +4,9 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use blk_core::bus::Width;
-use host_std::client::ClientError;
-use host_std::client::vfio_user::{map, unmap};
 use host_std::server::vfio_user::protocol::{DmaMap, DmaUnmap, MAPPINGS_MAX, UNMAP_ALL, command};
+use host_std::testing::client::ClientError;
+use host_std::testing::client::vfio_user::{map, unmap};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use zerocopy::IntoBytes as _;
 

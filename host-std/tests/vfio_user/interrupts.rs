@@ -4,8 +4,8 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use blk_core::bus::Width;
-use host_std::client::vfio_user::CONFIG;
 use host_std::server::vfio_user::protocol::IrqFlags;
+use host_std::testing::client::vfio_user::CONFIG;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::ahci::{ABAR, Ahci, INTX, MSI, MSIX, refused};

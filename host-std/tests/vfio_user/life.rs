@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use blk_core::bus::{Access, Device, Progress, Region, Width, WriteStatus};
 use blk_core::pci::{Endpoint, Function, Identity, MsixOwner, PciFunction, Permissions};
-use host_std::client::vfio_user::CONFIG;
 use host_std::memory::MappedMemory;
 use host_std::server::Server;
-use host_std::server::vfio_user::Port;
+use host_std::server::vfio_user::CountedHandle;
+use host_std::testing::client::vfio_user::CONFIG;
 
 use super::ahci::{Ahci, DATA, INTX, MSI};
 use super::{Disk, PATIENCE, pattern, until};
@@ -170,8 +170,15 @@ impl Endpoint for Restless {
     fn permit(&mut self, _: Permissions) {}
 }
 
-impl Device<MappedMemory, [Port]> for Restless {
-    fn read(&mut self, _: Region, _: u64, _: Width, _: &MappedMemory, _: &mut [Port]) -> Access<u64> {
+impl Device<MappedMemory, [CountedHandle]> for Restless {
+    fn read(
+        &mut self,
+        _: Region,
+        _: u64,
+        _: Width,
+        _: &MappedMemory,
+        _: &mut [CountedHandle],
+    ) -> Access<u64> {
         Access::quiet(0)
     }
 
@@ -182,16 +189,16 @@ impl Device<MappedMemory, [Port]> for Restless {
         _: Width,
         _: u64,
         _: &MappedMemory,
-        _: &mut [Port],
+        _: &mut [CountedHandle],
     ) -> Access<WriteStatus> {
         Access::quiet(WriteStatus::Done)
     }
 
-    fn poll(&mut self, _: &MappedMemory, _: &mut [Port]) -> Progress {
+    fn poll(&mut self, _: &MappedMemory, _: &mut [CountedHandle]) -> Progress {
         Progress { again: true, ..Progress::default() }
     }
 
-    fn reset(&mut self, _: &MappedMemory, _: &mut [Port]) -> Progress {
+    fn reset(&mut self, _: &MappedMemory, _: &mut [CountedHandle]) -> Progress {
         Progress::default()
     }
 }

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use ata_model::DriveConfig;
 use blk_core::storage::CacheMode;
 use host_std::backend::{Backend, FileBackend, FileOptions};
-use host_std::client::vfio_user::VfioUser;
 use host_std::fault::Faulty;
 use host_std::memory::MappedMemory;
 use host_std::server::vfio_user::devices;
 use host_std::server::{Controller, ServeError, Server};
+use host_std::testing::client::vfio_user::VfioUser;
 use tempfile::TempDir;
 
 const IMAGE_BYTES: u64 = 4 << 20;

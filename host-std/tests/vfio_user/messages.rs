@@ -5,11 +5,11 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use blk_core::bus::Width;
-use host_std::client::ClientError;
-use host_std::client::vfio_user::{CONFIG, VfioUser, map};
 use host_std::server::vfio_user::protocol::{
     FDS_MAX, Flags, Header, MESSAGE_MAX, RegionAccess, SmallWrite, command,
 };
+use host_std::testing::client::ClientError;
+use host_std::testing::client::vfio_user::{CONFIG, VfioUser, map};
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::IntoBytes as _;
 

@@ -20,7 +20,7 @@ fn scribble(disk: &Disk, rng: &mut Rng) {
     let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&memory, 0x10_0000).unwrap();
     if rng.bool() {
-        let map = host_std::client::vfio_user::map(0, 0x10_0000, 0);
+        let map = host_std::testing::client::vfio_user::map(0, 0x10_0000, 0);
         let _ = client.send(command::DMA_MAP, map.as_bytes(), &[memory.as_fd()]);
     }
     for _ in 0..rng.usize(1..200) {
@@ -40,7 +40,7 @@ fn scribble(disk: &Disk, rng: &mut Rng) {
             }
             command::DMA_MAP | command::DMA_UNMAP if rng.bool() => {
                 let page = |rng: &mut Rng| u64::from(rng.u8(..16)) << 12;
-                let map = host_std::client::vfio_user::map(page(rng), page(rng), 0);
+                let map = host_std::testing::client::vfio_user::map(page(rng), page(rng), 0);
                 body = map.as_bytes().to_vec();
             }
             _ => {}

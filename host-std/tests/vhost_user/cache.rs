@@ -1,6 +1,6 @@
 //! What a client knows of the cache, and what its writes mean accordingly.
 
-use host_std::client::ClientError;
+use host_std::testing::client::ClientError;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use virtio_blk_model::wire::Features;
 

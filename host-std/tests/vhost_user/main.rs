@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use blk_core::storage::CacheMode;
 use host_std::backend::{Backend, FileBackend, FileOptions};
-use host_std::client::{Blk, Options, Payload, Request, Ticket};
 use host_std::fault::Faulty;
 use host_std::server::{BlkOptions, Controller, ServeError, Server};
+use host_std::testing::client::{Blk, Options, Payload, Request, Ticket};
 use tempfile::TempDir;
 use vhost::VhostBackend as _;
 

@@ -1,6 +1,6 @@
 //! A server that is killed, and the one that takes its place: the client keeps the in-flight region.
 
-use host_std::client::{ClientError, Options};
+use host_std::testing::client::{ClientError, Options};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 
 use super::*;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::units::GuestAddr;
-use host_std::client::{Blk, Options, Request};
+use host_std::testing::client::{Blk, Options, Request};
 use rustix::net::{SendFlags, send};
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _, VhostUserProtocolFeatures};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

@@ -1,7 +1,7 @@
 //! virtio-scsi: what a successor has to know of a unit, and task management.
 
-use host_std::client::{ClientError, Command, Scsi, ScsiPayload, cdb};
 use host_std::server::{Lun, ScsiOptions};
+use host_std::testing::client::{ClientError, Command, Scsi, ScsiPayload, cdb};
 use scsi_model::front::virtio_scsi::Address;
 use scsi_model::front::virtio_scsi::wire::{Response, function};
 

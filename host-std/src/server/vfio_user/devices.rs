@@ -7,9 +7,9 @@ use blk_core::virtio::pci::VECTORS_MAX;
 use scsi_model::front::virtio_scsi::{self, Address, Scsi};
 use virtio_blk_model::device::{Blk, Config, Interface};
 
-use super::PciDevice;
+use super::pci_device::PciDevice;
 use crate::backend::Handle;
-use crate::server::{BlkOptions, Lun, ScsiOptions, ServerError, check_ring_size};
+use crate::server::options::{BlkOptions, Lun, ScsiOptions, ServerError, check_ring_size};
 
 /// Ports of an AHCI HBA: those of an ICH9.
 pub const AHCI_PORTS: usize = 6;

@@ -12,7 +12,7 @@ use vm_memory::mmap::MmapRegion;
 use super::connection::Connection;
 use super::protocol::{DmaFlags, DmaMap, DmaUnmap, MAPPINGS_MAX, PAGE_BYTES, UNMAP_ALL};
 use crate::memory::{MappedMemory, RemoteMemory, RemoteWindow, Window};
-use crate::server::vhost_user::map_shared;
+use crate::server::mapping;
 
 /// The mappings, by address.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Table {
         let backing = match (fds.next(), fds.next()) {
             _ if !flags.contains(DmaFlags::READ | DmaFlags::WRITE) => Backing::Refused,
             (Some(fd), None) => {
-                let mapped = map_shared(fd.into(), map.offset, map.size).map_err(|why| {
+                let mapped = mapping::map(fd.into(), map.offset, map.size).map_err(|why| {
                     tracing::warn!("memory that cannot be mapped: {why}");
                     Errno::INVAL
                 })?;

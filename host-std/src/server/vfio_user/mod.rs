@@ -3,7 +3,7 @@
 //! ```text
 //! client -- socket --> connection (stream -> messages) --> worker (messages -> registers) --> pci::PciFunction<device>
 //!    |                      ^ DMA_READ, DMA_WRITE                 |                                 |
-//!    +-- shared memory -----+-- dma (table -> MappedMemory) ------+------------- port (handle) <----+
+//!    +-- shared memory -----+-- dma (table -> MappedMemory) ------+------------- counted_handle  <----+
 //!    +-- eventfds <------------------- irq (when: moderation) ----+
 //! ```
 //!
@@ -18,35 +18,17 @@
 
 mod access;
 mod connection;
+mod counted_handle;
+mod device;
 pub mod devices;
 mod dma;
 mod irq;
 mod moderation;
-mod port;
+mod pci_device;
 pub mod protocol;
-mod served;
 mod version;
 mod worker;
 
-use blk_core::bus::Device;
-use blk_core::pci::{Endpoint, Function, PciFunction};
-
-use crate::memory::MappedMemory;
-
-pub use port::Port;
-pub(super) use served::Pci;
-
-/// A PCI device that can be served: any [`PciFunction`] whose device takes storage as a slice.
-pub trait PciDevice: Device<MappedMemory, [Port]> + Send {
-    /// What the function is.
-    fn function(&self) -> &Function;
-}
-
-impl<D, const V: usize> PciDevice for PciFunction<D, V>
-where
-    D: Endpoint + Device<MappedMemory, [Port]> + Send,
-{
-    fn function(&self) -> &Function {
-        self.config().function()
-    }
-}
+pub use counted_handle::CountedHandle;
+pub(super) use device::VfioUserDevice;
+pub use pci_device::PciDevice;

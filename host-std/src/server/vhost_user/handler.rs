@@ -15,19 +15,16 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::Mutant;
-use super::inflight::{Region, Shape};
-use super::log::Log;
-use super::memory::{Alleged, SLOTS_MAX, Table};
-use super::notify::{Kick, Notifier};
-use super::own::Header;
-use super::trailer::Trailer;
+use super::device::VhostUserDevice;
+use super::header::Header;
+use super::memory_table::{SLOTS_MAX, Table, UncheckedRegion};
 use super::vring::{Addresses, Vring};
-use super::worker::{Command, Start};
 use crate::memory::MappedMemory;
-use crate::server::device::{Agreed, CacheKnown};
-use crate::server::served::Served as _;
-use crate::server::shared::Shared;
+use crate::server::mutant::{self, Mutant};
+use crate::server::notify::{Kick, Notifier};
+use crate::server::queue::{Command, VringSetup};
+use crate::server::virtio::{DriverCacheView, Negotiated};
+use crate::server::vring::{InflightLayout, InflightRecorder, PersistentState, Region};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, among the virtio features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -43,27 +40,27 @@ pub(super) struct Refusal {
 
 /// The device, as one client has set it up.
 pub(super) struct Handler {
-    shared: Arc<Shared>,
+    device: Arc<VhostUserDevice>,
     features: u64,
     protocol: VhostUserProtocolFeatures,
     table: Table,
     memory: MappedMemory,
     vrings: Vec<Vring>,
-    in_flight: Option<(Region, Arc<Trailer>)>,
+    in_flight: Option<(Region, Arc<PersistentState>)>,
     /// A ring has been started: what is read of `writeback` from now on, the guest may never see.
     started: bool,
-    /// What the guest believes about the cache, if that follows from what the client read or wrote.
-    believed: Option<bool>,
-    /// What it believes once it has the reply to the message at hand, for the beliefs that promise less.
-    raise: bool,
+    /// Whether the driver takes the write cache for on, as far as what the client read or wrote shows. `None`: unknown.
+    driver_cache_view: Option<bool>,
+    /// The driver takes the cache for on once the client has the reply to the message at hand. (That it is off holds before the reply.)
+    write_back_after_reply: bool,
     refusal: Option<Refusal>,
 }
 
 impl Handler {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let vrings = (0..shared.device.rings()).map(|_| Vring::default()).collect();
+    pub(super) fn new(device: Arc<VhostUserDevice>) -> Self {
+        let vrings = (0..device.backend.rings()).map(|_| Vring::default()).collect();
         Self {
-            shared,
+            device,
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
             table: Table::default(),
@@ -71,8 +68,8 @@ impl Handler {
             vrings,
             in_flight: None,
             started: false,
-            believed: None,
-            raise: false,
+            driver_cache_view: None,
+            write_back_after_reply: false,
             refusal: None,
         }
     }
@@ -94,8 +91,8 @@ impl Handler {
 
     /// The client has the reply to the last message: what promises less than before holds from now on.
     pub(super) fn replied(&mut self) {
-        if std::mem::take(&mut self.raise) {
-            self.believes(Some(true));
+        if std::mem::take(&mut self.write_back_after_reply) {
+            self.set_driver_cache_view(Some(true));
         }
     }
 
@@ -106,10 +103,10 @@ impl Handler {
         }
         self.stop_all();
         for index in 0..self.vrings.len() {
-            self.shared.tell(index, |ring| Command::Call { ring, call: None });
-            self.shared.tell(index, |ring| Command::Err { ring, err: None });
+            self.device.send(index, |ring| Command::Call { ring, call: None });
+            self.device.send(index, |ring| Command::Err { ring, err: None });
         }
-        self.shared.ask_all(|done| Command::Memory(MappedMemory::default(), done));
+        self.device.call_all(|done| Command::Memory(MappedMemory::default(), done));
     }
 
     fn refuse<T>(&mut self, why: impl Into<String>) -> Result<T> {
@@ -155,15 +152,15 @@ impl Handler {
         let setup = Setup { size, descriptors, driver, device: translate(user.device)? };
         let used = setup.device.checked_add(2).unwrap_or(GuestAddr(u64::MAX));
         let used = self.memory.load_u16_acquire(used).map_err(|_| "its used ring is no memory")?;
-        let counters = self.shared.counters(index);
+        let counters = self.device.counters(index);
         let mut position = blk_core::virtq::Position { available: vring.base, used };
-        let mut log = Log::none(Arc::clone(&counters));
-        if let Some((region, trailer)) = &self.in_flight
+        let mut log = InflightRecorder::none(Arc::clone(&counters));
+        if let Some((region, persistent)) = &self.in_flight
             && let Some(queue) = region.queue(index as u16)
         {
             let recovered = queue.recover(size, used)?;
             position = recovered.position(used);
-            self.shared.resubmits(recovered.owed.len());
+            self.device.resubmits(recovered.owed.len());
             if !recovered.owed.is_empty() {
                 tracing::info!(
                     queue = index,
@@ -171,7 +168,7 @@ impl Handler {
                     "goes on with what was in flight"
                 );
             }
-            log = Log::new(queue, Arc::clone(trailer), recovered, counters);
+            log = InflightRecorder::new(queue, Arc::clone(persistent), recovered, counters);
         } else if position.available != used {
             tracing::warn!(
                 queue = index,
@@ -185,8 +182,8 @@ impl Handler {
             event_idx: self.features & EVENT_IDX != 0,
         };
         let kick = self.vrings[index].take_kick();
-        let start = Box::new(Start { setup, features, position, log, kick });
-        self.shared.ask(index, |ring, started| Command::Start { ring, start, started })??;
+        let start = Box::new(VringSetup { setup, features, position, log, kick });
+        self.device.call(index, |ring, started| Command::Start { ring, start, started })??;
         self.vrings[index].started = true;
         self.started = true;
         tracing::debug!(queue = index, size, ?position, "runs");
@@ -196,7 +193,7 @@ impl Handler {
     /// Stops a ring once nothing of it is in flight.
     fn stop(&mut self, index: usize) {
         if std::mem::take(&mut self.vrings[index].started) {
-            match self.shared.ask(index, |ring, stopped| Command::Stop { ring, stopped }) {
+            match self.device.call(index, |ring, stopped| Command::Stop { ring, stopped }) {
                 Ok(base) => self.vrings[index].base = base,
                 Err(why) => tracing::error!(queue = index, "{why}"),
             }
@@ -211,7 +208,10 @@ impl Handler {
     }
 
     /// The client's memory, as a whole.
-    pub(super) fn set_regions(&mut self, regions: impl IntoIterator<Item = (Alleged, File)>) -> Result<()> {
+    pub(super) fn set_regions(
+        &mut self,
+        regions: impl IntoIterator<Item = (UncheckedRegion, File)>,
+    ) -> Result<()> {
         match Table::new(regions.into_iter()) {
             Ok(table) => self.set_table(table),
             Err(why) => self.refuse(why),
@@ -224,52 +224,52 @@ impl Handler {
             Err(why) => return self.refuse(why),
         };
         (self.table, self.memory) = (table, memory.clone());
-        self.shared.memory_table_set();
-        self.shared.ask_all(|done| Command::Memory(memory.clone(), done));
+        self.device.memory_table_set();
+        self.device.call_all(|done| Command::Memory(memory.clone(), done));
         self.start_ready()
     }
 
-    /// What the guest believes about the cache from now on.
-    fn believes(&mut self, write_back: Option<bool>) {
-        self.believed = write_back;
-        if self.shared.device.writeback_offset().is_some()
-            && let Some((_, trailer)) = &self.in_flight
+    /// Sets how the driver takes the write cache, and tells the queues.
+    fn set_driver_cache_view(&mut self, write_back: Option<bool>) {
+        self.driver_cache_view = write_back;
+        if self.device.backend.writeback_offset().is_some()
+            && let Some((_, persistent)) = &self.in_flight
         {
-            trailer.keep(0, write_back.map(u8::from));
+            persistent.keep(0, write_back.map(u8::from));
         }
-        self.agree();
+        self.publish_negotiated();
     }
 
-    /// Tells the queues what is agreed.
-    fn agree(&self) {
-        let unknown = super::mutant::active(Mutant::UnknownTakenAsWriteBack);
-        let write_back = match self.shared.device.cache_known(self.features) {
-            CacheKnown::WriteThrough => false,
-            CacheKnown::WriteBack => true,
-            CacheKnown::Field => self.believed.unwrap_or(unknown),
+    /// Tells the queues what is negotiated.
+    fn publish_negotiated(&self) {
+        let unknown = mutant::active(Mutant::UnknownTakenAsWriteBack);
+        let write_back = match self.device.backend.driver_cache_view(self.features) {
+            DriverCacheView::WriteThrough => false,
+            DriverCacheView::WriteBack => true,
+            DriverCacheView::Field => self.driver_cache_view.unwrap_or(unknown),
         };
-        let agreed = Agreed { features: self.features, write_back, epoch: 0 };
-        self.shared.ask_all(|done| Command::Agreed(agreed, done));
+        let negotiated = Negotiated { features: self.features, write_back, epoch: 0 };
+        self.device.call_all(|done| Command::Negotiated(negotiated, done));
     }
 
     /// The guest writes the field `writeback`.
     fn write_writeback(&mut self, on: bool) -> Result<()> {
         if on {
-            // It believes that once it has the reply.
-            self.shared.set_writeback(true);
-            self.raise = true;
+            // From the reply on.
+            self.device.set_writeback(true);
+            self.write_back_after_reply = true;
             return Ok(());
         }
-        if !self.shared.turn_cache_off() {
-            if let Some((_, trailer)) = &self.in_flight {
-                trailer.keep_latches();
+        if !self.device.turn_cache_off() {
+            if let Some((_, persistent)) = &self.in_flight {
+                persistent.store_latches();
             }
             let why = "the flush that turns the write cache off failed: the cache stays on";
             self.refusal = Some(Refusal { why: why.into(), tolerable: true });
             return Err(Error::ReqHandlerError(io::ErrorKind::Other.into()));
         }
-        self.believes(Some(false));
-        self.shared.release();
+        self.set_driver_cache_view(Some(false));
+        self.device.hold(false);
         Ok(())
     }
 }
@@ -289,24 +289,24 @@ impl VhostUserBackendReqHandlerMut for Handler {
         for vring in &mut self.vrings {
             vring.reset();
         }
-        self.shared.ask_all(Command::Reset);
+        self.device.call_all(Command::Reset);
         self.features = 0;
         self.in_flight = None;
-        self.agree();
+        self.publish_negotiated();
         Ok(())
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.shared.device.features() | PROTOCOL_FEATURES)
+        Ok(self.device.backend.features() | PROTOCOL_FEATURES)
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !(self.shared.device.features() | PROTOCOL_FEATURES);
+        let unknown = features & !(self.device.backend.features() | PROTOCOL_FEATURES);
         if unknown != 0 {
             return self.refuse(format!("features {unknown:#x} were not offered"));
         }
         self.features = features & !PROTOCOL_FEATURES;
-        self.agree();
+        self.publish_negotiated();
         if features & PROTOCOL_FEATURES == 0 {
             // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state."
             for vring in &mut self.vrings {
@@ -323,11 +323,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
         files: Vec<File>,
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        self.set_regions(regions.iter().map(Alleged::from).zip(files)).map(|()| None)
+        self.set_regions(regions.iter().map(UncheckedRegion::from).zip(files)).map(|()| None)
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size_max = self.shared.device.ring_size_max();
+        let size_max = self.device.backend.ring_size_max();
         let vring = self.idle_vring(index)?;
         match u16::try_from(num) {
             Ok(size) if size.is_power_of_two() && size <= size_max => vring.size = Some(size),
@@ -380,7 +380,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let index = self.vring(index.into())?;
         let kick = fd.map(Kick::new);
         if self.vrings[index].started {
-            return match self.shared.ask(index, |ring, done| Command::Kick { ring, kick, done }) {
+            return match self.device.call(index, |ring, done| Command::Kick { ring, kick, done }) {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(why)) | Err(why) => self.refuse(why),
             };
@@ -393,7 +393,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let index = self.vring(index.into())?;
         let call = fd.map(|fd| Arc::new(Notifier::new(fd)));
         self.vrings[index].call.clone_from(&call);
-        self.shared.tell(index, |ring| Command::Call { ring, call });
+        self.device.send(index, |ring| Command::Call { ring, call });
         Ok(())
     }
 
@@ -401,7 +401,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let index = self.vring(index.into())?;
         let err = fd.map(|fd| Arc::new(Notifier::new(fd)));
         self.vrings[index].err.clone_from(&err);
-        self.shared.tell(index, |ring| Command::Err { ring, err });
+        self.device.send(index, |ring| Command::Err { ring, err });
         Ok(())
     }
 
@@ -432,7 +432,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let index = self.vring(index)?;
         self.vrings[index].enabled = enable;
         if self.vrings[index].started {
-            return match self.shared.ask(index, |ring, done| Command::Enable { ring, enable, done }) {
+            return match self.device.call(index, |ring, done| Command::Enable { ring, enable, done }) {
                 Ok(()) => Ok(()),
                 Err(why) => self.refuse(why),
             };
@@ -441,29 +441,29 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let writeback = self.shared.writeback();
-        let space = self.shared.device.config_space(writeback);
+        let writeback = self.device.writeback();
+        let space = self.device.backend.config_space(writeback);
         // The crate bounds offset and size. What lies beyond the space reads as zeroes: clients know more fields than we have.
         let wanted = offset as usize..offset as usize + size as usize;
-        let seen = self.shared.device.writeback_offset().is_some_and(|at| wanted.contains(&at));
+        let seen = self.device.backend.writeback_offset().is_some_and(|at| wanted.contains(&at));
         // User-Mode Linux first reads it with its rings started. Where something is known by then, a read says nothing of the
         // guest: an emulator reads on its own when the configuration changes.
-        let first = !self.started || self.believed.is_none();
-        if seen && first && self.believed != Some(writeback) {
+        let first = !self.started || self.driver_cache_view.is_none();
+        if seen && first && self.driver_cache_view != Some(writeback) {
             if writeback {
-                self.raise = true;
+                self.write_back_after_reply = true;
             } else {
-                self.believes(Some(false));
+                self.set_driver_cache_view(Some(false));
             }
         }
         Ok(wanted.map(|at| space.get(at).copied().unwrap_or(0)).collect())
     }
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        let at = self.shared.device.writeback_offset().and_then(|at| at.checked_sub(offset as usize));
+        let at = self.device.backend.writeback_offset().and_then(|at| at.checked_sub(offset as usize));
         match at.and_then(|at| bytes.get(at)) {
             None => {
-                self.shared.tell(0, |_| Command::Config { offset: offset as usize, bytes: bytes.to_vec() });
+                self.device.send(0, |_| Command::Config { offset: offset as usize, bytes: bytes.to_vec() });
                 Ok(())
             }
             Some(on) => self.write_writeback(on & 1 != 0),
@@ -487,15 +487,15 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
         let VhostUserInflight { num_queues, queue_size, .. } = *wanted;
-        let size_max = self.shared.device.ring_size_max();
+        let size_max = self.device.backend.ring_size_max();
         if usize::from(num_queues) > self.vrings.len() || queue_size > size_max {
             return self
                 .refuse(format!("an in-flight region for {num_queues} queues of {queue_size} entries"));
         }
-        let images = self.shared.device.images().lock().len() as u32;
+        let images = self.device.backend.images().lock().len() as u32;
         match Region::create(num_queues, queue_size, images) {
-            Ok((_, shape, file)) => {
-                let Shape { bytes, offset, queues, queue_size } = shape;
+            Ok((_, layout, file)) => {
+                let InflightLayout { bytes, offset, queues, queue_size } = layout;
                 Ok((VhostUserInflight::new(bytes, offset, queues, queue_size), file))
             }
             Err(error) => self.refuse(format!("cannot make an in-flight region: {error}")),
@@ -504,28 +504,30 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
         let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = *inflight;
-        let shape = Shape { bytes: mmap_size, offset: mmap_offset, queues: num_queues, queue_size };
-        let region = match Region::open(file, &shape) {
+        let layout = InflightLayout { bytes: mmap_size, offset: mmap_offset, queues: num_queues, queue_size };
+        let region = match Region::open(file, &layout) {
             Ok(region) => region,
             Err(why) => return self.refuse(why),
         };
-        let trailer = Arc::new(Trailer::open(region.clone(), self.shared.device.images().clone()));
-        let settings = trailer.settings();
-        if self.shared.device.writeback_offset().is_none() {
-            self.shared.tell(0, |_| Command::Resume(settings));
-            self.in_flight = Some((region, trailer));
+        let persistent =
+            Arc::new(PersistentState::open(region.clone(), self.device.backend.images().clone()));
+        let settings = persistent.settings();
+        if self.device.backend.writeback_offset().is_none() {
+            self.device.send(0, |_| Command::Resume(settings));
+            self.in_flight = Some((region, persistent));
             return Ok(());
         }
-        // What the guest believed when it was written, unless the client has read otherwise since: the stricter holds.
-        let believed = match (settings.first().copied().flatten().map(|on| on & 1 != 0), self.believed) {
-            (Some(kept), Some(read)) => Some(kept && read),
-            (kept, read) => kept.or(read),
-        };
-        if let Some(write_back) = believed {
-            self.shared.set_writeback(write_back);
+        // The view when it was written, unless the client has read otherwise since: the stricter holds.
+        let driver_cache_view =
+            match (settings.first().copied().flatten().map(|on| on & 1 != 0), self.driver_cache_view) {
+                (Some(kept), Some(read)) => Some(kept && read),
+                (kept, read) => kept.or(read),
+            };
+        if let Some(write_back) = driver_cache_view {
+            self.device.set_writeback(write_back);
         }
-        self.in_flight = Some((region, trailer));
-        self.believes(believed);
+        self.in_flight = Some((region, persistent));
+        self.set_driver_cache_view(driver_cache_view);
         Ok(())
     }
 
@@ -540,7 +542,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let mut table = self.table.clone();
-        match table.add(Alleged::from(&**region), file) {
+        match table.add(UncheckedRegion::from(&**region), file) {
             Ok(()) => self.set_table(table).map(|()| None),
             Err(why) => self.refuse(why),
         }
@@ -548,7 +550,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let mut table = self.table.clone();
-        match table.remove(&Alleged::from(&**region)) {
+        match table.remove(&UncheckedRegion::from(&**region)) {
             Ok(()) => self.set_table(table),
             Err(why) => self.refuse(why),
         }
@@ -576,7 +578,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 }
 
-impl From<&VhostUserMemoryRegion> for Alleged {
+impl From<&VhostUserMemoryRegion> for UncheckedRegion {
     fn from(region: &VhostUserMemoryRegion) -> Self {
         let VhostUserMemoryRegion { guest_phys_addr, memory_size, user_addr, mmap_offset } = *region;
         Self { guest: guest_phys_addr, bytes: memory_size, user: user_addr, offset: mmap_offset }

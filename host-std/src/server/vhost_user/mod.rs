@@ -9,26 +9,12 @@
 //! - A message that makes no sense, or that cannot be obeyed where no reply was asked for, ends that client.
 
 mod connection;
+mod device;
 mod handler;
-mod inflight;
-mod log;
-mod memory;
-mod notify;
-mod own;
-mod trailer;
+mod header;
+mod memory_table;
+mod raw_messages;
+mod serve;
 mod vring;
-mod worker;
 
-use super::mutant::{self, Mutant};
-
-pub(super) use connection::{Peer, serve_client};
-pub(super) use memory::map as map_shared;
-pub(super) use notify::Waker;
-pub(super) use trailer::Trailer;
-pub(super) use worker::{Command, Port, Worker};
-
-/// An in-flight region for the tests of devices.
-#[cfg(test)]
-pub(super) fn region(queues: u16, queue_size: u16, units: u32) -> inflight::Region {
-    inflight::Region::create(queues, queue_size, units).unwrap().0
-}
+pub(super) use device::{QueueThread, VhostUserDevice};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::notify::{Kick, Notifier};
+use crate::server::notify::{Kick, Notifier};
 
 /// Where a ring is, in the client's own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,66 +1,32 @@
 //! What the client says, in the order in which it says so: it is answered, or waits for the image.
 
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
-use blk_core::bus::{Region, Width, WriteStatus};
+use blk_core::bus::WriteStatus;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::super::access::{Pieces, Regions};
 use super::super::connection::{Broken, Message};
-use super::super::dma::Client;
 use super::super::irq::KINDS;
 use super::super::protocol::{
-    DeviceInfo, DmaUnmap, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Request, SmallWrite, command,
+    DeviceInfo, Header, IrqInfo, Kind, RegionAccess, RegionInfo, Request, SmallWrite, command,
 };
 use super::super::version;
-use super::{Leaving, Stage, Worker};
+use super::state::{BlockedCommand, Leaving, RegisterWrite, Stage, Worker};
 use crate::server::mutant::{self, Mutant};
-
-/// A client, and what it is waiting for.
-pub(super) struct Attached {
-    pub(super) client: Arc<Client>,
-    /// VERSION has been exchanged.
-    pub(super) negotiated: bool,
-    pub(super) busy: Option<Busy>,
-    /// There is something to receive.
-    pub(super) readable: bool,
-    /// Whether the socket may wake the thread with something to receive.
-    pub(super) watched: bool,
-    pub(super) done: Sender<()>,
-}
-
-/// A command that has to wait for the image. Those after it wait too.
-pub(super) enum Busy {
-    /// The device has not taken a register write; these are to follow.
-    Write { reply: Option<Header>, body: Vec<u8>, rest: VecDeque<RegisterWrite> },
-    /// What is in flight may use the memory.
-    Unmap { reply: Option<Header>, unmap: DmaUnmap },
-    /// The device is being reset.
-    Reset { reply: Option<Header> },
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct RegisterWrite {
-    region: Region,
-    offset: u64,
-    width: Width,
-    value: u64,
-}
 
 impl Worker {
     /// Takes what the client has sent.
     pub(super) fn serve(&mut self) {
-        let Some(attached) = &mut self.attached else { return };
-        let client = Arc::clone(&attached.client);
-        if std::mem::take(&mut attached.readable) {
+        let Some(session) = &mut self.session else { return };
+        let client = Arc::clone(&session.client);
+        if std::mem::take(&mut session.readable) {
             client.lock().receive();
         }
-        while self.attached.as_ref().is_some_and(|attached| attached.busy.is_none()) {
+        while self.session.as_ref().is_some_and(|session| session.busy.is_none()) {
             let mut message = std::mem::take(&mut self.message);
             let taken = client.lock().take(&mut message);
             if taken {
@@ -79,16 +45,16 @@ impl Worker {
 
     /// The client has gone, or is let go.
     fn detach(&mut self, why: &Broken) {
-        let Some(attached) = self.attached.take() else { return };
+        let Some(session) = self.session.take() else { return };
         match why {
             Broken::Gone => tracing::info!("the client has gone"),
             Broken::Fault(why) => tracing::warn!("the client is let go: {why}"),
         }
-        attached.client.lock().fail(Broken::Gone);
-        let _ = epoll::delete(&self.epoll, &*attached.client.lock());
+        session.client.lock().fail(Broken::Gone);
+        let _ = epoll::delete(&self.epoll, &*session.client.lock());
         self.irqs.release();
-        self.unsettled = false;
-        self.leaving = Some(Leaving { stage: Stage::Reset, done: attached.done });
+        self.memory_changing = false;
+        self.leaving = Some(Leaving { stage: Stage::Reset, done: session.done });
         self.set_shut();
         if !mutant::active(Mutant::StopWithoutDrain) {
             let progress = self.device.reset(&self.memory, &mut self.ports);
@@ -101,30 +67,30 @@ impl Worker {
     fn handle(&mut self, message: &mut Message) {
         let header = message.header;
         if !matches!(header.command, command::DMA_MAP | command::DMA_UNMAP) {
-            self.unsettled = false;
+            self.memory_changing = false;
         }
         let reply = (header.kind() == Some(Kind::Command { reply: true })).then_some(header);
         let fds = std::mem::take(&mut message.fds);
-        if let Err(errno) = self.obey_client(header, reply, &message.body, fds) {
+        if let Err(errno) = self.handle_request(header, reply, &message.body, fds) {
             tracing::debug!(command = header.command, %errno, "a command of the client is refused");
-            if let (Some(header), Some(attached)) = (reply, &self.attached) {
+            if let (Some(header), Some(session)) = (reply, &self.session) {
                 // If it cannot be sent, the connection says so.
-                let _ = attached.client.lock().send(&[header.failure(errno).as_bytes()]);
+                let _ = session.client.lock().send(&[header.failure(errno).as_bytes()]);
             }
         }
     }
 
     /// Does what the client says, and answers; or returns what it is to be told has failed.
-    fn obey_client(
+    fn handle_request(
         &mut self,
         header: Header,
         reply: Option<Header>,
         body: &[u8],
         fds: Vec<OwnedFd>,
     ) -> Result<(), Errno> {
-        let Some(attached) = &mut self.attached else { return Err(Errno::INVAL) };
-        if !attached.negotiated && header.command != command::VERSION {
-            let mut connection = attached.client.lock();
+        let Some(session) = &mut self.session else { return Err(Errno::INVAL) };
+        if !session.negotiated && header.command != command::VERSION {
+            let mut connection = session.client.lock();
             let _ = connection.send(&[header.failure(Errno::INVAL).as_bytes()]);
             connection.fail(Broken::Fault("its first message is not VERSION".into()));
             return Ok(());
@@ -142,12 +108,12 @@ impl Worker {
             }
             Request::WriteMulti { writes } => return self.write_multi(reply, writes),
             Request::Version { version, data } => {
-                if attached.negotiated {
+                if session.negotiated {
                     return Err(Errno::INVAL);
                 }
                 let (agreed, body) = version::negotiate(version, data)?;
-                attached.negotiated = true;
-                attached.client.lock().set_data_max(agreed.data_max);
+                session.negotiated = true;
+                session.client.lock().set_data_max(agreed.data_max);
                 self.answer(reply, &body);
             }
             Request::DmaMap(map) => {
@@ -156,8 +122,8 @@ impl Worker {
                 self.answer(reply, &[]);
             }
             Request::DmaUnmap(unmap) => {
-                attached.busy = Some(Busy::Unmap { reply, unmap });
-                self.go_on();
+                session.busy = Some(BlockedCommand::Unmap { reply, unmap });
+                self.resume_blocked_command();
             }
             Request::DeviceInfo => {
                 let argsz = size_of::<DeviceInfo>() as u32;
@@ -183,20 +149,20 @@ impl Worker {
                 self.answer(reply, &[]);
             }
             Request::Reset => {
-                attached.busy = Some(Busy::Reset { reply });
+                session.busy = Some(BlockedCommand::Reset { reply });
                 let progress = self.device.reset(&self.memory, &mut self.ports);
                 self.irqs.change(progress.irq);
                 (self.pending, self.due) = (progress.pending_write, true);
-                self.go_on();
+                self.resume_blocked_command();
             }
         }
         Ok(())
     }
 
     fn answer(&self, reply: Option<Header>, body: &[u8]) {
-        if let (Some(header), Some(attached)) = (reply, &self.attached) {
+        if let (Some(header), Some(session)) = (reply, &self.session) {
             // If it cannot be sent, the connection says so.
-            let _ = attached.client.lock().send(&[header.reply(body.len()).as_bytes(), body]);
+            let _ = session.client.lock().send(&[header.reply(body.len()).as_bytes(), body]);
         }
     }
 
@@ -219,9 +185,9 @@ impl Worker {
             piece.copy_from_slice(&read.value.to_le_bytes()[..piece.len()]);
             rest = others;
         }
-        if let (Some(header), Some(attached)) = (reply, &self.attached) {
+        if let (Some(header), Some(session)) = (reply, &self.session) {
             let header = header.reply(size_of::<RegionAccess>() + count);
-            let _ = attached.client.lock().send(&[header.as_bytes(), access.as_bytes(), data]);
+            let _ = session.client.lock().send(&[header.as_bytes(), access.as_bytes(), data]);
         }
         self.irqs.heard(self.state.requests());
         // A read may free what the device waited for.
@@ -264,8 +230,9 @@ impl Worker {
         self.due = true;
         while let Some(write) = writes.next() {
             if self.write_register(write) == WriteStatus::Pending {
-                if let Some(attached) = &mut self.attached {
-                    attached.busy = Some(Busy::Write { reply, body: body.to_vec(), rest: writes.collect() });
+                if let Some(session) = &mut self.session {
+                    session.busy =
+                        Some(BlockedCommand::Write { reply, body: body.to_vec(), rest: writes.collect() });
                 }
                 return;
             }
@@ -282,19 +249,19 @@ impl Worker {
     }
 
     /// Goes on with what the client waits for, if it can.
-    pub(super) fn go_on(&mut self) -> bool {
-        let Some(attached) = &mut self.attached else { return false };
-        match attached.busy.take() {
+    pub(super) fn resume_blocked_command(&mut self) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        match session.busy.take() {
             None => return false,
-            Some(Busy::Unmap { reply, unmap }) => {
+            Some(BlockedCommand::Unmap { reply, unmap }) => {
                 let drained = self.state.in_flight() == 0 || mutant::active(Mutant::StopWithoutDrain);
                 if !drained {
-                    attached.busy = Some(Busy::Unmap { reply, unmap });
+                    session.busy = Some(BlockedCommand::Unmap { reply, unmap });
                     self.set_shut();
                     return false;
                 }
                 let result = self.table.unmap(&unmap);
-                self.unsettled = true;
+                self.memory_changing = true;
                 self.take_memory();
                 match (result, reply) {
                     (Ok(()), _) => self.answer(reply, unmap.as_bytes()),
@@ -302,7 +269,7 @@ impl Worker {
                     (Err(_), None) => {}
                 }
             }
-            Some(Busy::Write { reply, body, mut rest }) => {
+            Some(BlockedCommand::Write { reply, body, mut rest }) => {
                 if !self.pending {
                     self.due = true;
                     while let Some(write) = rest.pop_front() {
@@ -312,18 +279,20 @@ impl Worker {
                     }
                 }
                 if self.pending {
-                    if let Some(attached) = &mut self.attached {
-                        attached.busy = Some(Busy::Write { reply, body, rest });
+                    if let Some(session) = &mut self.session {
+                        session.busy = Some(BlockedCommand::Write { reply, body, rest });
                     }
                     return false;
                 }
                 self.answer(reply, &body);
             }
-            Some(Busy::Reset { reply }) if self.pending && !mutant::active(Mutant::StopWithoutDrain) => {
-                attached.busy = Some(Busy::Reset { reply });
+            Some(BlockedCommand::Reset { reply })
+                if self.pending && !mutant::active(Mutant::StopWithoutDrain) =>
+            {
+                session.busy = Some(BlockedCommand::Reset { reply });
                 return false;
             }
-            Some(Busy::Reset { reply }) => self.answer(reply, &[]),
+            Some(BlockedCommand::Reset { reply }) => self.answer(reply, &[]),
         }
         self.set_shut();
         // What the device was not allowed to begin meanwhile it may now.
@@ -332,15 +301,15 @@ impl Worker {
     }
 
     fn refuse(&self, header: Header, errno: Errno) {
-        if let Some(attached) = &self.attached {
-            let _ = attached.client.lock().send(&[header.failure(errno).as_bytes()]);
+        if let Some(session) = &self.session {
+            let _ = session.client.lock().send(&[header.failure(errno).as_bytes()]);
         }
     }
 
     /// The table of mappings has changed.
     fn take_memory(&mut self) {
-        if let Some(attached) = &self.attached {
-            self.memory = self.table.memory(&attached.client);
+        if let Some(session) = &self.session {
+            self.memory = self.table.memory(&session.client);
             self.counts.memory_tables.add(1);
         }
     }

@@ -1,0 +1,129 @@
+//! `blk-host`: shows, for every front end and cache mode, what reaches the host and what survives a power cut.
+
+mod cli;
+mod ctl;
+mod replay;
+mod table;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use host_std::serve::config::LogFormat;
+use host_std::serve::listen::Inherited;
+
+use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
+
+/// A cell that must be safe is not, or a stack is known to be unsafe.
+const EXIT_UNSAFE: u8 = 1;
+/// The operator asked for something that cannot be done.
+const EXIT_USAGE: u8 = 2;
+/// Stopped by SIGINT or SIGTERM, as shells report it for SIGINT.
+const EXIT_STOPPED: u8 = 130;
+
+fn main() -> ExitCode {
+    // SAFETY: the first thing that is done: nothing has opened a descriptor.
+    let inherited = unsafe { Inherited::at_start() };
+    #[cfg(feature = "mutants")]
+    switch_mutant_on();
+    let args = Args::parse();
+    let outcome = match args.command {
+        Some(Command::Serve(serve)) => run_serve(&serve, inherited),
+        Some(Command::Ctl(ctl)) => ctl::run(&ctl),
+        Some(Command::Probe(probe)) => {
+            log_to_stderr("error", LogFormat::Text);
+            run_probe(&probe)
+        }
+        Some(Command::Replay(replay)) => {
+            log_to_stderr("error", LogFormat::Text);
+            replay::run(&replay)
+        }
+        None => {
+            log_to_stderr("error", LogFormat::Text);
+            run_table(&args)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("blk-host: {error:#}");
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+/// For tests of what finds a defect in a server: the one named in `BLK_HOST_MUTANT` is switched on.
+#[cfg(feature = "mutants")]
+fn switch_mutant_on() {
+    use blk_core::mutant::{Mutant, set_for_process};
+    use host_std::server::{Mutant as OfServer, set_mutant};
+
+    let Ok(name) = std::env::var("BLK_HOST_MUTANT") else { return };
+    let device = Mutant::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
+    let server = OfServer::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
+    match (device, server) {
+        (Some(&mutant), _) => set_for_process(mutant),
+        // The server's threads take it over from the one that makes them.
+        (None, Some(&mutant)) => set_mutant(Some(mutant)),
+        (None, None) => panic!("BLK_HOST_MUTANT={name}: there is no such defect"),
+    }
+}
+
+fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(EXIT_STOPPED), Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .context("cannot install the signal handlers")?;
+    }
+    let table = table::run(args, &stop)?;
+    if stop.load(Ordering::Relaxed) {
+        eprintln!("blk-host: stopped before the table was complete");
+        return Ok(ExitCode::from(EXIT_STOPPED));
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&table)?);
+    } else {
+        table::render::print(&table);
+    }
+    Ok(if table.as_it_must_be { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
+}
+
+fn run_probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
+    let report = host_std::probe::probe(&args.path)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(ExitCode::from(report.verdict.exit_status()))
+}
+
+fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode> {
+    let (config, place) = args.config()?;
+    config.check(&place)?;
+    if args.print_attach {
+        for (index, device) in config.devices.iter().enumerate() {
+            let name = device.name(index);
+            let path = device
+                .socket
+                .as_ref()
+                .with_context(|| format!("{name}: --print-attach wants --socket PATH"))?;
+            print!("{}", host_std::serve::attach::lines(&name, device, path));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    log_to_stderr("info", config.log_format);
+    let well = host_std::serve::run(&config, &place, inherited, !args.quiet)?;
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
+}
+
+/// Logs by the filter in `BLK_HOST_LOG`, or from `level` on.
+fn log_to_stderr(level: &str, format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BLK_HOST_LOG").unwrap_or_else(|_| level.into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

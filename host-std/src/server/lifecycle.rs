@@ -1,0 +1,146 @@
+//! The life of a served device: one client after the other, pause, drain, flush, stop. It outlives its clients.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::notify::Waker;
+use super::options::{Lun, ServerError, no_unit};
+use super::stats::Stats;
+
+/// What the server and its operator ask of a device and its threads, whatever the protocol.
+///
+/// A hold is counted: the device takes requests while no hold is left. Each call returns once every thread of the device
+/// knows; after the threads have ended it returns at once.
+pub(super) trait DeviceLifecycle: Send + Sync {
+    /// The state that all devices have.
+    fn lifecycle(&self) -> &Lifecycle;
+
+    /// Serves a client until it goes or [`Lifecycle::begin_stop`]; then lets what is in flight complete. The caller may serve
+    /// the next one.
+    ///
+    /// # Errors
+    /// If this client cannot be served; the device is as before.
+    fn serve_client(self: Arc<Self>, stream: UnixStream) -> io::Result<()>;
+
+    /// Adds a hold (`true`) or takes one away.
+    fn hold(&self, hold: bool);
+
+    /// Waits until nothing is in flight. The caller has a hold.
+    fn drain(&self);
+
+    /// Flushes the images and tells whether that went well. The device is held and drained.
+    fn flush(&self) -> bool;
+
+    /// The images' `Info` has changed: tells the guest.
+    fn config_changed(&self);
+
+    /// Ends the threads, whatever they are at. Returns at once.
+    fn end_threads(&self);
+
+    /// Ends the threads as a kill does, without draining, and returns when they do nothing more. Operations already at an image
+    /// still land. For tests of recovery.
+    fn abandon(&self);
+
+    /// What has been done so far.
+    fn stats(&self) -> Stats;
+
+    /// Adds a logical unit.
+    fn plug(&self, lun: Lun) -> Result<(), ServerError> {
+        Err(no_unit(format!("{}:{}", lun.target, lun.lun), "serve virtio-scsi over vhost-user"))
+    }
+
+    /// Takes a logical unit away.
+    fn unplug(&self, target: u8, lun: u16) -> Result<(), ServerError> {
+        Err(no_unit(format!("{target}:{lun}"), "serve virtio-scsi over vhost-user"))
+    }
+}
+
+/// The client of the moment, whether an operator has paused the device, whether its end has begun.
+pub(super) struct Lifecycle {
+    clients: AtomicU64,
+    client: Mutex<Option<UnixStream>>,
+    /// Orders pause and resume. Nobody else waits for it: they may take long.
+    pausing: Mutex<()>,
+    paused: AtomicBool,
+    stopping: AtomicBool,
+    stop: Waker,
+}
+
+impl Lifecycle {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            clients: AtomicU64::new(0),
+            client: Mutex::new(None),
+            pausing: Mutex::new(()),
+            paused: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            stop: Waker::new()?,
+        })
+    }
+
+    /// A client has come. False if it is not to be served, since the end has begun.
+    pub(super) fn connect(&self, stream: UnixStream) -> bool {
+        let mut client = lock(&self.client);
+        if self.is_stopping() {
+            return false;
+        }
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        *client = Some(stream);
+        true
+    }
+
+    /// The client has gone.
+    pub(super) fn disconnect(&self) {
+        *lock(&self.client) = None;
+    }
+
+    /// Ends the connection of the client that is there: whoever serves it sees its socket closed.
+    pub(super) fn hang_up(&self) {
+        if let Some(client) = &*lock(&self.client) {
+            // It may have been closed by the client.
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Pauses or resumes, by `hold` where that is a change.
+    pub(super) fn set_paused(&self, pause: bool, hold: impl FnOnce(bool)) {
+        let _one_at_a_time = lock(&self.pausing);
+        if self.paused.load(Ordering::Relaxed) != pause {
+            hold(pause);
+            self.paused.store(pause, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins the end: nobody waits for a client any more, and the one that is there is let go. Returns at once.
+    pub(super) fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.stop.wake();
+        self.hang_up();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Readable once the end has begun.
+    pub(super) const fn stop_waker(&self) -> &Waker {
+        &self.stop
+    }
+
+    /// The part of [`Stats`] that all devices have.
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            clients: self.clients.load(Ordering::Relaxed),
+            connected: lock(&self.client).is_some(),
+            paused: self.paused.load(Ordering::Relaxed),
+            ..Stats::default()
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

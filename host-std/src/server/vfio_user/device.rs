@@ -1,0 +1,111 @@
+//! A device that is served over vfio-user: its thread, and what others see of it.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::counted_handle::{CountedHandle, OperationCounts};
+use super::pci_device::PciDevice;
+use super::worker::{Command, Counts, Worker};
+use crate::backend::Handle;
+use crate::server::lifecycle::{DeviceLifecycle, Lifecycle};
+use crate::server::mailbox::{Mailbox, mailbox};
+use crate::server::options::ServerError;
+use crate::server::stats::{QueueCounters, Stats};
+
+/// A PCI device and the way to its thread.
+pub(in crate::server) struct VfioUserDevice {
+    name: &'static str,
+    patience: Duration,
+    lifecycle: Lifecycle,
+    mailbox: Mailbox<Command>,
+    /// Of each image.
+    counters: Vec<Arc<QueueCounters>>,
+    counts: Arc<Counts>,
+}
+
+impl VfioUserDevice {
+    /// Starts the device's thread. A client may keep it waiting for `patience`.
+    pub(in crate::server) fn start(
+        name: &'static str,
+        device: Box<dyn PciDevice>,
+        handles: Vec<Box<dyn Handle>>,
+        patience: Duration,
+    ) -> Result<(Arc<Self>, JoinHandle<()>), ServerError> {
+        let state = Arc::new(OperationCounts::default());
+        let counters: Vec<_> = handles.iter().map(|_| Arc::new(QueueCounters::default())).collect();
+        let with = handles.into_iter().zip(&counters);
+        let ports = with
+            .map(|(handle, counters)| CountedHandle::new(handle, Arc::clone(&state), Arc::clone(counters)));
+        let (mailbox, inbox) = mailbox()?;
+        let counts = Arc::new(Counts::default());
+        let worker = Worker::new(device, ports.collect(), state, inbox, Arc::clone(&counts));
+        let worker = worker.map_err(io::Error::from)?;
+        let lifecycle = Lifecycle::new()?;
+        #[cfg(feature = "mutants")]
+        let switched_on = crate::server::mutant::current();
+        let run = move || {
+            #[cfg(feature = "mutants")]
+            crate::server::mutant::set(switched_on);
+            worker.run();
+        };
+        let thread = std::thread::Builder::new().name(format!("pci-{name}")).spawn(run)?;
+        Ok((Arc::new(Self { name, patience, lifecycle, mailbox, counters, counts }), thread))
+    }
+}
+
+impl DeviceLifecycle for VfioUserDevice {
+    fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
+
+    fn serve_client(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        let peer = stream.try_clone()?;
+        let connection = Connection::new(stream, self.patience)?;
+        if !self.lifecycle.connect(peer) {
+            return Ok(());
+        }
+        tracing::info!(device = self.name, "a client has connected");
+        let ended = self.mailbox.call(|done| Command::Client { connection: Box::new(connection), done });
+        self.lifecycle.disconnect();
+        ended.ok_or_else(|| io::Error::other("the device's thread has ended"))
+    }
+
+    fn hold(&self, hold: bool) {
+        self.mailbox.call(|done| Command::Hold { hold, done });
+    }
+
+    fn drain(&self) {
+        self.mailbox.call(Command::Drain);
+    }
+
+    fn flush(&self) -> bool {
+        self.mailbox.call(Command::Flush).unwrap_or(false)
+    }
+
+    fn config_changed(&self) {
+        // The device sees what its images are whenever it is polled.
+        self.mailbox.send(Command::Look);
+    }
+
+    fn end_threads(&self) {
+        self.mailbox.send(Command::End);
+    }
+
+    fn abandon(&self) {
+        self.end_threads();
+        // Nobody answers: the thread drops the question when it ends.
+        self.drain();
+    }
+
+    fn stats(&self) -> Stats {
+        let mut queues: Vec<_> = self.counters.iter().map(|counters| counters.snapshot()).collect();
+        if let Some(first) = queues.first_mut() {
+            first.notifications = self.counts.interrupts.get();
+        }
+        Stats { memory_tables: self.counts.memory_tables.get(), queues, ..self.lifecycle.stats() }
+    }
+}

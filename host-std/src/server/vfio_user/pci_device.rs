@@ -1,0 +1,22 @@
+//! What can be served: a PCI function over images.
+
+use blk_core::bus::Device;
+use blk_core::pci::{Endpoint, Function, PciFunction};
+
+use super::counted_handle::CountedHandle;
+use crate::memory::MappedMemory;
+
+/// A PCI device that can be served: any [`PciFunction`] whose device takes storage as a slice.
+pub trait PciDevice: Device<MappedMemory, [CountedHandle]> + Send {
+    /// What the function is.
+    fn function(&self) -> &Function;
+}
+
+impl<D, const V: usize> PciDevice for PciFunction<D, V>
+where
+    D: Endpoint + Device<MappedMemory, [CountedHandle]> + Send,
+{
+    fn function(&self) -> &Function {
+        self.config().function()
+    }
+}

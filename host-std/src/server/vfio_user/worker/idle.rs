@@ -1,0 +1,98 @@
+//! When there is nothing to do: the thread looks for more for a while, and then sleeps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
+
+use super::super::connection::Broken;
+use super::state::{CLIENT, CONTROL, IMAGE, Worker};
+use crate::backend::Handle as _;
+
+/// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
+/// while its memory is away is broken until the guest resets the device.
+pub(super) const MEMORY_CHANGE_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// A message that waits for more requests waits no longer after the guest's last access: one that issues them is quicker, even
+/// where its processor is emulated.
+const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+
+impl Worker {
+    /// Looks for the client's next message, and for what the images have done, for a while. Returns whether there is something to do.
+    pub(super) fn busy_poll(&mut self) -> bool {
+        let Some(session) = self.session.as_ref().filter(|session| session.busy.is_none()) else {
+            return false;
+        };
+        let client = Arc::clone(&session.client);
+        let mut now = Instant::now();
+        let until = now + self.idle.busy_poll();
+        let quiet = now + Duration::from_nanos(QUIET.tv_nsec as u64);
+        while now < until && !self.idle.is_contended(now) {
+            now = self.idle.yield_from(now);
+            let mut connection = client.lock();
+            connection.receive();
+            if connection.is_ready() {
+                return true;
+            }
+            drop(connection);
+            if self.state.in_flight() != 0 {
+                self.due = true;
+                self.poll_device();
+            }
+            self.irqs.signal(self.state.requests(), now >= quiet);
+        }
+        self.is_due()
+    }
+
+    /// Sleeps for as long as a message may wait for more, or until there is something.
+    fn is_quiet(&self) -> bool {
+        let mut something = [PollFd::new(&self.epoll, PollFlags::IN)];
+        !matches!(rustix::event::poll(&mut something, Some(&QUIET)), Ok(1..))
+    }
+
+    /// Sleeps until the client, an image or a command wakes it.
+    pub(super) fn sleep(&mut self, events: &mut Vec<epoll::Event>) {
+        for port in &mut self.ports {
+            if !port.arm() {
+                self.due = true;
+                return;
+            }
+        }
+        if let Some(session) = &mut self.session {
+            let watch = session.busy.is_none();
+            if watch && session.client.lock().is_ready() {
+                return;
+            }
+            if watch != session.watched {
+                session.watched = watch;
+                // Not readable is not gone: that is told always.
+                let flags = if watch { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+                let data = epoll::EventData::new_u64(CLIENT);
+                let _ = epoll::modify(&self.epoll, &*session.client.lock(), data, flags);
+            }
+        }
+        events.clear();
+        let before = Instant::now();
+        let mut waits = self.irqs.signal(self.state.requests(), false);
+        if waits && self.is_quiet() {
+            waits = self.irqs.signal(self.state.requests(), true);
+        }
+        let timeout = if waits { Some(&NOW) } else { self.memory_changing.then_some(&MEMORY_CHANGE_TIMEOUT) };
+        // Interrupted, it looks again.
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) == Ok(0) && !waits {
+            self.memory_changing = false;
+        }
+        self.idle.adapt(before.elapsed());
+        for event in events {
+            match (event.data.u64(), &mut self.session) {
+                (CONTROL, _) => self.inbox.woken(),
+                (IMAGE, _) => self.due = true,
+                (CLIENT, Some(session)) if session.busy.is_some() => {
+                    session.client.lock().fail(Broken::Gone);
+                }
+                (_, Some(session)) => session.readable = true,
+                (_, None) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What the thread of a PCI device has, and the steps that all its parts share.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use blk_core::bus::{Region, Width};
+use rustix::event::epoll;
+
+use super::super::access::Regions;
+use super::super::connection::{Connection, Message};
+use super::super::counted_handle::{CountedHandle, OperationCounts};
+use super::super::dma::{Client, Table};
+use super::super::irq::Irqs;
+use super::super::pci_device::PciDevice;
+use super::super::protocol::{DmaUnmap, Header};
+use super::idle_state::IdleState;
+use crate::backend::Handle as _;
+use crate::memory::MappedMemory;
+use crate::server::mailbox::Inbox;
+use crate::server::stats::Counter;
+
+/// What the thread is told. Where there is a `Sender`, the answer comes once it is done.
+pub(in crate::server::vfio_user) enum Command {
+    /// Serves a client, until it goes and the device is at rest.
+    Client { connection: Box<Connection>, done: Sender<()> },
+    /// Takes no requests from now on, for one reason more, or one fewer.
+    Hold { hold: bool, done: Sender<()> },
+    /// Answers when nothing is in flight.
+    Drain(Sender<()>),
+    /// Flushes the images, while nothing is in flight, and tells whether that went well.
+    Flush(Sender<bool>),
+    /// Looks after the device.
+    Look,
+    /// Ends the thread, whatever is in flight.
+    End,
+}
+
+/// What the thread counts.
+#[derive(Debug, Default)]
+pub(in crate::server::vfio_user) struct Counts {
+    pub(in crate::server::vfio_user) memory_tables: Counter,
+    pub(in crate::server::vfio_user) interrupts: Arc<Counter>,
+}
+
+/// What is left to do when a client has gone.
+pub(super) struct Leaving {
+    pub(super) stage: Stage,
+    pub(super) done: Sender<()>,
+}
+
+pub(super) enum Stage {
+    Reset,
+    Flush(Flushing),
+}
+
+/// A flush of all images.
+#[derive(Default)]
+pub(super) struct Flushing {
+    /// How each ended; nothing before it began.
+    pub(super) ports: Vec<Option<bool>>,
+    pub(super) begun: bool,
+}
+
+pub(super) enum Waiting {
+    Drained(Sender<()>),
+    Flushed(Sender<bool>, Flushing),
+}
+
+pub(in crate::server::vfio_user) struct Worker {
+    pub(super) device: Box<dyn PciDevice>,
+    pub(super) regions: Regions,
+    pub(super) ports: Vec<CountedHandle>,
+    pub(super) state: Arc<OperationCounts>,
+    pub(super) memory: MappedMemory,
+    pub(super) table: Table,
+    pub(super) irqs: Irqs,
+    pub(super) session: Option<ClientSession>,
+    pub(super) leaving: Option<Leaving>,
+    /// Reasons to take no requests.
+    pub(super) holds: u32,
+    pub(super) waiting: Vec<Waiting>,
+    /// The images know that somebody waits.
+    pub(super) draining: bool,
+    /// The device has something to do.
+    pub(super) due: bool,
+    /// A register write or a reset is still waiting.
+    pub(super) pending: bool,
+    /// Memory has been taken away, and may come back in another form: QEMU unmaps and maps again what changes, while no
+    /// processor runs. Until the next access to a register, or for [`super::idle::MEMORY_CHANGE_TIMEOUT`], the device does not look at it.
+    pub(super) memory_changing: bool,
+    pub(super) message: Message,
+    pub(super) idle: IdleState,
+    pub(super) counts: Arc<Counts>,
+    pub(super) inbox: Inbox<Command>,
+    pub(super) epoll: OwnedFd,
+}
+
+/// A client, and what it is waiting for.
+pub(super) struct ClientSession {
+    pub(super) client: Arc<Client>,
+    /// VERSION has been exchanged.
+    pub(super) negotiated: bool,
+    pub(super) busy: Option<BlockedCommand>,
+    /// There is something to receive.
+    pub(super) readable: bool,
+    /// Whether the socket may wake the thread with something to receive.
+    pub(super) watched: bool,
+    pub(super) done: Sender<()>,
+}
+
+/// A command that has to wait for the image. Those after it wait too.
+pub(super) enum BlockedCommand {
+    /// The device has not taken a register write; these are to follow.
+    Write { reply: Option<Header>, body: Vec<u8>, rest: VecDeque<RegisterWrite> },
+    /// What is in flight may use the memory.
+    Unmap { reply: Option<Header>, unmap: DmaUnmap },
+    /// The device is being reset.
+    Reset { reply: Option<Header> },
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct RegisterWrite {
+    pub(super) region: Region,
+    pub(super) offset: u64,
+    pub(super) width: Width,
+    pub(super) value: u64,
+}
+
+// What woke the thread.
+pub(super) const CONTROL: u64 = 0;
+pub(super) const IMAGE: u64 = 1;
+pub(super) const CLIENT: u64 = 2;
+
+impl Worker {
+    pub(in crate::server::vfio_user) fn new(
+        device: Box<dyn PciDevice>,
+        ports: Vec<CountedHandle>,
+        state: Arc<OperationCounts>,
+        inbox: Inbox<Command>,
+        counts: Arc<Counts>,
+    ) -> rustix::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &inbox, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
+        for port in &ports {
+            // By edges: it stays readable from one `arm` to the next, and is not armed when nothing is in flight.
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&epoll, port.wake_fd(), epoll::EventData::new_u64(IMAGE), flags)?;
+        }
+        Ok(Self {
+            regions: Regions::new(device.function()),
+            irqs: Irqs::new(device.function(), Arc::clone(&counts.interrupts)),
+            device,
+            ports,
+            state,
+            memory: MappedMemory::default(),
+            table: Table::default(),
+            session: None,
+            leaving: None,
+            holds: 0,
+            waiting: Vec::new(),
+            draining: false,
+            due: false,
+            pending: false,
+            memory_changing: false,
+            message: Message::default(),
+            idle: IdleState::new(),
+            counts,
+            inbox,
+            epoll,
+        })
+    }
+
+    /// Nothing new is begun while the operator says so, or memory is being taken away. A client that has gone is no longer held up.
+    pub(super) fn set_shut(&self) {
+        let unmapping = |session: &ClientSession| matches!(session.busy, Some(BlockedCommand::Unmap { .. }));
+        let unmapping = self.session.as_ref().is_some_and(unmapping);
+        self.state.set_shut((self.holds != 0 && self.leaving.is_none()) || unmapping);
+    }
+
+    /// Polls the device, if it has something to do. Returns whether to come back at once.
+    pub(super) fn poll_device(&mut self) -> bool {
+        self.set_shut();
+        let draining = self.is_draining();
+        if draining != self.draining {
+            // What an error policy holds must not be waited for.
+            self.draining = draining;
+            self.ports.iter_mut().for_each(|port| port.drain(draining));
+            self.due = true;
+        }
+        if !self.is_due() {
+            return false;
+        }
+        let progress = self.device.poll(&self.memory, &mut self.ports);
+        self.irqs.change(progress.irq);
+        self.pending = progress.pending_write;
+        // With its storage shut and nothing in flight it can only ask again for what it does not get.
+        self.due = progress.again && !(self.state.is_shut() && self.state.in_flight() == 0);
+        self.due
+    }
+
+    /// Whether the device has something to do, and the memory for it.
+    pub(super) fn is_due(&self) -> bool {
+        self.due && !(self.memory_changing && self.state.in_flight() == 0)
+    }
+
+    /// Whether somebody waits for requests in flight to end.
+    pub(super) fn is_draining(&self) -> bool {
+        let drained = |waiting: &Waiting| matches!(waiting, Waiting::Drained(_));
+        let busy = self.session.as_ref().is_some_and(|session| session.busy.is_some());
+        busy || self.pending || self.leaving.is_some() || self.waiting.iter().any(drained)
+    }
+
+    /// Flushes all images; how that ended, once it has.
+    pub(super) fn flush(&mut self, flushing: &mut Flushing) -> Option<bool> {
+        if !flushing.begun {
+            if self.state.in_flight() != 0 {
+                return None;
+            }
+            flushing.begun = true;
+            flushing.ports = self
+                .ports
+                .iter_mut()
+                .map(|port| if port.begin_flush(&self.memory) { None } else { Some(false) })
+                .collect();
+        }
+        for (port, ended) in self.ports.iter_mut().zip(&mut flushing.ports) {
+            *ended = ended.or_else(|| port.take_flushed(&self.memory));
+        }
+        let ended: Option<Vec<bool>> = flushing.ports.iter().copied().collect();
+        ended.map(|ports| ports.into_iter().all(|well| well))
+    }
+}
