@@ -26,13 +26,22 @@
 //! | **Not there** | **image formats, KVM; network storage; bandwidth limits; taking back operations in flight: a reset waits for them; systems other than Linux** |
 
 pub mod backend;
+#[cfg(feature = "server")]
 pub mod fault;
 pub mod memory;
+#[cfg(feature = "program")]
 pub mod probe;
+#[cfg(feature = "program")]
 pub mod proof;
+#[cfg(feature = "program")]
 pub mod record;
+#[cfg(feature = "program")]
 pub mod replay;
+#[cfg(feature = "program")]
 pub mod serve;
+#[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "program")]
 pub mod testing;
+#[cfg(feature = "program")]
 pub mod trace;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What a backend has done since it was opened, all handles together: requests taken beside system calls made.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[cfg_attr(feature = "server", derive(serde::Serialize, serde::Deserialize))]
         pub struct Counts {
             $($(#[$doc])* pub $name: u64,)*
         }
