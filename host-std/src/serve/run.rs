@@ -1,6 +1,5 @@
 //! From start to stop.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process;
 use std::sync::Arc;
@@ -9,7 +8,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -62,22 +60,21 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
         let control = Arc::new(control);
         spawn("control", move || control.listen(&listener))?;
     }
-    let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).context("cannot make an event")?);
     for (device, socket) in devices.iter().zip(sockets) {
         if announce && let Some(path) = socket.path() {
             print!("{}", attach::lines(&device.name, &device.config, &path));
         }
-        serve(Arc::clone(device), socket, Arc::clone(&stop), happened.clone())?;
+        serve(Arc::clone(device), socket, happened.clone())?;
     }
     drop(happened);
     tracing::info!(devices = devices.len(), "ready");
     // Not started by a service manager, most likely.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    Ok(wait(&devices, &events, &bus, &stop))
+    Ok(wait(&devices, &events, &bus))
 }
 
 /// Waits for the end of all devices.
-fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus, stop: &OwnedFd) -> bool {
+fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus) -> bool {
     let (mut left, mut well, mut stopping) = (devices.len(), true, false);
     while left != 0 {
         match events.recv() {
@@ -92,8 +89,6 @@ fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus, stop: &
                 tracing::info!("stopping: requests in flight complete, images are flushed");
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
                 bus.publish(&Event::Stopping);
-                // An eventfd takes a 1 at any time.
-                let _ = rustix::io::write(stop, &1_u64.to_ne_bytes());
                 devices.iter().for_each(|device| device.stop());
             }
             Ok(Happened::Ended { device, result }) => {
@@ -155,37 +150,20 @@ impl Sockets {
 }
 
 /// Serves a device on a thread of its own.
-fn serve(
-    device: Arc<Device>,
-    socket: Socket,
-    stop: Arc<OwnedFd>,
-    happened: Sender<Happened>,
-) -> anyhow::Result<()> {
+fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> anyhow::Result<()> {
     let name = device.name.clone();
     spawn(&format!("serve-{name}"), move || {
         let result = match socket {
             Socket::Connected(stream) => device.server.serve_stream(stream),
-            Socket::Listening(listener) if device.config.once => serve_once(&device, &listener, &stop),
+            Socket::Listening(listener) if device.config.once => match device.server.accept(&listener) {
+                Some(stream) => device.server.serve_stream(stream),
+                None => Ok(()),
+            },
             Socket::Listening(listener) => device.server.serve(&listener),
         };
         // Nobody listens if the process ends.
         let _ = happened.send(Happened::Ended { device: name, result });
     })
-}
-
-/// Serves the first client.
-fn serve_once(device: &Device, listener: &UnixListener, stop: &OwnedFd) -> Result<(), ServeError> {
-    loop {
-        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            result => result.map_err(std::io::Error::from)?,
-        };
-        if fds.iter().skip(1).any(|stop| !stop.revents().is_empty()) {
-            return Ok(());
-        }
-        return device.server.serve_stream(listener.accept()?.0);
-    }
 }
 
 /// Logs what the host fails, and has the device paused where that is its policy.

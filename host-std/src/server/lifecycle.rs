@@ -40,6 +40,9 @@ pub(super) trait DeviceLifecycle: Send + Sync {
     /// Ends the threads, whatever they are at. Returns at once.
     fn end_threads(&self);
 
+    /// Frees the threads from system calls that a client makes them hang in.
+    fn interrupt_threads(&self);
+
     /// Ends the threads as a kill does, without draining, and returns when they do nothing more. Operations already at an image
     /// still land. For tests of recovery.
     fn abandon(&self);

@@ -10,7 +10,9 @@
 //!
 //! PCI devices are served over vfio-user: [`vfio_user`].
 
+mod client_fd;
 mod images;
+mod interrupt;
 mod lifecycle;
 mod mailbox;
 mod mapping;
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::lifecycle::DeviceLifecycle;
 use self::mailbox::mailbox;
@@ -50,9 +52,6 @@ pub use stats::{QueueStats, Stats};
 /// Serving has ended for a reason other than [`Controller::stop`].
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The listening socket failed.
-    #[error("the listening socket failed: {0}")]
-    Socket(#[from] io::Error),
     /// The last flush failed: acknowledged writes may not be stable.
     #[error(
         "the flush at the end failed: what the guest wrote last may not be on the disk; check the image before it is used again"
@@ -139,23 +138,44 @@ impl Server {
         Controller(Arc::clone(&self.device))
     }
 
-    /// Serves one client after the other, until [`Controller::stop`]. Then the images are flushed.
+    /// Serves one client after the other, until [`Controller::stop`]. Then the images are flushed. No error of a client, nor of
+    /// accepting one, ends it.
     ///
     /// # Errors
     /// [`ServeError`].
     pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
-        while !self.device.lifecycle().is_stopping() {
-            let stop = PollFd::new(self.device.lifecycle().stop_waker(), PollFlags::IN);
-            let ready = poll(&mut [stop, PollFd::new(listener, PollFlags::IN)], None);
-            if self.device.lifecycle().is_stopping() || ready.is_err() {
+        while let Some(stream) = self.accept(listener) {
+            self.serve_client(stream);
+        }
+        self.finish()
+    }
+
+    /// Waits for a client to connect. `None` once [`Controller::stop`] has been called.
+    #[must_use]
+    pub fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
+        let lifecycle = self.device.lifecycle();
+        // Whoever shares the socket may take the client that was seen.
+        let _ = listener.set_nonblocking(true);
+        let mut failed = None;
+        loop {
+            let stop = PollFd::new(lifecycle.stop_waker(), PollFlags::IN);
+            // Interrupted, it looks again.
+            let ready = poll(&mut [stop, PollFd::new(listener, PollFlags::IN)], failed.as_ref());
+            if lifecycle.is_stopping() {
+                return None;
+            }
+            if failed.take().is_none() && ready.is_err() {
                 continue;
             }
             match listener.accept() {
-                Ok((stream, _)) => Arc::clone(&self.device).serve_client(stream)?,
-                Err(error) => wait_out(error)?,
+                Ok((stream, _)) => return Some(stream),
+                Err(error) if is_about_one_client(&error) => {}
+                Err(error) => {
+                    tracing::warn!("cannot accept a client: {error}; trying again");
+                    failed = Some(ACCEPT_PAUSE);
+                }
             }
         }
-        self.finish()
     }
 
     /// Serves one client that has connected, until it goes or [`Controller::stop`]. Then the images are flushed.
@@ -163,8 +183,16 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn serve_stream(&self, stream: UnixStream) -> Result<(), ServeError> {
-        Arc::clone(&self.device).serve_client(stream)?;
+        self.serve_client(stream);
         self.finish()
+    }
+
+    fn serve_client(&self, stream: UnixStream) {
+        if let Err(error) = Arc::clone(&self.device).serve_client(stream) {
+            tracing::warn!("a client is turned away: {error}; raise the limits on open files and memory");
+            // What is missing may be there again when the next one comes.
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Ends the queues' threads at once and leaves rings and in-flight regions as they are, as a kill does: for tests of what
@@ -189,23 +217,22 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.device.end_threads();
         for thread in self.threads.drain(..) {
+            while !thread.is_finished() {
+                self.device.interrupt_threads();
+                std::thread::sleep(Duration::from_millis(1));
+            }
             // A thread that panicked has said so.
             let _ = thread.join();
         }
     }
 }
 
-/// A client that could not be accepted: is it worth another try?
-fn wait_out(error: io::Error) -> io::Result<()> {
-    match error.raw_os_error() {
-        Some(libc::EINTR | libc::ECONNABORTED | libc::EAGAIN) => Ok(()),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-            tracing::warn!("cannot accept a client: {error}; trying again");
-            std::thread::sleep(Duration::from_millis(100));
-            Ok(())
-        }
-        _ => Err(error),
-    }
+/// How long to wait after the listening socket failed. It may be out of descriptors or memory, which others give back.
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Whether the next client may be accepted at once.
+fn is_about_one_client(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED | libc::EAGAIN))
 }
 
 /// The operator's hand on a server. A clone is another hand on the same.

@@ -3,6 +3,7 @@
 //! deadline. Servers that are killed for real, garbage and the policies of errors are in `faults*.rs` and `serve.rs`.
 
 mod cache;
+mod descriptors;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod recovery;

@@ -1,12 +1,11 @@
 //! What a ring's thread is told.
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use blk_core::virtq::{Position, RingFeatures, Setup};
 
 use crate::memory::MappedMemory;
-use crate::server::notify::{Kick, Notifier};
+use crate::server::client_fd::ClientFd;
 use crate::server::virtio::{Negotiated, Unit};
 use crate::server::vring::InflightRecorder;
 
@@ -23,11 +22,11 @@ pub(in crate::server) enum Command {
     /// Lets a ring take requests, or not; then the answer comes when nothing is in flight.
     Enable { ring: usize, enable: bool, done: Sender<()> },
     /// Where the client tells of requests, from now on.
-    Kick { ring: usize, kick: Option<Kick>, done: Sender<Result<(), String>> },
+    Kick { ring: usize, kick: Option<ClientFd>, done: Sender<Result<(), String>> },
     /// Where to say that there are used buffers.
-    Call { ring: usize, call: Option<Arc<Notifier>> },
+    Call { ring: usize, call: Option<ClientFd> },
     /// Where to say that the ring is broken.
-    Err { ring: usize, err: Option<Arc<Notifier>> },
+    Err { ring: usize, err: Option<ClientFd> },
     /// Takes no requests from now on, for one reason more, or one fewer.
     Hold { hold: bool, done: Sender<()> },
     /// Answers when nothing is in flight.
@@ -55,5 +54,5 @@ pub(in crate::server) struct VringSetup {
     pub(in crate::server) position: Position,
     pub(in crate::server) log: InflightRecorder,
     /// `None`: it is to be polled.
-    pub(in crate::server) kick: Option<Kick>,
+    pub(in crate::server) kick: Option<ClientFd>,
 }

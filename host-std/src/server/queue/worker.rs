@@ -8,9 +8,9 @@ use rustix::event::{Timespec, epoll};
 
 use super::command::{Command, VringSetup};
 use crate::memory::MappedMemory;
+use crate::server::client_fd::ClientFd;
 use crate::server::mailbox::Inbox;
 use crate::server::mutant::{self, Mutant};
-use crate::server::notify::Kick;
 use crate::server::stats::QueueCounters;
 use crate::server::virtio::{Negotiated, QueueGroup};
 use crate::server::vring::{InflightRecorder, Run, VringIo};
@@ -92,6 +92,7 @@ impl Worker {
 
     /// Works until it is told to end.
     pub(in crate::server) fn run(mut self) {
+        self.inbox.begin();
         let mut events = Vec::with_capacity(8);
         loop {
             while let Some(command) = self.inbox.take() {
@@ -140,6 +141,8 @@ impl Worker {
             }
             Command::Call { ring, call } => {
                 if let Some(vring) = self.vrings.get_mut(ring) {
+                    // The client may have missed an interrupt that went to the one before.
+                    vring.interrupt |= call.is_some() && !matches!(vring.run, Run::Off);
                     vring.call = call;
                 }
             }
@@ -180,6 +183,8 @@ impl Worker {
         self.set_kick(ring, kick)?;
         let vring = self.vrings.get_mut(ring).ok_or(NO_RING)?;
         (vring.log, vring.position, vring.told_broken) = (log, position, false);
+        // The device before this one may have ended between its used index and its interrupt.
+        vring.interrupt = true;
         vring.run = Run::On { enabled: true };
         self.rings.set_persistent_state(vring.log.persistent());
         // An error has broken the ring, of which the next poll tells the client.
@@ -187,7 +192,7 @@ impl Worker {
         Ok(())
     }
 
-    fn set_kick(&mut self, ring: usize, kick: Option<Kick>) -> Result<(), String> {
+    fn set_kick(&mut self, ring: usize, kick: Option<ClientFd>) -> Result<(), String> {
         let vring = self.vrings.get_mut(ring).ok_or(NO_RING)?;
         if let Some(kick) = &kick {
             let mut flags = epoll::EventFlags::IN;
@@ -321,7 +326,7 @@ impl Worker {
                         && let Some(kick) = &vring.kick
                     {
                         vring.counters.kicks.add(1);
-                        kick.woken();
+                        kick.take();
                     }
                 }
             }

@@ -95,6 +95,10 @@ impl DeviceLifecycle for VfioUserDevice {
         self.mailbox.send(Command::End);
     }
 
+    fn interrupt_threads(&self) {
+        self.mailbox.interrupt();
+    }
+
     fn abandon(&self) {
         self.end_threads();
         // Nobody answers: the thread drops the question when it ends.

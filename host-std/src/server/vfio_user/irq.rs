@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use blk_core::bus::IrqChange;
 use blk_core::pci::{Capability, Function};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::moderation::{Moderation, Requests};
 use super::protocol::{IrqFlags, IrqSet};
+use crate::server::client_fd::ClientFd;
 use crate::server::stats::Counter;
 
 /// Kinds of interrupts of a PCI device (`linux/vfio.h`, VFIO_PCI_INTX_IRQ_INDEX and so on). The error and the request
@@ -23,8 +23,6 @@ const MSIX: u32 = 2;
 // VFIO_IRQ_INFO_EVENTFD, _MASKABLE, _AUTOMASKED, _NORESIZE.
 const INTX_FLAGS: u32 = 1 | 2 | 4;
 const MESSAGE_FLAGS: u32 = 1 | 8;
-
-const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// The interrupts of a device and where they go.
 #[derive(Debug)]
@@ -43,7 +41,7 @@ pub(super) struct Irqs {
 /// masks itself with each signal, as VFIO's does.
 #[derive(Debug, Default)]
 struct Intx {
-    fd: Option<OwnedFd>,
+    fd: Option<ClientFd>,
     level: bool,
     /// Signalled, and not unmasked since.
     outstanding: bool,
@@ -57,7 +55,7 @@ struct Messages(Vec<Message>);
 
 #[derive(Debug, Default)]
 struct Message {
-    fd: Option<OwnedFd>,
+    fd: Option<ClientFd>,
     /// Raised while there was nowhere to signal it: the client is setting it up.
     pending: bool,
 }
@@ -185,6 +183,11 @@ impl Irqs {
                 if action != IrqFlags::TRIGGER || range.is_empty() {
                     return Err(Errno::INVAL);
                 }
+                let fds = fds.into_iter().map(ClientFd::new).collect::<Result<Vec<_>, _>>();
+                let fds = fds.map_err(|why| {
+                    tracing::warn!("an interrupt of the client is refused: {why}");
+                    Errno::INVAL
+                })?;
                 self.assign(set.index, range, fds);
                 Ok(())
             }
@@ -193,7 +196,7 @@ impl Irqs {
     }
 
     /// Gives a range its eventfds, or none.
-    fn assign(&mut self, index: u32, range: std::ops::Range<usize>, fds: Vec<OwnedFd>) {
+    fn assign(&mut self, index: u32, range: std::ops::Range<usize>, fds: Vec<ClientFd>) {
         let mut fds = fds.into_iter();
         let messages = match index {
             MSI => &mut self.msi,
@@ -244,8 +247,8 @@ impl Intx {
         self.level = level;
         if !level && self.outstanding {
             // What the client has not seen is taken back. If it has, it unmasks later, which does no harm.
-            if let Some(fd) = self.fd.as_ref().filter(|fd| readable(fd)) {
-                let _ = rustix::io::read(fd, &mut [0; 8]);
+            if let Some(fd) = &self.fd {
+                fd.take();
             }
             self.outstanding = false;
         }
@@ -284,16 +287,8 @@ impl Message {
     }
 }
 
-fn readable(fd: &OwnedFd) -> bool {
-    matches!(poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&NOW)), Ok(1..))
-}
-
-/// Signals an eventfd. Its flags are the client's, and it may be one that blocks: then it is full only if nobody reads it,
-/// and whoever does finds it signalled.
-fn raise(fd: Option<&OwnedFd>) {
-    if let Some(fd) = fd
-        && matches!(poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&NOW)), Ok(1..))
-    {
-        let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+fn raise(fd: Option<&ClientFd>) {
+    if let Some(fd) = fd {
+        fd.signal();
     }
 }

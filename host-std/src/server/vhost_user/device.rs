@@ -61,7 +61,7 @@ impl VhostUserDevice {
 
     /// Sends a command to the thread of a ring.
     pub(super) fn send(&self, ring: usize, command: impl FnOnce(usize) -> Command) {
-        if let Some(thread) = self.threads.iter().rfind(|thread| thread.first <= ring) {
+        if let Some(thread) = self.thread(ring) {
             thread.mailbox.send(command(ring - thread.first));
         }
     }
@@ -72,19 +72,25 @@ impl VhostUserDevice {
         ring: usize,
         command: impl FnOnce(usize, Sender<T>) -> Command,
     ) -> Result<T, String> {
-        let (answer, answered) = channel();
-        self.send(ring, |ring| command(ring, answer));
-        answered.recv().map_err(|_| GONE.into())
+        let thread = self.thread(ring).ok_or(GONE)?;
+        let answer = thread.mailbox.call(|answer| command(ring - thread.first, answer));
+        answer.ok_or_else(|| GONE.into())
     }
 
     /// Sends a command to every thread, and waits for all answers.
-    pub(super) fn call_all<T>(&self, command: impl Fn(Sender<T>) -> Command) -> Vec<T> {
-        let (answer, answered) = channel();
-        for thread in &self.threads {
-            thread.mailbox.send(command(answer.clone()));
+    pub(super) fn call_all<T>(&self, command: impl Fn(Sender<T>) -> Command) {
+        let sent = self.threads.iter().map(|thread| {
+            let (answer, answered) = channel();
+            thread.mailbox.send(command(answer));
+            (thread, answered)
+        });
+        for (thread, answered) in sent.collect::<Vec<_>>() {
+            thread.mailbox.wait(&answered);
         }
-        drop(answer);
-        answered.iter().collect()
+    }
+
+    fn thread(&self, ring: usize) -> Option<&QueueThread> {
+        self.threads.iter().rfind(|thread| thread.first <= ring)
     }
 
     /// Adds a hold to every thread, or takes one away.
@@ -159,6 +165,11 @@ impl VhostUserDevice {
         for thread in &self.threads {
             thread.mailbox.send(Command::End);
         }
+    }
+
+    /// Frees the threads from what a client makes them hang in.
+    pub(super) fn interrupt_threads(&self) {
+        self.threads.iter().for_each(|thread| thread.mailbox.interrupt());
     }
 
     pub(super) fn memory_table_set(&self) {

@@ -20,8 +20,8 @@ use super::header::Header;
 use super::memory_table::{SLOTS_MAX, Table, UncheckedRegion};
 use super::vring::{Addresses, Vring};
 use crate::memory::MappedMemory;
+use crate::server::client_fd::ClientFd;
 use crate::server::mutant::{self, Mutant};
-use crate::server::notify::{Kick, Notifier};
 use crate::server::queue::{Command, VringSetup};
 use crate::server::virtio::{DriverCacheView, Negotiated};
 use crate::server::vring::{InflightLayout, InflightRecorder, PersistentState, Region};
@@ -98,9 +98,6 @@ impl Handler {
 
     /// The client has gone: what is in flight completes, and its descriptors are closed.
     pub(super) fn close(&mut self) {
-        for vring in &self.vrings {
-            vring.unblock();
-        }
         self.stop_all();
         for index in 0..self.vrings.len() {
             self.device.send(index, |ring| Command::Call { ring, call: None });
@@ -112,6 +109,13 @@ impl Handler {
     fn refuse<T>(&mut self, why: impl Into<String>) -> Result<T> {
         self.refusal = Some(Refusal { why: why.into(), tolerable: false });
         Err(Error::ReqHandlerError(io::ErrorKind::InvalidInput.into()))
+    }
+
+    fn client_fd(&mut self, fd: Option<File>) -> Result<Option<ClientFd>> {
+        match fd.map(ClientFd::new).transpose() {
+            Ok(fd) => Ok(fd),
+            Err(why) => self.refuse(why),
+        }
     }
 
     fn vring(&mut self, index: u32) -> Result<usize> {
@@ -286,9 +290,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn reset_device(&mut self) -> Result<()> {
         self.stop_all();
-        for vring in &mut self.vrings {
-            vring.reset();
-        }
+        self.vrings.fill_with(Vring::default);
         self.device.call_all(Command::Reset);
         self.features = 0;
         self.in_flight = None;
@@ -378,7 +380,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.vring(index.into())?;
-        let kick = fd.map(Kick::new);
+        let kick = self.client_fd(fd)?;
         if self.vrings[index].started {
             return match self.device.call(index, |ring, done| Command::Kick { ring, kick, done }) {
                 Ok(Ok(())) => Ok(()),
@@ -391,16 +393,14 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.vring(index.into())?;
-        let call = fd.map(|fd| Arc::new(Notifier::new(fd)));
-        self.vrings[index].call.clone_from(&call);
+        let call = self.client_fd(fd)?;
         self.device.send(index, |ring| Command::Call { ring, call });
         Ok(())
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.vring(index.into())?;
-        let err = fd.map(|fd| Arc::new(Notifier::new(fd)));
-        self.vrings[index].err.clone_from(&err);
+        let err = self.client_fd(fd)?;
         self.device.send(index, |ring| Command::Err { ring, err });
         Ok(())
     }

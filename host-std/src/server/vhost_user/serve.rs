@@ -41,6 +41,10 @@ impl DeviceLifecycle for VhostUserDevice {
         Self::end_threads(self);
     }
 
+    fn interrupt_threads(&self) {
+        Self::interrupt_threads(self);
+    }
+
     fn abandon(&self) {
         self.end_threads();
         // Nobody answers: each thread drops the question when it ends.

@@ -1,8 +1,6 @@
 //! What the client has said of a ring.
 
-use std::sync::Arc;
-
-use crate::server::notify::{Kick, Notifier};
+use crate::server::client_fd::ClientFd;
 
 /// Where a ring is, in the client's own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +19,9 @@ pub(super) struct Vring {
     pub(super) base: u16,
     pub(super) enabled: bool,
     /// SET_VRING_KICK has come since the ring was stopped; without a descriptor the ring is to be polled.
-    kick: Option<Option<Kick>>,
+    kick: Option<Option<ClientFd>>,
     /// Its thread works on it.
     pub(super) started: bool,
-    pub(super) call: Option<Arc<Notifier>>,
-    pub(super) err: Option<Arc<Notifier>>,
 }
 
 impl Vring {
@@ -34,28 +30,15 @@ impl Vring {
         self.enabled && self.size.is_some() && self.addresses.is_some() && self.kick.is_some()
     }
 
-    pub(super) fn set_kick(&mut self, kick: Option<Kick>) {
+    pub(super) fn set_kick(&mut self, kick: Option<ClientFd>) {
         self.kick = Some(kick);
     }
 
-    pub(super) fn take_kick(&mut self) -> Option<Kick> {
+    pub(super) fn take_kick(&mut self) -> Option<ClientFd> {
         self.kick.take().flatten()
     }
 
     pub(super) fn forget_kick(&mut self) {
         self.kick = None;
-    }
-
-    /// Frees a thread that hangs in one of the client's descriptors.
-    pub(super) fn unblock(&self) {
-        for notifier in [&self.call, &self.err].into_iter().flatten() {
-            notifier.unblock();
-        }
-    }
-
-    /// As in the beginning, but for the descriptors.
-    pub(super) fn reset(&mut self) {
-        let (call, err) = (self.call.take(), self.err.take());
-        *self = Self { call, err, ..Self::default() };
     }
 }

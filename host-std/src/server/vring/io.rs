@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use blk_core::virtq::{InFlight, Position};
 
 use super::inflight_recorder::InflightRecorder;
-use crate::server::notify::{Kick, Notifier};
+use crate::server::client_fd::ClientFd;
 use crate::server::stats::QueueCounters;
 
 /// Whether a ring runs.
@@ -27,9 +27,9 @@ pub(in crate::server) struct VringIo {
     pub(in crate::server) run: Run,
     /// The thread is held: no ring takes requests.
     pub(in crate::server) held: bool,
-    pub(in crate::server) call: Option<Arc<Notifier>>,
-    pub(in crate::server) err: Option<Arc<Notifier>>,
-    pub(in crate::server) kick: Option<Kick>,
+    pub(in crate::server) call: Option<ClientFd>,
+    pub(in crate::server) err: Option<ClientFd>,
+    pub(in crate::server) kick: Option<ClientFd>,
     pub(in crate::server) log: InflightRecorder,
     /// An interrupt is due.
     pub(in crate::server) interrupt: bool,

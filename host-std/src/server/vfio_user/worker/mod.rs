@@ -20,6 +20,7 @@ pub(super) use state::{Command, Counts, Worker};
 impl Worker {
     /// Works until it is told to end.
     pub(super) fn run(mut self) {
+        self.inbox.begin();
         let mut events = Vec::with_capacity(8);
         loop {
             while let Some(command) = self.inbox.take() {
