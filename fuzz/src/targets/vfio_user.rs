@@ -38,7 +38,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let backend = FileBackend::open(&path, &FileOptions::new(CacheMode::WriteBack)).expect("an image");
     let handle = Box::new(backend.handle().expect("a handle"));
     let device = devices::ahci(vec![DriveConfig::new("FUZZ", "1")], true).expect("a controller");
-    let server = Server::pci("ahci", device, vec![handle], PATIENCE).expect("a server");
+    let server = Server::pci("ahci", device, vec![handle]).expect("a server").with_client_patience(PATIENCE);
     let memory = memfd_create("memory", MemfdFlags::CLOEXEC).expect("a memory file");
     ftruncate(&memory, MEMORY_BYTES).expect("its size");
     let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an event");

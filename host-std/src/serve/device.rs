@@ -24,8 +24,6 @@ use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
 
 /// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// How long a vfio-user client may take to answer a message of ours, or to take one: a machine that is stopped for long is let go.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Failures that wait to be logged.
 const FAILURES: usize = 256;
 
@@ -312,7 +310,7 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
         }
         (_, None) => anyhow::bail!("no image for {name}"),
     };
-    Ok(Server::pci(name, device, handles, PATIENCE)?)
+    Ok(Server::pci(name, device, handles)?)
 }
 
 impl Image {

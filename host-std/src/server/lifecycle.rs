@@ -2,9 +2,13 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::notify::Waker;
 use super::options::{Lun, ServerError, no_unit};
@@ -18,12 +22,16 @@ pub(super) trait DeviceLifecycle: Send + Sync {
     /// The state that all devices have.
     fn lifecycle(&self) -> &Lifecycle;
 
-    /// Serves a client until it goes or [`Lifecycle::begin_stop`]; then lets what is in flight complete. The caller may serve
-    /// the next one.
+    /// Serves a client until it goes or is let go; then lets what is in flight complete. The caller may serve the next one.
     ///
     /// # Errors
     /// If this client cannot be served; the device is as before.
-    fn serve_client(self: Arc<Self>, stream: UnixStream) -> io::Result<()>;
+    fn serve_client(self: Arc<Self>, stream: UnixStream, next: NextClient<'_>) -> io::Result<()>;
+
+    /// Lets the client go that is there: what it has sent and was not begun is forgotten.
+    fn drop_client(&self) {
+        self.lifecycle().hang_up();
+    }
 
     /// Adds a hold (`true`) or takes one away.
     fn hold(&self, hold: bool);
@@ -61,6 +69,38 @@ pub(super) trait DeviceLifecycle: Send + Sync {
     }
 }
 
+/// The socket at which the next client may be waiting while one is served.
+pub(super) struct NextClient<'a> {
+    listener: Option<&'a UnixListener>,
+    told: bool,
+}
+
+impl<'a> NextClient<'a> {
+    pub(super) const fn new(listener: Option<&'a UnixListener>) -> Self {
+        Self { listener, told: false }
+    }
+
+    /// Whether the listener is still of interest, to be polled.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'a>> {
+        self.listener.filter(|_| !self.told).map(AsFd::as_fd)
+    }
+
+    /// Says, once, that a client waits while another is served: one that says nothing is not let go for that.
+    pub(super) fn tell_if_waiting(&mut self) {
+        let Some(listener) = self.listener() else { return };
+        if matches!(poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&NOW)), Ok(1..)) {
+            self.told = true;
+            tracing::warn!(
+                "another client waits while one is served; to let that one go: blk-host ctl disconnect"
+            );
+        }
+    }
+}
+
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// How long a client may take over a message that it has begun, its first message, or the answer to one of ours.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The client of the moment, whether an operator has paused the device, whether its end has begun.
 pub(super) struct Lifecycle {
     clients: AtomicU64,
@@ -70,6 +110,7 @@ pub(super) struct Lifecycle {
     paused: AtomicBool,
     stopping: AtomicBool,
     stop: Waker,
+    patience_ms: AtomicU64,
 }
 
 impl Lifecycle {
@@ -81,6 +122,7 @@ impl Lifecycle {
             paused: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             stop: Waker::new()?,
+            patience_ms: AtomicU64::new(PATIENCE.as_millis() as u64),
         })
     }
 
@@ -117,11 +159,20 @@ impl Lifecycle {
         }
     }
 
-    /// Begins the end: nobody waits for a client any more, and the one that is there is let go. Returns at once.
+    /// Begins the end: nobody waits for a client any more. The caller lets the one go that is there.
     pub(super) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.stop.wake();
-        self.hang_up();
+    }
+
+    /// How long a client may keep the device waiting.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_patience(&self, patience: Duration) {
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.patience_ms.store(patience_ms.max(1), Ordering::Relaxed);
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::lifecycle::DeviceLifecycle;
+use self::lifecycle::{DeviceLifecycle, NextClient};
 use self::mailbox::mailbox;
 use self::queue::Worker;
 use self::stats::QueueCounters;
@@ -60,6 +60,8 @@ pub enum ServeError {
 }
 
 /// A device and its threads, for one client after the other.
+///
+/// What the threads log is in the span (crate `tracing`) in which the server was made.
 pub struct Server {
     device: Arc<dyn DeviceLifecycle>,
     threads: Vec<JoinHandle<()>>,
@@ -85,8 +87,7 @@ impl Server {
         Self::start(vec![(count, rings)], Box::new(device))
     }
 
-    /// A PCI device with its images, over vfio-user. `name` is what logs call it; a client that keeps it waiting for `patience`
-    /// is let go.
+    /// A PCI device with its images, over vfio-user. `name` is what its thread is called.
     ///
     /// # Errors
     /// [`ServerError::System`].
@@ -94,9 +95,8 @@ impl Server {
         name: &'static str,
         device: Box<dyn PciDevice>,
         handles: Vec<Box<dyn Handle>>,
-        patience: Duration,
     ) -> Result<Self, ServerError> {
-        let (device, thread) = VfioUserDevice::start(name, device, handles, patience)?;
+        let (device, thread) = VfioUserDevice::start(name, device, handles)?;
         Ok(Self { device, threads: vec![thread] })
     }
 
@@ -121,7 +121,9 @@ impl Server {
         for (first, worker) in workers {
             #[cfg(feature = "mutants")]
             let switched_on = mutant::current();
+            let span = tracing::Span::current();
             let run = move || {
+                let _in_span = span.enter();
                 #[cfg(feature = "mutants")]
                 mutant::set(switched_on);
                 worker.run();
@@ -130,6 +132,14 @@ impl Server {
             server.threads.push(thread);
         }
         Ok(server)
+    }
+
+    /// Lets a client go that takes longer than this over its first message, a message that it has begun, a reply of ours, or the
+    /// answer to a request of ours. The default is a minute, so that a machine may be stopped for a while.
+    #[must_use]
+    pub fn with_client_patience(self, patience: Duration) -> Self {
+        self.device.lifecycle().set_patience(patience);
+        self
     }
 
     /// The operator's hand on it.
@@ -145,7 +155,7 @@ impl Server {
     /// [`ServeError`].
     pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
         while let Some(stream) = self.accept(listener) {
-            self.serve_client(stream);
+            self.serve_client(stream, NextClient::new(Some(listener)));
         }
         self.finish()
     }
@@ -183,12 +193,12 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub fn serve_stream(&self, stream: UnixStream) -> Result<(), ServeError> {
-        self.serve_client(stream);
+        self.serve_client(stream, NextClient::new(None));
         self.finish()
     }
 
-    fn serve_client(&self, stream: UnixStream) {
-        if let Err(error) = Arc::clone(&self.device).serve_client(stream) {
+    fn serve_client(&self, stream: UnixStream, next: NextClient<'_>) {
+        if let Err(error) = Arc::clone(&self.device).serve_client(stream, next) {
             tracing::warn!("a client is turned away: {error}; raise the limits on open files and memory");
             // What is missing may be there again when the next one comes.
             std::thread::sleep(Duration::from_millis(100));
@@ -278,6 +288,11 @@ impl Controller {
         self.0.unplug(target, lun)
     }
 
+    /// Lets the client go that is there, if there is one; the next may come. Returns at once.
+    pub fn disconnect(&self) {
+        self.0.drop_client();
+    }
+
     /// What the server has done.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -287,6 +302,7 @@ impl Controller {
     /// Ends [`Server::serve`]: what is in flight completes, the client is let go, the images are flushed. Returns at once.
     pub fn stop(&self) {
         self.0.lifecycle().begin_stop();
+        self.0.drop_client();
     }
 
     fn set_paused(&self, pause: bool) {

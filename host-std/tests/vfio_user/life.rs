@@ -11,7 +11,7 @@ use host_std::server::vfio_user::CountedHandle;
 use host_std::testing::client::vfio_user::CONFIG;
 
 use super::ahci::{Ahci, DATA, INTX, MSI};
-use super::{Disk, PATIENCE, pattern, until};
+use super::{Disk, pattern, until};
 
 #[test]
 fn a_device_shows_its_regions_and_nothing_beyond_them() {
@@ -207,7 +207,7 @@ impl Device<MappedMemory, [CountedHandle]> for Restless {
 fn a_client_is_heard_by_a_device_that_never_rests() {
     let disk = Disk::new();
     let device = Box::new(PciFunction::<_, 1>::new(Restless, MsixOwner::Embedder));
-    let server = Server::pci("restless", device, Vec::new(), PATIENCE).unwrap();
+    let server = Server::pci("restless", device, Vec::new()).unwrap();
     let (controller, thread) = disk.listen(Arc::new(server));
     for _ in 0..2 {
         let mut client = disk.connect();

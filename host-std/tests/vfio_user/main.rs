@@ -9,6 +9,7 @@ mod life;
 mod messages;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod silence;
 mod stream;
 
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -59,7 +60,8 @@ impl Disk {
         }
         let device = devices::ahci(vec![DriveConfig::new("TEST DISK", "S")], true).unwrap();
         let handles = vec![backend.handle().unwrap()];
-        let server = Arc::new(Server::pci("ahci", device, handles, self.patience).unwrap());
+        let server =
+            Arc::new(Server::pci("ahci", device, handles).unwrap().with_client_patience(self.patience));
         let (controller, thread) = self.listen(server);
         Served { controller, backend, thread: Some(thread) }
     }

@@ -68,7 +68,10 @@ fn a_socket_to_be_woken_by_ends_the_client() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let fd = as_eventfd(ours);
         let _ = guest.session_mut().message(|frontend| set(frontend, &fd));
-        assert!(guest.session_mut().message(|frontend| frontend.get_queue_num()).is_err(), "it is still there");
+        assert!(
+            guest.session_mut().message(|frontend| frontend.get_queue_num()).is_err(),
+            "it is still there"
+        );
         drop(theirs);
         disk.connect(options(1)).flush().unwrap();
     }

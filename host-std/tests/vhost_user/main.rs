@@ -9,6 +9,7 @@ mod mutants;
 mod recovery;
 mod rings;
 mod scsi;
+mod silence;
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;

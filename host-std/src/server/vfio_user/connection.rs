@@ -80,6 +80,15 @@ impl Connection {
         self.data_max = bytes;
     }
 
+    pub(super) const fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Whether a message has begun to come and is not all there.
+    pub(super) fn is_in_mid_message(&self) -> bool {
+        !self.inbox.held().is_empty() && !self.inbox.has_message()
+    }
+
     pub(super) const fn broken(&self) -> Option<&Broken> {
         self.broken.as_ref()
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,15 +12,16 @@ use super::counted_handle::{CountedHandle, OperationCounts};
 use super::pci_device::PciDevice;
 use super::worker::{Command, Counts, Worker};
 use crate::backend::Handle;
-use crate::server::lifecycle::{DeviceLifecycle, Lifecycle};
+use crate::server::lifecycle::{DeviceLifecycle, Lifecycle, NextClient};
 use crate::server::mailbox::{Mailbox, mailbox};
 use crate::server::options::ServerError;
 use crate::server::stats::{QueueCounters, Stats};
 
+/// How often it is looked whether another client waits.
+const LOOK_FOR_OTHERS: Duration = Duration::from_secs(1);
+
 /// A PCI device and the way to its thread.
 pub(in crate::server) struct VfioUserDevice {
-    name: &'static str,
-    patience: Duration,
     lifecycle: Lifecycle,
     mailbox: Mailbox<Command>,
     /// Of each image.
@@ -28,12 +30,11 @@ pub(in crate::server) struct VfioUserDevice {
 }
 
 impl VfioUserDevice {
-    /// Starts the device's thread. A client may keep it waiting for `patience`.
+    /// Starts the device's thread.
     pub(in crate::server) fn start(
         name: &'static str,
         device: Box<dyn PciDevice>,
         handles: Vec<Box<dyn Handle>>,
-        patience: Duration,
     ) -> Result<(Arc<Self>, JoinHandle<()>), ServerError> {
         let state = Arc::new(OperationCounts::default());
         let counters: Vec<_> = handles.iter().map(|_| Arc::new(QueueCounters::default())).collect();
@@ -47,13 +48,15 @@ impl VfioUserDevice {
         let lifecycle = Lifecycle::new()?;
         #[cfg(feature = "mutants")]
         let switched_on = crate::server::mutant::current();
+        let span = tracing::Span::current();
         let run = move || {
+            let _in_span = span.enter();
             #[cfg(feature = "mutants")]
             crate::server::mutant::set(switched_on);
             worker.run();
         };
         let thread = std::thread::Builder::new().name(format!("pci-{name}")).spawn(run)?;
-        Ok((Arc::new(Self { name, patience, lifecycle, mailbox, counters, counts }), thread))
+        Ok((Arc::new(Self { lifecycle, mailbox, counters, counts }), thread))
     }
 }
 
@@ -62,16 +65,27 @@ impl DeviceLifecycle for VfioUserDevice {
         &self.lifecycle
     }
 
-    fn serve_client(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+    fn serve_client(self: Arc<Self>, stream: UnixStream, mut next: NextClient<'_>) -> io::Result<()> {
         let peer = stream.try_clone()?;
-        let connection = Connection::new(stream, self.patience)?;
+        let connection = Connection::new(stream, self.lifecycle.patience())?;
         if !self.lifecycle.connect(peer) {
             return Ok(());
         }
-        tracing::info!(device = self.name, "a client has connected");
-        let ended = self.mailbox.call(|done| Command::Client { connection: Box::new(connection), done });
+        tracing::info!("a client has connected");
+        let (done, ended) = channel();
+        self.mailbox.send(Command::Client { connection: Box::new(connection), done });
+        // The thread drops `done` where it cannot serve the client.
+        while ended.recv_timeout(LOOK_FOR_OTHERS) == Err(RecvTimeoutError::Timeout) {
+            next.tell_if_waiting();
+        }
         self.lifecycle.disconnect();
-        ended.ok_or_else(|| io::Error::other("the device's thread has ended"))
+        Ok(())
+    }
+
+    fn drop_client(&self) {
+        self.lifecycle.hang_up();
+        // It does not wait for what the client has sent before.
+        self.mailbox.send(Command::HangUp);
     }
 
     fn hold(&self, hold: bool) {

@@ -3,24 +3,43 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::VhostUserDevice;
 use super::handler::Handler;
 use super::header::Header;
 use super::raw_messages;
+use crate::server::lifecycle::NextClient;
 
 /// Serves a client until it goes, then lets what is in flight complete.
-pub(super) fn serve_client(device: &Arc<VhostUserDevice>, stream: UnixStream) -> io::Result<()> {
+pub(super) fn serve_client(
+    device: &Arc<VhostUserDevice>,
+    stream: UnixStream,
+    mut next: NextClient<'_>,
+) -> io::Result<()> {
     let peek = stream.try_clone()?;
+    let patience = device.lifecycle.patience();
+    // A client that takes no replies is let go.
+    stream.set_write_timeout(Some(patience))?;
     if !device.connect(stream.try_clone()?) {
         return Ok(());
     }
     let handler = Arc::new(Mutex::new(Handler::new(Arc::clone(device))));
     let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
-    tracing::info!(device = device.backend.name(), "a client has connected");
+    tracing::info!("a client has connected");
+    let mut first = true;
     loop {
+        let until = std::mem::take(&mut first).then(|| Instant::now() + patience);
+        if !(wait_for_something(&peek, &mut next, until) && wait_for_all(&peek, patience)) {
+            tracing::warn!("the client is let go: it has sent no whole message for {patience:?}");
+            break;
+        }
+        if device.lifecycle.is_stopping() {
+            break;
+        }
         let header = Header::peek(&peek);
         let handled = match header {
             Some(header) if raw_messages::takes(header) => {
@@ -58,6 +77,44 @@ pub(super) fn serve_client(device: &Arc<VhostUserDevice>, stream: UnixStream) ->
     device.disconnect();
     Ok(())
 }
+
+/// Waits for the beginning of a message, or the end of the connection. False if neither has come in time.
+fn wait_for_something(stream: &UnixStream, next: &mut NextClient<'_>, until: Option<Instant>) -> bool {
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let message = PollFd::new(stream, PollFlags::IN);
+        let listener = next.listener();
+        let another = listener.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN));
+        let mut fds: Vec<_> = [Some(message), another].into_iter().flatten().collect();
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return false,
+            // Interrupted, it looks again.
+            Err(_) => {}
+            Ok(_) if fds.first().is_some_and(|message| !message.revents().is_empty()) => return true,
+            Ok(_) => next.tell_if_waiting(),
+        }
+    }
+}
+
+/// Waits for the rest of a message that has begun, or the end of the connection: the crate vhost would wait for it without end.
+/// False if it has not come in time. Nearly always it is there.
+fn wait_for_all(stream: &UnixStream, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    loop {
+        let mut end = [PollFd::new(stream, PollFlags::RDHUP)];
+        if Header::peek_whole(stream) || matches!(poll(&mut end, Some(&NOW)), Ok(1..)) {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        // No descriptor tells of more than one byte.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

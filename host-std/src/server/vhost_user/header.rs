@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::io::ioctl_fionread;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -10,6 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub(super) const VERSION: u32 = 1;
 pub(super) const REPLY: u32 = 1 << 2;
 pub(super) const NEED_REPLY: u32 = 1 << 3;
+
+/// Most bytes that follow a header: as the crate vhost has it.
+pub(super) const BODY_MAX: u32 = 4096;
 
 const GET_VRING_BASE: u32 = 11;
 const GET_INFLIGHT_FD: u32 = 31;
@@ -36,6 +40,15 @@ impl Header {
             Ok((_, Self::BYTES)) => Some(header),
             _ => None,
         }
+    }
+
+    /// Whether all of the next message is there, or its header says that it makes no sense. Does not wait.
+    pub(super) fn peek_whole(stream: &UnixStream) -> bool {
+        let queued = ioctl_fionread(stream).unwrap_or(0);
+        queued >= Self::BYTES as u64
+            && Self::peek(stream).is_some_and(|header| {
+                header.bytes > BODY_MAX || queued >= Self::BYTES as u64 + u64::from(header.bytes)
+            })
     }
 
     /// Whether the client asked for a reply that says how it went. What has a reply of its own has none when it fails.

@@ -18,14 +18,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes as _, KnownLayout};
 
 use super::device::VhostUserDevice;
 use super::handler::Handler;
-use super::header::{Header, NEED_REPLY, REPLY, VERSION};
+use super::header::{BODY_MAX, Header, NEED_REPLY, REPLY, VERSION};
 use super::memory_table::UncheckedRegion;
 
 const SET_MEM_TABLE: u32 = 5;
 const SET_BACKEND_REQ_FD: u32 = 21;
 
-/// Most bytes that follow a header, and most descriptors with it: as the crate has it.
-const BODY_MAX: u32 = 4096;
+/// Most descriptors with a header: as the crate has it.
 const FDS_MAX: usize = 32;
 
 /// Whether a message is taken here.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::connection;
 use super::device::VhostUserDevice;
-use crate::server::lifecycle::{DeviceLifecycle, Lifecycle};
+use crate::server::lifecycle::{DeviceLifecycle, Lifecycle, NextClient};
 use crate::server::options::{Lun, ServerError, no_unit};
 use crate::server::queue::Command;
 use crate::server::stats::Stats;
@@ -17,8 +17,8 @@ impl DeviceLifecycle for VhostUserDevice {
         &self.lifecycle
     }
 
-    fn serve_client(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
-        connection::serve_client(&self, stream)
+    fn serve_client(self: Arc<Self>, stream: UnixStream, next: NextClient<'_>) -> io::Result<()> {
+        connection::serve_client(&self, stream, next)
     }
 
     fn hold(&self, hold: bool) {

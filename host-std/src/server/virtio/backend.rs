@@ -25,9 +25,6 @@ pub(in crate::server) struct Negotiated {
 
 /// A device, apart from its rings: what it offers.
 pub(in crate::server) trait VirtioBackend: Send + Sync {
-    /// What it is called in logs.
-    fn name(&self) -> &'static str;
-
     /// The virtio features offered, without those of the transport.
     fn features(&self) -> u64;
 

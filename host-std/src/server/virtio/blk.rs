@@ -66,10 +66,6 @@ impl Blk {
 }
 
 impl VirtioBackend for Blk {
-    fn name(&self) -> &'static str {
-        "virtio-blk"
-    }
-
     fn features(&self) -> u64 {
         let mut features = self.control.offered(&self.backend.info());
         // A frontend that resets one queue may not tell its backend (QEMU's vhost-user-blk does not).

@@ -76,10 +76,6 @@ impl Scsi {
 }
 
 impl VirtioBackend for Scsi {
-    fn name(&self) -> &'static str {
-        "virtio-scsi"
-    }
-
     fn features(&self) -> u64 {
         // A frontend that resets one queue may not tell its backend.
         Host::offered().difference(Features::RING_RESET).bits()

@@ -11,8 +11,7 @@ use crate::backend::Handle as _;
 
 /// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
 /// while its memory is away is broken until the guest resets the device.
-pub(super) const MEMORY_CHANGE_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+pub(super) const MEMORY_CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A message that waits for more requests waits no longer after the guest's last access: one that issues them is quicker, even
 /// where its processor is emulated.
 const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
@@ -77,9 +76,13 @@ impl Worker {
         if waits && self.is_quiet() {
             waits = self.irqs.signal(self.state.requests(), true);
         }
-        let timeout = if waits { Some(&NOW) } else { self.memory_changing.then_some(&MEMORY_CHANGE_TIMEOUT) };
+        let memory = self.memory_changing.then_some(MEMORY_CHANGE_TIMEOUT);
+        let timeout =
+            if waits { Some(Duration::ZERO) } else { memory.into_iter().chain(self.patience_left()).min() };
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // Interrupted, it looks again.
-        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) == Ok(0) && !waits {
+        let woken = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
+        if woken == Ok(0) && before.elapsed() >= MEMORY_CHANGE_TIMEOUT {
             self.memory_changing = false;
         }
         self.idle.adapt(before.elapsed());

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use blk_core::bus::WriteStatus;
 use rustix::event::epoll;
@@ -18,15 +19,21 @@ use super::super::version;
 use super::state::{BlockedCommand, Leaving, RegisterWrite, Stage, Worker};
 use crate::server::mutant::{self, Mutant};
 
+/// Messages that are taken, and registers that are written, before the thread looks at its other work. Each may have the device
+/// begin as much as one poll does.
+const MESSAGES_MAX: usize = 16;
+const WRITES_MAX: usize = 16;
+
 impl Worker {
-    /// Takes what the client has sent.
-    pub(super) fn serve(&mut self) {
-        let Some(session) = &mut self.session else { return };
+    /// Takes what the client has sent, up to a bound. Returns whether there is more.
+    pub(super) fn serve(&mut self) -> bool {
+        let Some(session) = &mut self.session else { return false };
         let client = Arc::clone(&session.client);
         if std::mem::take(&mut session.readable) {
             client.lock().receive();
         }
-        while self.session.as_ref().is_some_and(|session| session.busy.is_none()) {
+        let mut left = MESSAGES_MAX;
+        while left != 0 && self.session.as_ref().is_some_and(|session| session.busy.is_none()) {
             let mut message = std::mem::take(&mut self.message);
             let taken = client.lock().take(&mut message);
             if taken {
@@ -36,11 +43,36 @@ impl Worker {
             if !taken {
                 break;
             }
+            left -= 1;
         }
+        self.check_patience();
         let broken = client.lock().broken().cloned();
         if let Some(broken) = broken {
             self.detach(&broken);
         }
+        left == 0
+    }
+
+    /// Lets a client go that has begun a message, or has not sent its first one, and does not go on.
+    fn check_patience(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        let mut connection = session.client.lock();
+        if session.negotiated && !connection.is_in_mid_message() {
+            session.owes_since = None;
+            return;
+        }
+        let since = *session.owes_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= connection.patience() {
+            let why = format!("it has sent no whole message for {:?}", connection.patience());
+            connection.fail(Broken::Fault(why));
+        }
+    }
+
+    /// How long the thread may sleep before it has to look at a client that owes something.
+    pub(super) fn patience_left(&self) -> Option<Duration> {
+        let session = self.session.as_ref()?;
+        let since = session.owes_since?;
+        Some(session.client.lock().patience().saturating_sub(since.elapsed()))
     }
 
     /// The client has gone, or is let go.
@@ -228,8 +260,10 @@ impl Worker {
     /// Writes registers, and answers with `body` when the device has taken them all.
     fn write(&mut self, reply: Option<Header>, body: &[u8], mut writes: impl Iterator<Item = RegisterWrite>) {
         self.due = true;
+        let mut left = WRITES_MAX;
         while let Some(write) = writes.next() {
-            if self.write_register(write) == WriteStatus::Pending {
+            left -= 1;
+            if self.write_register(write) == WriteStatus::Pending || left == 0 {
                 if let Some(session) = &mut self.session {
                     session.busy =
                         Some(BlockedCommand::Write { reply, body: body.to_vec(), rest: writes.collect() });
@@ -272,17 +306,21 @@ impl Worker {
             Some(BlockedCommand::Write { reply, body, mut rest }) => {
                 if !self.pending {
                     self.due = true;
-                    while let Some(write) = rest.pop_front() {
+                    let mut left = WRITES_MAX;
+                    while left != 0
+                        && let Some(write) = rest.pop_front()
+                    {
+                        left -= 1;
                         if self.write_register(write) == WriteStatus::Pending {
                             break;
                         }
                     }
                 }
-                if self.pending {
+                if self.pending || !rest.is_empty() {
                     if let Some(session) = &mut self.session {
                         session.busy = Some(BlockedCommand::Write { reply, body, rest });
                     }
-                    return false;
+                    return !self.pending;
                 }
                 self.answer(reply, &body);
             }

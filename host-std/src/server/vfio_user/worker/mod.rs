@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 
 use rustix::event::epoll;
 
-use super::connection::Connection;
+use super::connection::{Broken, Connection};
 use super::dma::{Client, Table};
 use crate::memory::MappedMemory;
 use crate::server::mutant::{self, Mutant};
@@ -29,7 +29,7 @@ impl Worker {
                 }
                 self.handle_command(command);
             }
-            self.serve();
+            let more = self.serve();
             let again = self.poll_device();
             if again && let Some(session) = &mut self.session {
                 // A device that never rests must not keep the client waiting.
@@ -37,7 +37,7 @@ impl Worker {
             }
             let moved = self.complete_waiters();
             self.irqs.signal(self.state.requests(), false);
-            if !moved && !again && !self.busy_poll() {
+            if !moved && !again && !more && !self.busy_poll() {
                 self.sleep(&mut events);
             }
         }
@@ -55,6 +55,11 @@ impl Worker {
             Command::Drain(done) => self.waiting.push(Waiting::Drained(done)),
             Command::Flush(done) => self.waiting.push(Waiting::Flushed(done, Flushing::default())),
             Command::Look => self.ports.iter_mut().for_each(|port| port.refresh(&self.memory)),
+            Command::HangUp => {
+                if let Some(session) = &self.session {
+                    session.client.lock().fail(Broken::Gone);
+                }
+            }
             Command::End => {}
         }
     }
@@ -62,7 +67,7 @@ impl Worker {
     fn attach(&mut self, connection: Connection, done: Sender<()>) {
         let data = epoll::EventData::new_u64(CLIENT);
         if let Err(errno) = epoll::add(&self.epoll, &connection, data, epoll::EventFlags::IN) {
-            tracing::error!("a client cannot be waited for: {errno}");
+            tracing::error!("a client is turned away: its socket cannot be watched: {errno}");
             return;
         }
         let client = Client::new(connection);
@@ -72,6 +77,7 @@ impl Worker {
             busy: None,
             readable: true,
             watched: true,
+            owes_since: None,
             done,
         });
     }

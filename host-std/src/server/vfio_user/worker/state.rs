@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use blk_core::bus::{Region, Width};
 use rustix::event::epoll;
@@ -33,6 +34,8 @@ pub(in crate::server::vfio_user) enum Command {
     Flush(Sender<bool>),
     /// Looks after the device.
     Look,
+    /// Lets the client go, if there is one.
+    HangUp,
     /// Ends the thread, whatever is in flight.
     End,
 }
@@ -107,12 +110,14 @@ pub(super) struct ClientSession {
     pub(super) readable: bool,
     /// Whether the socket may wake the thread with something to receive.
     pub(super) watched: bool,
+    /// Since when the client owes us its first message, or the rest of one.
+    pub(super) owes_since: Option<Instant>,
     pub(super) done: Sender<()>,
 }
 
 /// A command that has to wait for the image. Those after it wait too.
 pub(super) enum BlockedCommand {
-    /// The device has not taken a register write; these are to follow.
+    /// The device has not taken a register write, or these have to wait for the thread's next turn.
     Write { reply: Option<Header>, body: Vec<u8>, rest: VecDeque<RegisterWrite> },
     /// What is in flight may use the memory.
     Unmap { reply: Option<Header>, unmap: DmaUnmap },
@@ -208,7 +213,10 @@ impl Worker {
     /// Whether somebody waits for requests in flight to end.
     pub(super) fn is_draining(&self) -> bool {
         let drained = |waiting: &Waiting| matches!(waiting, Waiting::Drained(_));
-        let busy = self.session.as_ref().is_some_and(|session| session.busy.is_some());
+        let waits = |busy: &BlockedCommand| {
+            matches!(busy, BlockedCommand::Unmap { .. } | BlockedCommand::Reset { .. })
+        };
+        let busy = self.session.as_ref().and_then(|session| session.busy.as_ref()).is_some_and(waits);
         busy || self.pending || self.leaving.is_some() || self.waiting.iter().any(drained)
     }
 
