@@ -1,16 +1,12 @@
 //! Resets, clients that come and go, and the operator.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use blk_core::bus::{Access, Device, Progress, Region, Width, WriteStatus};
-use blk_core::pci::{Endpoint, Function, Identity, MsixOwner, PciFunction, Permissions};
-use host_std::memory::MappedMemory;
-use host_std::server::Server;
-use host_std::server::vfio_user::CountedHandle;
+use blk_core::bus::Width;
 use host_std::testing::client::vfio_user::CONFIG;
 
 use super::ahci::{Ahci, DATA, INTX, MSI};
+use super::stub::Stub;
 use super::{Disk, pattern, until};
 
 #[test]
@@ -158,57 +154,10 @@ fn a_flush_that_fails_at_the_end_is_told() {
     assert!(served.stop().is_err());
 }
 
-/// A device with work that never ends, as a guest's processors may give it that fill one queue while another is worked on.
-struct Restless;
-
-impl Endpoint for Restless {
-    fn function(&self) -> Function {
-        let (bars, capabilities, specific) = Default::default();
-        Function { identity: Identity::ICH9_AHCI, bars, capabilities, specific }
-    }
-
-    fn permit(&mut self, _: Permissions) {}
-}
-
-impl Device<MappedMemory, [CountedHandle]> for Restless {
-    fn read(
-        &mut self,
-        _: Region,
-        _: u64,
-        _: Width,
-        _: &MappedMemory,
-        _: &mut [CountedHandle],
-    ) -> Access<u64> {
-        Access::quiet(0)
-    }
-
-    fn write(
-        &mut self,
-        _: Region,
-        _: u64,
-        _: Width,
-        _: u64,
-        _: &MappedMemory,
-        _: &mut [CountedHandle],
-    ) -> Access<WriteStatus> {
-        Access::quiet(WriteStatus::Done)
-    }
-
-    fn poll(&mut self, _: &MappedMemory, _: &mut [CountedHandle]) -> Progress {
-        Progress { again: true, ..Progress::default() }
-    }
-
-    fn reset(&mut self, _: &MappedMemory, _: &mut [CountedHandle]) -> Progress {
-        Progress::default()
-    }
-}
-
 #[test]
 fn a_client_is_heard_by_a_device_that_never_rests() {
     let disk = Disk::new();
-    let device = Box::new(PciFunction::<_, 1>::new(Restless, MsixOwner::Embedder));
-    let server = Server::pci("restless", device, Vec::new()).unwrap();
-    let (controller, thread) = disk.listen(Arc::new(server));
+    let (controller, thread) = Stub { restless: true, ..Stub::default() }.serve(&disk);
     for _ in 0..2 {
         let mut client = disk.connect();
         assert_eq!(client.read(CONFIG, 0, Width::Word).unwrap(), 0x8086);

@@ -11,6 +11,7 @@ mod messages;
 mod mutants;
 mod silence;
 mod stream;
+mod stub;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
