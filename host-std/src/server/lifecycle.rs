@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::notify::Waker;
 use super::options::{Lun, ServerError, no_unit};
 use super::stats::Stats;
+use crate::memory::BusErrors;
 
 /// What the server and its operator ask of a device and its threads, whatever the protocol.
 ///
@@ -111,6 +112,7 @@ pub(super) struct Lifecycle {
     stopping: AtomicBool,
     stop: Waker,
     patience_ms: AtomicU64,
+    bus_errors: Arc<BusErrors>,
 }
 
 impl Lifecycle {
@@ -123,6 +125,7 @@ impl Lifecycle {
             stopping: AtomicBool::new(false),
             stop: Waker::new()?,
             patience_ms: AtomicU64::new(PATIENCE.as_millis() as u64),
+            bus_errors: Arc::default(),
         })
     }
 
@@ -133,6 +136,7 @@ impl Lifecycle {
             return false;
         }
         self.clients.fetch_add(1, Ordering::Relaxed);
+        self.bus_errors.forget();
         *client = Some(stream);
         true
     }
@@ -163,6 +167,28 @@ impl Lifecycle {
     pub(super) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.stop.wake();
+    }
+
+    /// Who is told if memory of the client goes away. Whoever polls the device's rings looks at it, and lets the client go.
+    pub(super) const fn bus_errors(&self) -> &Arc<BusErrors> {
+        &self.bus_errors
+    }
+
+    /// Lets the client go if its memory has gone away.
+    #[inline]
+    pub(super) fn check_memory(&self) {
+        if self.bus_errors.have_come() {
+            self.memory_is_gone();
+        }
+    }
+
+    #[cold]
+    fn memory_is_gone(&self) {
+        self.bus_errors.forget();
+        tracing::warn!(
+            "the client is let go: memory that it shares has gone away (SIGBUS): a file that was cut short, or no room for it"
+        );
+        self.hang_up();
     }
 
     /// How long a client may keep the device waiting.

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::lifecycle::{DeviceLifecycle, NextClient};
+use self::lifecycle::{DeviceLifecycle, Lifecycle, NextClient};
 use self::mailbox::mailbox;
 use self::queue::Worker;
 use self::stats::QueueCounters;
@@ -105,6 +105,7 @@ impl Server {
         groups: Vec<(usize, Box<dyn QueueGroup>)>,
         backend: Box<dyn VirtioBackend>,
     ) -> Result<Self, ServerError> {
+        let lifecycle = Arc::new(Lifecycle::new()?);
         let mut queue_threads = Vec::new();
         let mut counters = Vec::new();
         let mut workers = Vec::new();
@@ -112,11 +113,15 @@ impl Server {
             let first = counters.len();
             let own: Vec<_> = (0..count).map(|_| Arc::new(QueueCounters::default())).collect();
             let (mailbox, inbox) = mailbox()?;
-            workers.push((first, Worker::new(rings, first as u16, &own, inbox).map_err(io::Error::from)?));
+            workers.push((
+                first,
+                Worker::new(rings, first as u16, &own, inbox, Arc::clone(&lifecycle))
+                    .map_err(io::Error::from)?,
+            ));
             queue_threads.push(QueueThread { mailbox, first });
             counters.extend(own);
         }
-        let device = Arc::new(VhostUserDevice::new(backend, queue_threads, counters)?);
+        let device = Arc::new(VhostUserDevice::new(backend, lifecycle, queue_threads, counters));
         let mut server = Self { device, threads: Vec::new() };
         for (first, worker) in workers {
             #[cfg(feature = "mutants")]

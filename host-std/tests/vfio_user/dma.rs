@@ -242,3 +242,24 @@ fn a_client_that_does_not_answer_for_its_memory_is_let_go_and_another_may_come()
     let mut next = Ahci::new(disk.connect(), MSI);
     assert_eq!(next.read(0, 512).unwrap(), [0; 512]);
 }
+
+/// A client that takes its memory away from under the device: it is let go, and the next one is served.
+#[test]
+fn memory_that_is_cut_short_ends_its_client() {
+    let disk = Disk::new();
+    let served = disk.serve("");
+    let memory = super::shared();
+    let mut client = disk.connect();
+    client.share(&memory).unwrap();
+    let mut ahci = Ahci::over(client, MSI);
+    ahci.write(0, &pattern(512, 1)).unwrap();
+    use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
+    for region in memory.mapping().iter() {
+        rustix::fs::ftruncate(&**region.file_offset().unwrap().arc(), 0).unwrap();
+    }
+    // The command list is not there any more. It may be let go before it has the answer.
+    let _ = ahci.client.write(super::ahci::ABAR, super::ahci::CI, Width::Dword, 1);
+    until("the client is let go", || !served.controller.stats().connected);
+    let mut next = Ahci::new(disk.connect(), MSI);
+    assert_eq!(next.read(0, 512).unwrap(), pattern(512, 1));
+}

@@ -4,6 +4,7 @@
 
 mod cache;
 mod descriptors;
+mod memory_gone;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod recovery;

@@ -9,6 +9,7 @@ use rustix::event::{Timespec, epoll};
 use super::command::{Command, VringSetup};
 use crate::memory::MappedMemory;
 use crate::server::client_fd::ClientFd;
+use crate::server::lifecycle::Lifecycle;
 use crate::server::mailbox::Inbox;
 use crate::server::mutant::{self, Mutant};
 use crate::server::stats::QueueCounters;
@@ -42,6 +43,7 @@ pub(in crate::server) struct Worker {
     /// The images know that somebody waits.
     draining: bool,
     inbox: Inbox<Command>,
+    lifecycle: Arc<Lifecycle>,
     epoll: OwnedFd,
 }
 
@@ -57,6 +59,7 @@ impl Worker {
         first: u16,
         counters: &[Arc<QueueCounters>],
         inbox: Inbox<Command>,
+        lifecycle: Arc<Lifecycle>,
     ) -> rustix::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &inbox, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
@@ -72,6 +75,7 @@ impl Worker {
             waiting: Vec::new(),
             draining: false,
             inbox,
+            lifecycle,
             epoll,
         };
         worker.watch_images();
@@ -102,6 +106,7 @@ impl Worker {
                 self.handle_command(command);
             }
             let again = self.poll_queues();
+            self.lifecycle.check_memory();
             let moved = self.complete_waiters();
             if !again && !moved {
                 self.sleep(&mut events);

@@ -22,7 +22,7 @@ const LOOK_FOR_OTHERS: Duration = Duration::from_secs(1);
 
 /// A PCI device and the way to its thread.
 pub(in crate::server) struct VfioUserDevice {
-    lifecycle: Lifecycle,
+    lifecycle: Arc<Lifecycle>,
     mailbox: Mailbox<Command>,
     /// Of each image.
     counters: Vec<Arc<QueueCounters>>,
@@ -43,9 +43,10 @@ impl VfioUserDevice {
             .map(|(handle, counters)| CountedHandle::new(handle, Arc::clone(&state), Arc::clone(counters)));
         let (mailbox, inbox) = mailbox()?;
         let counts = Arc::new(Counts::default());
-        let worker = Worker::new(device, ports.collect(), state, inbox, Arc::clone(&counts));
+        let lifecycle = Arc::new(Lifecycle::new()?);
+        let worker =
+            Worker::new(device, ports.collect(), state, inbox, Arc::clone(&lifecycle), Arc::clone(&counts));
         let worker = worker.map_err(io::Error::from)?;
-        let lifecycle = Lifecycle::new()?;
         #[cfg(feature = "mutants")]
         let switched_on = crate::server::mutant::current();
         let span = tracing::Span::current();

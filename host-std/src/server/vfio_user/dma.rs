@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use blk_core::memory::MemoryError;
 use blk_core::units::GuestAddr;
 use rustix::io::Errno;
-use vm_memory::mmap::MmapRegion;
 
 use super::connection::Connection;
 use super::protocol::{DmaFlags, DmaMap, DmaUnmap, MAPPINGS_MAX, PAGE_BYTES, UNMAP_ALL};
-use crate::memory::{MappedMemory, RemoteMemory, RemoteWindow, Window};
+use crate::memory::{self, BusErrors, MappedMemory, RemoteMemory, RemoteWindow, Window};
 use crate::server::mapping;
 
 /// The mappings, by address.
@@ -27,7 +26,7 @@ struct Mapping {
 #[derive(Debug)]
 enum Backing {
     /// Memory that both have.
-    Shared(Arc<MmapRegion>, usize),
+    Shared(Arc<memory::Mapping>, usize),
     /// Memory that only the client has.
     Client,
     /// Memory that the device may not both read and write: it is none to it.
@@ -40,7 +39,12 @@ impl Table {
     /// # Errors
     /// INVAL for a range that is empty, wraps or is not of whole pages, for flags that are unknown and for a file that is shorter;
     /// EXIST for one that meets another; NOSPC for one too many.
-    pub(super) fn map(&mut self, map: &DmaMap, fds: Vec<OwnedFd>) -> Result<(), Errno> {
+    pub(super) fn map(
+        &mut self,
+        map: &DmaMap,
+        fds: Vec<OwnedFd>,
+        errors: &Arc<BusErrors>,
+    ) -> Result<(), Errno> {
         let flags = DmaFlags::from_bits(map.flags).ok_or(Errno::INVAL)?;
         let pages = [map.address, map.size].iter().all(|bytes| bytes.is_multiple_of(PAGE_BYTES));
         // The last page of all would end at 2^64.
@@ -56,7 +60,7 @@ impl Table {
         let backing = match (fds.next(), fds.next()) {
             _ if !flags.contains(DmaFlags::READ | DmaFlags::WRITE) => Backing::Refused,
             (Some(fd), None) => {
-                let mapped = mapping::map(fd.into(), map.offset, map.size).map_err(|why| {
+                let mapped = mapping::map(fd.into(), map.offset, map.size, errors).map_err(|why| {
                     tracing::warn!("memory that cannot be mapped: {why}");
                     Errno::INVAL
                 })?;

@@ -1,7 +1,6 @@
 //! A device that is served over vhost-user, as the threads of its server share it: the virtio device, its queues' threads, the
 //! client of the moment.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +25,7 @@ const GONE: &str = "the queue's thread has ended";
 
 pub(in crate::server) struct VhostUserDevice {
     pub(super) backend: Box<dyn VirtioBackend>,
-    pub(super) lifecycle: Lifecycle,
+    pub(super) lifecycle: Arc<Lifecycle>,
     threads: Vec<QueueThread>,
     counters: Vec<Arc<QueueCounters>>,
     memory_tables: AtomicU64,
@@ -40,19 +39,20 @@ pub(in crate::server) struct VhostUserDevice {
 impl VhostUserDevice {
     pub(in crate::server) fn new(
         backend: Box<dyn VirtioBackend>,
+        lifecycle: Arc<Lifecycle>,
         threads: Vec<QueueThread>,
         counters: Vec<Arc<QueueCounters>>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             backend,
-            lifecycle: Lifecycle::new()?,
+            lifecycle,
             threads,
             counters,
             memory_tables: AtomicU64::new(0),
             resubmitted: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
             requests: Mutex::new(None),
-        })
+        }
     }
 
     pub(super) fn counters(&self, ring: usize) -> Arc<QueueCounters> {

@@ -216,7 +216,7 @@ impl Handler {
         &mut self,
         regions: impl IntoIterator<Item = (UncheckedRegion, File)>,
     ) -> Result<()> {
-        match Table::new(regions.into_iter()) {
+        match Table::new(regions.into_iter(), self.device.lifecycle.bus_errors()) {
             Ok(table) => self.set_table(table),
             Err(why) => self.refuse(why),
         }
@@ -505,7 +505,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
         let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = *inflight;
         let layout = InflightLayout { bytes: mmap_size, offset: mmap_offset, queues: num_queues, queue_size };
-        let region = match Region::open(file, &layout) {
+        let region = match Region::open(file, &layout, self.device.lifecycle.bus_errors()) {
             Ok(region) => region,
             Err(why) => return self.refuse(why),
         };
@@ -542,7 +542,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let mut table = self.table.clone();
-        match table.add(UncheckedRegion::from(&**region), file) {
+        match table.add(UncheckedRegion::from(&**region), file, self.device.lifecycle.bus_errors()) {
             Ok(()) => self.set_table(table).map(|()| None),
             Err(why) => self.refuse(why),
         }

@@ -1,10 +1,11 @@
 //! The client's memory: what it shares, where the guest has it, and where the client itself has it.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use blk_core::units::GuestAddr;
 
-use crate::memory::{MappedMemory, Window};
+use crate::memory::{BusErrors, MappedMemory, Window};
 use crate::server::mapping::map;
 
 /// Most regions. QEMU has fewer slots for a guest with hotplugged memory only if a backend says so.
@@ -33,20 +34,28 @@ pub(super) struct Table {
 
 impl Table {
     /// The regions of SET_MEM_TABLE.
-    pub(super) fn new(regions: impl Iterator<Item = (UncheckedRegion, File)>) -> Result<Self, String> {
+    pub(super) fn new(
+        regions: impl Iterator<Item = (UncheckedRegion, File)>,
+        errors: &Arc<BusErrors>,
+    ) -> Result<Self, String> {
         let mut table = Self::default();
         for (claim, file) in regions {
-            table.add(claim, file)?;
+            table.add(claim, file, errors)?;
         }
         Ok(table)
     }
 
     /// ADD_MEM_REG.
-    pub(super) fn add(&mut self, claim: UncheckedRegion, file: File) -> Result<(), String> {
+    pub(super) fn add(
+        &mut self,
+        claim: UncheckedRegion,
+        file: File,
+        errors: &Arc<BusErrors>,
+    ) -> Result<(), String> {
         if self.regions.len() >= SLOTS_MAX {
             return Err(format!("more than {SLOTS_MAX} memory regions"));
         }
-        let (mapping, offset) = map(file, claim.offset, claim.bytes)?;
+        let (mapping, offset) = map(file, claim.offset, claim.bytes, errors)?;
         let window = Window { addr: GuestAddr(claim.guest), mapping, offset, len: claim.bytes as usize };
         self.regions.push(Region { claim, window });
         Ok(())

@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use blk_core::virtq::{Position, SIZE_MAX};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use vm_memory::mmap::MmapRegion;
 
+use crate::memory::{BusErrors, Mapping};
 use crate::server::mapping::map;
 use crate::server::mutant::{self, Mutant};
 
@@ -58,7 +58,7 @@ pub(super) const WORDS_MAX: u32 = 256;
 /// A region that is mapped. A clone is another handle to it.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Region {
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
     /// Where it begins in the mapping; a multiple of 8.
     start: usize,
     bytes: usize,
@@ -81,7 +81,8 @@ impl Region {
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let file = File::from(fd);
         let layout = InflightLayout { bytes: bytes as u64, offset: 0, queues, queue_size };
-        let region = Self::open(file.try_clone()?, &layout).map_err(io::Error::other)?;
+        let errors = Arc::new(BusErrors::default());
+        let region = Self::open(file.try_clone()?, &layout, &errors).map_err(io::Error::other)?;
         for index in 0..queues {
             let queue = region.queue(index).ok_or(io::ErrorKind::InvalidInput)?;
             queue.u16(DESC_NUM).store(queue_size, Ordering::Relaxed);
@@ -96,7 +97,11 @@ impl Region {
     }
 
     /// Maps a region that the client kept, also one that another program made.
-    pub(in crate::server) fn open(file: File, layout: &InflightLayout) -> Result<Self, String> {
+    pub(in crate::server) fn open(
+        file: File,
+        layout: &InflightLayout,
+        errors: &Arc<BusErrors>,
+    ) -> Result<Self, String> {
         let InflightLayout { bytes, offset, queues, queue_size } = *layout;
         let need = queue_bytes(queue_size) as u64 * u64::from(queues);
         if queues == 0 || queue_size == 0 || queue_size > SIZE_MAX || bytes < need {
@@ -107,7 +112,7 @@ impl Region {
         }
         // The trailer is small: what lies behind it is of no use to us, whatever the client says.
         let most = need + (TRAILER_HEADER_BYTES as u64) + 8 * u64::from(WORDS_MAX);
-        let (mapping, start) = map(file, offset, bytes.min(most))?;
+        let (mapping, start) = map(file, offset, bytes.min(most), errors)?;
         Ok(Self { mapping, start, bytes: bytes.min(most) as usize, queues, queue_size })
     }
 

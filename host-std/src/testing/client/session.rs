@@ -313,6 +313,31 @@ impl VhostUser {
         self.in_flight.as_ref().map(|region| &region.file)
     }
 
+    /// Tells the device of requests, whether it wants to be told or not.
+    ///
+    /// # Errors
+    /// [`ClientError`] if the eventfd cannot be written.
+    pub fn kick_always(&mut self, queue: u16) -> Result<(), ClientError> {
+        self.lane_mut(queue)?.queue.kick_always()
+    }
+
+    /// Copies the in-flight region into a file of the client's own, unsealed, and starts again with that. Returns the file.
+    ///
+    /// # Errors
+    /// [`ClientError`] if the server gave no region, or refuses this one.
+    pub fn replace_in_flight_file(&mut self) -> Result<File, ClientError> {
+        let region = self.in_flight.as_mut().ok_or(ClientError::NotOffered("an in-flight region"))?;
+        let copy = || -> std::io::Result<[File; 2]> {
+            let copy = File::from(rustix::fs::memfd_create("in-flight", rustix::fs::MemfdFlags::CLOEXEC)?);
+            std::io::copy(&mut &region.file, &mut &copy)?;
+            Ok([copy.try_clone()?, copy])
+        };
+        let [kept, copy] = copy().map_err(ClientError::system("cannot copy the in-flight region"))?;
+        region.file = kept;
+        self.reconnect()?;
+        Ok(copy)
+    }
+
     /// What happened on a queue so far.
     #[must_use]
     pub fn counts(&self, queue: u16) -> QueueCounts {

@@ -149,7 +149,7 @@ impl Worker {
                 self.answer(reply, &body);
             }
             Request::DmaMap(map) => {
-                self.table.map(&map, fds)?;
+                self.table.map(&map, fds, self.lifecycle.bus_errors())?;
                 self.take_memory();
                 self.answer(reply, &[]);
             }

@@ -31,6 +31,7 @@ impl Worker {
             }
             let more = self.serve();
             let again = self.poll_device();
+            self.lifecycle.check_memory();
             if again && let Some(session) = &mut self.session {
                 // A device that never rests must not keep the client waiting.
                 session.readable |= session.busy.is_none();

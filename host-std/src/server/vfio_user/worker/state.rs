@@ -19,6 +19,7 @@ use super::super::protocol::{DmaUnmap, Header};
 use super::idle_state::IdleState;
 use crate::backend::Handle as _;
 use crate::memory::MappedMemory;
+use crate::server::lifecycle::Lifecycle;
 use crate::server::mailbox::Inbox;
 use crate::server::stats::Counter;
 
@@ -97,6 +98,7 @@ pub(in crate::server::vfio_user) struct Worker {
     pub(super) idle: IdleState,
     pub(super) counts: Arc<Counts>,
     pub(super) inbox: Inbox<Command>,
+    pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) epoll: OwnedFd,
 }
 
@@ -144,6 +146,7 @@ impl Worker {
         ports: Vec<CountedHandle>,
         state: Arc<OperationCounts>,
         inbox: Inbox<Command>,
+        lifecycle: Arc<Lifecycle>,
         counts: Arc<Counts>,
     ) -> rustix::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -173,6 +176,7 @@ impl Worker {
             idle: IdleState::new(),
             counts,
             inbox,
+            lifecycle,
             epoll,
         })
     }

@@ -176,12 +176,28 @@ fn a_log_that_forgets_is_found() {
 #[test]
 fn a_region_that_is_cut_short_or_makes_no_sense_is_refused() {
     let (region, layout, file) = Region::create(2, SIZE, 1).unwrap();
-    assert!(Region::open(file.try_clone().unwrap(), &InflightLayout { queues: 3, ..layout }).is_err());
+    assert!(
+        Region::open(file.try_clone().unwrap(), &InflightLayout { queues: 3, ..layout }, &Arc::default())
+            .is_err()
+    );
     // Beyond the end of the file, where a page would kill whoever touches it.
-    assert!(Region::open(file.try_clone().unwrap(), &InflightLayout { offset: 8, ..layout }).is_err());
-    assert!(Region::open(file.try_clone().unwrap(), &InflightLayout { offset: 4, ..layout }).is_err());
-    assert!(Region::open(file.try_clone().unwrap(), &InflightLayout { offset: u64::MAX, ..layout }).is_err());
-    assert!(Region::open(file, &layout).is_ok());
+    assert!(
+        Region::open(file.try_clone().unwrap(), &InflightLayout { offset: 8, ..layout }, &Arc::default())
+            .is_err()
+    );
+    assert!(
+        Region::open(file.try_clone().unwrap(), &InflightLayout { offset: 4, ..layout }, &Arc::default())
+            .is_err()
+    );
+    assert!(
+        Region::open(
+            file.try_clone().unwrap(),
+            &InflightLayout { offset: u64::MAX, ..layout },
+            &Arc::default()
+        )
+        .is_err()
+    );
+    assert!(Region::open(file, &layout, &Arc::default()).is_ok());
     let part = region.queue(1).unwrap();
     part.taken(3, 7);
     assert_eq!(part.recover(SIZE, 0).unwrap(), Recovered { owed: vec![3], counter: 8 });

@@ -1,6 +1,9 @@
 //! Guest memory mapped into this process: what the kernel reads and writes in place. Parts of it may be elsewhere, to be had only
 //! by asking who has them.
 
+mod bus_error;
+mod mapping;
+
 use std::any::Any;
 use std::cmp::Reverse;
 use std::fmt;
@@ -16,6 +19,9 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
+
+pub use bus_error::BusErrors;
+pub use mapping::Mapping;
 
 /// Keeps a mapping alive: the addresses that [`HostMemory::host_range`] returned stay mapped as long as it lives.
 pub type Anchor = Arc<dyn Any + Send + Sync>;
@@ -184,7 +190,7 @@ pub struct Window {
     /// Where the guest has it.
     pub addr: GuestAddr,
     /// A mapping, readable and writable.
-    pub mapping: Arc<MmapRegion>,
+    pub mapping: Arc<Mapping>,
     /// Where the part begins in the mapping.
     pub offset: usize,
     /// Its bytes.
@@ -577,7 +583,7 @@ mod tests {
 
     #[test]
     fn windows_are_parts_of_mappings_at_any_offset_and_never_overlap() {
-        let mapping = Arc::new(MmapRegion::new(0x3000).unwrap());
+        let mapping = Arc::new(Mapping::from(MmapRegion::new(0x3000).unwrap()));
         let window =
             |addr, offset, len| Window { addr: GuestAddr(addr), mapping: Arc::clone(&mapping), offset, len };
         let memory =
@@ -611,7 +617,7 @@ mod tests {
 
     #[test]
     fn accesses_cross_between_memory_that_is_mapped_and_memory_that_is_not() {
-        let mapping = Arc::new(MmapRegion::new(0x2000).unwrap());
+        let mapping = Arc::new(Mapping::from(MmapRegion::new(0x2000).unwrap()));
         let window = |addr, offset| Window {
             addr: GuestAddr(addr),
             mapping: Arc::clone(&mapping),
