@@ -10,11 +10,11 @@ use crate::command::{Direction, Power};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Taken {
-    /// It is in execution, or has ended: [`Drive::poll`].
+    /// It is in execution, or has ended: [`Drive::poll`](super::Drive::poll).
     NonQueued,
     /// It is queued.
     Queued,
-    /// It ends the queue, when what the storage has of it is done: [`Drive::queue_error`].
+    /// It ends the queue, when what the storage has of it is done: [`Drive::queue_error`](super::Drive::queue_error).
     Refused,
 }
 

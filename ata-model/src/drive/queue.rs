@@ -84,7 +84,7 @@ pub enum Reply {
     SetDeviceBits,
 }
 
-/// A queued command of which nothing is with the storage: [`Drive::transfer_queued`].
+/// A queued command of which nothing is with the storage: [`Drive::transfer_queued`](super::Drive::transfer_queued).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Due {
@@ -96,7 +96,7 @@ pub struct Due {
     pub left: Extent,
 }
 
-/// A piece of a queued read in the staging buffer: [`Drive::unstage_queued`].
+/// A piece of a queued read in the staging buffer: [`Drive::unstage_queued`](super::Drive::unstage_queued).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Staged {
