@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::policy::OnError;
 use super::spec;
-use crate::backend::Way;
+use crate::backend::IoEngine;
 use crate::fault::Plan;
 use crate::server::vfio_user::devices;
 
@@ -229,9 +229,9 @@ pub struct ImageConfig {
     /// What a failed write leads to.
     #[serde(default = "default_werror")]
     pub werror: OnError,
-    /// Which way reads and writes take.
+    /// What makes reads and writes.
     #[serde(default, with = "engine")]
-    pub engine: Way,
+    pub engine: IoEngine,
     /// Threads that read and write where the engine has some.
     #[serde(default = "workers")]
     pub workers: u16,
@@ -279,7 +279,7 @@ impl ImageConfig {
             serial: None,
             rerror: default_rerror(),
             werror: default_werror(),
-            engine: Way::Auto,
+            engine: IoEngine::Auto,
             workers: workers(),
             logical_block: None,
             size: None,
@@ -396,7 +396,7 @@ macro_rules! by_name {
 }
 
 by_name!(cache, CacheMode);
-by_name!(engine, Way);
+by_name!(engine, IoEngine);
 
 impl Config {
     /// Reads a file.

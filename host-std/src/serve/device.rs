@@ -322,7 +322,7 @@ impl Image {
             read_only: config.readonly,
             logical_block_bytes: config.logical_block,
             workers: config.workers,
-            way: config.engine,
+            engine: config.engine,
             lock_wait: LOCK_WAIT,
             ..FileOptions::new(config.cache)
         };

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use blk_core::storage::CacheMode;
 
 use super::config::{ConfigError, ImageConfig};
-use crate::backend::Way;
+use crate::backend::IoEngine;
 
 /// An image as an argument gives it, and how many queues that asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,9 +103,9 @@ pub(super) fn cache(name: &str) -> Result<CacheMode, String> {
     mode.ok_or_else(|| "give writeback, none, writethrough, directsync or unsafe".into())
 }
 
-pub(super) fn engine(name: &str) -> Result<Way, String> {
-    let way = Way::ALL.into_iter().find(|way| way.name() == name);
-    way.ok_or_else(|| "give auto, threads or uring".into())
+pub(super) fn engine(name: &str) -> Result<IoEngine, String> {
+    let engine = IoEngine::ALL.into_iter().find(|engine| engine.name() == name);
+    engine.ok_or_else(|| "give auto, threads or uring".into())
 }
 
 #[cfg(test)]
@@ -130,7 +130,7 @@ mod tests {
             serial: Some("S".into()),
             rerror: OnError::Stop,
             werror: OnError::Report,
-            engine: Way::Ring,
+            engine: IoEngine::Ring,
             workers: 2,
             logical_block: Some(4096),
             size: Some(Size(1 << 20)),
