@@ -8,8 +8,8 @@ use std::str::FromStr;
 use blk_core::storage::CacheMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::policy::OnError;
-use super::spec;
+use super::error_policy::OnError;
+use super::names;
 use crate::backend::IoEngine;
 use crate::fault::Plan;
 use crate::server::vfio_user::devices;
@@ -389,7 +389,7 @@ macro_rules! by_name {
 
             pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
                 let name = String::deserialize(deserializer)?;
-                spec::$module(&name).map_err(serde::de::Error::custom)
+                names::$module(&name).map_err(serde::de::Error::custom)
             }
         }
     };
