@@ -34,6 +34,7 @@ pub mod memory;
 pub mod probe;
 pub mod proof;
 pub mod record;
+pub mod recording;
 pub mod replay;
 pub mod serve;
 pub mod server;

@@ -159,15 +159,17 @@ impl Reader<'_> {
         self.module.imports.push(Import { path, name, passed_on });
     }
 
-    /// The paths in the tokens of a macro's call: words between which there is `::`.
+    /// The paths in the tokens of a macro, or of its call: words between which there is `::`. A `$name` after one stands for
+    /// whatever the module has.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path = Words::new();
         let mut before = [' '; 2];
         for token in tokens {
             let mut now = ' ';
+            let joined = before == [':', ':'];
             match token {
+                TokenTree::Ident(word) if before[1] == '$' && word != "crate" => {}
                 TokenTree::Ident(word) => {
-                    let joined = before == [':', ':'];
                     if !joined {
                         self.use_path(std::mem::take(&mut path));
                     }
@@ -175,7 +177,12 @@ impl Reader<'_> {
                         path.push(word.to_string());
                     }
                 }
-                TokenTree::Punct(punct) => now = punct.as_char(),
+                TokenTree::Punct(punct) => {
+                    now = punct.as_char();
+                    if now == '$' && joined && !path.is_empty() {
+                        path.push(now.into());
+                    }
+                }
                 TokenTree::Group(group) => self.tokens(group.stream()),
                 TokenTree::Literal(_) => {}
             }
