@@ -100,9 +100,6 @@ const CIRCLES_TO_OPEN: &[&str] = &[
     "host-std/src/ctl.rs host-std/src/main.rs",
     "host-std/src/server/",
     "host-std/src/table/",
-    "scsi-model/src/command/",
-    "scsi-model/src/disk/",
-    "scsi-model/src/front/",
 ];
 
 impl Crate {
