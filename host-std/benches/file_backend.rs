@@ -1,4 +1,4 @@
-//! What the file backend costs beside plain system calls: requests a second of each way, on a file in memory and on a disk's.
+//! What the file backend costs beside plain system calls: requests a second of each engine, on a file in memory and on a disk's.
 //!
 //! `cargo bench -p host-std --bench file_backend [-- DIR...]` measures files in /dev/shm and in the build's directory, or in the
 //! directories given. The yardstick is one thread in a loop of pread, pwrite and fdatasync, one at a time. All take turns, and
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{CacheMode, Storage};
 use blk_core::units::{Extent, GuestAddr, Tag};
-use host_std::backend::{FileBackend, FileOptions, FileStorage, Way};
+use host_std::backend::{FileBackend, FileOptions, FileStorage, IoEngine};
 use host_std::memory::MappedMemory;
 
 const BLOCK: usize = 4096;
@@ -111,8 +111,8 @@ struct Handle {
 }
 
 impl Handle {
-    fn new(path: &Path, mode: CacheMode, way: Way) -> Result<Self, Box<dyn std::error::Error>> {
-        let options = FileOptions { way, lock: false, ..FileOptions::new(mode) };
+    fn new(path: &Path, mode: CacheMode, engine: IoEngine) -> Result<Self, Box<dyn std::error::Error>> {
+        let options = FileOptions { engine, lock: false, ..FileOptions::new(mode) };
         let backend = FileBackend::open(path, &options)?;
         let memory = MappedMemory::anonymous(&[(GuestAddr(0), 128 * BLOCK)])?;
         Ok(Self { disk: backend.handle()?, memory, blocks: Blocks(1), _backend: backend })
@@ -190,9 +190,9 @@ fn medians(subjects: &mut [(&str, Box<dyn Subject>)], load: Load) -> Vec<f64> {
 
 fn measure(path: &Path, mode: CacheMode) -> Result<(), Box<dyn std::error::Error>> {
     let mut subjects: Vec<(&str, Box<dyn Subject>)> = vec![("plain", Box::new(Plain::new(path, mode)?))];
-    for way in Way::ALL {
-        match Handle::new(path, mode, way) {
-            Ok(handle) => subjects.push((way.name(), Box::new(handle))),
+    for engine in IoEngine::ALL {
+        match Handle::new(path, mode, engine) {
+            Ok(handle) => subjects.push((engine.name(), Box::new(handle))),
             Err(error) => println!("skipped: {error}"),
         }
     }
@@ -202,7 +202,7 @@ fn measure(path: &Path, mode: CacheMode) -> Result<(), Box<dyn std::error::Error
         print!("{name:>10}");
     }
     println!("{:>14}", "auto / plain");
-    let auto = subjects.iter().position(|(name, _)| *name == Way::Auto.name()).unwrap_or(0);
+    let auto = subjects.iter().position(|(name, _)| *name == IoEngine::Auto.name()).unwrap_or(0);
     for load in LOADS {
         let rates = medians(&mut subjects, load);
         print!("{:<20}", load.name);

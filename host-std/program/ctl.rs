@@ -11,8 +11,8 @@ use host_std::serve::control::{Client, Reply, Report, Request};
 use host_std::serve::meter::KindStats;
 use host_std::serve::{DeviceStats, Event, ImageReport, State};
 
-use crate::EXIT_UNSAFE;
 use crate::cli::{CtlArgs, CtlCommand, SizeArg};
+use crate::exit::EXIT_UNSAFE;
 
 pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
     let request = request(args)?;

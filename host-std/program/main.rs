@@ -2,6 +2,7 @@
 
 mod cli;
 mod ctl;
+mod exit;
 mod replay;
 mod table;
 
@@ -16,13 +17,7 @@ use host_std::serve::config::LogFormat;
 use host_std::serve::listen::Inherited;
 
 use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
-
-/// A cell that must be safe is not, or a stack is known to be unsafe.
-const EXIT_UNSAFE: u8 = 1;
-/// The operator asked for something that cannot be done.
-const EXIT_USAGE: u8 = 2;
-/// Stopped by SIGINT or SIGTERM, as shells report it for SIGINT.
-const EXIT_STOPPED: u8 = 130;
+use crate::exit::{EXIT_STOPPED, EXIT_UNSAFE, EXIT_USAGE};
 
 fn main() -> ExitCode {
     // SAFETY: the first thing that is done: nothing has opened a descriptor.

@@ -7,6 +7,7 @@
 //! - [`probe`]: what lies between a path and the medium, and whether it keeps what was acknowledged.
 //! - [`proof`]: the guests that the crash explorer runs, front by front.
 //! - [`record`]: everything that a host was given, in order, with its data.
+//! - [`recording`]: the file that [`record`] writes and [`replay`] reads: its format, and what it says.
 //! - [`replay`]: the image at any point of a recording, and every image that a power cut could have left there.
 //! - [`serve`]: the program's side of a server: options, error policy, control socket.
 //! - [`server`]: our devices for the virtual machines of other programs, over vhost-user and vfio-user.
@@ -35,6 +36,8 @@ pub mod probe;
 pub mod proof;
 #[cfg(feature = "program")]
 pub mod record;
+#[cfg(feature = "program")]
+pub mod recording;
 #[cfg(feature = "program")]
 pub mod replay;
 #[cfg(feature = "program")]

@@ -14,7 +14,7 @@ use blk_core::storage::{CacheMode, IoErrorKind, Storage};
 use blk_core::units::{Extent, Lba};
 use common::*;
 use host_std::backend::{
-    Durable, FileBackend, FileOptions, FileStorage, Host, IoVecs, LatchCause, LinuxHost,
+    Durable, FileBackend, FileOptions, FileStorage, IoVecs, LatchCause, LinuxSyscalls, Syscalls,
 };
 use host_std::memory::MappedMemory;
 use rustix::fs::FallocateFlags;
@@ -118,14 +118,14 @@ fn transfer(
     }
 }
 
-impl Host for Faulty {
+impl Syscalls for Faulty {
     fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
-        transfer(script(&self.reads), into, |iovecs| LinuxHost.read(fd, iovecs, offset))
+        transfer(script(&self.reads), into, |iovecs| LinuxSyscalls.read(fd, iovecs, offset))
     }
 
     fn write(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64, dsync: bool) -> Result<usize> {
         self.write_gate.pass();
-        transfer(script(&self.writes), from, |iovecs| LinuxHost.write(fd, iovecs, offset, dsync))
+        transfer(script(&self.writes), from, |iovecs| LinuxSyscalls.write(fd, iovecs, offset, dsync))
     }
 
     fn fdatasync(&self, fd: BorrowedFd<'_>) -> Result<()> {
@@ -133,7 +133,7 @@ impl Host for Faulty {
         assert_eq!(running, 0, "two fdatasync calls at once: only one of them would see an error");
         let scripted = script(&self.syncs);
         self.gate.pass();
-        let result = scripted.unwrap_or_else(|| LinuxHost.fdatasync(fd));
+        let result = scripted.unwrap_or_else(|| LinuxSyscalls.fdatasync(fd));
         self.syncs_running.fetch_sub(1, Ordering::SeqCst);
         self.syncs_made.fetch_add(1, Ordering::SeqCst);
         result
@@ -142,16 +142,16 @@ impl Host for Faulty {
     fn fallocate(&self, fd: BorrowedFd<'_>, mode: FallocateFlags, offset: u64, bytes: u64) -> Result<()> {
         match script(&self.ranges) {
             Some(errno) => Err(errno),
-            None => LinuxHost.fallocate(fd, mode, offset, bytes),
+            None => LinuxSyscalls.fallocate(fd, mode, offset, bytes),
         }
     }
 
     fn block_discard(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
-        LinuxHost.block_discard(fd, offset, bytes)
+        LinuxSyscalls.block_discard(fd, offset, bytes)
     }
 
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
-        LinuxHost.block_zero(fd, offset, bytes)
+        LinuxSyscalls.block_zero(fd, offset, bytes)
     }
 }
 

@@ -10,7 +10,7 @@ use blk_core::op::{Op, Segment};
 use blk_core::storage::CacheMode;
 use blk_core::units::Extent;
 use common::*;
-use host_std::backend::{FileBackend, FileOptions, Host, IoVecs, LinuxHost, Way};
+use host_std::backend::{FileBackend, FileOptions, IoEngine, IoVecs, LinuxSyscalls, Syscalls};
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, Result};
 
@@ -55,41 +55,41 @@ impl Chaotic {
     }
 }
 
-impl Host for Chaotic {
+impl Syscalls for Chaotic {
     fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
-        self.transfer(into, |iovecs| LinuxHost.read(fd, iovecs, offset))
+        self.transfer(into, |iovecs| LinuxSyscalls.read(fd, iovecs, offset))
     }
 
     fn write(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64, dsync: bool) -> Result<usize> {
-        self.transfer(from, |iovecs| LinuxHost.write(fd, iovecs, offset, dsync))
+        self.transfer(from, |iovecs| LinuxSyscalls.write(fd, iovecs, offset, dsync))
     }
 
     fn fdatasync(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        if self.0.lock().unwrap().below(4) == 0 { Err(Errno::INTR) } else { LinuxHost.fdatasync(fd) }
+        if self.0.lock().unwrap().below(4) == 0 { Err(Errno::INTR) } else { LinuxSyscalls.fdatasync(fd) }
     }
 
     fn fallocate(&self, fd: BorrowedFd<'_>, mode: FallocateFlags, offset: u64, bytes: u64) -> Result<()> {
-        self.range(|| LinuxHost.fallocate(fd, mode, offset, bytes))
+        self.range(|| LinuxSyscalls.fallocate(fd, mode, offset, bytes))
     }
 
     fn block_discard(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
-        self.range(|| LinuxHost.block_discard(fd, offset, bytes))
+        self.range(|| LinuxSyscalls.block_discard(fd, offset, bytes))
     }
 
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
-        self.range(|| LinuxHost.block_zero(fd, offset, bytes))
+        self.range(|| LinuxSyscalls.block_zero(fd, offset, bytes))
     }
 
-    fn prompt(&self) -> bool {
+    fn may_run_inline(&self) -> bool {
         true
     }
 
     fn read_now(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
-        self.transfer(into, |iovecs| LinuxHost.read_now(fd, iovecs, offset))
+        self.transfer(into, |iovecs| LinuxSyscalls.read_now(fd, iovecs, offset))
     }
 
     fn write_now(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64) -> Result<usize> {
-        self.transfer(from, |iovecs| LinuxHost.write_now(fd, iovecs, offset))
+        self.transfer(from, |iovecs| LinuxSyscalls.write_now(fd, iovecs, offset))
     }
 
     fn ring(&self) -> bool {
@@ -127,12 +127,12 @@ impl Model {
     }
 }
 
-fn soak(seed: u64, mode: CacheMode, way: Way, images: &Images) {
+fn soak(seed: u64, mode: CacheMode, engine: IoEngine, images: &Images) {
     const SECTORS: u64 = 96;
     let mut random = Random(seed | 1);
     let path = images.image("image", SECTORS as usize * 512);
     let host = Chaotic(Mutex::new(Random(seed.rotate_left(32) | 1)));
-    let Ok(backend) = FileBackend::open_on(host, &path, &FileOptions { way, ..options(mode) }) else {
+    let Ok(backend) = FileBackend::open_on(host, &path, &FileOptions { engine, ..options(mode) }) else {
         return println!("skipped: no {} here", mode.name());
     };
     let (mut disk, memory) = (backend.handle().unwrap(), memory());
@@ -198,14 +198,14 @@ fn whatever_the_host_does_what_was_acknowledged_is_there() {
         let places = [Images::in_memory(), Some(Images::on_disk())];
         for images in places.iter().flatten() {
             for mode in [CacheMode::WriteBack, CacheMode::None] {
-                for way in Way::ALL {
+                for engine in IoEngine::ALL {
                     println!(
                         "HOST_STD_SEED={seed} {} {} {}",
                         mode.name(),
-                        way.name(),
+                        engine.name(),
                         images.0.path().display()
                     );
-                    soak(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), mode, way, images);
+                    soak(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), mode, engine, images);
                 }
             }
         }

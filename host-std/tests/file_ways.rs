@@ -15,7 +15,9 @@ use blk_core::op::Op;
 use blk_core::storage::{CacheMode, IoErrorKind, Storage};
 use blk_core::units::{Extent, Lba};
 use common::*;
-use host_std::backend::{Durable, FileBackend, FileOptions, Host, IoVecs, LatchCause, LinuxHost, Way};
+use host_std::backend::{
+    Durable, FileBackend, FileOptions, IoEngine, IoVecs, LatchCause, LinuxSyscalls, Syscalls,
+};
 use host_std::memory::MappedMemory;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, Result};
@@ -51,48 +53,48 @@ impl Watched {
     }
 }
 
-impl Host for Watched {
+impl Syscalls for Watched {
     fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
         self.note("read");
-        LinuxHost.read(fd, into, offset)
+        LinuxSyscalls.read(fd, into, offset)
     }
 
     fn write(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64, dsync: bool) -> Result<usize> {
         self.note("write");
-        LinuxHost.write(fd, from, offset, dsync)
+        LinuxSyscalls.write(fd, from, offset, dsync)
     }
 
     fn fdatasync(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.note("fdatasync");
         std::thread::sleep(self.sync_takes);
-        LinuxHost.fdatasync(fd)
+        LinuxSyscalls.fdatasync(fd)
     }
 
     fn fallocate(&self, fd: BorrowedFd<'_>, mode: FallocateFlags, offset: u64, bytes: u64) -> Result<()> {
         self.note("fallocate");
-        LinuxHost.fallocate(fd, mode, offset, bytes)
+        LinuxSyscalls.fallocate(fd, mode, offset, bytes)
     }
 
     fn block_discard(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
-        LinuxHost.block_discard(fd, offset, bytes)
+        LinuxSyscalls.block_discard(fd, offset, bytes)
     }
 
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()> {
-        LinuxHost.block_zero(fd, offset, bytes)
+        LinuxSyscalls.block_zero(fd, offset, bytes)
     }
 
-    fn prompt(&self) -> bool {
+    fn may_run_inline(&self) -> bool {
         true
     }
 
     fn read_now(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
         self.note("read_now");
-        LinuxHost.read_now(fd, into, offset)
+        LinuxSyscalls.read_now(fd, into, offset)
     }
 
     fn write_now(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64) -> Result<usize> {
         self.note("write_now");
-        LinuxHost.write_now(fd, from, offset)
+        LinuxSyscalls.write_now(fd, from, offset)
     }
 
     fn ring(&self) -> bool {
@@ -105,8 +107,8 @@ impl Host for Watched {
     }
 }
 
-fn on(host: &Watched, path: &Path, mode: CacheMode, way: Way) -> FileBackend<Watched> {
-    FileBackend::open_on(host.clone(), path, &FileOptions { way, ..options(mode) }).unwrap()
+fn on(host: &Watched, path: &Path, mode: CacheMode, engine: IoEngine) -> FileBackend<Watched> {
+    FileBackend::open_on(host.clone(), path, &FileOptions { engine, ..options(mode) }).unwrap()
 }
 
 const PAGE: [blk_core::op::Segment; 1] =
@@ -118,7 +120,7 @@ fn a_file_in_memory_is_served_on_the_queues_own_thread() {
     let path = images.image("image", 4 << 20);
     for mode in [CacheMode::WriteBack, CacheMode::WriteThrough] {
         let host = Watched::default();
-        let (backend, memory) = (on(&host, &path, mode, Way::Auto), memory());
+        let (backend, memory) = (on(&host, &path, mode, IoEngine::Auto), memory());
         let mut disk = backend.handle().unwrap();
         let extent = Extent::new(8, 8);
         let ops =
@@ -145,11 +147,11 @@ fn a_file_in_memory_is_served_on_the_queues_own_thread() {
 fn a_disks_file_is_never_waited_for_on_the_queues_own_thread() {
     let images = Images::on_disk();
     for mode in CacheMode::ALL {
-        for way in Way::ALL {
+        for engine in IoEngine::ALL {
             // Written through the page cache, which has it.
-            let path = images.image(&format!("{} {}", mode.name(), way.name()), IMAGE_BYTES);
+            let path = images.image(&format!("{} {}", mode.name(), engine.name()), IMAGE_BYTES);
             let host = Watched::default();
-            let (backend, memory) = (on(&host, &path, mode, way), memory());
+            let (backend, memory) = (on(&host, &path, mode, engine), memory());
             let mut disk = backend.handle().unwrap();
             let zeroes = Op::WriteZeroes { extent: Extent::new(64, 8), may_unmap: false };
             for (op, segments) in
@@ -157,7 +159,7 @@ fn a_disks_file_is_never_waited_for_on_the_queues_own_thread() {
             {
                 assert_eq!(run(&mut disk, &memory, op, segments), Ok(()));
             }
-            let text = format!("{} {}", mode.name(), way.name());
+            let text = format!("{} {}", mode.name(), engine.name());
             let nowait = ["read_now", "write_now"];
             assert!(
                 host.made(true).iter().all(|call| nowait.contains(call)),
@@ -165,11 +167,11 @@ fn a_disks_file_is_never_waited_for_on_the_queues_own_thread() {
                 host.made(true)
             );
             let ring = host.through_ring();
-            match way {
-                Way::Threads => assert_eq!((ring, host.made(true).len()), (0, 0), "{text}"),
-                Way::Ring => assert_eq!(ring, 2, "{text}"),
-                Way::Auto if mode.direct() => assert_eq!(ring, 2, "{text}"),
-                Way::Auto => assert!(ring == 0 && host.made(true).contains(&"read_now"), "{text}"),
+            match engine {
+                IoEngine::Threads => assert_eq!((ring, host.made(true).len()), (0, 0), "{text}"),
+                IoEngine::Ring => assert_eq!(ring, 2, "{text}"),
+                IoEngine::Auto if mode.direct() => assert_eq!(ring, 2, "{text}"),
+                IoEngine::Auto => assert!(ring == 0 && host.made(true).contains(&"read_now"), "{text}"),
             }
         }
     }
@@ -180,14 +182,14 @@ fn a_disks_file_is_never_waited_for_on_the_queues_own_thread() {
 fn reads_go_on_while_a_flush_takes_half_a_second() {
     let images = Images::on_disk();
     let path = images.image("image", IMAGE_BYTES);
-    for (mode, way) in [
-        (CacheMode::WriteBack, Way::Auto),
-        (CacheMode::None, Way::Auto),
-        (CacheMode::WriteBack, Way::Ring),
-        (CacheMode::WriteBack, Way::Threads),
+    for (mode, engine) in [
+        (CacheMode::WriteBack, IoEngine::Auto),
+        (CacheMode::None, IoEngine::Auto),
+        (CacheMode::WriteBack, IoEngine::Ring),
+        (CacheMode::WriteBack, IoEngine::Threads),
     ] {
         let host = Watched { sync_takes: Duration::from_millis(500), ..Watched::default() };
-        let (backend, memory) = (on(&host, &path, mode, way), memory());
+        let (backend, memory) = (on(&host, &path, mode, engine), memory());
         let mut disk = backend.handle().unwrap();
         disk.submit(&memory, tag(100), Op::Flush, &[]).unwrap();
         let mut reads = 0;
@@ -200,7 +202,7 @@ fn reads_go_on_while_a_flush_takes_half_a_second() {
             }
             reads += 1;
         }
-        assert!(reads > 20, "{} {}: {reads} reads beside a flush", mode.name(), way.name());
+        assert!(reads > 20, "{} {}: {reads} reads beside a flush", mode.name(), engine.name());
     }
 }
 
@@ -210,7 +212,7 @@ fn a_rings_short_interrupted_and_declined_transfers_go_on() {
     let path = images.image("image", IMAGE_BYTES);
     for mode in [CacheMode::None, CacheMode::WriteBack, CacheMode::DirectSync] {
         let host = Watched::default();
-        let (backend, memory) = (on(&host, &path, mode, Way::Ring), memory());
+        let (backend, memory) = (on(&host, &path, mode, IoEngine::Ring), memory());
         let mut disk = backend.handle().unwrap();
         let pieces = [guest(0x1000, 8192), guest(0x8000, 8192)];
         let script = [Ok(4096), Err(Errno::INTR), Ok(512), Err(Errno::INTR), Err(Errno::AGAIN)];
@@ -245,7 +247,7 @@ fn a_rings_failed_durable_write_latches_and_a_failed_plain_one_does_not() {
         for result in [Err(Errno::IO), Ok(0)] {
             let path = images.image("image", IMAGE_BYTES);
             let host = Watched::default();
-            let (backend, memory) = (on(&host, &path, mode, Way::Auto), memory());
+            let (backend, memory) = (on(&host, &path, mode, IoEngine::Auto), memory());
             let mut disk = backend.handle().unwrap();
             if matches!(op, Op::Write { fua: true, .. }) && !backend.info().fua {
                 println!("skipped: no native FUA on {}", path.display());
@@ -271,7 +273,7 @@ fn a_rings_write_in_flight_when_the_backend_latches_fails_and_names_its_sector()
     let images = Images::on_disk();
     let path = images.image("image", IMAGE_BYTES);
     let host = Watched::default();
-    let (backend, memory) = (on(&host, &path, CacheMode::None, Way::Auto), memory());
+    let (backend, memory) = (on(&host, &path, CacheMode::None, IoEngine::Auto), memory());
     let mut disk = backend.handle().unwrap();
     disk.submit(&memory, tag(1), write(8, 8), &PAGE).unwrap();
     let cause = LatchCause { what: Durable::Flush, errno: Some(Errno::IO), lba: None };
@@ -285,7 +287,7 @@ fn a_ring_is_entered_once_for_all_that_was_submitted() {
     let images = Images::on_disk();
     let path = images.image("image", IMAGE_BYTES);
     let host = Watched::default();
-    let (backend, memory) = (on(&host, &path, CacheMode::None, Way::Auto), memory());
+    let (backend, memory) = (on(&host, &path, CacheMode::None, IoEngine::Auto), memory());
     let mut disk = backend.handle().unwrap();
     // Dropped before a poll: never entered, and yet they land.
     fill(&memory, 0, 4096, 0x66);
@@ -333,7 +335,7 @@ fn a_fence_is_promised_only_where_nothing_is_in_flight() {
     let images = Images::on_disk();
     let path = images.image("image", IMAGE_BYTES);
     let host = Watched { sync_takes: Duration::from_millis(300), ..Watched::default() };
-    let (backend, memory) = (on(&host, &path, CacheMode::WriteBack, Way::Auto), memory());
+    let (backend, memory) = (on(&host, &path, CacheMode::WriteBack, IoEngine::Auto), memory());
     let mut disk = backend.handle().unwrap();
     let fence = |disk: &mut _| Storage::<MappedMemory>::fence(disk);
     assert!(fence(&mut disk), "nothing was submitted");
@@ -366,7 +368,7 @@ fn program_without_a_ring() {
     assert_eq!(run(&mut disk, &memory, write(8, 8), &PAGE), Ok(()));
     assert_eq!(run(&mut disk, &memory, Op::Flush, &[]), Ok(()));
     drop((disk, backend));
-    let ring = FileOptions { way: Way::Ring, ..options(CacheMode::None) };
+    let ring = FileOptions { engine: IoEngine::Ring, ..options(CacheMode::None) };
     let backend = FileBackend::open(path, &ring).unwrap();
     let text = backend.handle().map(|_| ()).unwrap_err().to_string();
     assert!(

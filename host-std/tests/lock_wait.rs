@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use blk_core::storage::{CacheMode, Storage};
 use common::*;
-use host_std::backend::{FileBackend, FileOptions, OpenError, Way};
+use host_std::backend::{FileBackend, FileOptions, IoEngine, OpenError};
 
 #[test]
 fn who_may_wait_is_given_the_lock_when_it_is_free_and_told_how_long_it_waited() {
@@ -32,14 +32,14 @@ fn who_may_wait_is_given_the_lock_when_it_is_free_and_told_how_long_it_waited() 
 }
 
 const IMAGE: &str = "HOST_STD_TEST_IMAGE";
-const WAY: &str = "HOST_STD_TEST_WAY";
+const ENGINE: &str = "HOST_STD_TEST_ENGINE";
 
 /// Not a test by itself: a server that is killed with writes in flight, which its device never ends.
 #[test]
 fn program_that_is_killed() {
-    let (Ok(image), Ok(way)) = (std::env::var(IMAGE), std::env::var(WAY)) else { return };
-    let way = Way::ALL.into_iter().find(|known| known.name() == way).unwrap();
-    let (memory, options) = (memory(), FileOptions { way, ..FileOptions::new(CacheMode::None) });
+    let (Ok(image), Ok(engine)) = (std::env::var(IMAGE), std::env::var(ENGINE)) else { return };
+    let engine = IoEngine::ALL.into_iter().find(|known| known.name() == engine).unwrap();
+    let (memory, options) = (memory(), FileOptions { engine, ..FileOptions::new(CacheMode::None) });
     let backend = FileBackend::open(Path::new(&image), &options).unwrap();
     let mut disk = backend.handle().unwrap();
     fill(&memory, 0, 4096, 0x99);
@@ -87,7 +87,7 @@ fn ext4_on(backing: &Path, mount: &Path) -> Option<(Mounted, Loop)> {
 /// have ended. Here a device keeps them back: a loop device over a file on a frozen file system.
 #[test]
 fn the_lock_of_a_killed_process_is_held_until_its_last_write_has_ended() {
-    for way in [Way::Ring, Way::Threads] {
+    for engine in [IoEngine::Ring, IoEngine::Threads] {
         let images = Images::on_disk();
         let dir = images.0.path();
         let Some((_outer, _device)) = ext4_on(&images.image("outer", 64 << 20), &dir.join("slow")) else {
@@ -102,7 +102,7 @@ fn the_lock_of_a_killed_process_is_held_until_its_last_write_has_ended() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["program_that_is_killed", "--exact", "--nocapture"])
             .env(IMAGE, &image)
-            .env(WAY, way.name())
+            .env(ENGINE, engine.name())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -127,7 +127,7 @@ fn the_lock_of_a_killed_process_is_held_until_its_last_write_has_ended() {
             let _ = sender.send(matches!(opened, Err(OpenError::InUse { .. })));
         });
         let refused = early.recv_timeout(Duration::from_secs(5));
-        assert_eq!(refused, Ok(true), "{}: given the lock with writes in flight", way.name());
+        assert_eq!(refused, Ok(true), "{}: given the lock with writes in flight", engine.name());
         drop(frozen);
         let (successor, memory) =
             (FileBackend::open(&image, &patient(Duration::from_secs(10))).unwrap(), memory());

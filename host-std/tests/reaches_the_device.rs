@@ -13,12 +13,12 @@ use std::process::Command;
 use blk_core::op::Op;
 use blk_core::storage::{CacheMode, Info};
 use common::*;
-use host_std::backend::{FileBackend, FileOptions, Way};
+use host_std::backend::{FileBackend, FileOptions, IoEngine};
 use host_std::trace::{BlockTrace, LoopDevice};
 
 const IMAGE: &str = "HOST_STD_TEST_IMAGE";
 const MODE: &str = "HOST_STD_TEST_MODE";
-const WAY: &str = "HOST_STD_TEST_WAY";
+const ENGINE: &str = "HOST_STD_TEST_ENGINE";
 
 /// The steps of the guest under strace: `write; flush; write` and a FUA write.
 fn steps(info: &Info) -> Vec<(&'static str, Op)> {
@@ -35,9 +35,9 @@ fn steps(info: &Info) -> Vec<(&'static str, Op)> {
 fn guest_program() {
     let (Ok(image), Ok(mode)) = (std::env::var(IMAGE), std::env::var(MODE)) else { return };
     let mode = CacheMode::ALL.into_iter().find(|known| known.name() == mode).unwrap();
-    let way = std::env::var(WAY).unwrap();
-    let way = Way::ALL.into_iter().find(|known| known.name() == way).unwrap();
-    let options = FileOptions { way, ..options(mode) };
+    let engine = std::env::var(ENGINE).unwrap();
+    let engine = IoEngine::ALL.into_iter().find(|known| known.name() == engine).unwrap();
+    let options = FileOptions { engine, ..options(mode) };
     let (backend, memory) = (FileBackend::open(Path::new(&image), &options).unwrap(), memory());
     let mut disk = backend.handle().unwrap();
     for (n, (name, op)) in steps(&backend.info()).into_iter().enumerate() {
@@ -124,7 +124,7 @@ fn parse(trace: &str) -> Vec<Event> {
     events
 }
 
-fn under_strace(image: &Path, mode: CacheMode, way: Way) -> Option<String> {
+fn under_strace(image: &Path, mode: CacheMode, engine: IoEngine) -> Option<String> {
     let trace = image.with_extension("strace");
     let made = Command::new("strace")
         .args(["-f", "-s", "80", "-e", "trace=open,openat,pwrite64,pwritev,pwritev2,fdatasync,write", "-o"])
@@ -133,7 +133,7 @@ fn under_strace(image: &Path, mode: CacheMode, way: Way) -> Option<String> {
         .args(["guest_program", "--exact", "--nocapture"])
         .env(IMAGE, image)
         .env(MODE, mode.name())
-        .env(WAY, way.name())
+        .env(ENGINE, engine.name())
         .output();
     match made {
         Ok(made) if made.status.success() => Some(std::fs::read_to_string(&trace).unwrap()),
@@ -158,10 +158,10 @@ fn under_strace(image: &Path, mode: CacheMode, way: Way) -> Option<String> {
 fn what_must_be_stable_is_synced_before_the_guest_is_told() {
     let images = Images::on_disk();
     for mode in CacheMode::ALL {
-        for way in [Way::Threads, Way::Auto] {
+        for engine in [IoEngine::Threads, IoEngine::Auto] {
             let image = images.image(mode.name(), 1 << 20);
-            let Some(trace) = under_strace(&image, mode, way) else { return };
-            let seen = way == Way::Threads || !mode.direct();
+            let Some(trace) = under_strace(&image, mode, engine) else { return };
+            let seen = engine == IoEngine::Threads || !mode.direct();
             check_trace(&parse(&trace), &open(&image, mode).info(), mode, seen);
         }
     }

@@ -2,7 +2,8 @@
 
 use blk_core::storage::Info;
 
-use crate::drive::{Direction, Interface, Power};
+use super::interface::{Direction, Interface};
+use super::power::Power;
 
 /// Which registers hold a command's address and count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! Why a command failed, and the one place where that becomes register contents.
 
-use blk_core::storage::{IoError, IoErrorKind};
+use blk_core::storage::{Info, IoError, IoErrorKind};
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{ErrorBits, Status};
+use crate::command::Addressing;
+use crate::wire::{ErrorBits, Status, TaskFile};
 
 /// Why a command failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,5 +68,14 @@ impl Failure {
     #[must_use]
     pub const fn is_memory(self) -> bool {
         matches!(self, Self::Io { error: IoError { kind: IoErrorKind::Memory, .. }, .. })
+    }
+}
+
+/// Puts a failure's address into the registers, in the form of the command that failed.
+pub(crate) fn report_address(task: &mut TaskFile, addressing: Addressing, sector: u64, info: &Info) {
+    let block = sector.checked_div(info.sectors_per_block()).unwrap_or(0);
+    match addressing {
+        Addressing::Lba48 | Addressing::Queued => task.set_lba48(block),
+        Addressing::None | Addressing::Lba28 => task.set_lba28(block),
     }
 }

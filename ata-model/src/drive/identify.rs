@@ -4,9 +4,10 @@ use blk_core::storage::Info;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::config::DriveConfig;
+use super::limits::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX, dsm_blocks_max, multiple_max};
 use super::settings::{Settings, TransferMode};
-use super::{DriveConfig, Interface, dsm_blocks_max, multiple_max};
-use crate::command::{Advertised, Geometry, Row, TABLE};
+use crate::command::{Advertised, Geometry, Interface, Row, TABLE};
 use crate::wire::IdentifyData;
 
 /// What IDENTIFY tells.
@@ -134,7 +135,7 @@ impl Identity<'_> {
         // FPDMA QUEUED, no power management by the device, no device sleep.
         data.sata_capabilities = U16::new(0b1110);
         data.sata_features = U16::new(1 << 6);
-        data.sata_features_enabled = U16::new(u16::from(self.settings.outlive_comreset) << 6);
+        data.sata_features_enabled = U16::new(u16::from(self.settings.preserve_settings) << 6);
         // Serial, up to revision 3.0.
         data.transport_version = U16::new(0x103e);
     }
@@ -185,11 +186,6 @@ impl Identity<'_> {
         rows.all(|row: &Row| row.available(self.info, self.interface))
     }
 }
-
-/// Blocks that 28-bit commands reach.
-pub(super) const LBA28_BLOCKS_MAX: u64 = (1 << 28) - 1;
-/// Blocks that 48-bit commands reach.
-pub(super) const LBA48_BLOCKS_MAX: u64 = 1 << 48;
 
 fn set(word: &mut u16, bit: u8) {
     *word |= 1_u16.checked_shl(u32::from(bit)).unwrap_or(0);

@@ -1,39 +1,27 @@
-//! Native Command Queuing (ATA8-ACS and ACS-3, NCQ feature set; Serial ATA revision 3.0, 13.6).
-//!
-//! Queued commands go to the storage as their front supplies segments, in any order, and end one by one. Where one fails,
-//! or a command that is not queued comes in between, the queue ends: nothing more is submitted, what the storage has is
-//! awaited, and only then is the error reported, so that nothing of an aborted command lands after its host knows that it
-//! is aborted. From then on the drive takes nothing but READ LOG EXT of log 10h, which opens the queue again, or a reset.
+//! The queue of a drive: its commands by tag, and whether it takes any.
 
-use blk_core::op::{Op, Segment};
-use blk_core::order::{Done, Hold, Request};
-use blk_core::storage::{Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{IoError, IoErrorKind};
 use blk_core::units::Extent;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
-use zerocopy::{FromZeros, IntoBytes};
 
-use super::smart::summed;
-use super::{Direction, Drive, Failure, Owner, Power, Reset, Taken, after, extent};
-use crate::command::{Command, Queued, Row};
-use crate::wire::{QueueErrorLog, Status};
-
-/// The address of the queued error log.
-pub(super) const QUEUE_ERROR_LOG: u8 = 0x10;
+use super::extents::after;
+use super::failure::Failure;
+use crate::command::Direction;
 
 /// The queued commands, by tag.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Queue<const N: usize> {
     #[serde(with = "BigArray")]
-    entries: [Entry; N],
-    state: State,
+    pub(super) entries: [Entry; N],
+    pub(super) state: State,
     /// The tag that the storage had no room for last: it is the first to be offered again.
-    turn: u8,
+    pub(super) turn: u8,
 }
 
 /// A queued command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-enum Entry {
+pub(super) enum Entry {
     Free,
     /// A read with FUA: what others have written is to be made stable first.
     Unflushed(Extent),
@@ -58,15 +46,15 @@ enum Entry {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct Transfer {
-    direction: Direction,
-    left: Extent,
-    fua: bool,
+pub(super) struct Transfer {
+    pub(super) direction: Direction,
+    pub(super) left: Extent,
+    pub(super) fua: bool,
 }
 
 /// Whether commands are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-enum State {
+pub(super) enum State {
     Open,
     /// The queue ends when nothing of it is with the storage any more.
     Ending(QueueError),
@@ -96,7 +84,7 @@ pub enum Reply {
     SetDeviceBits,
 }
 
-/// A queued command of which nothing is with the storage: [`Drive::transfer_queued`].
+/// A queued command of which nothing is with the storage: [`Drive::transfer_queued`](super::Drive::transfer_queued).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Due {
@@ -108,7 +96,7 @@ pub struct Due {
     pub left: Extent,
 }
 
-/// A piece of a queued read in the staging buffer: [`Drive::unstage_queued`].
+/// A piece of a queued read in the staging buffer: [`Drive::unstage_queued`](super::Drive::unstage_queued).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Staged {
@@ -132,7 +120,7 @@ pub(super) enum Gate {
 }
 
 impl<const N: usize> Queue<N> {
-    const TAGS: u8 = {
+    pub(super) const TAGS: u8 = {
         assert!(N > 0 && N <= 32, "a tag has 5 bits");
         N as u8
     };
@@ -141,15 +129,15 @@ impl<const N: usize> Queue<N> {
         Self { entries: [Entry::Free; N], state: State::Open, turn: 0 }
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.entries.iter().all(|entry| *entry == Entry::Free)
     }
 
-    fn entry(&self, tag: u8) -> Entry {
+    pub(super) fn entry(&self, tag: u8) -> Entry {
         self.entries.get(usize::from(tag)).copied().unwrap_or(Entry::Free)
     }
 
-    fn set(&mut self, tag: u8, entry: Entry) {
+    pub(super) fn set(&mut self, tag: u8, entry: Entry) {
         if let Some(place) = self.entries.get_mut(usize::from(tag)) {
             *place = entry;
         }
@@ -160,265 +148,23 @@ impl<const N: usize> Queue<N> {
         self.state = State::Open;
     }
 
-    /// A reset has taken all commands. An error stays in the log unless the reset reaches the drive.
-    pub(super) fn drop_all(&mut self, reset: Reset) {
+    /// A reset has taken all commands. An error stays in the log (`keep_error`) unless the reset reaches the drive.
+    pub(super) fn drop_all(&mut self, keep_error: bool) {
         let state = match self.state {
-            State::Ending(error) | State::Closed(error) if reset == Reset::Stop => State::Closed(error),
+            State::Ending(error) | State::Closed(error) if keep_error => State::Closed(error),
             _ => State::Open,
         };
         *self = Self { state, ..Self::new() };
     }
 
     /// The tags from that on whose turn it is.
-    fn tags(&self) -> impl Iterator<Item = u8> + use<N> {
+    pub(super) fn tags(&self) -> impl Iterator<Item = u8> + use<N> {
         (self.turn..Self::TAGS).chain(0..self.turn)
     }
 }
 
-impl<const N: usize> Drive<N> {
-    pub(super) fn queue_gate(&self, row: &Row, command: &Command, info: &Info) -> Gate {
-        let queued = matches!(command, Command::Queued(_)) && row.available(info, self.interface);
-        match (self.queue.state, command) {
-            (State::Open, _) if queued || self.queue.is_empty() => Gate::Open,
-            (State::Open | State::Ending(_), _) => Gate::Mixed,
-            (State::Closed(_), Command::ReadLog { address: QUEUE_ERROR_LOG, page: 0, count: 1 }) => {
-                Gate::Open
-            }
-            (State::Closed(_), _) => Gate::Closed,
-        }
-    }
-
-    pub(super) fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
-        if !row.available(info, self.interface) {
-            self.job = super::Job::Ended(Err(Failure::Aborted));
-            return Taken::Alone;
-        }
-        match self.entry_of(queued, info) {
-            Ok(entry) => {
-                self.power = Power::Active;
-                self.queue.set(queued.tag, entry);
-                Taken::Queued
-            }
-            Err(failure) => {
-                self.refuse(Some(queued.tag), failure);
-                Taken::Refused
-            }
-        }
-    }
-
-    fn entry_of(&self, queued: Queued, info: &Info) -> Result<Entry, Failure> {
-        let Queued { tag, direction, blocks, fua } = queued;
-        let read_only = direction == Direction::Write && info.read_only;
-        if tag >= Queue::<N>::TAGS
-            || self.queue.entry(tag) != Entry::Free
-            || self.power == Power::Sleep
-            || read_only
-        {
-            return Err(Failure::Aborted);
-        }
-        let left = extent(blocks, info)?;
-        Ok(match (direction, fua) {
-            (Direction::Read, true) => Entry::Unflushed(left),
-            _ => Entry::Due(Transfer { direction, left, fua }),
-        })
-    }
-
-    /// Whether queued commands are outstanding.
-    #[must_use]
-    pub fn is_queue_busy(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
-    /// Whether the queue has ended, and the host has not been told yet.
-    #[must_use]
-    pub const fn is_queue_ending(&self) -> bool {
-        matches!(self.queue.state, State::Ending(_))
-    }
-
-    /// Whether the queue has ended, and the host has not read the log yet.
-    #[must_use]
-    pub const fn is_queue_closed(&self) -> bool {
-        matches!(self.queue.state, State::Closed(_))
-    }
-
-    /// The command that has just come ends the queue: it is no queued one, or `tag` names nothing that could be one.
-    pub fn refuse(&mut self, tag: Option<u8>, failure: Failure) {
-        self.end_queue(QueueError { tag, failure, reply: Reply::Register });
-    }
-
-    /// A queued command cannot go on, since its front cannot.
-    pub fn fail_queued(&mut self, tag: u8, failure: Failure) {
-        if let Entry::Staged { slot, .. } = self.queue.entry(tag) {
-            self.sequencer.release(slot);
-        }
-        self.queue.set(tag, Entry::Free);
-        self.end_queue(QueueError { tag: Some(tag), failure, reply: Reply::SetDeviceBits });
-    }
-
-    /// The first error is the one that counts.
-    const fn end_queue(&mut self, error: QueueError) {
-        if let State::Open = self.queue.state {
-            self.queue.state = State::Ending(error);
-        }
-    }
-
-    /// Queued commands that wait for segments, none twice.
-    pub fn queue_due(&self) -> impl Iterator<Item = Due> + use<N> {
-        let open = self.queue.state == State::Open;
-        let entries = self.queue.entries;
-        self.queue.tags().filter_map(move |tag| match entries.get(usize::from(tag)) {
-            Some(&Entry::Due(Transfer { direction, left, .. })) if open => Some(Due { tag, direction, left }),
-            _ => None,
-        })
-    }
-
-    /// Moves `sectors` sectors from the start of what is left of a command between the disk and `segments`, whose lengths add
-    /// up to them. A read that is `staged` turns up in [`Self::queue_staged`].
-    ///
-    /// # Errors
-    /// [`Hold`] if the storage cannot take it now; nothing has happened.
-    pub fn transfer_queued<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        tag: u8,
-        segments: &[Segment],
-        (sectors, staged): (u64, bool),
-    ) -> Result<(), Hold> {
-        let Entry::Due(transfer) = self.queue.entry(tag) else { return Ok(()) };
-        let extent = Extent { sectors, ..transfer.left };
-        let op = match transfer.direction {
-            Direction::Read => Op::Read { extent },
-            Direction::Write => Op::Write { extent, fua: false },
-        };
-        let fua = transfer.fua && transfer.direction == Direction::Write;
-        let request = Request::new(op).with_fua(fua);
-        let cache = self.guest_cache(storage.info());
-        let owner = Owner::Queued(tag);
-        if let Err(hold) = self.sequencer.submit(memory, storage, &request, cache, segments, owner) {
-            self.queue.turn = tag;
-            return Err(hold);
-        }
-        #[cfg(feature = "mutants")]
-        if transfer.direction == Direction::Write {
-            self.retry = segments.first().map(|&segment| (extent, segment));
-        }
-        self.queue.set(tag, Entry::Moving { transfer, sectors, staged });
-        Ok(())
-    }
-
-    pub(super) fn complete_queued(&mut self, tag: u8, done: Done) {
-        #[cfg(feature = "mutants")]
-        {
-            self.retry = None;
-        }
-        let entry = self.queue.entry(tag);
-        let next = match (entry, done.result) {
-            (Entry::Moving { transfer, sectors, staged: true }, Ok(())) => {
-                return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
-            }
-            (Entry::Moving { transfer, sectors, .. }, Ok(())) => moved(transfer, sectors),
-            (Entry::Flushing(left), Ok(())) => {
-                Entry::Due(Transfer { direction: Direction::Read, left, fua: true })
-            }
-            (entry, Ok(())) => entry,
-            (entry, Err(error)) => {
-                let reading = matches!(
-                    entry,
-                    Entry::Moving { transfer: Transfer { direction: Direction::Read, .. }, .. }
-                );
-                self.sequencer.release(done.slot);
-                return self.fail_queued(tag, Failure::Io { error: located(error, entry), reading });
-            }
-        };
-        self.sequencer.release(done.slot);
-        self.queue.set(tag, next);
-    }
-
-    /// Submits the flushes of reads with FUA; returns whether there were any.
-    pub(super) fn advance_queue<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-    ) -> bool {
-        let mut submitted = false;
-        if self.queue.state != State::Open {
-            return false;
-        }
-        for tag in 0..Queue::<N>::TAGS {
-            let Entry::Unflushed(left) = self.queue.entry(tag) else { continue };
-            let cache = self.guest_cache(storage.info());
-            let owner = Owner::Queued(tag);
-            if self.sequencer.submit(memory, storage, &Request::new(Op::Flush), cache, &[], owner).is_ok() {
-                self.queue.set(tag, Entry::Flushing(left));
-                submitted = true;
-            }
-        }
-        submitted
-    }
-
-    /// A piece of a read that the front is to take from the staging buffer.
-    #[must_use]
-    pub fn queue_staged(&self) -> Option<Staged> {
-        (0..Queue::<N>::TAGS).find_map(|tag| match self.queue.entry(tag) {
-            Entry::Staged { sectors, slot, .. } => {
-                Some(Staged { tag, slot, bytes: u32::try_from(sectors.saturating_mul(512)).unwrap_or(0) })
-            }
-            _ => None,
-        })
-    }
-
-    /// The front has taken it.
-    pub fn unstage_queued(&mut self, tag: u8) {
-        if let Entry::Staged { transfer, sectors, slot } = self.queue.entry(tag) {
-            self.sequencer.release(slot);
-            self.queue.set(tag, moved(transfer, sectors));
-        }
-    }
-
-    /// The tags that have ended well, one bit each; they are free from now on.
-    pub fn take_ended(&mut self) -> u32 {
-        let mut ended = 0_u32;
-        for tag in 0..Queue::<N>::TAGS {
-            if self.queue.entry(tag) == Entry::Ended {
-                self.queue.set(tag, Entry::Free);
-                ended |= 1_u32.checked_shl(u32::from(tag)).unwrap_or(0);
-            }
-        }
-        ended
-    }
-
-    /// Why the queue has ended, once nothing of it is with the storage any more. All that has not ended is aborted.
-    pub fn queue_error(&mut self) -> Option<QueueError> {
-        let State::Ending(error) = self.queue.state else { return None };
-        if !self.sequencer.is_idle() {
-            return None;
-        }
-        self.queue = Queue { state: State::Closed(error), ..Queue::new() };
-        Some(error)
-    }
-
-    /// Log 10h as the guest would read it now.
-    pub(super) fn queue_error_log(&self, info: &Info) -> [u8; 512] {
-        let mut log = QueueErrorLog::new_zeroed();
-        log.tag = QueueErrorLog::NOT_QUEUED;
-        if let State::Ending(error) | State::Closed(error) = self.queue.state {
-            let report = error.failure.report();
-            log.tag = error.tag.unwrap_or(QueueErrorLog::NOT_QUEUED);
-            log.status = (Status::DRDY | Status::ERR | report.status()).bits();
-            log.error = report.error.bits();
-            let block = report.sector.and_then(|sector| sector.checked_div(info.sectors_per_block()));
-            let [b0, b1, b2, b3, b4, b5, ..] = block.unwrap_or(0).to_le_bytes();
-            log.lba = [b0, b1, b2];
-            log.lba_previous = [b3, b4, b5];
-            log.device = 0x40;
-        }
-        summed(log.as_bytes())
-    }
-}
-
 /// A command of which `sectors` more have moved.
-fn moved(transfer: Transfer, sectors: u64) -> Entry {
+pub(super) fn moved(transfer: Transfer, sectors: u64) -> Entry {
     match after(transfer.left, sectors) {
         Some(left) => Entry::Due(Transfer { left, ..transfer }),
         None => Entry::Ended,
@@ -426,7 +172,7 @@ fn moved(transfer: Transfer, sectors: u64) -> Entry {
 }
 
 /// A medium error has an address in the log: if the storage names none, that of the piece that failed.
-fn located(error: IoError, entry: Entry) -> IoError {
+pub(super) fn located(error: IoError, entry: Entry) -> IoError {
     match (error, entry) {
         (IoError { kind: IoErrorKind::Medium, lba: None }, Entry::Moving { transfer, .. }) => {
             IoError { lba: Some(transfer.left.start), ..error }

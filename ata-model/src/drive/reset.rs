@@ -6,7 +6,10 @@ use blk_core::storage::Storage;
 use blk_core::{op::Op, order::Request};
 use serde::{Deserialize, Serialize};
 
-use super::{Drive, Interface, Job, Power, Settings};
+use super::job::Job;
+use super::settings::Settings;
+use super::state::Drive;
+use crate::command::{Interface, Power};
 
 /// How much a reset resets; a later kind includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,11 +50,11 @@ impl<const N: usize> Drive<N> {
         #[cfg(feature = "mutants")]
         self.reexecute(memory, storage);
         self.job = Job::Idle;
-        self.queue.drop_all(reset);
+        self.queue.drop_all(reset == Reset::Stop);
         let kept = match reset {
             Reset::Stop => true,
             Reset::Software => !self.settings.revert_on_reset,
-            Reset::Comreset => self.interface == Interface::Serial && self.settings.outlive_comreset,
+            Reset::Comreset => self.interface == Interface::Serial && self.settings.preserve_settings,
             Reset::PowerOn => false,
         };
         if !kept {

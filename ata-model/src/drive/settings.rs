@@ -4,21 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Geometry;
 
-/// Power states (ATA/ATAPI-7 volume 1, Power Management feature set).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Power {
-    /// Active.
-    #[default]
-    Active,
-    /// Idle, which CHECK POWER MODE does not tell from Active.
-    Idle,
-    /// Standby: everything acknowledged is stable.
-    Standby,
-    /// Sleep: as Standby, and only a reset ends it.
-    Sleep,
-}
-
 /// The transfer mode that SET FEATURES 03h selected. A model transfers at the same speed in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -60,7 +45,7 @@ pub struct Settings {
     /// SET FEATURES CCh and 66h: whether a software reset restores the defaults.
     pub revert_on_reset: bool,
     /// SET FEATURES 10h and 90h, 06h: whether a COMRESET keeps the settings (Serial ATA, software settings preservation).
-    pub outlive_comreset: bool,
+    pub preserve_settings: bool,
     /// SET FEATURES 03h.
     pub transfer: TransferMode,
     /// SET MULTIPLE MODE: blocks per DRQ, or 0.
@@ -81,7 +66,7 @@ impl Settings {
             write_cache,
             look_ahead: true,
             revert_on_reset: false,
-            outlive_comreset: true,
+            preserve_settings: true,
             transfer: TransferMode::Ultra(TransferMode::ULTRA_MAX),
             multiple: 0,
             geometry: Geometry::DEFAULT,

@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Interface;
-use super::queue::QUEUE_ERROR_LOG;
+use super::log::{page, summed};
 use crate::wire::{LogDirectory, SelfTestEntry, SelfTestLog, SmartData, SummaryErrorLog};
 
 /// Entries of the self-test log.
@@ -90,36 +89,6 @@ impl Smart {
             _ => None,
         }
     }
-}
-
-/// The single page of the general purpose log at `address` (READ LOG EXT): the directory, which lists no other but, of a
-/// drive that queues, the queued error log.
-#[must_use]
-pub(super) fn general_log(address: u8, interface: Interface) -> Option<[u8; 512]> {
-    if address != 0 {
-        return None;
-    }
-    let mut directory = LogDirectory::new_zeroed();
-    directory.version = U16::new(1);
-    for (address, blocks) in (1..=u8::MAX).zip(directory.blocks.iter_mut()) {
-        *blocks = U16::new(u16::from(address == QUEUE_ERROR_LOG && interface == Interface::Serial));
-    }
-    page(directory.as_bytes())
-}
-
-fn page(bytes: &[u8]) -> Option<[u8; 512]> {
-    bytes.try_into().ok()
-}
-
-/// The page with its last byte such that all bytes add up to zero.
-pub(super) fn summed(bytes: &[u8]) -> [u8; 512] {
-    let mut page = [0; 512];
-    for (to, from) in page.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    let [rest @ .., checksum] = &mut page;
-    *checksum = rest.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte));
-    page
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use blk_core::units::Extent;
 use super::bmdma::{Asked, Cursor};
 use super::ide::{Channel, Phase};
 use super::scatter::{Segments, Stop, Table, next_piece, to_usize};
-use crate::command::Row;
-use crate::drive::{Direction, Failure, Reset, Step};
+use crate::command::{Direction, Row};
+use crate::drive::{Failure, Reset, Step};
 
 /// Guest memory that is none, as a failure of the command.
 const NO_MEMORY: Failure = Failure::Io { error: IoError::new(IoErrorKind::Memory), reading: false };

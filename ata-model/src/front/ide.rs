@@ -7,8 +7,8 @@ use blk_core::storage::{Info, Storage};
 use serde::{Deserialize, Serialize};
 
 use super::bmdma::BusMaster;
-use crate::command::{Addressing, Operation, Protocol, Reject, Row, decode};
-use crate::drive::{Drive, DriveConfig, Failure, Interface, Reset, Step, report_address};
+use crate::command::{Addressing, Interface, Operation, Protocol, Reject, Row, decode};
+use crate::drive::{Drive, DriveConfig, Failure, Reset, Step, report_address};
 use crate::wire::{Control, DeviceBits, Pair, Status, TaskFile};
 
 /// Steps that one access or poll makes at most; each submits one storage operation at most.

@@ -6,7 +6,8 @@ use blk_core::storage::{Info, Storage};
 use blk_core::units::{Extent, GuestAddr};
 use heapless::Vec;
 
-use crate::drive::{Direction, chunk_sectors};
+use crate::command::Direction;
+use crate::drive::chunk_sectors;
 
 /// Most segments of one storage operation: as many as Linux puts into a command (`AHCI_MAX_SG`). What a table scatters wider
 /// goes in several, or through the staging buffer.

@@ -31,6 +31,8 @@ pub struct QueueErrorLog {
 }
 
 impl QueueErrorLog {
+    /// The address of the log.
+    pub const ADDRESS: u8 = 0x10;
     /// Bit NQ of [`Self::tag`].
     pub const NOT_QUEUED: u8 = 0x80;
 }

@@ -11,7 +11,10 @@
 //!   of values for each sector.
 //! - A failed flush or durable write may have persisted anything, and latches: flushes and mutations fail from then on.
 
+mod config;
 mod handle;
+mod medium;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -19,78 +22,19 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use heapless::Vec as FixedVec;
 use serde::{Serialize, Serializer};
 
-use crate::memory::GuestMemory;
-use crate::mutant::{Mutant, active};
-use crate::op::{Op, Segment};
+use crate::op::Op;
 use crate::sim::memory::SimMemory;
-use crate::sim::value::{INITIAL, ValueSet, ZEROES};
-use crate::storage::{CacheMode, Completion, Info, IoError, IoErrorKind};
-use crate::units::{Lba, SECTOR_BYTES, Tag};
+use crate::sim::value::{INITIAL, ValueSet};
+use crate::storage::{CacheMode, Completion, IoError, IoErrorKind};
+use crate::units::Lba;
 
+use medium::{InFlight, Sector, Shared, Work};
+
+pub use config::DiskConfig;
 pub use handle::SimHandle;
-
-/// Sectors whose contents are kept: those that programs use. The others hold the initial data, and a mutation that
-/// reaches one is noted.
-pub const TRACKED: usize = 2;
-
-/// Most segments of an operation on the disk.
-pub(super) const SEGMENTS_MAX: usize = 4;
-
-/// What disk to build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DiskConfig {
-    /// How the host opened it: decides both the physics and what the disk says about itself.
-    pub mode: CacheMode,
-    /// Whether `fua: true` is honoured, and advertised.
-    pub native_fua: bool,
-    /// Storage handles: one for each queue or drive of the front.
-    pub handles: usize,
-    /// Operations that a handle takes before it is busy.
-    pub depth: usize,
-    /// Capacity in 512-byte sectors.
-    pub sectors: u64,
-    /// Bytes of each staging buffer.
-    pub staging_bytes: u32,
-    /// Whether `fence` drops what is in flight and promises that it does not land; elsewhere it promises nothing.
-    pub fence: bool,
-}
-
-impl DiskConfig {
-    /// A disk of 64 KiB with one handle, room for 8 operations and no native FUA.
-    #[must_use]
-    pub const fn new(mode: CacheMode) -> Self {
-        Self {
-            mode,
-            native_fua: false,
-            handles: 1,
-            depth: 8,
-            sectors: 128,
-            staging_bytes: 1024,
-            fence: false,
-        }
-    }
-
-    fn info(&self) -> Info {
-        Info {
-            sectors: self.sectors,
-            logical_block_bytes: SECTOR_BYTES,
-            physical_block_bytes: SECTOR_BYTES,
-            optimal_io_bytes: 0,
-            read_only: false,
-            rotational: false,
-            cache: self.mode.cache(),
-            fua: self.native_fua,
-            range_stable: false,
-            discard: true,
-            staging_bytes: self.staging_bytes,
-            segments_max: SEGMENTS_MAX as u16,
-            transfer_max_bytes: 1 << 16,
-        }
-    }
-}
+pub use medium::TRACKED;
 
 /// How an operation in flight ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,70 +50,6 @@ pub enum Fate {
 pub struct SimDisk {
     shared: Rc<RefCell<Shared>>,
     handles: Vec<SimHandle>,
-}
-
-/// What the handles share.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Shared {
-    /// A completed plain write is stable: the image is open `O_DSYNC`.
-    writes_stable: bool,
-    /// A flush does something.
-    flushes: bool,
-    latched: bool,
-    /// A mutation of a sector that no program uses was submitted.
-    strayed: bool,
-    sectors: [Sector; TRACKED],
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Sector {
-    /// What a read returns.
-    live: u8,
-    /// What the medium holds as far as flushes and stable writes have settled it.
-    base: ValueSet,
-    /// Completed, not yet flushed mutations in the order of their completion.
-    volatile: Vec<Volatile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Volatile {
-    /// What the sector holds if this is the last that persists.
-    values: ValueSet,
-    handle: u8,
-    /// Its completion, while nobody has polled it: no flush covers it yet.
-    unpolled: Option<Tag>,
-}
-
-/// An operation that was submitted and has not completed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct InFlight {
-    tag: Tag,
-    op: Op,
-    work: Work,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-enum Work {
-    Read(FixedVec<Segment, SEGMENTS_MAX>),
-    Mutate {
-        changes: [Change; TRACKED],
-        /// Stable when it completes.
-        stable: bool,
-    },
-    /// For each sector, how many of its volatile entries the flush covers.
-    Flush {
-        covered: [u8; TRACKED],
-    },
-    /// It never touches the medium.
-    Refused(IoErrorKind),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-enum Change {
-    Keep,
-    Set(u8),
-    /// Leaves the old data or zeroes.
-    Discard,
 }
 
 impl SimDisk {
@@ -319,130 +199,6 @@ impl Serialize for SimDisk {
     }
 }
 
-impl Shared {
-    /// The value of each sector that the operation reads.
-    fn read(&self, op: Op) -> Vec<u8> {
-        let Some(extent) = op.extent() else { return Vec::new() };
-        (extent.start.0..extent.end().unwrap_or(0))
-            .map(|sector| self.sectors.get(sector as usize).map_or(INITIAL, |s| s.live))
-            .collect()
-    }
-
-    /// A mutation succeeds. Returns, for each sector, how many volatile entries it settled.
-    fn apply(&mut self, handle: usize, tag: Tag, changes: [Change; TRACKED], stable: bool) -> [u8; TRACKED] {
-        let mut settled = [0; TRACKED];
-        for ((sector, change), settled) in self.sectors.iter_mut().zip(changes).zip(&mut settled) {
-            let values = match change {
-                Change::Keep => continue,
-                Change::Set(value) => ValueSet::of(value),
-                Change::Discard => ValueSet::of(sector.live).with(ValueSet::of(ZEROES)),
-            };
-            sector.live = match change {
-                Change::Set(value) => value,
-                _ => ZEROES,
-            };
-            if stable {
-                *settled = sector.volatile.len() as u8;
-                sector.volatile.clear();
-                sector.base = values;
-            } else {
-                sector.volatile.push(Volatile { values, handle: handle as u8, unpolled: Some(tag) });
-            }
-        }
-        settled
-    }
-
-    /// A mutation fails: it may be on the medium all the same.
-    fn persist_perhaps(&mut self, handle: usize, tag: Tag, changes: [Change; TRACKED]) {
-        for (sector, change) in self.sectors.iter_mut().zip(changes) {
-            let new = change.new_values();
-            if !new.is_empty() {
-                let values = sector.settled_or_volatile().with(new);
-                sector.volatile.push(Volatile { values, handle: handle as u8, unpolled: Some(tag) });
-            }
-        }
-    }
-
-    /// A flush succeeds: of each sector the last entry that it covers, and with it what came before, is settled.
-    fn flush(&mut self, handle: usize, covered: [u8; TRACKED]) -> [u8; TRACKED] {
-        let mut settled = [0; TRACKED];
-        if !self.flushes {
-            return settled;
-        }
-        for ((sector, covered), settled) in self.sectors.iter_mut().zip(covered).zip(&mut settled) {
-            let covered = &sector.volatile[..usize::from(covered)];
-            let last = covered.iter().rposition(|entry| entry.covered_by(handle));
-            if let Some(last) = last {
-                sector.base = sector.volatile[last].values;
-                sector.volatile.drain(..=last);
-                *settled = last as u8 + 1;
-            }
-        }
-        settled
-    }
-
-    /// A durable operation fails. Returns, for each sector, how many volatile entries can no longer be flushed.
-    fn fail(&mut self) -> [u8; TRACKED] {
-        if !active(Mutant::FlushErrorForgotten) {
-            self.latched = true;
-            return [0; TRACKED];
-        }
-        // What the kernel does: the pages count as clean, whatever became of them.
-        let mut settled = [0; TRACKED];
-        for (sector, settled) in self.sectors.iter_mut().zip(&mut settled) {
-            sector.base = sector.settled_or_volatile();
-            *settled = sector.volatile.len() as u8;
-            sector.volatile.clear();
-        }
-        settled
-    }
-
-    /// How many of each sector's volatile entries a flush that is submitted now on `handle` covers.
-    fn coverage(&self, handle: usize) -> [u8; TRACKED] {
-        core::array::from_fn(|sector| {
-            let entries = &self.sectors[sector].volatile;
-            let last = entries.iter().rposition(|e| e.unpolled.is_none() && e.covered_by(handle));
-            last.map_or(0, |last| last as u8 + 1)
-        })
-    }
-
-    /// The completion of `tag` on `handle` was polled.
-    fn polled(&mut self, handle: u8, tag: Tag) {
-        for entry in self.sectors.iter_mut().flat_map(|sector| &mut sector.volatile) {
-            if entry.handle == handle && entry.unpolled == Some(tag) {
-                entry.unpolled = None;
-            }
-        }
-    }
-}
-
-impl Sector {
-    fn holding(value: u8) -> Self {
-        Self { live: value, base: ValueSet::of(value), volatile: Vec::new() }
-    }
-
-    fn settled_or_volatile(&self) -> ValueSet {
-        self.volatile.iter().fold(self.base, |set, entry| set.with(entry.values))
-    }
-}
-
-impl Volatile {
-    fn covered_by(&self, handle: usize) -> bool {
-        !active(Mutant::FlushOwnQueueOnly) || usize::from(self.handle) == handle
-    }
-}
-
-impl Change {
-    /// What it may put on the medium that was not there.
-    fn new_values(self) -> ValueSet {
-        match self {
-            Self::Keep => ValueSet::EMPTY,
-            Self::Set(value) => ValueSet::of(value),
-            Self::Discard => ValueSet::of(ZEROES),
-        }
-    }
-}
-
 /// Takes entries that were settled off the coverage of the flushes in flight.
 fn uncover(handles: &mut [SimHandle], settled: [u8; TRACKED]) {
     for pending in handles.iter_mut().flat_map(|handle| &mut handle.in_flight) {
@@ -452,53 +208,4 @@ fn uncover(handles: &mut [SimHandle], settled: [u8; TRACKED]) {
             }
         }
     }
-}
-
-/// Copies between the bytes of an operation and its segments. `copy` gets the guest address and the bytes.
-fn each_segment(
-    segments: &[Segment],
-    staging: &mut [u8],
-    data: &mut [u8],
-    mut guest: impl FnMut(crate::units::GuestAddr, &mut [u8]) -> Result<(), crate::memory::MemoryError>,
-    to_staging: bool,
-) -> Result<(), IoError> {
-    let mut rest = data;
-    for segment in segments {
-        let (piece, after) =
-            rest.split_at_mut_checked(segment.len() as usize).ok_or(IoErrorKind::OutOfRange)?;
-        rest = after;
-        match *segment {
-            Segment::Guest { addr, .. } => guest(addr, piece).map_err(|_| IoErrorKind::Memory)?,
-            Segment::Staging { offset, len } => {
-                let at = offset as usize..(offset as usize).saturating_add(len as usize);
-                let staging = staging.get_mut(at).ok_or(IoErrorKind::OutOfRange)?;
-                if to_staging {
-                    staging.copy_from_slice(piece);
-                } else {
-                    piece.copy_from_slice(staging);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads the data of a write out of its segments.
-fn gather<M: GuestMemory + ?Sized>(
-    memory: &M,
-    segments: &[Segment],
-    staging: &mut [u8],
-    data: &mut [u8],
-) -> Result<(), IoError> {
-    each_segment(segments, staging, data, |addr, piece| memory.read(addr, piece), false)
-}
-
-/// Writes the data of a read into its segments.
-fn scatter<M: GuestMemory + ?Sized>(
-    memory: &M,
-    segments: &[Segment],
-    staging: &mut [u8],
-    data: &mut [u8],
-) -> Result<(), IoError> {
-    each_segment(segments, staging, data, |addr, piece| memory.write(addr, piece), true)
 }

@@ -20,7 +20,7 @@ use crate::sim::disk::TRACKED;
 use crate::sim::guest::{Action, Outcome, SectorRun};
 use crate::sim::value::{INITIAL, STEPS_MAX, ValueSet, ZEROES, written_by};
 
-pub use violation::Violation;
+pub use violation::{Violation, Why};
 
 /// Steps by their number since the last power cut.
 type Steps = u64;
@@ -70,17 +70,6 @@ enum Status {
     Ok,
     Failed,
     Aborted,
-}
-
-/// Why a mutation is stable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Why {
-    /// Force Unit Access.
-    Fua,
-    /// The write cache was off.
-    CacheOff,
-    /// This flush, or this cache-off, covers it.
-    Flushed(u8),
 }
 
 impl Oracle {

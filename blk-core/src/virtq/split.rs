@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes, little_endian as le};
 
-use super::{Buffer, InFlight, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
+use super::in_flight::InFlight;
+use super::ring::{Buffer, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
 use crate::memory::GuestMemory;
 use crate::units::GuestAddr;
 

@@ -3,7 +3,8 @@
 use std::vec::Vec;
 
 use super::*;
-use crate::memory::CellMemory;
+use crate::memory::{CellMemory, GuestMemory};
+use crate::units::GuestAddr;
 
 const SIZE: u16 = 8;
 const DESCRIPTORS: u64 = 0x100;

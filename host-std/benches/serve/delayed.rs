@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use blk_core::storage::CacheMode;
-use host_std::backend::{FileBackend, FileOptions, Host, IoVecs, LinuxHost};
+use host_std::backend::{FileBackend, FileOptions, IoVecs, LinuxSyscalls, Syscalls};
 use host_std::server::{BlkOptions, Server};
 use host_std::testing::client::{Blk, Options, Request};
 use rustix::fs::FallocateFlags;
@@ -28,9 +28,9 @@ const TRIES: usize = 3;
 /// The kernel, but for its fdatasync.
 struct SlowFlush(Arc<AtomicU64>);
 
-impl Host for SlowFlush {
+impl Syscalls for SlowFlush {
     fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> rustix::io::Result<usize> {
-        LinuxHost.read(fd, into, offset)
+        LinuxSyscalls.read(fd, into, offset)
     }
 
     fn write(
@@ -40,13 +40,13 @@ impl Host for SlowFlush {
         offset: u64,
         dsync: bool,
     ) -> rustix::io::Result<usize> {
-        LinuxHost.write(fd, from, offset, dsync)
+        LinuxSyscalls.write(fd, from, offset, dsync)
     }
 
     fn fdatasync(&self, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
         std::thread::sleep(FLUSH);
         self.0.fetch_add(1, Ordering::Relaxed);
-        LinuxHost.fdatasync(fd)
+        LinuxSyscalls.fdatasync(fd)
     }
 
     fn fallocate(
@@ -56,15 +56,15 @@ impl Host for SlowFlush {
         offset: u64,
         bytes: u64,
     ) -> rustix::io::Result<()> {
-        LinuxHost.fallocate(fd, mode, offset, bytes)
+        LinuxSyscalls.fallocate(fd, mode, offset, bytes)
     }
 
     fn block_discard(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> rustix::io::Result<()> {
-        LinuxHost.block_discard(fd, offset, bytes)
+        LinuxSyscalls.block_discard(fd, offset, bytes)
     }
 
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> rustix::io::Result<()> {
-        LinuxHost.block_zero(fd, offset, bytes)
+        LinuxSyscalls.block_zero(fd, offset, bytes)
     }
 }
 

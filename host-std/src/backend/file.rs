@@ -1,95 +1,26 @@
-//! The image and its options.
+//! An image that is served: what its handles share, and what an operator asks of it.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use blk_core::storage::{CacheMode, Info};
+use blk_core::storage::Info;
 
 use super::counters::Counts;
-use super::engine::{Engine, Shared};
-use super::host::{Host, LinuxHost};
-use super::image::{Image, OpenError};
+use super::handle::{Backend, Handle};
+use super::image::Image;
+use super::io_threads::IoThreads;
 use super::latch::LatchCause;
+use super::open_error::OpenError;
+use super::options::FileOptions;
+use super::shared::Shared;
 use super::storage::FileStorage;
-
-/// Which way reads and writes take. (Flushes, range operations and what direct I/O does not take as it is always have
-/// threads; see the [module](super).)
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Way {
-    /// The fastest that there is: on the queue's own thread what waits for no device, the rest through an io_uring where it
-    /// is permitted and faster, or by worker threads.
-    #[default]
-    Auto,
-    /// Worker threads.
-    Threads,
-    /// An io_uring; without one a handle is refused.
-    Ring,
-}
-
-impl Way {
-    /// The name by which an operator gives it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Threads => "threads",
-            Self::Ring => "uring",
-        }
-    }
-
-    /// Every way.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Threads, Self::Ring];
-}
-
-/// How an image is opened and served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileOptions {
-    /// The cache mode.
-    pub mode: CacheMode,
-    /// Refuse writes, and let other readers in.
-    pub read_only: bool,
-    /// Logical block in bytes, 512 to 65536; by default 512 for a file, and the device's own for a block device. A smaller
-    /// one than a device has costs a read-modify-write with `O_DIRECT`.
-    pub logical_block_bytes: Option<u32>,
-    /// Threads that read and write: the transfers that the kernel works on at a time. 1 to 64.
-    pub workers: u16,
-    /// Operations in flight, and staging buffers, of each handle. 1 to 128.
-    pub depth: u16,
-    /// Lock the image against other programs.
-    pub lock: bool,
-    /// How long to wait for the lock, or the device, if another program has it. One that was killed gives it up when the last
-    /// of its operations has ended.
-    pub lock_wait: Duration,
-    /// Use `RWF_DSYNC` for FUA where it is known to be honoured; if false, FUA is a write and a flush.
-    pub native_fua: bool,
-    /// Which way reads and writes take.
-    pub way: Way,
-}
-
-impl FileOptions {
-    /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, the fastest way.
-    #[must_use]
-    pub const fn new(mode: CacheMode) -> Self {
-        Self {
-            mode,
-            read_only: false,
-            logical_block_bytes: None,
-            workers: 4,
-            depth: 128,
-            lock: true,
-            lock_wait: Duration::ZERO,
-            native_fua: true,
-            way: Way::Auto,
-        }
-    }
-}
+use super::syscalls::{LinuxSyscalls, Syscalls};
 
 /// An image, a regular file or a block device, opened once. Its handles share its lock, its latch and its threads; the
 /// image is closed when the last of them and this are gone.
-pub struct FileBackend<H: Host = LinuxHost> {
-    engine: Arc<Engine<H>>,
+pub struct FileBackend<S: Syscalls = LinuxSyscalls> {
+    threads: Arc<IoThreads<S>>,
     options: FileOptions,
 }
 
@@ -99,16 +30,16 @@ impl FileBackend {
     /// # Errors
     /// [`OpenError`], which names the file and the remedy.
     pub fn open(path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, OpenError> {
-        Self::open_on(LinuxHost, path, options)
+        Self::open_on(LinuxSyscalls, path, options)
     }
 }
 
-impl<H: Host> FileBackend<H> {
+impl<S: Syscalls> FileBackend<S> {
     /// Opens an image whose requests are served by other system calls than the kernel's own: for tests.
     ///
     /// # Errors
     /// As for [`FileBackend::open`].
-    pub fn open_on(host: H, path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, OpenError> {
+    pub fn open_on(syscalls: S, path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let limits = [("workers", options.workers, 64), ("depth", options.depth, 128)];
         for (option, value, max) in limits {
@@ -118,22 +49,22 @@ impl<H: Host> FileBackend<H> {
             }
         }
         let image = Image::open(path, options)?;
-        let engine = Engine::start(host, image, options.workers)?;
-        Ok(Self { engine: Arc::new(engine), options: *options })
+        let threads = IoThreads::start(syscalls, image, options.workers)?;
+        Ok(Self { threads: Arc::new(threads), options: *options })
     }
 
     /// A handle, for one queue.
     ///
     /// # Errors
     /// [`OpenError`] if there is no memory or no descriptor for it, or no io_uring and the options demand one.
-    pub fn handle(&self) -> Result<FileStorage<H>, OpenError> {
-        FileStorage::new(Arc::clone(&self.engine), &self.options)
+    pub fn handle(&self) -> Result<FileStorage<S>, OpenError> {
+        FileStorage::new(Arc::clone(&self.threads), &self.options)
     }
 
     /// What the image is now.
     #[must_use]
     pub fn info(&self) -> Info {
-        self.shared().image.live.info()
+        self.shared().image.info.get()
     }
 
     /// Takes over the size that the image has now, or, if `bytes` is given, first extends a file to that. Never shrinks a file
@@ -163,12 +94,38 @@ impl<H: Host> FileBackend<H> {
         self.shared().latch.set(cause);
     }
 
-    fn shared(&self) -> &Shared<H> {
-        &self.engine.shared
+    fn shared(&self) -> &Shared<S> {
+        &self.threads.shared
     }
 }
 
-impl<H: Host> fmt::Debug for FileBackend<H> {
+impl<S: Syscalls> Backend for FileBackend<S> {
+    fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
+        Ok(Box::new(Self::handle(self)?))
+    }
+
+    fn info(&self) -> Info {
+        Self::info(self)
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
+        Self::resize(self, bytes)
+    }
+
+    fn counts(&self) -> Counts {
+        Self::counts(self)
+    }
+
+    fn latched(&self) -> Option<LatchCause> {
+        Self::latched(self)
+    }
+
+    fn latch(&self, cause: LatchCause) {
+        Self::latch(self, cause);
+    }
+}
+
+impl<S: Syscalls> fmt::Debug for FileBackend<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileBackend").field("image", &self.shared().image).finish_non_exhaustive()
     }

@@ -1,17 +1,14 @@
 //! What a server asks of a backend: an image that gives each queue a handle, on which a thread can sleep.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{Busy, Completion, Info, Storage};
 use blk_core::units::Tag;
 
 use super::counters::Counts;
-use super::file::FileBackend;
-use super::host::Host;
-use super::image::OpenError;
 use super::latch::LatchCause;
-use super::storage::FileStorage;
+use super::open_error::OpenError;
 use crate::memory::MappedMemory;
 
 /// A queue's way to an image, for a thread that sleeps when there is nothing to do.
@@ -80,40 +77,4 @@ pub trait Backend: Send + Sync {
 
     /// Latches, for a reason that was known before this process: the latch survives a restart of the server.
     fn latch(&self, cause: LatchCause);
-}
-
-impl<H: Host> Handle for FileStorage<H> {
-    fn arm(&mut self) -> bool {
-        Self::arm(self)
-    }
-
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.as_fd()
-    }
-}
-
-impl<H: Host> Backend for FileBackend<H> {
-    fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
-        Ok(Box::new(Self::handle(self)?))
-    }
-
-    fn info(&self) -> Info {
-        Self::info(self)
-    }
-
-    fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
-        Self::resize(self, bytes)
-    }
-
-    fn counts(&self) -> Counts {
-        Self::counts(self)
-    }
-
-    fn latched(&self) -> Option<LatchCause> {
-        Self::latched(self)
-    }
-
-    fn latch(&self, cause: LatchCause) {
-        Self::latch(self, cause);
-    }
 }

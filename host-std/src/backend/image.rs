@@ -13,104 +13,12 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::file::FileOptions;
-use super::iovecs::SEGMENTS_MAX;
-use super::live::Live;
-use super::lock as image_lock;
-use super::queue::lock;
-
-/// Bytes of a staging buffer.
-pub(super) const STAGING_BYTES: u32 = 64 * 1024;
-/// Bytes that one read or write may move: more than one ATA command can (65,536 sectors), and than firmware that reads a kernel
-/// from virtio-blk in one request; below what Linux moves in one call (`MAX_RW_COUNT`).
-pub(super) const TRANSFER_MAX_BYTES: u32 = 256 * 1024 * 1024;
-/// Largest block that direct I/O may demand: the largest page of an architecture that Linux runs on.
-const ALIGN_MAX: u32 = 64 * 1024;
-
-/// An image could not be opened. The text names the file, what is wrong and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The kernel refused.
-    #[error("{path}: cannot {what}: {errno}{remedy}")]
-    System {
-        /// The image.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// The kernel's error.
-        errno: Errno,
-        /// What to do; empty where nothing is known.
-        remedy: &'static str,
-    },
-    /// Neither a regular file nor a block device.
-    #[error("{path}: neither a regular file nor a block device; give the path of an image or a disk")]
-    NotADisk {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Nothing in it.
-    #[error("{path}: has no capacity; give it one, for example: truncate -s 1G {path}")]
-    Empty {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The size is not a multiple of a block.
-    #[error(
-        "{path}: {bytes} bytes are not a multiple of {unit}, {why}; extend it: truncate -s %{unit} {path}{or}"
-    )]
-    OddSize {
-        /// The image.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-        /// What it has to be a multiple of.
-        unit: u32,
-        /// What that unit is.
-        why: &'static str,
-        /// Another remedy; empty where there is none.
-        or: &'static str,
-    },
-    /// Another program uses the image.
-    #[error("{path}: in use by another program ({detail}{}); stop that program{or}", after(.waited))]
-    InUse {
-        /// The image.
-        path: PathBuf,
-        /// How it is known.
-        detail: &'static str,
-        /// How long it was waited for.
-        waited: Duration,
-        /// Another remedy; empty where there is none.
-        or: &'static str,
-    },
-    /// A live resize would cut data off.
-    #[error(
-        "{path}: has {now} bytes, and a resize to {bytes} would cut data off; shrink it yourself: truncate -s {bytes} {path}, then resize without a size"
-    )]
-    Shrinks {
-        /// The image.
-        path: PathBuf,
-        /// The size that was asked for.
-        bytes: u64,
-        /// The size that it has.
-        now: u64,
-    },
-    /// An option's value cannot be.
-    #[error("{path}: option {option}: {value} is not possible; {remedy}")]
-    Option {
-        /// The image.
-        path: PathBuf,
-        /// The field of [`FileOptions`].
-        option: &'static str,
-        /// Its value.
-        value: u64,
-        /// What is possible.
-        remedy: &'static str,
-    },
-}
-
-fn after(waited: &Duration) -> String {
-    if waited.is_zero() { String::new() } else { format!(", after waiting for {waited:?}") }
-}
+use super::image_info::SharedInfo;
+use super::image_lock;
+use super::limits::{ALIGN_MAX, SEGMENTS_MAX, STAGING_BYTES, TRANSFER_MAX_BYTES};
+use super::mutex::lock;
+use super::open_error::OpenError;
+use super::options::FileOptions;
 
 /// What kind of file the image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +34,7 @@ const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC.cast_unsigned());
 /// An open image.
 #[derive(Debug)]
 pub(super) struct Image {
-    pub(super) live: Live,
+    pub(super) info: SharedInfo,
     /// Whether completed flushes mean anything.
     pub(super) flushes: bool,
     /// Whether discards release space.
@@ -282,7 +190,7 @@ impl Image {
             transfer_max_bytes: TRANSFER_MAX_BYTES,
         };
         Ok(Self {
-            live: Live::new(info),
+            info: SharedInfo::new(info),
             flushes: info.cache != Cache::Unsafe,
             discards: info.discard,
             in_memory,
@@ -323,7 +231,7 @@ impl Image {
     pub(super) fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
         let _one_at_a_time = lock(&self.resizing);
         let size = || self.size().map_err(system(&self.path, "find its size", ""));
-        let logical = self.live.info().logical_block_bytes;
+        let logical = self.info.get().logical_block_bytes;
         if let Some(bytes) = bytes {
             let now = size()?;
             check_sizes(&self.path, bytes, logical, self.direct)?;
@@ -338,7 +246,7 @@ impl Image {
         }
         let bytes = size()?;
         check_sizes(&self.path, bytes, logical, self.direct)?;
-        Ok(self.live.resize(bytes / u64::from(SECTOR_BYTES)))
+        Ok(self.info.resize(bytes / u64::from(SECTOR_BYTES)))
     }
 
     /// Bytes that it has now.
@@ -438,7 +346,7 @@ fn file_system(file: BorrowedFd<'_>) -> Option<u32> {
 
 /// Whether a write with `RWF_DSYNC` is known to be stable when it is done: block devices and the file systems whose writes
 /// end in `generic_write_sync` or in iomap's counterpart. (On tmpfs it is worth what fdatasync is worth there: nothing.)
-/// Elsewhere the sequencer flushes after the write instead.
+/// RemoteBuffer the sequencer flushes after the write instead.
 fn honours_dsync(file: &OwnedFd, kind: Kind, direct: Option<Alignment>) -> bool {
     let known =
         kind == Kind::Block || matches!(file_system(file.as_fd()), Some(EXT4 | XFS | BTRFS | F2FS | TMPFS));

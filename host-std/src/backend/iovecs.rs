@@ -4,10 +4,6 @@ use std::ptr::NonNull;
 
 use crate::memory::{HostRange, copy_in, copy_out};
 
-/// Segments that one operation may have: as many as Linux puts into a command of an AHCI drive (`AHCI_MAX_SG`), so that none is done
-/// in pieces, one after the other.
-pub(super) const SEGMENTS_MAX: u16 = 168;
-
 /// Iovecs of an operation: a segment that crosses from one region of memory into the next takes two.
 /// Below `IOV_MAX` (1024).
 const CAPACITY: usize = 256;
@@ -67,7 +63,7 @@ impl IoVecs {
         self.as_slice().iter().map(|iov| iov.iov_len).sum()
     }
 
-    /// Calls `f` with the first `bytes` bytes alone: with it a [`Host`](super::Host) under test makes a short transfer.
+    /// Calls `f` with the first `bytes` bytes alone: with it a [`Syscalls`](super::Syscalls) under test makes a short transfer.
     pub fn with_prefix<R>(&self, bytes: usize, f: impl FnOnce(&Self) -> R) -> R {
         // Lent, not returned: a list must not outlive the operation that keeps its memory mapped.
         let mut prefix = Self::new();

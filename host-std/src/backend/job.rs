@@ -10,9 +10,9 @@ use blk_core::storage::IoError;
 use blk_core::units::Tag;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::elsewhere::Elsewhere;
 use super::iovecs::IoVecs;
-use super::queue::lock;
+use super::mutex::lock;
+use super::remote_buffer::RemoteBuffer;
 use crate::memory::Anchor;
 
 /// One operation. Allocated with its handle; it moves from the handle to a thread and back by pointer, so that exactly
@@ -24,19 +24,19 @@ pub(super) struct Job {
     pub(super) op: Op,
     /// Byte of the image at which a read or write goes on, with `iovecs`.
     pub(super) at: u64,
-    /// The memory of a read or write; kept mapped by `anchor` and, for staging, by `home`.
+    /// The memory of a read or write; kept mapped by `anchor` and, for staging, by `completions`.
     pub(super) iovecs: IoVecs,
     /// Whether `iovecs` names the staging buffer of `tag.slot`.
     pub(super) staged: bool,
     pub(super) anchor: Option<Anchor>,
     /// The bytes of a transfer whose memory is not mapped here.
-    pub(super) elsewhere: Option<Box<Elsewhere>>,
+    pub(super) remote: Option<Box<RemoteBuffer>>,
     pub(super) result: Result<(), IoError>,
-    pub(super) home: Arc<Home>,
+    pub(super) completions: Arc<CompletionQueue>,
 }
 
 impl Job {
-    pub(super) fn new(number: u16, home: Arc<Home>) -> Self {
+    pub(super) fn new(number: u16, completions: Arc<CompletionQueue>) -> Self {
         Self {
             number,
             tag: Tag { slot: 0, generation: 0 },
@@ -45,9 +45,9 @@ impl Job {
             iovecs: IoVecs::new(),
             staged: false,
             anchor: None,
-            elsewhere: None,
+            remote: None,
             result: Ok(()),
-            home,
+            completions,
         }
     }
 
@@ -61,13 +61,13 @@ impl Job {
     /// Ends the operation and hands the job back to its handle.
     pub(super) fn complete(mut self: Box<Self>, result: Result<(), IoError>) {
         self.end(result);
-        let home = Arc::clone(&self.home);
-        home.put(self);
+        let completions = Arc::clone(&self.completions);
+        completions.put(self);
     }
 }
 
-/// Where a handle's jobs come back to.
-pub(super) struct Home {
+/// The jobs of a handle that threads have ended.
+pub(super) struct CompletionQueue {
     arrived: Mutex<Arrived>,
     /// How many jobs are in `arrived`: spares a poll that finds none the lock.
     count: AtomicUsize,
@@ -87,7 +87,7 @@ struct Arrived {
     closed: bool,
 }
 
-impl Home {
+impl CompletionQueue {
     pub(super) fn new(depth: usize, staging: Anchor) -> rustix::io::Result<Self> {
         let jobs = VecDeque::with_capacity(depth);
         Ok(Self {

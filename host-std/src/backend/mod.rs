@@ -1,13 +1,24 @@
 //! Storage backends over Linux.
 //!
 //! [`FileBackend`] is an image, a regular file or a block device, opened once; [`FileStorage`] is a handle to it, one
-//! for each queue. An operation takes the first of these ways that suits it ([`Way`]):
+//! for each queue. An operation takes the first of these ways that suits it and that the engine ([`IoEngine`]) allows:
 //!
 //! ```text
 //! submit -> this thread:  all on a file in memory; what the page cache has (RWF_NOWAIT)     -> queued in the handle -> poll
 //!        -> io_uring:     direct I/O; reads that the page cache has not                     -> its completion queue ->
 //!        -> workers:      buffered and O_DSYNC writes, ranges, bounced pieces: pwritev, ... -> the handle's list    ->
 //!        -> flusher:      fdatasync, one at a time                                          ->
+//! ```
+//!
+//! What its files know of each other, from the top down:
+//!
+//! ```text
+//! file        the image that is served          storage    a queue's handle to it
+//! io_threads  workers, the flusher              ring       io_uring
+//! transfer, range, bounce                       what a worker does
+//! shared      what all of them share
+//! image       opened, locked, measured          job, queue what waits, what has ended
+//! options, latch, counters, iovecs, limits, syscalls
 //! ```
 //!
 //! - Nothing that may wait for a device runs on the queue's thread. A file in memory counts as one that does not wait, although
@@ -25,30 +36,40 @@
 //! registered with the ring, which would pin the guest's memory.
 
 mod bounce;
+mod bounce_buffer;
+mod convert;
 mod counters;
-mod elsewhere;
-mod engine;
 mod file;
 mod handle;
-mod host;
 mod image;
+mod image_info;
+mod image_lock;
+mod io_threads;
 mod iovecs;
 mod job;
 mod latch;
-mod live;
-mod lock;
+mod limits;
+mod mutex;
+mod open_error;
+mod options;
 mod queue;
 mod range;
+mod range_lock;
+mod remote_buffer;
 mod ring;
+mod shared;
 mod staging;
 mod storage;
+mod syscalls;
 mod transfer;
+mod worker;
 
 pub use counters::Counts;
-pub use file::{FileBackend, FileOptions, Way};
+pub use file::FileBackend;
 pub use handle::{Backend, Handle};
-pub use host::{Host, LinuxHost};
-pub use image::OpenError;
 pub use iovecs::IoVecs;
 pub use latch::{Durable, LatchCause};
+pub use open_error::OpenError;
+pub use options::{FileOptions, IoEngine};
 pub use storage::FileStorage;
+pub use syscalls::{LinuxSyscalls, Syscalls};

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::job::Job;
+use super::mutex::lock;
 
 /// First in, first out, from any thread to any of the threads that serve it.
 pub(super) struct Queue {
@@ -75,9 +76,4 @@ impl Queue {
         }
         Some(state)
     }
-}
-
-/// Locks. No code of ours panics while it holds a lock half-way through a change, so poisoning is ignored.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

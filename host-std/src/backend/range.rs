@@ -9,16 +9,16 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::bounce::Source;
-use super::engine::Worker;
-use super::host::Host;
+use super::convert::{bytes_of, kind};
 use super::image::Kind;
 use super::iovecs::IoVecs;
-use super::transfer::{bytes_of, kind};
+use super::syscalls::Syscalls;
+use super::worker::Worker;
 use crate::memory::HostRange;
 
 /// One way to zero a range without writing it.
 #[derive(Clone, Copy)]
-enum Way {
+enum Method {
     /// Release the blocks; they read back as zeroes. On a block device: zero, by unmapping if that zeroes.
     Punch,
     /// Zero and keep the blocks.
@@ -27,18 +27,18 @@ enum Way {
     BlockZero,
 }
 
-impl<H: Host> Worker<H> {
+impl<S: Syscalls> Worker<S> {
     pub(super) fn write_zeroes(&self, extent: Extent, may_unmap: bool) -> Result<(), IoError> {
-        let ways: &[Way] = match (self.shared.image.kind, may_unmap) {
-            (Kind::File, true) => &[Way::Punch, Way::ZeroRange],
-            (Kind::File, false) => &[Way::ZeroRange],
-            (Kind::Block, true) => &[Way::Punch, Way::BlockZero],
-            (Kind::Block, false) => &[Way::BlockZero],
+        let methods: &[Method] = match (self.shared.image.kind, may_unmap) {
+            (Kind::File, true) => &[Method::Punch, Method::ZeroRange],
+            (Kind::File, false) => &[Method::ZeroRange],
+            (Kind::Block, true) => &[Method::Punch, Method::BlockZero],
+            (Kind::Block, false) => &[Method::BlockZero],
         };
         self.change(extent, |worker, range| {
             if worker.in_range_units(&range) {
-                for &way in ways {
-                    match worker.retry(|| worker.zero_by(way, &range)) {
+                for &method in methods {
+                    match worker.retry(|| worker.zero_by(method, &range)) {
                         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY) => {}
                         result => return result.map_err(|errno| failed(errno, extent)),
                     }
@@ -60,10 +60,10 @@ impl<H: Host> Worker<H> {
             if inner.is_empty() {
                 return Ok(());
             }
-            let (host, file) = (&worker.shared.host, worker.shared.image.exclusive());
+            let (syscalls, file) = (&worker.shared.syscalls, worker.shared.image.exclusive());
             let result = worker.retry(|| match worker.shared.image.kind {
-                Kind::File => worker.zero_by(Way::Punch, &inner),
-                Kind::Block => host.block_discard(file, inner.start, inner.end - inner.start),
+                Kind::File => worker.zero_by(Method::Punch, &inner),
+                Kind::Block => syscalls.block_discard(file, inner.start, inner.end - inner.start),
             });
             match result {
                 Err(Errno::OPNOTSUPP) => Ok(()),
@@ -95,14 +95,14 @@ impl<H: Host> Worker<H> {
         (range.start | range.end) & (self.shared.image.range_unit - 1) == 0
     }
 
-    fn zero_by(&self, way: Way, range: &Range<u64>) -> rustix::io::Result<()> {
-        let (host, file) = (&self.shared.host, self.shared.image.exclusive());
+    fn zero_by(&self, method: Method, range: &Range<u64>) -> rustix::io::Result<()> {
+        let (syscalls, file) = (&self.shared.syscalls, self.shared.image.exclusive());
         let (offset, bytes) = (range.start, range.end - range.start);
         let keep = FallocateFlags::KEEP_SIZE;
-        match way {
-            Way::Punch => host.fallocate(file, FallocateFlags::PUNCH_HOLE | keep, offset, bytes),
-            Way::ZeroRange => host.fallocate(file, FallocateFlags::ZERO_RANGE | keep, offset, bytes),
-            Way::BlockZero => host.block_zero(file, offset, bytes),
+        match method {
+            Method::Punch => syscalls.fallocate(file, FallocateFlags::PUNCH_HOLE | keep, offset, bytes),
+            Method::ZeroRange => syscalls.fallocate(file, FallocateFlags::ZERO_RANGE | keep, offset, bytes),
+            Method::BlockZero => syscalls.block_zero(file, offset, bytes),
         }
     }
 
@@ -127,7 +127,7 @@ impl<H: Host> Worker<H> {
             while end < range.end {
                 let len = (range.end - end).min(ZEROES.0.len() as u64);
                 let zeroes = HostRange { start: NonNull::from(&ZEROES.0).cast(), len: len as usize };
-                // SAFETY: a static is always mapped. The list is only written *from*, so that it need not be writable and that a
+                // SAFETY: a static is almethods mapped. The list is only written *from*, so that it need not be writable and that a
                 // shared reference to the static does no harm.
                 if unsafe { iovecs.push(zeroes) }.is_err() {
                     break;

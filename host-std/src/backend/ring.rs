@@ -10,11 +10,10 @@ use blk_core::op::Op;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 
-use super::engine::Shared;
-use super::host::Host;
 use super::iovecs::IoVecs;
 use super::job::Job;
-use super::transfer::Transfer;
+use super::shared::{Shared, Transfer};
+use super::syscalls::Syscalls;
 
 /// Index of the image among the ring's registered files.
 const IMAGE: types::Fixed = types::Fixed(0);
@@ -22,8 +21,8 @@ const IMAGE: types::Fixed = types::Fixed(0);
 /// A handle's ring, and the jobs that the kernel has of it.
 ///
 /// Dropped, it waits until the kernel has ended them all.
-pub(super) struct Ring<H: Host> {
-    shared: Arc<Shared<H>>,
+pub(super) struct Ring<S: Syscalls> {
+    shared: Arc<Shared<S>>,
     uring: IoUring,
     /// By number. A job that is here may be used by the kernel: it stays, and its memory with it, until its completion comes.
     jobs: Vec<Option<Box<Job>>>,
@@ -36,13 +35,13 @@ pub(super) struct Ring<H: Host> {
     _file: OwnedFd,
 }
 
-impl<H: Host> Ring<H> {
+impl<S: Syscalls> Ring<S> {
     /// A ring for `depth` jobs that signals `wake`.
     ///
     /// # Errors
     /// The kernel's, where there is no io_uring, it is too old (before 5.19) or not permitted.
     pub(super) fn new(
-        shared: Arc<Shared<H>>,
+        shared: Arc<Shared<S>>,
         file: OwnedFd,
         depth: usize,
         wake: BorrowedFd<'_>,
@@ -85,7 +84,7 @@ impl<H: Host> Ring<H> {
         };
         let entry = entry(transfer, &job.iovecs, job.at).user_data(job.number.into());
         // SAFETY: the entry names `job.iovecs`, which does not move as the job is boxed, and the memory that it lists. Both stay
-        // as they are while the job is in `jobs`: its anchor and its home keep the memory mapped, and nobody changes the list.
+        // as they are while the job is in `jobs`: its anchor and its completion queue keep the memory mapped, and nobody changes the list.
         // It is taken from there only when the completion with its number has come, after which the kernel uses neither; and
         // `drop` leaves nothing there.
         if unsafe { self.uring.submission().push(&entry) }.is_err() {
@@ -165,7 +164,7 @@ impl<H: Host> Ring<H> {
     fn step(&mut self, mut job: Box<Job>, result: i32) -> Option<Box<Job>> {
         let transfer = transfer(job.op)?;
         let result = usize::try_from(result).map_err(|_| Errno::from_raw_os_error(result.saturating_neg()));
-        let result = self.shared.host.ring_ended(transfer != Transfer::Read, result);
+        let result = self.shared.syscalls.ring_ended(transfer != Transfer::Read, result);
         if let Err(Errno::AGAIN | Errno::CANCELED) = result {
             // The kernel would have to wait and does not here, or the thread that submitted it has exited.
             self.shared.work.push(job);
@@ -189,7 +188,7 @@ impl<H: Host> Ring<H> {
     }
 }
 
-impl<H: Host> Drop for Ring<H> {
+impl<S: Syscalls> Drop for Ring<S> {
     fn drop(&mut self) {
         let mut ended = VecDeque::new();
         while self.in_flight != 0 {

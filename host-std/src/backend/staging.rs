@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vm_memory::mmap::MmapRegion;
 
-use super::image::STAGING_BYTES;
+use super::limits::STAGING_BYTES;
 use crate::memory::{Anchor, HostRange};
 
 /// The staging buffers of a handle: one for each slot, page-aligned.

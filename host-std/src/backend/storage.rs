@@ -15,21 +15,23 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::counters::add;
-use super::elsewhere::Elsewhere;
-use super::engine::{Engine, Shared, Worker};
-use super::file::{FileOptions, Way};
-use super::host::{Host, LinuxHost};
-use super::image::{OpenError, TRANSFER_MAX_BYTES};
-use super::iovecs::SEGMENTS_MAX;
-use super::job::{Home, Job};
+use super::handle::Handle;
+use super::io_threads::IoThreads;
+use super::job::{CompletionQueue, Job};
+use super::limits::{SEGMENTS_MAX, TRANSFER_MAX_BYTES};
+use super::open_error::OpenError;
+use super::options::{FileOptions, IoEngine};
+use super::remote_buffer::RemoteBuffer;
 use super::ring::Ring;
+use super::shared::{Shared, Transfer};
 use super::staging::Staging;
-use super::transfer::Transfer;
+use super::syscalls::{LinuxSyscalls, Syscalls};
+use super::worker::Worker;
 use crate::memory::{HostMemory, HostRange};
 
 /// Most bytes that an operation on an image in memory may have to be done on the queue's own thread: as long as that takes
 /// (some 200 us), nothing else of the queue goes on.
-const HERE_MAX_BYTES: u64 = 1024 * 1024;
+const INLINE_MAX_BYTES: u64 = 1024 * 1024;
 
 /// A queue's handle to an image.
 ///
@@ -37,16 +39,16 @@ const HERE_MAX_BYTES: u64 = 1024 * 1024;
 /// [`arm`](Self::arm) and sleeps until the descriptor ([`AsFd`]) is readable, together with whatever else it waits for.
 ///
 /// A handle may be dropped with operations in flight: they land, and their memory stays mapped until then.
-pub struct FileStorage<H: Host = LinuxHost> {
+pub struct FileStorage<S: Syscalls = LinuxSyscalls> {
     /// Makes, on this thread, the calls that wait for nothing.
-    here: Worker<H>,
+    inline: Worker<S>,
     calls: Calls,
-    // Dropped before `engine`, whose threads may have to go on with its jobs.
-    ring: Option<Ring<H>>,
-    /// Whether the ring is the best way for writes, too.
+    // Dropped before `threads`, which threads may have to go on with its jobs.
+    ring: Option<Ring<S>>,
+    /// Whether the ring is the best engine for writes, too.
     ring_writes: bool,
-    engine: Arc<Engine<H>>,
-    home: Arc<Home>,
+    threads: Arc<IoThreads<S>>,
+    completions: Arc<CompletionQueue>,
     /// Jobs not in use, which move between owners by pointer. There are as many jobs as the handle is deep.
     free: Vec<Box<Job>>,
     /// Ended, and not seen by a poll.
@@ -71,10 +73,10 @@ enum Calls {
     All,
 }
 
-impl<H: Host> FileStorage<H> {
-    pub(super) fn new(engine: Arc<Engine<H>>, options: &FileOptions) -> Result<Self, OpenError> {
+impl<S: Syscalls> FileStorage<S> {
+    pub(super) fn new(threads: Arc<IoThreads<S>>, options: &FileOptions) -> Result<Self, OpenError> {
         let depth = usize::from(options.depth);
-        let shared = Arc::clone(&engine.shared);
+        let shared = Arc::clone(&threads.shared);
         let limits = |errno| OpenError::System {
             path: shared.image.path().into(),
             what: "make a handle",
@@ -82,40 +84,58 @@ impl<H: Host> FileStorage<H> {
             remedy: "; raise the limits on open files and memory",
         };
         let staging = Staging::new(depth).map_err(limits)?;
-        let home = Arc::new(Home::new(depth, staging.anchor()).map_err(limits)?);
+        let completions = Arc::new(CompletionQueue::new(depth, staging.anchor()).map_err(limits)?);
         shared.work.make_room(depth);
         shared.flushes.make_room(depth);
-        let free = (0..options.depth).map(|number| Box::new(Job::new(number, Arc::clone(&home)))).collect();
-        let calls = calls(&shared, options.way);
-        let ring = match options.way {
-            Way::Threads => None,
-            Way::Auto if calls == Calls::All || !shared.host.ring() => None,
-            Way::Auto => Self::ring(&shared, depth, &home)
+        let free =
+            (0..options.depth).map(|number| Box::new(Job::new(number, Arc::clone(&completions)))).collect();
+        let calls = calls(&shared, options.engine);
+        let ring = match options.engine {
+            IoEngine::Threads => None,
+            IoEngine::Auto if calls == Calls::All || !shared.syscalls.ring() => None,
+            IoEngine::Auto => Self::ring(&shared, depth, &completions)
                 .inspect_err(|error| tracing::info!(%error, "threads read and write in its place"))
                 .ok(),
-            Way::Ring => Some(Self::ring(&shared, depth, &home)?),
+            IoEngine::Ring => Some(Self::ring(&shared, depth, &completions)?),
         };
         // Buffered writes the kernel would only hand to threads of its own, one write of a file at a time.
-        let ring_writes = options.way == Way::Ring || shared.image.direct.is_some();
-        let (epoch, info) = (shared.image.live.epoch(), shared.image.live.info());
+        let ring_writes = options.engine == IoEngine::Ring || shared.image.direct.is_some();
+        let (epoch, info) = (shared.image.info.epoch(), shared.image.info.get());
         let file = shared.image.another()?;
         // An image in memory has no blocks to keep apart, and needs no bounce buffer.
-        let here = Worker { shared, file, id: usize::MAX, bounce: Cell::new(None) };
+        let inline = Worker { shared, file, id: usize::MAX, bounce: Cell::new(None) };
         let [ended, batch] = [(); 2].map(|()| VecDeque::with_capacity(depth));
-        Ok(Self { here, calls, ring, ring_writes, engine, home, free, ended, batch, staging, info, epoch })
+        Ok(Self {
+            inline,
+            calls,
+            ring,
+            ring_writes,
+            threads,
+            completions,
+            free,
+            ended,
+            batch,
+            staging,
+            info,
+            epoch,
+        })
     }
 
-    fn ring(shared: &Arc<Shared<H>>, depth: usize, home: &Home) -> Result<Ring<H>, OpenError> {
+    fn ring(
+        shared: &Arc<Shared<S>>,
+        depth: usize,
+        completions: &CompletionQueue,
+    ) -> Result<Ring<S>, OpenError> {
         let file = shared.image.another()?;
-        let made = match shared.host.ring() {
-            true => Ring::new(Arc::clone(shared), file, depth, home.wake_fd()),
+        let made = match shared.syscalls.ring() {
+            true => Ring::new(Arc::clone(shared), file, depth, completions.wake_fd()),
             false => Err(Errno::NOSYS.into()),
         };
         made.map_err(|error| OpenError::System {
             path: shared.image.path().into(),
             what: "set up an io_uring for it",
             errno: error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
-            remedy: "; permit it (sysctl kernel.io_uring_disabled, seccomp, limit on locked memory), or leave the way to auto",
+            remedy: "; permit it (sysctl kernel.io_uring_disabled, seccomp, limit on locked memory), or leave option engine at auto",
         })
     }
 
@@ -136,7 +156,7 @@ impl<H: Host> FileStorage<H> {
     pub fn arm(&mut self) -> bool {
         let signalled = self.ring.as_ref().is_some_and(Ring::may_have_signalled);
         let polled = self.ended.is_empty() && self.batch.is_empty();
-        polled && self.home.arm(signalled) && self.ring.as_mut().is_none_or(Ring::arm)
+        polled && self.completions.arm(signalled) && self.ring.as_mut().is_none_or(Ring::arm)
     }
 
     /// Sleeps until an operation has ended, or for `timeout`, or until a signal. Returns whether one has.
@@ -146,12 +166,12 @@ impl<H: Host> FileStorage<H> {
         }
         // A timeout beyond what the kernel can count is none.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let wake = self.home.wake_fd();
+        let wake = self.completions.wake_fd();
         matches!(poll(&mut [PollFd::new(&wake, PollFlags::IN)], timeout.as_ref()), Ok(1..))
     }
 
-    fn shared(&self) -> &Shared<H> {
-        &self.here.shared
+    fn shared(&self) -> &Shared<S> {
+        &self.inline.shared
     }
 
     /// Checks an operation and puts its memory into the job.
@@ -163,7 +183,7 @@ impl<H: Host> FileStorage<H> {
     ) -> Result<(), IoErrorKind> {
         let info = &self.info;
         if let Some(extent) = job.op.extent() {
-            if !extent.fits(self.shared().image.live.sectors()) {
+            if !extent.fits(self.shared().image.info.sectors()) {
                 return Err(IoErrorKind::OutOfRange);
             }
             job.at = extent.offset_bytes().ok_or(IoErrorKind::OutOfRange)?;
@@ -188,11 +208,11 @@ impl<H: Host> FileStorage<H> {
                         let at = addr.checked_add(done.into()).ok_or(IoErrorKind::Memory)?;
                         let left = (len - done) as usize;
                         let range = memory.host_range(at, left).map_or_else(
-                            || elsewhere(memory, &mut job.elsewhere, at, left, bytes.unwrap_or(0)),
+                            || remote_range(memory, &mut job.remote, at, left, bytes.unwrap_or(0)),
                             Ok,
                         )?;
                         // SAFETY: `HostMemory` says that the range stays mapped as long as the anchor that the job takes below, and that
-                        // no reference to it exists; a buffer of `elsewhere` lives as long as the job has it, until its completion is
+                        // no reference to it exists; a remote buffer lives as long as the job has it, until its completion is
                         // polled. `Job::complete` clears the list before either is let go.
                         unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
                         done += range.len as u32;
@@ -200,7 +220,7 @@ impl<H: Host> FileStorage<H> {
                 }
                 Segment::Staging { offset, len } => {
                     let range = self.staging.range(job.tag.slot, offset, len).ok_or(IoErrorKind::Memory)?;
-                    // SAFETY: the job's home keeps the staging buffers mapped. `Staging::slice` gives out no reference while
+                    // SAFETY: the job's completions keeps the staging buffers mapped. `Staging::slice` gives out no reference while
                     // a job that is marked `staged` is in flight, and one that it gave out borrows the handle, as does this.
                     unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
                     job.staged = true;
@@ -210,8 +230,8 @@ impl<H: Host> FileStorage<H> {
         if job.iovecs.count() != 0 {
             job.anchor = Some(memory.anchor());
         }
-        match (&job.elsewhere, job.op) {
-            (Some(elsewhere), Op::Write { .. }) => elsewhere.fetch(memory).map_err(|_| IoErrorKind::Memory),
+        match (&job.remote, job.op) {
+            (Some(remote), Op::Write { .. }) => remote.fetch(memory).map_err(|_| IoErrorKind::Memory),
             _ => Ok(()),
         }
     }
@@ -237,7 +257,7 @@ impl<H: Host> FileStorage<H> {
             Op::Read { .. } | Op::Write { .. } if job.iovecs.count() == 0 => return self.end(job, Ok(())),
             _ => {}
         }
-        let job = self.do_here(job).and_then(|job| self.give_to_ring(job));
+        let job = self.run_inline(job).and_then(|job| self.give_to_ring(job));
         if let Some(job) = job {
             self.shared().work.push(job);
         }
@@ -248,7 +268,7 @@ impl<H: Host> FileStorage<H> {
         let shared = self.shared();
         let done = match self.calls {
             _ if !shared.image.flushes => Some(Ok(())),
-            Calls::All => shared.try_sync(self.here.file.as_fd()),
+            Calls::All => shared.try_sync(self.inline.file.as_fd()),
             Calls::None | Calls::Cached { .. } => None,
         };
         match done {
@@ -258,12 +278,12 @@ impl<H: Host> FileStorage<H> {
     }
 
     /// Does an operation on this thread if that waits for nothing; gives back what it did not finish.
-    fn do_here(&mut self, mut job: Box<Job>) -> Option<Box<Job>> {
+    fn run_inline(&mut self, mut job: Box<Job>) -> Option<Box<Job>> {
         let result = match (self.calls, job.op) {
             (Calls::All, op) => {
                 let bytes = op.extent().and_then(|extent| extent.bytes());
-                let short = bytes.is_some_and(|bytes| bytes <= HERE_MAX_BYTES);
-                short.then(|| self.here.execute(&mut job))
+                let short = bytes.is_some_and(|bytes| bytes <= INLINE_MAX_BYTES);
+                short.then(|| self.inline.execute(&mut job))
             }
             (Calls::Cached { reads: true, .. }, Op::Read { .. }) => self.read_cached(&mut job),
             (Calls::Cached { writes: true, .. }, Op::Write { fua: false, .. }) => self.write_cached(&mut job),
@@ -280,9 +300,9 @@ impl<H: Host> FileStorage<H> {
 
     /// Reads what the page cache has. `None` if it has not all of it: the job goes on elsewhere, whatever the reason.
     fn read_cached(&mut self, job: &mut Job) -> Option<Result<(), IoError>> {
-        let (shared, file) = (&self.here.shared, self.here.file.as_fd());
+        let (shared, file) = (&self.inline.shared, self.inline.file.as_fd());
         loop {
-            let result = shared.host.read_now(file, &job.iovecs, job.at);
+            let result = shared.syscalls.read_now(file, &job.iovecs, job.at);
             if let (Err(Errno::OPNOTSUPP), Calls::Cached { reads, .. }) = (result, &mut self.calls) {
                 *reads = false;
             }
@@ -296,11 +316,11 @@ impl<H: Host> FileStorage<H> {
 
     /// Writes what the page cache takes without waiting.
     fn write_cached(&mut self, job: &mut Job) -> Option<Result<(), IoError>> {
-        let (shared, file) = (&self.here.shared, self.here.file.as_fd());
+        let (shared, file) = (&self.inline.shared, self.inline.file.as_fd());
         let start = job.op.extent()?.start;
         shared.dirty(start, false);
         loop {
-            let result = shared.host.write_now(file, &job.iovecs, job.at);
+            let result = shared.syscalls.write_now(file, &job.iovecs, job.at);
             if let (Err(Errno::OPNOTSUPP), Calls::Cached { writes, .. }) = (result, &mut self.calls) {
                 *writes = false;
             }
@@ -315,7 +335,7 @@ impl<H: Host> FileStorage<H> {
 
     /// Gives a read or write to the ring, if there is one and it is the best way; gives back what it does not take.
     fn give_to_ring(&mut self, job: Box<Job>) -> Option<Box<Job>> {
-        let shared = &self.here.shared;
+        let shared = &self.inline.shared;
         let Some(ring) = &mut self.ring else { return Some(job) };
         let fits = match job.op {
             Op::Read { .. } => true,
@@ -337,29 +357,29 @@ impl<H: Host> FileStorage<H> {
         if let Some(ring) = &mut self.ring {
             ring.poll(&mut self.ended);
         }
-        self.home.take(&mut self.ended);
+        self.completions.take(&mut self.ended);
     }
 
     fn refresh(&mut self) {
-        let live = &self.here.shared.image.live;
-        let epoch = live.epoch();
+        let current = &self.inline.shared.image.info;
+        let epoch = current.epoch();
         if epoch != self.epoch {
-            (self.epoch, self.info) = (epoch, live.info());
+            (self.epoch, self.info) = (epoch, current.get());
         }
     }
 
     /// The oldest operation that has ended. `deliver` brings what was read to memory that is not mapped here.
     fn take_ended(
         &mut self,
-        deliver: impl FnOnce(&Elsewhere) -> Result<(), MemoryError>,
+        deliver: impl FnOnce(&RemoteBuffer) -> Result<(), MemoryError>,
     ) -> Option<Completion> {
         let mut job = self.batch.pop_front()?;
         if job.staged {
             self.staging.give_back(job.tag.slot);
         }
-        if let (Some(elsewhere), Op::Read { extent }, Ok(())) = (job.elsewhere.take(), job.op, job.result) {
+        if let (Some(remote), Op::Read { extent }, Ok(())) = (job.remote.take(), job.op, job.result) {
             let lba = Some(extent.start);
-            job.result = deliver(&elsewhere).map_err(|_| IoError { kind: IoErrorKind::Memory, lba });
+            job.result = deliver(&remote).map_err(|_| IoError { kind: IoErrorKind::Memory, lba });
         }
         let completion = Completion { tag: job.tag, result: job.result };
         self.free.push(job);
@@ -369,9 +389,9 @@ impl<H: Host> FileStorage<H> {
 
 /// A place in the buffer for memory that is not mapped here.
 #[cold]
-fn elsewhere<M: HostMemory + ?Sized>(
+fn remote_range<M: HostMemory + ?Sized>(
     memory: &M,
-    buffer: &mut Option<Box<Elsewhere>>,
+    buffer: &mut Option<Box<RemoteBuffer>>,
     addr: GuestAddr,
     len: usize,
     bytes: u64,
@@ -381,15 +401,15 @@ fn elsewhere<M: HostMemory + ?Sized>(
     }
     if buffer.is_none() {
         // An operation of which nothing was begun: the guest may try again.
-        *buffer = Some(Elsewhere::new(bytes as usize).ok_or(IoErrorKind::Medium)?);
+        *buffer = Some(RemoteBuffer::new(bytes as usize).ok_or(IoErrorKind::Medium)?);
     }
     buffer.as_mut().and_then(|buffer| buffer.part(memory, addr, len)).ok_or(IoErrorKind::Memory)
 }
 
 /// What is done on the queues' threads.
-fn calls<H: Host>(shared: &Shared<H>, way: Way) -> Calls {
+fn calls<S: Syscalls>(shared: &Shared<S>, engine: IoEngine) -> Calls {
     let image = &shared.image;
-    if way != Way::Auto || !shared.host.prompt() {
+    if engine != IoEngine::Auto || !shared.syscalls.may_run_inline() {
         Calls::None
     } else if image.in_memory {
         Calls::All
@@ -401,7 +421,7 @@ fn calls<H: Host>(shared: &Shared<H>, way: Way) -> Calls {
     }
 }
 
-impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
+impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
     fn info(&self) -> &Info {
         FileStorage::info(self)
     }
@@ -428,7 +448,7 @@ impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
             self.refresh();
             std::mem::swap(&mut self.ended, &mut self.batch);
         }
-        self.take_ended(|elsewhere| elsewhere.deliver(memory))
+        self.take_ended(|remote| remote.deliver(memory))
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
@@ -445,22 +465,32 @@ impl<H: Host, M: HostMemory + ?Sized> Storage<M> for FileStorage<H> {
     }
 }
 
-impl<H: Host> AsFd for FileStorage<H> {
+impl<S: Syscalls> Handle for FileStorage<S> {
+    fn arm(&mut self) -> bool {
+        Self::arm(self)
+    }
+
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+impl<S: Syscalls> AsFd for FileStorage<S> {
     /// Readable once an operation has ended after [`arm`](Self::arm). Not to be read from: `arm` does that.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.home.wake_fd()
+        self.completions.wake_fd()
     }
 }
 
-impl<H: Host> Drop for FileStorage<H> {
+impl<S: Syscalls> Drop for FileStorage<S> {
     fn drop(&mut self) {
-        self.home.close();
+        self.completions.close();
     }
 }
 
-impl<H: Host> fmt::Debug for FileStorage<H> {
+impl<S: Syscalls> fmt::Debug for FileStorage<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let image = &self.engine.shared.image;
+        let image = &self.threads.shared.image;
         f.debug_struct("FileStorage")
             .field("image", image)
             .field("in_use", &self.in_use())

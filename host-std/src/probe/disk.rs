@@ -1,6 +1,6 @@
 //! The lowest layer that this machine sees: a disk, or what stands in for one.
 
-use super::block::{Device, WriteCache, hidden};
+use super::device::{Device, WriteCache, hidden};
 use super::filesystem::directories;
 use super::report::{Layer, LayerKind};
 use super::system::{System, attribute};

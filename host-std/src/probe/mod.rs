@@ -20,6 +20,7 @@
 //! ```
 
 mod block;
+mod device;
 mod disk;
 mod extents;
 mod file;

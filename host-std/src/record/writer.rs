@@ -9,9 +9,10 @@ use blk_core::op::Op;
 use blk_core::storage::{Info, IoError};
 use zerocopy::IntoBytes as _;
 
-use super::format::{
+use crate::recording::format::{
     CompleteBody, InfoBody, RecordHeader, SessionBody, SubmitBody, WithdrawnBody, flag, kind,
 };
+use crate::recording::is_zero;
 
 /// Reads that wait in memory before they are written.
 const LAZY_BYTES: usize = 64 * 1024;
@@ -168,10 +169,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, tail) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && tail.iter().all(|&byte| byte == 0)
 }

@@ -11,10 +11,10 @@ use blk_core::units::SECTOR_BYTES;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::history::{ChangeId, Content};
-use super::log::{Log, LogError};
 use super::medium::{BASE, Medium, Runs, floor, live};
-use crate::record::{Contents, Summary, is_zero};
+use crate::recording::history::{ChangeId, Content};
+use crate::recording::{Contents, Summary, is_zero};
+use crate::recording::{Log, LogError};
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 /// Bytes copied at a time.
@@ -69,12 +69,12 @@ pub(super) enum View {
     /// What a read returned.
     Live,
     /// What a power cut left: these, and elsewhere what is stable.
-    Cut(Arc<[Pick]>),
+    Cut(Arc<[ChosenVersion]>),
 }
 
 /// A version that was chosen for some sectors of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Pick {
+pub(super) struct ChosenVersion {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) version: ChangeId,

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use blk_core::units::Extent;
 use imbl::OrdMap;
 
-use super::history::{Change, ChangeId, Content, End, Step};
-use super::log::Log;
-use crate::record::Contents;
+use crate::recording::Contents;
+use crate::recording::Log;
+use crate::recording::history::{Change, ChangeId, Content, End, Step};
 
 /// Stands for what the image held at the start.
 pub(super) const BASE: ChangeId = ChangeId::MAX;

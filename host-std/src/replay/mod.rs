@@ -1,4 +1,4 @@
-//! The image at any point of a [recording](crate::record), and every image that a power cut could have left there.
+//! The image at any point of a [recording](crate::recording), and every image that a power cut could have left there.
 //!
 //! - [`Log`]: a recording, read and checked.
 //! - [`Image`]: a disk's contents at a position, as reads returned them or as a power cut left them; read in place or written to
@@ -27,17 +27,15 @@
 //! **Not here:** what a disk does that lies, or whose error a host has forgotten: a flush that the recorded host acknowledged
 //! counts.
 
-mod history;
+mod crash_choices;
 mod image;
-mod log;
 mod medium;
-mod menu;
 mod overlay;
 mod states;
 #[cfg(test)]
 mod tests;
 
+pub use crate::recording::{Data, Event, Log, LogError, Mark, What};
 pub use image::{Base, Image};
-pub use log::{Data, Event, Log, LogError, Mark, What};
 pub use overlay::OverlayBackend;
 pub use states::{CrashState, CrashStates, Options, Positions};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 
+use super::crash_choices::{CrashChoices, State};
 use super::image::{Base, Image, View};
-use super::log::{Log, LogError, Mark};
 use super::medium::Medium;
-use super::menu::{Menu, State};
+use crate::recording::{Log, LogError, Mark};
 
 /// At which positions the power is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ impl Iterator for CrashStates {
 fn states_at(log: &Arc<Log>, medium: &Medium, position: u64, most: usize, seed: u64) -> Vec<State> {
     // A seed for each position, so that its states do not depend on which others are tried.
     let seed = Rng::with_seed(seed ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15)).u64(..);
-    Menu::at(log, medium, position).states(most, seed)
+    CrashChoices::at(log, medium, position).states(most, seed)
 }
 
 /// As few positions as have `wanted` states together.

@@ -10,9 +10,9 @@ mod states;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::history::Content;
 use super::medium::{BASE, Medium};
 use super::{CrashStates, Log, Options, Positions};
+use crate::recording::history::Content;
 use scripted::{Bench, INITIAL};
 
 /// Opens what a bench has recorded so far.
@@ -33,7 +33,7 @@ fn allowed(log: &Arc<Log>, position: u64, sectors: u64) -> Vec<BTreeSet<u8>> {
         .collect()
 }
 
-fn value(log: &Log, sector: u64, version: super::history::ChangeId) -> u8 {
+fn value(log: &Log, sector: u64, version: crate::recording::history::ChangeId) -> u8 {
     if version == BASE {
         return INITIAL;
     }

@@ -8,9 +8,9 @@ use std::str::FromStr;
 use blk_core::storage::CacheMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::policy::OnError;
-use super::spec;
-use crate::backend::Way;
+use super::error_policy::OnError;
+use super::names;
+use crate::backend::IoEngine;
 use crate::fault::Plan;
 use crate::server::vfio_user::devices;
 
@@ -229,9 +229,9 @@ pub struct ImageConfig {
     /// What a failed write leads to.
     #[serde(default = "default_werror")]
     pub werror: OnError,
-    /// Which way reads and writes take.
+    /// What makes reads and writes.
     #[serde(default, with = "engine")]
-    pub engine: Way,
+    pub engine: IoEngine,
     /// Threads that read and write where the engine has some.
     #[serde(default = "workers")]
     pub workers: u16,
@@ -279,7 +279,7 @@ impl ImageConfig {
             serial: None,
             rerror: default_rerror(),
             werror: default_werror(),
-            engine: Way::Auto,
+            engine: IoEngine::Auto,
             workers: workers(),
             logical_block: None,
             size: None,
@@ -389,14 +389,14 @@ macro_rules! by_name {
 
             pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
                 let name = String::deserialize(deserializer)?;
-                spec::$module(&name).map_err(serde::de::Error::custom)
+                names::$module(&name).map_err(serde::de::Error::custom)
             }
         }
     };
 }
 
 by_name!(cache, CacheMode);
-by_name!(engine, Way);
+by_name!(engine, IoEngine);
 
 impl Config {
     /// Reads a file.

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::config::{
     Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig,
 };
+use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
-use super::policy::{ErrorPolicy, Failure, Gate, Policed};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions};
 use crate::fault::Faulty;
 use crate::record::Recorder;
@@ -87,7 +87,7 @@ pub(super) struct Device {
     pub(super) config: DeviceConfig,
     pub(super) server: Server,
     controller: Controller,
-    gate: Arc<Gate>,
+    held_requests: Arc<HeldRequests>,
     /// One change at a time.
     state: Mutex<State>,
     images: Mutex<Vec<Image>>,
@@ -110,15 +110,15 @@ impl Device {
         bus: Arc<Bus>,
     ) -> anyhow::Result<(Self, Receiver<Failure>)> {
         let (sender, failures): (SyncSender<_>, _) = sync_channel(FAILURES);
-        let gate = Arc::new(Gate::new(sender));
+        let held_requests = Arc::new(HeldRequests::new(sender));
         let mut images = Vec::new();
         for (index, image) in config.images.iter().enumerate() {
-            images.push(Image::open(image, image.address(index), &gate)?);
+            images.push(Image::open(image, image.address(index), &held_requests)?);
         }
         let server = server(&config, &images)?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
-        Ok((Self { name, config, server, controller, gate, state, images, bus }, failures))
+        Ok((Self { name, config, server, controller, held_requests, state, images, bus }, failures))
     }
 
     /// Handles a failure: the device is paused if a request is held.
@@ -126,7 +126,7 @@ impl Device {
         let reason = failure.to_string();
         self.bus.publish(&Event::Failed { device: self.name.clone(), failure });
         let mut state = lock(&self.state);
-        if !self.gate.wants_pause() {
+        if !self.held_requests.wants_pause() {
             return;
         }
         self.controller.pause();
@@ -152,14 +152,14 @@ impl Device {
     /// Takes requests again, and tries those again that are held. Returns how many those were.
     pub(super) fn resume(&self) -> u32 {
         let mut state = lock(&self.state);
-        let held = self.gate.held();
+        let held = self.held_requests.held();
         // Told first: what fails again is told after it.
         if *state != State::Running {
             *state = State::Running;
             tracing::info!(device = self.name, held, "resumed");
             self.bus.publish(&Event::Resumed { device: self.name.clone() });
         }
-        self.gate.retry();
+        self.held_requests.retry();
         // Paused first also where it runs: what wakes the queues is the way from paused to running.
         self.controller.pause();
         self.controller.resume();
@@ -169,7 +169,7 @@ impl Device {
     /// Pauses, waits until nothing is in flight, and flushes the images: their files are at rest until a resume.
     pub(super) fn drain(&self) -> Result<(), Refusal> {
         self.pause();
-        let held = self.gate.held();
+        let held = self.held_requests.held();
         if held != 0 {
             return Err(format!("{held} requests are held after errors; make room and resume, then drain"));
         }
@@ -225,7 +225,8 @@ impl Device {
         let first_free = || (0..255).map(|lun| Address { target: 0, lun }).find(|&at| free(at));
         let address = config.lun.or_else(first_free).filter(|&at| free(at));
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
-        let image = Image::open(config, address, &self.gate).map_err(|error| format!("{error:#}"))?;
+        let image =
+            Image::open(config, address, &self.held_requests).map_err(|error| format!("{error:#}"))?;
         self.controller.hotplug(image.lun()).map_err(|error| error.to_string())?;
         images.push(image);
         tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
@@ -256,7 +257,7 @@ impl Device {
             name: self.name.clone(),
             kind: self.config.kind,
             state,
-            held: self.gate.held(),
+            held: self.held_requests.held(),
             server: self.controller.stats(),
             images: lock(&self.images).iter().map(|image| image.report(self.config.kind)).collect(),
         }
@@ -264,7 +265,7 @@ impl Device {
 
     /// Begins the end: what is held ends with its error, what is in flight completes, the images are flushed.
     pub(super) fn stop(&self) {
-        self.gate.end();
+        self.held_requests.end();
         self.controller.stop();
     }
 }
@@ -314,13 +315,17 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
 }
 
 impl Image {
-    fn open(config: &ImageConfig, address: Address, gate: &Arc<Gate>) -> anyhow::Result<Self> {
+    fn open(
+        config: &ImageConfig,
+        address: Address,
+        held_requests: &Arc<HeldRequests>,
+    ) -> anyhow::Result<Self> {
         config.make()?;
         let options = FileOptions {
             read_only: config.readonly,
             logical_block_bytes: config.logical_block,
             workers: config.workers,
-            way: config.engine,
+            engine: config.engine,
             lock_wait: LOCK_WAIT,
             ..FileOptions::new(config.cache)
         };
@@ -336,7 +341,7 @@ impl Image {
         }
         let policy = ErrorPolicy { read: config.rerror, write: config.werror };
         let name = config.path.display().to_string();
-        let policed = Policed::new(backend, policy, Arc::clone(gate), &name);
+        let policed = ErrorPolicyBackend::new(backend, policy, Arc::clone(held_requests), &name);
         let meters = Arc::clone(policed.meters());
         Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, recorder })
     }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::policy::Failure;
+use super::error_policy::Failure;
 
 /// Something happened to a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,13 +1,13 @@
 //! The program `blk-host serve`: devices from a command line or a file, on sockets, under an operator's hand.
 //!
 //! ```text
-//! Config (command line or TOML) -> Device: Server over Policed over Recorder over FileBackend
+//! Config (command line or TOML) -> Device: Server over ErrorPolicyBackend over Recorder over FileBackend
 //!                                     |          |
 //!  ctl -- JSON lines --> control ----+          +--> failures -> pause, log, events
 //! ```
 //!
 //! - [`config`]: what to serve; [`spec`]: an image and its options as one argument.
-//! - [`policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
+//! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
 //!
@@ -18,10 +18,11 @@ pub mod attach;
 pub mod config;
 pub mod control;
 mod device;
+pub mod error_policy;
 mod events;
 pub mod listen;
 pub mod meter;
-pub mod policy;
+mod names;
 mod run;
 pub mod spec;
 

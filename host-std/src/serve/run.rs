@@ -16,9 +16,9 @@ use super::attach;
 use super::config::{Config, ConfigError};
 use super::control::Control;
 use super::device::Device;
+use super::error_policy::Failure;
 use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
-use super::policy::Failure;
 use crate::server::ServeError;
 
 /// Stopped by a second signal, as shells report it for SIGINT.

@@ -2,10 +2,8 @@
 
 use std::str::FromStr;
 
-use blk_core::storage::CacheMode;
-
 use super::config::{ConfigError, ImageConfig};
-use crate::backend::Way;
+use super::names::{cache, engine};
 
 /// An image as an argument gives it, and how many queues that asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,21 +96,14 @@ fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "give a whole number within the option's limits".into())
 }
 
-pub(super) fn cache(name: &str) -> Result<CacheMode, String> {
-    let mode = CacheMode::ALL.into_iter().find(|mode| mode.name() == name);
-    mode.ok_or_else(|| "give writeback, none, writethrough, directsync or unsafe".into())
-}
-
-pub(super) fn engine(name: &str) -> Result<Way, String> {
-    let way = Way::ALL.into_iter().find(|way| way.name() == name);
-    way.ok_or_else(|| "give auto, threads or uring".into())
-}
-
 #[cfg(test)]
 mod tests {
+    use blk_core::storage::CacheMode;
+
     use super::*;
+    use crate::backend::IoEngine;
     use crate::serve::config::Size;
-    use crate::serve::policy::OnError;
+    use crate::serve::error_policy::OnError;
 
     fn error(text: &str) -> String {
         ImageSpec::parse(text).expect_err("refused").to_string()
@@ -130,7 +121,7 @@ mod tests {
             serial: Some("S".into()),
             rerror: OnError::Stop,
             werror: OnError::Report,
-            engine: Way::Ring,
+            engine: IoEngine::Ring,
             workers: 2,
             logical_block: Some(4096),
             size: Some(Size(1 << 20)),

@@ -11,7 +11,7 @@ use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{CacheMode, Completion, IoError, IoErrorKind, Storage};
 use blk_core::units::{Extent, GuestAddr, Tag};
-use host_std::backend::{FileBackend, FileOptions, FileStorage, Host, Way};
+use host_std::backend::{FileBackend, FileOptions, FileStorage, IoEngine, Syscalls};
 use host_std::memory::MappedMemory;
 use tempfile::TempDir;
 
@@ -23,7 +23,7 @@ pub const IMAGE_BYTES: usize = 1 << 20;
 
 thread_local! {
     /// The way of the images that a test opens.
-    static WAY: Cell<Way> = const { Cell::new(Way::Auto) };
+    static ENGINE: Cell<IoEngine> = const { Cell::new(IoEngine::Auto) };
 }
 
 /// Runs `check` on each kind of image that this machine has, in each mode and each way.
@@ -41,12 +41,12 @@ pub fn everywhere(check: impl Fn(&Path, CacheMode)) {
                 println!("skipped: {} takes no O_DIRECT", path.display());
                 continue;
             }
-            for way in Way::ALL {
-                println!("{} {} {}", path.display(), mode.name(), way.name());
-                WAY.set(way);
+            for engine in IoEngine::ALL {
+                println!("{} {} {}", path.display(), mode.name(), engine.name());
+                ENGINE.set(engine);
                 check(&path, mode);
             }
-            WAY.set(Way::Auto);
+            ENGINE.set(IoEngine::Auto);
         }
     }
 }
@@ -96,7 +96,7 @@ pub fn tag(slot: u16) -> Tag {
 }
 
 /// The next completion; panics if none comes in ten seconds.
-pub fn next<H: Host>(storage: &mut FileStorage<H>, memory: &MappedMemory) -> Completion {
+pub fn next<S: Syscalls>(storage: &mut FileStorage<S>, memory: &MappedMemory) -> Completion {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(completion) = storage.poll(memory) {
@@ -108,8 +108,8 @@ pub fn next<H: Host>(storage: &mut FileStorage<H>, memory: &MappedMemory) -> Com
 }
 
 /// Runs one operation to its end.
-pub fn run<H: Host>(
-    storage: &mut FileStorage<H>,
+pub fn run<S: Syscalls>(
+    storage: &mut FileStorage<S>,
     memory: &MappedMemory,
     op: Op,
     segments: &[Segment],
@@ -131,7 +131,7 @@ pub fn open(path: &Path, mode: CacheMode) -> FileBackend {
 
 /// The defaults, except that a child of another test, which has copies of all descriptors between fork and exec, is waited for.
 pub fn options(mode: CacheMode) -> FileOptions {
-    FileOptions { lock_wait: Duration::from_secs(5), way: WAY.get(), ..FileOptions::new(mode) }
+    FileOptions { lock_wait: Duration::from_secs(5), engine: ENGINE.get(), ..FileOptions::new(mode) }
 }
 
 /// A directory on the file system of the build, which is a real one; and images in it.

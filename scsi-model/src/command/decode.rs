@@ -1,228 +1,30 @@
-//! The decoders of the table's rows. Each sees a block that is long enough and has no stray bits.
+//! Decodes command blocks, by the table.
 
-use super::{Against, Blocks, Cdb, Command, ModeForm, ModeSense, PageControl};
+use super::cdb::{Cdb, group_bytes};
+use super::commands::Command;
+use super::table::{Traits, find};
 use crate::sense::Sense;
-use crate::wire::cdb::{
-    Block6, Block10, Block12, Block16, Inquiry6, ModeSense10, ParameterOut10, ReportLuns12, ReportOpcodes12,
-    ServiceActionIn16, Short6,
-};
 
-/// FUA, or FUA_NV: SBC-2, READ(10), lets a unit without a non-volatile cache take the second for the first.
-const FUA: u8 = 0x0a;
-const BYTCHK: u8 = 0x06;
-const ANCHOR: u8 = 0x10;
-const UNMAP: u8 = 0x08;
-const NDOB: u8 = 0x01;
-
-type Decoded = Result<Command, Sense>;
-
-pub(super) fn test_unit_ready(_: &Cdb) -> Decoded {
-    Ok(Command::TestUnitReady)
-}
-
-pub(super) fn request_sense(cdb: &Cdb) -> Decoded {
-    let block: Short6 = cdb.view();
-    Ok(Command::RequestSense { descriptors: block.flags & 1 != 0, allocation: block.last.into() })
-}
-
-pub(super) fn inquiry(cdb: &Cdb) -> Decoded {
-    let block: Inquiry6 = cdb.view();
-    let page = (block.flags & 1 != 0).then_some(block.page);
-    if page.is_none() && block.page != 0 {
-        // SPC-4, INQUIRY: PAGE CODE without EVPD.
-        return Err(Sense::cdb_field(2, None));
+/// Decodes a command block.
+///
+/// The length follows from the operation code's group and is checked against what was given before any field is looked at
+/// (CVE-2015-5158; PEERS, 4). Reserved bits and fields that the table does not list must be zero, NACA among them.
+///
+/// # Errors
+/// The sense data of the CHECK CONDITION. An unknown operation code is not an error here but [`Command::Unknown`].
+pub fn decode(cdb: &Cdb) -> Result<Command, Sense> {
+    let given = usize::from(cdb.given_bytes);
+    if given == 0 || group_bytes(cdb.opcode()).is_some_and(|bytes| given < bytes) {
+        return Err(Sense::cdb_field(u16::from(cdb.given_bytes), None));
     }
-    Ok(Command::Inquiry { page, allocation: block.allocation.get().into() })
-}
-
-pub(super) fn report_luns(cdb: &Cdb) -> Decoded {
-    let block: ReportLuns12 = cdb.view();
-    Ok(Command::ReportLuns { select: block.select, allocation: block.allocation.get() })
-}
-
-pub(super) fn report_opcodes(cdb: &Cdb) -> Decoded {
-    let block: ReportOpcodes12 = cdb.view();
-    Ok(Command::ReportOpcodes {
-        options: block.options & 0x07,
-        timeouts: block.options & 0x80 != 0,
-        opcode: block.requested_opcode,
-        service_action: block.requested_service_action.get(),
-        allocation: block.allocation.get(),
-    })
-}
-
-pub(super) fn read_capacity10(_: &Cdb) -> Decoded {
-    Ok(Command::ReadCapacity10)
-}
-
-pub(super) fn read_capacity16(cdb: &Cdb) -> Decoded {
-    let block: ServiceActionIn16 = cdb.view();
-    Ok(Command::ReadCapacity16 { allocation: block.allocation.get() })
-}
-
-pub(super) fn get_lba_status(cdb: &Cdb) -> Decoded {
-    let block: ServiceActionIn16 = cdb.view();
-    Ok(Command::GetLbaStatus { lba: block.lba.get(), allocation: block.allocation.get() })
-}
-
-pub(super) fn mode_sense6(cdb: &Cdb) -> Decoded {
-    let block: Short6 = cdb.view();
-    Ok(Command::ModeSense(ModeSense {
-        form: ModeForm::Six,
-        long_lba: false,
-        no_descriptors: block.flags & 0x08 != 0,
-        control: page_control(block.page),
-        page: block.page & 0x3f,
-        subpage: block.subpage,
-        allocation: block.last.into(),
-    }))
-}
-
-pub(super) fn mode_sense10(cdb: &Cdb) -> Decoded {
-    let block: ModeSense10 = cdb.view();
-    Ok(Command::ModeSense(ModeSense {
-        form: ModeForm::Ten,
-        long_lba: block.flags & 0x10 != 0,
-        no_descriptors: block.flags & 0x08 != 0,
-        control: page_control(block.page),
-        page: block.page & 0x3f,
-        subpage: block.subpage,
-        allocation: block.allocation.get(),
-    }))
-}
-
-pub(super) fn mode_select6(cdb: &Cdb) -> Decoded {
-    let block: Short6 = cdb.view();
-    mode_select(ModeForm::Six, block.flags, block.last.into())
-}
-
-pub(super) fn mode_select10(cdb: &Cdb) -> Decoded {
-    let block: ParameterOut10 = cdb.view();
-    mode_select(ModeForm::Ten, block.flags, block.list_bytes.get())
-}
-
-fn mode_select(form: ModeForm, flags: u8, list: u16) -> Decoded {
-    // Nothing can be saved (PS=0 in every page), so SP is refused: SPC-4, MODE SELECT(6).
-    if flags & 0x01 != 0 {
-        return Err(Sense::cdb_field(1, Some(0)));
-    }
-    // PF=0 announces vendor-specific parameters.
-    if flags & 0x10 == 0 && list != 0 {
-        return Err(Sense::cdb_field(1, Some(4)));
-    }
-    Ok(Command::ModeSelect { form, list })
-}
-
-pub(super) fn start_stop(cdb: &Cdb) -> Decoded {
-    let block: Short6 = cdb.view();
-    // POWER CONDITION other than START_VALID, and ejection: SBC-3, START STOP UNIT. Neither is supported.
-    if block.last & 0xf0 != 0 {
-        return Err(Sense::cdb_field(4, Some(7)));
-    }
-    if block.last & 0x02 != 0 {
-        return Err(Sense::cdb_field(4, Some(1)));
-    }
-    Ok(Command::StartStopUnit { start: block.last & 0x01 != 0, flush: block.last & 0x04 == 0 })
-}
-
-pub(super) fn prevent_allow(cdb: &Cdb) -> Decoded {
-    let block: Short6 = cdb.view();
-    Ok(Command::PreventAllow { prevent: block.last & 0x01 != 0 })
-}
-
-pub(super) fn read(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::Read { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn write(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::Write { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn write_and_verify(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    // Every BYTCHK is served by a comparison; 10b is reserved, and 11b is not defined for this command (SBC-3, WRITE AND VERIFY(10)).
-    if flags & 0x04 != 0 {
-        return Err(Sense::cdb_field(1, Some(2)));
-    }
-    Ok(Command::WriteAndVerify { blocks })
-}
-
-pub(super) fn verify(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    let against = match (flags & BYTCHK) >> 1 {
-        0 => Against::Nothing,
-        1 => Against::Data,
-        3 => Against::OneBlock,
-        _ => return Err(Sense::cdb_field(1, Some(2))),
+    let Some(row) = find(cdb) else {
+        return Ok(Command::Unknown { opcode: cdb.opcode(), service_action: cdb.service_action() });
     };
-    Ok(Command::Verify { blocks, against })
+    row.check_reserved(cdb)?;
+    (row.decode)(cdb)
 }
 
-pub(super) fn compare_and_write(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::CompareAndWrite { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn or_write(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::OrWrite { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn synchronize_cache(cdb: &Cdb) -> Decoded {
-    // IMMED is taken as 0: the status comes when the data is stable.
-    let (_, blocks) = range(cdb);
-    Ok(Command::SynchronizeCache { blocks })
-}
-
-pub(super) fn write_same(cdb: &Cdb) -> Decoded {
-    // Bit 3 is UNMAP here, not FUA (PEERS, 12a).
-    let (flags, blocks) = range(cdb);
-    if flags & ANCHOR != 0 {
-        return Err(Sense::cdb_field(1, Some(4)));
-    }
-    Ok(Command::WriteSame { blocks, unmap: flags & UNMAP != 0, no_data: flags & NDOB != 0 })
-}
-
-pub(super) fn unmap(cdb: &Cdb) -> Decoded {
-    let block: ParameterOut10 = cdb.view();
-    if block.flags & 0x01 != 0 {
-        return Err(Sense::cdb_field(1, Some(0)));
-    }
-    Ok(Command::Unmap { list: block.list_bytes.get() })
-}
-
-/// Byte 1 and the blocks, of a command of any length.
-fn range(cdb: &Cdb) -> (u8, Blocks) {
-    match super::group_bytes(cdb.opcode()) {
-        Some(6) => {
-            let block: Block6 = cdb.view();
-            let lba = u64::from(block.lba_high & 0x1f) << 16 | u64::from(block.lba_low.get());
-            // SBC-3, READ(6): 0 stands for 256.
-            let count = if block.blocks == 0 { 256 } else { u64::from(block.blocks) };
-            (0, Blocks { lba, count })
-        }
-        Some(10) => {
-            let block: Block10 = cdb.view();
-            (block.flags, Blocks { lba: block.lba.get().into(), count: block.blocks.get().into() })
-        }
-        Some(12) => {
-            let block: Block12 = cdb.view();
-            (block.flags, Blocks { lba: block.lba.get().into(), count: block.blocks.get().into() })
-        }
-        _ => {
-            let block: Block16 = cdb.view();
-            (block.flags, Blocks { lba: block.lba.get(), count: block.blocks.get().into() })
-        }
-    }
-}
-
-fn page_control(page: u8) -> PageControl {
-    match page >> 6 {
-        0 => PageControl::Current,
-        1 => PageControl::Changeable,
-        2 => PageControl::Default,
-        _ => PageControl::Saved,
-    }
+/// What the table says of the command, whether or not its fields make sense.
+pub(crate) fn traits(cdb: &Cdb) -> Traits {
+    find(cdb).map_or(Traits::empty(), |row| row.traits)
 }

@@ -5,13 +5,14 @@
 use bitflags::bitflags;
 use blk_core::storage::Info;
 
-use super::decode::{
+use super::cdb::{Cdb, group_bytes};
+use super::commands::Command;
+use super::fields::{
     compare_and_write, get_lba_status, inquiry, mode_select6, mode_select10, mode_sense6, mode_sense10,
     or_write, prevent_allow, read, read_capacity10, read_capacity16, report_luns, report_opcodes,
     request_sense, start_stop, synchronize_cache, test_unit_ready, unmap, verify, write, write_and_verify,
     write_same,
 };
-use super::{Cdb, Command, group_bytes};
 use crate::sense::Sense;
 
 bitflags! {

@@ -1,50 +1,29 @@
 //! Commands that are answered from what the unit knows: identity, capacity, limits, pending sense.
 
 use blk_core::storage::{Info, Storage};
-use heapless::Vec;
 use zerocopy::byteorder::big_endian::U16;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::job::UNMAP_DESCRIPTORS_MAX;
-use super::mode::capacity_blocks;
+use super::io::{Io, Refusal};
+use super::limits::{
+    UNMAP_DESCRIPTORS_MAX, capacity_blocks, compare_max_blocks, transfer_max_blocks, write_same_max_blocks,
+};
 use super::opcodes;
-use super::unit::{Unit, compare_max_blocks, transfer_max_blocks, write_same_max_blocks};
-use super::{Io, Refusal};
+use super::reply::{Reply, report_luns};
+use super::unit::Unit;
 use crate::command::Command;
 use crate::sense::{Code, Key, Sense};
 use crate::transport::Transport;
 use crate::wire::data::{
     BlockLimits, Capacity10, Capacity16, Characteristics, Designator, ExtendedInquiry, Inquiry, LbaStatus,
-    LunsHead, Provisioning, VpdHead,
+    Provisioning, VpdHead,
 };
-
-/// Most logical units that REPORT LUNS lists.
-pub(crate) const LUNS_MAX: usize = 64;
 
 /// Vital product data pages, in ascending order (SPC-4, Supported VPD Pages).
 const VPD_PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 
 /// SAM-5, SPC-4 and SBC-3, no version claimed: SPC-4, standard INQUIRY data.
 const VERSIONS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
-
-/// Data for the guest, whole: it is cut to the allocation length only when it is copied out, so that no length
-/// field is affected by that and nothing beyond it is ever touched (CVE-2011-3346).
-pub(crate) struct Reply(Vec<u8, 1024>);
-
-impl Reply {
-    pub(crate) const fn new() -> Self {
-        Self(Vec::new())
-    }
-
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        let fits = self.0.extend_from_slice(bytes).is_ok();
-        debug_assert!(fits, "no reply is longer than this");
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
 
 impl Unit {
     /// The reply to a command that has one, and its allocation length.
@@ -163,23 +142,6 @@ impl Unit {
         self.luns_reported();
         Ok(reply)
     }
-}
-
-/// SPC-4, REPORT LUNS, of a target whose logical units are `luns`.
-pub(crate) fn report_luns(select: u8, luns: impl Iterator<Item = [u8; 8]>) -> Result<Reply, Sense> {
-    let mut list = Vec::<[u8; 8], LUNS_MAX>::new();
-    match select {
-        // Those with a peripheral or flat address; all of them.
-        0x00 | 0x02 => list.extend(luns.take(LUNS_MAX)),
-        // Well-known units: a target has none.
-        0x01 => {}
-        _ => return Err(Sense::cdb_field(2, None)),
-    }
-    let bytes = u32::try_from(list.as_bytes().len()).unwrap_or(0).into();
-    let mut reply = Reply::new();
-    reply.push(LunsHead { bytes, reserved: [0; 4] }.as_bytes());
-    reply.push(list.as_bytes());
-    Ok(reply)
 }
 
 fn block_limits(info: &Info) -> BlockLimits {

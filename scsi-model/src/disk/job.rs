@@ -7,19 +7,14 @@ use blk_core::storage::{Info, Storage};
 use blk_core::units::{Extent, SECTOR_BYTES};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
-use zerocopy::FromBytes;
 
-use super::mode::Settings;
-use super::unit::extent;
-use super::{Begun, Io, Refusal};
-use crate::command::{Against, Blocks};
+use super::io::Io;
+use super::limits::UNMAP_DESCRIPTORS_MAX;
+use super::settings::Settings;
+use crate::command::Against;
 use crate::sense::Sense;
 use crate::task_set::Task;
 use crate::transport::{Direction, SegmentList, Transport, differs, take};
-use crate::wire::data::{UnmapDescriptor, UnmapHead};
-
-/// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT: descriptors are copied and checked before one is done, and kept in the slot.
-pub(super) const UNMAP_DESCRIPTORS_MAX: usize = 8;
 
 /// What becomes of the unit when a job has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,6 +39,18 @@ pub(super) enum Job {
     Flush(After),
     /// Has flushed.
     Flushed(After),
+}
+
+/// What the start of a command leads to.
+pub(super) struct Begun {
+    /// Bytes of reply given, or of parameters taken.
+    pub(super) moved_bytes: u64,
+    /// What it needs the storage for; otherwise it has ended with GOOD.
+    pub(super) job: Option<Job>,
+}
+
+impl Begun {
+    pub(super) const GOOD: Self = Self { moved_bytes: 0, job: None };
 }
 
 /// Which blocks are moved, and how.
@@ -382,72 +389,6 @@ impl Transfer {
     const fn compares_first(&self) -> bool {
         matches!(self.verb, Verb::CompareAndWrite)
     }
-}
-
-/// Copies and checks the parameter list of UNMAP: SBC-3 5.28. Nothing is done before every descriptor has been checked.
-pub(super) fn unmap<M, S, T>(
-    list_bytes: u16,
-    task: &Task,
-    info: &Info,
-    io: &mut Io<'_, M, S, T>,
-) -> Result<Begun, Refusal>
-where
-    M: GuestMemory + ?Sized,
-    S: Storage<M> + ?Sized,
-    T: Transport + ?Sized,
-{
-    const HEAD: usize = size_of::<UnmapHead>();
-    const DESCRIPTOR: usize = size_of::<UnmapDescriptor>();
-    const MOST: usize = HEAD + DESCRIPTOR * UNMAP_DESCRIPTORS_MAX;
-    let moved_bytes = u64::from(list_bytes);
-    let list_bytes = usize::from(list_bytes);
-    if list_bytes == 0 {
-        return Ok(Begun::GOOD);
-    }
-    if list_bytes < HEAD {
-        return Err(Sense::LIST_LENGTH.into());
-    }
-    if task.data_out_bytes < moved_bytes {
-        return Err(Refusal::Overrun);
-    }
-    let mut buffer = [0; MOST];
-    let copied = buffer.get_mut(..list_bytes.min(MOST)).unwrap_or_default();
-    take(io.memory, io.transport, task.tag, 0, copied)?;
-    let (head, rest) = UnmapHead::read_from_prefix(copied).map_err(|_| Sense::LIST_LENGTH)?;
-    // Descriptors that the list announces but does not hold, and one that is cut off, are not processed.
-    let announced = usize::from(head.descriptor_bytes.get()).min(list_bytes.saturating_sub(HEAD));
-    if announced / DESCRIPTOR > UNMAP_DESCRIPTORS_MAX {
-        return Err(Sense::list_field(2, None).into());
-    }
-    let mut extents = Vec::new();
-    for descriptor in rest.get(..announced.min(rest.len())).unwrap_or_default().chunks_exact(DESCRIPTOR) {
-        let descriptor = UnmapDescriptor::read_from_bytes(descriptor).map_err(|_| Sense::LIST_LENGTH)?;
-        let blocks = Blocks { lba: descriptor.lba.get(), count: descriptor.blocks.get().into() };
-        let extent = extent(blocks, info)?;
-        if extent.sectors != 0 {
-            extents.push(extent).map_err(|_| Sense::LIST_LENGTH)?;
-        }
-    }
-    Ok(Begun { moved_bytes, job: (!extents.is_empty()).then_some(Job::Discard(extents)) })
-}
-
-/// Whether the first `bytes` bytes of the data-out buffer are zeroes.
-pub(super) fn is_zeroes<M, S, T>(tag: u64, bytes: u64, io: &mut Io<'_, M, S, T>) -> Result<bool, Refusal>
-where
-    M: GuestMemory + ?Sized,
-    S: ?Sized,
-    T: Transport + ?Sized,
-{
-    let mut at = 0_u64;
-    while at < bytes {
-        let mut buffer = [0; SECTOR_BYTES as usize];
-        take(io.memory, io.transport, tag, at, &mut buffer)?;
-        if buffer.iter().any(|byte| *byte != 0) {
-            return Ok(false);
-        }
-        at = at.saturating_add(SECTOR_BYTES.into());
-    }
-    Ok(true)
 }
 
 /// Fills `bytes` bytes of the staging buffer with copies of the guest's block. It is taken from the guest for each chunk,

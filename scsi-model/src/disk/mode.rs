@@ -2,15 +2,15 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::answer::Reply;
-use super::job::{After, Job};
+use super::io::{Io, Refusal};
+use super::job::{After, Begun, Job};
+use super::limits::capacity_blocks;
+use super::reply::Reply;
+use super::settings::Settings;
 use super::unit::Unit;
-use super::{Begun, Io, Refusal};
 use crate::command::{ModeForm, ModeSense, PageControl};
-use crate::config::Config;
 use crate::sense::{Code, Key, Sense};
 use crate::task_set::Task;
 use crate::transport::{Transport, take};
@@ -38,34 +38,13 @@ const ALL_SUBPAGES: u8 = 0xff;
 /// The longest parameter list that is taken: header, block descriptor and every page are 80 bytes.
 const LIST_MAX: usize = 128;
 
-/// The mode parameters that can be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct Settings {
-    /// WCE.
-    pub(super) write_cache: bool,
-    /// D_SENSE: sense data is in descriptor format.
-    pub(super) descriptor_sense: bool,
-}
-
-impl Settings {
-    /// After a reset. There is a write cache exactly where the storage has a volatile one.
-    pub(super) const fn defaults(config: &Config, volatile: bool) -> Self {
-        Self { write_cache: volatile && config.write_cache, descriptor_sense: false }
-    }
-
-    /// Every bit that can be changed.
-    const fn changeable(volatile: bool) -> Self {
-        Self { write_cache: volatile, descriptor_sense: true }
-    }
-
-    /// With the changeable bits of a page that was checked.
-    fn with_page(self, page: &[u8]) -> Self {
-        let flags = page.get(2).copied().unwrap_or(0);
-        match page.first().copied() {
-            Some(CACHING) => Self { write_cache: flags & WCE != 0, ..self },
-            Some(0x0a) => Self { descriptor_sense: flags & D_SENSE != 0, ..self },
-            _ => self,
-        }
+/// Settings with the changeable bits of a page that was checked.
+fn with_page(settings: Settings, page: &[u8]) -> Settings {
+    let flags = page.get(2).copied().unwrap_or(0);
+    match page.first().copied() {
+        Some(CACHING) => Settings { write_cache: flags & WCE != 0, ..settings },
+        Some(0x0a) => Settings { descriptor_sense: flags & D_SENSE != 0, ..settings },
+        _ => settings,
     }
 }
 
@@ -186,7 +165,7 @@ impl Unit {
                     return Err(list_field(at.saturating_add(index), u8::try_from(bit).ok()));
                 }
             }
-            settings = settings.with_page(page);
+            settings = with_page(settings, page);
             caching |= code == CACHING;
             at = at.saturating_add(page.len());
         }
@@ -288,11 +267,6 @@ fn push_header(
             .as_bytes(),
         ),
     }
-}
-
-/// Logical blocks of the disk.
-pub(super) fn capacity_blocks(info: &Info) -> u64 {
-    info.sectors >> info.sectors_per_block().trailing_zeros()
 }
 
 fn list_field(at: usize, bit: Option<u8>) -> Sense {

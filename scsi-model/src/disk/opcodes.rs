@@ -3,7 +3,7 @@
 use blk_core::storage::Info;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::answer::Reply;
+use super::reply::Reply;
 use crate::command::{Row, TABLE, rows};
 use crate::sense::Sense;
 use crate::wire::data::{OneOpcode, OpcodeEntry, Timeouts};

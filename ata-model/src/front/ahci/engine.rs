@@ -211,7 +211,7 @@ impl Port {
             Err(Reject::NoSuchAddress) => Err(Failure::NoSuchAddress),
         };
         match taken {
-            Ok(Taken::Alone) => {
+            Ok(Taken::NonQueued) => {
                 unit.phase = executing;
                 if closed && !unit.drive.is_queue_closed() {
                     // The host reads the log: all that was outstanding is discarded (Serial ATA revision 3.0, 13.6).

@@ -10,7 +10,8 @@ use super::registers::{
     Cmd, DET_COMRESET, DET_OFF, IE_MASK, Interrupts, SCTL_MASK, SIGNATURE_NONE, SLOTS, STATUS_NONE, Serr,
     port,
 };
-use crate::drive::{Drive, DriveConfig, Interface, Reset};
+use crate::command::Interface;
+use crate::drive::{Drive, DriveConfig, Reset};
 use crate::wire::{Status, TaskFile};
 
 /// A port.

@@ -8,8 +8,9 @@ use super::port::{Engine, Executing, Phase, Port};
 use super::prdt::Prdt;
 use super::receive::READY;
 use super::registers::Interrupts;
+use crate::command::Direction;
 use crate::command::{Addressing, Protocol, Row};
-use crate::drive::{Direction, Due, Failure, QueueError, Reply, Staged, Step, report_address};
+use crate::drive::{Due, Failure, QueueError, Reply, Staged, Step, report_address};
 use crate::front::scatter::{Segments, Stop, Table, next_piece, to_usize};
 
 /// What became of a piece of a command's data.

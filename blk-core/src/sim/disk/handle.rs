@@ -7,7 +7,9 @@ use std::vec::Vec;
 use heapless::Vec as FixedVec;
 use serde::{Serialize, Serializer};
 
-use super::{Change, DiskConfig, InFlight, SEGMENTS_MAX, Shared, TRACKED, Work, gather, scatter};
+use super::config::{DiskConfig, SEGMENTS_MAX};
+use super::medium::{Change, InFlight, Shared, TRACKED, Work};
+use super::segments::{gather, scatter};
 use crate::op::{Op, Segment, total_bytes};
 use crate::sim::memory::{Bytes, SimMemory, uniform};
 use crate::sim::value::{GARBAGE, INITIAL, STEPS_MAX, ZEROES};

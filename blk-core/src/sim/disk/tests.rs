@@ -3,9 +3,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::memory::GuestMemory;
+use crate::op::Segment;
 use crate::sim::guest::layout;
+use crate::sim::value::ZEROES;
 use crate::sim::value::{GARBAGE, written_by};
 use crate::storage::Storage;
+use crate::units::Tag;
 use crate::units::{Extent, GuestAddr};
 
 const A: u8 = written_by(0);

@@ -2,8 +2,20 @@
 
 use core::fmt;
 
-use crate::sim::oracle::Why;
+use serde::Serialize;
+
 use crate::sim::value::{name, step_name};
+
+/// Why a mutation is stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Why {
+    /// Force Unit Access.
+    Fua,
+    /// The write cache was off.
+    CacheOff,
+    /// This flush, or this cache-off, covers it.
+    Flushed(u8),
+}
 
 /// A promise that does not hold. The invariants I1 to I8 are those of SEMANTICS, section 2. Steps go by their letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

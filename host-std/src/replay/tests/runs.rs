@@ -7,9 +7,9 @@ use blk_core::storage::{Cache, Info, IoErrorKind};
 use blk_core::units::Extent;
 use fastrand::Rng;
 
-use super::super::history::{ChangeId, Content};
 use super::open;
 use super::scripted::{Bench, SECTORS, fua, info, write};
+use crate::recording::history::{ChangeId, Content};
 use crate::replay::medium::{BASE, Medium, is_zero};
 
 /// `{ v submitted by t : no w that is stable by t has end(v) < submission(w) }`

@@ -48,7 +48,7 @@ fn a_file_means_what_it_says_and_survives_a_round_trip() {
     let [a, b] = host.images.as_slice() else { panic!("two images") };
     assert_eq!(
         (a.cache, a.engine, a.rerror, a.werror),
-        (CacheMode::None, Way::Threads, OnError::Stop, OnError::Enospc)
+        (CacheMode::None, IoEngine::Threads, OnError::Stop, OnError::Enospc)
     );
     assert_eq!(
         (a.size, a.address(0), b.address(1)),

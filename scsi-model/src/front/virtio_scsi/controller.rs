@@ -1,16 +1,13 @@
 //! The controller: its rings, its logical units, and the poll that drives both.
 
-use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
-use blk_core::virtq::{InFlight, Queue};
+use blk_core::virtq::Queue;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
 use zerocopy::IntoBytes;
 
 use super::address::{Address, LUN_MAX};
-use super::drive::Io;
 use super::events::{Events, Happened};
-use super::functions::Function;
 use super::requests::Pending;
 use super::rings::{CONTROL, EVENT, REQUEST, Rings};
 use super::sizes::Sizes;
@@ -32,44 +29,6 @@ impl Default for Config {
     fn default() -> Self {
         Self { queues: 1, queue_size_max: 256 }
     }
-}
-
-/// What a controller has to know of the transport under it to take anything: it comes in with each poll.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Policy {
-    /// The negotiated features.
-    #[cfg_attr(feature = "defmt", defmt(Debug2Format))]
-    pub features: Features,
-    /// Bit n: chains may be taken off ring n. What was taken goes on being worked on and is answered in any case: a
-    /// ring that is to stop is closed, and polled until [`Controller::in_flight`] is 0.
-    pub open: u64,
-}
-
-impl Policy {
-    /// Every ring is open.
-    #[must_use]
-    pub const fn open(features: Features) -> Self {
-        Self { features, open: u64::MAX }
-    }
-
-    pub(super) fn is_open(&self, ring: usize) -> bool {
-        u32::try_from(ring)
-            .ok()
-            .and_then(|ring| self.open.checked_shr(ring))
-            .is_some_and(|bits| bits & 1 != 0)
-    }
-}
-
-/// What a poll led to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Polled {
-    /// Bit n: the driver wants a used-buffer interrupt for ring n.
-    pub interrupts: u64,
-    /// Bounded work was done, and more is left: poll again. Otherwise poll when the driver notifies, when a storage has a
-    /// completion, or when something that the controller has not been told of has changed, such as a capacity.
-    pub again: bool,
 }
 
 /// There is no room for another logical unit, or it cannot be one.
@@ -101,6 +60,12 @@ impl<const N: usize> Attached<N> {
     }
 }
 
+/// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Function {
+    pub(super) head: u16,
+}
+
 /// A virtio-scsi controller with `Q` request queues and `L` logical units of `N` tasks each, behind whatever transport.
 ///
 /// Rings are numbered as VIRTIO 1.3, 5.6.2 has it: [`CONTROL`], [`EVENT`], and the request queues from [`REQUEST`] on. Unit
@@ -123,7 +88,7 @@ pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     pub(super) function: Option<Function>,
     pub(super) events: Events,
     pub(super) sizes: Sizes,
-    resetting: bool,
+    pub(super) resetting: bool,
     /// Counts what changes the configuration space.
     generation: u32,
 }
@@ -319,68 +284,6 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             && self.units.iter().flatten().all(|attached| attached.unit.is_quiet())
     }
 
-    /// Makes bounded progress: takes requests and completions, answers, delivers events.
-    ///
-    /// `storage` has a handle for each unit, `logs` a log for each ring; a ring without one is not served. Policy and
-    /// handles may change between calls, the handles only where [`Self::has_unit`] is false.
-    pub fn poll<M, H, I>(&mut self, memory: &M, storage: &mut [H], policy: &Policy, logs: &mut [I]) -> Polled
-    where
-        M: GuestMemory + ?Sized,
-        H: Storage<M>,
-        I: InFlight,
-    {
-        let again = self.work(memory, storage, policy, logs);
-        Polled { interrupts: self.publish(memory, logs), again }
-    }
-
-    /// The first half of [`Self::poll`]: everything but to show the driver what was answered, which [`Self::publish`] does.
-    /// What is to outlive the device is kept in between, such as a [setting](Self::setting) of which an answer tells.
-    /// Returns whether to call again at once.
-    pub fn work<M, H, I>(&mut self, memory: &M, storage: &mut [H], policy: &Policy, logs: &mut [I]) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        H: Storage<M>,
-        I: InFlight,
-    {
-        if self.resetting {
-            self.finish_reset(memory, storage);
-            return false;
-        }
-        let io = &mut Io { memory, storage, policy, logs };
-        let mut again = false;
-        let mut budgets = [0; Q];
-        for (index, budget) in (REQUEST..).zip(&mut budgets) {
-            *budget = self.rings.get(index).map_or(0, |ring| ring.setup().size.max(1));
-        }
-        let mut functions = self.rings.get(CONTROL).map_or(0, |ring| ring.setup().size.max(1));
-        loop {
-            // Looked for before the request rings are: what a function is about is then in the task sets.
-            let asked = self.is_asked(io);
-            let mut moved = false;
-            let mut all = true;
-            for (index, budget) in (REQUEST..).zip(&mut budgets) {
-                let before = *budget;
-                all &= self.take_requests(index, io, budget);
-                moved |= *budget != before;
-            }
-            if asked && all && functions != 0 {
-                moved |= self.take_function(io);
-                functions = functions.saturating_sub(1);
-            }
-            moved |= self.run_units(io, &mut again);
-            moved |= self.end_function(io);
-            if !all || functions == 0 {
-                again = true;
-                break;
-            }
-            if !moved && !self.rearm(io) {
-                break;
-            }
-        }
-        self.deliver_events(io);
-        again
-    }
-
     /// Begins a reset of the device: the rings are forgotten, and no guest memory of them is touched any more; what the
     /// storages have is awaited by [`Self::poll`] or [`Self::finish_reset`]. Units are then as after power-on, with the
     /// unit attention that says so.
@@ -400,24 +303,6 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     #[must_use]
     pub const fn is_resetting(&self) -> bool {
         self.resetting
-    }
-
-    /// Goes on with a reset, and returns whether it is over. Bounded by what is in flight.
-    pub fn finish_reset<M, H>(&mut self, memory: &M, storage: &mut [H]) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        H: Storage<M>,
-    {
-        if !self.resetting {
-            return true;
-        }
-        // Nobody is told of what ends: the chains are gone.
-        let closed = Policy { features: Features::empty(), open: 0 };
-        let mut again = false;
-        self.run_units(&mut Io { memory, storage, policy: &closed, logs: &mut [(); 0] }, &mut again);
-        let units = storage.iter().zip(&self.units).filter_map(|(_, attached)| attached.as_ref());
-        self.resetting = !units.into_iter().all(|attached| attached.unit.is_quiet());
-        !self.resetting
     }
 
     /// Stops one ring. Its requests are aborted, and never answered; until what the storages have of them has ended,

@@ -8,7 +8,8 @@ use blk_core::virtq::{Queue, RingFeatures};
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
-use super::controller::{Config, Controller, Policy};
+use super::controller::{Config, Controller};
+use super::policy::Policy;
 use super::wire::{DEVICE_SCSI, Features};
 
 /// Rings at most: [`Controller`] sees to it.

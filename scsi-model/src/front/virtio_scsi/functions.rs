@@ -5,12 +5,11 @@ use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::Storage;
 use blk_core::virtq::{InFlight, Queue, QueueError};
-use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
 use super::address::Addressed;
-use super::controller::Controller;
-use super::drive::Io;
+use super::controller::{Controller, Function};
+use super::io::Io;
 use super::rings::{CONTROL, Chain, put, running};
 use super::wire::{Management, Notification, Response, control, function};
 use crate::disk::ResetCause;
@@ -19,12 +18,6 @@ use crate::disk::ResetCause;
 const COPIED_BYTES: usize = size_of::<Management>();
 /// `event_actual`, which comes before the response to a notification request.
 const ACTUAL_BYTES: u64 = 4;
-
-/// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct Function {
-    head: u16,
-}
 
 /// What is asked for.
 enum Asked {

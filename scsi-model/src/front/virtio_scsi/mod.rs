@@ -22,9 +22,11 @@
 mod address;
 mod controller;
 mod device;
-mod drive;
 mod events;
 mod functions;
+mod io;
+mod policy;
+mod poll;
 mod requests;
 mod rings;
 mod sizes;
@@ -32,6 +34,8 @@ mod target;
 pub mod wire;
 
 pub use address::{Address, LUN_MAX};
-pub use controller::{Config, Controller, NotInserted, Policy, Polled};
+pub use controller::{Config, Controller, NotInserted};
 pub use device::{Mmio, Pci, Scsi};
+pub use policy::Policy;
+pub use poll::Polled;
 pub use rings::{CONTROL, EVENT, REQUEST};

@@ -9,7 +9,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stand {
+pub(super) enum Responder {
     /// The well-known logical unit REPORT LUNS.
     WellKnown,
     /// The target, for a unit that it does not have.
@@ -19,7 +19,7 @@ pub(super) enum Stand {
     },
 }
 
-impl Stand {
+impl Responder {
     /// PERIPHERAL QUALIFIER and DEVICE TYPE: a well-known unit; or no unit, and none can be there.
     const fn peripheral(self) -> u8 {
         match self {
@@ -31,34 +31,34 @@ impl Stand {
 
 /// The reply to a command, and its allocation length. `luns` are those that REPORT LUNS lists.
 pub(super) fn answer(
-    stand: Stand,
+    responder: Responder,
     cdb: &Cdb,
     luns: impl Iterator<Item = [u8; 8]>,
 ) -> Result<(Reply, u32), Sense> {
     let mut reply = Reply::new();
-    let refused = match stand {
-        Stand::WellKnown => Sense::INVALID_OPCODE,
-        Stand::Absent { .. } => Sense::NO_UNIT,
+    let refused = match responder {
+        Responder::WellKnown => Sense::INVALID_OPCODE,
+        Responder::Absent { .. } => Sense::NO_UNIT,
     };
     let allocation = match decode(cdb)? {
         Command::Inquiry { page: None, allocation } => {
-            reply.push(standard(stand).as_bytes());
+            reply.push(standard(responder).as_bytes());
             allocation
         }
         Command::Inquiry { page: Some(0), allocation } => {
             // The list of pages has this one.
-            reply.push(VpdHead { peripheral: stand.peripheral(), page: 0, bytes: 1.into() }.as_bytes());
+            reply.push(VpdHead { peripheral: responder.peripheral(), page: 0, bytes: 1.into() }.as_bytes());
             reply.push(&[0]);
             allocation
         }
         Command::Inquiry { .. } => return Err(Sense::cdb_field(2, None)),
         Command::RequestSense { descriptors, allocation } => {
-            let sense = if stand == Stand::WellKnown { Sense::NONE } else { Sense::NO_UNIT };
+            let sense = if responder == Responder::WellKnown { Sense::NONE } else { Sense::NO_UNIT };
             reply.push(&sense.encode(descriptors));
             allocation
         }
-        Command::TestUnitReady if stand == Stand::WellKnown => 0,
-        Command::ReportLuns { select, allocation } if stand != (Stand::Absent { zero: false }) => {
+        Command::TestUnitReady if responder == Responder::WellKnown => 0,
+        Command::ReportLuns { select, allocation } if responder != (Responder::Absent { zero: false }) => {
             reply = report_luns(select, luns)?;
             allocation
         }
@@ -67,9 +67,9 @@ pub(super) fn answer(
     Ok((reply, allocation))
 }
 
-fn standard(stand: Stand) -> Inquiry {
+fn standard(responder: Responder) -> Inquiry {
     Inquiry {
-        peripheral: stand.peripheral(),
+        peripheral: responder.peripheral(),
         version: 6,               // SPC-4
         format: 0x12,             // HISUP; NORMACA=0
         additional_bytes: 96 - 5, // SPC-4, standard INQUIRY data

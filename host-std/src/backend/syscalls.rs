@@ -9,8 +9,8 @@ use super::iovecs::IoVecs;
 
 /// What a backend asks of the kernel for a request: one system call each, short transfers and `EINTR` included.
 ///
-/// [`LinuxHost`] is the real one. A test wraps it to inject errors, short transfers and delays.
-pub trait Host: Send + Sync + 'static {
+/// [`LinuxSyscalls`] is the real one. A test wraps it to inject errors, short transfers and delays.
+pub trait Syscalls: Send + Sync + 'static {
     /// Reads at byte `offset`; returns the bytes moved, 0 at the end of the file.
     ///
     /// # Errors
@@ -48,8 +48,8 @@ pub trait Host: Send + Sync + 'static {
     fn block_zero(&self, fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<()>;
 
     /// Whether a call takes no longer than the kernel's own: then those for which the kernel waits for no device are made on
-    /// the queue's own thread. A host that delays says false.
-    fn prompt(&self) -> bool {
+    /// the queue's own thread. An implementation that delays says false.
+    fn may_run_inline(&self) -> bool {
         false
     }
 
@@ -69,7 +69,7 @@ pub trait Host: Send + Sync + 'static {
         Err(Errno::OPNOTSUPP)
     }
 
-    /// Whether an io_uring may read and write in place of this host.
+    /// Whether an io_uring may read and write in place of these calls.
     fn ring(&self) -> bool {
         false
     }
@@ -85,9 +85,9 @@ pub trait Host: Send + Sync + 'static {
 
 /// The kernel.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LinuxHost;
+pub struct LinuxSyscalls;
 
-impl Host for LinuxHost {
+impl Syscalls for LinuxSyscalls {
     fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
         let (list, count, offset) = arguments(into, offset)?;
         // SAFETY: `IoVecs` vouches for its ranges: mapped and writable. `list` points to `count` iovecs. The kernel writes to
@@ -124,7 +124,7 @@ impl Host for LinuxHost {
         range_ioctl(fd, BLKZEROOUT, offset, bytes)
     }
 
-    fn prompt(&self) -> bool {
+    fn may_run_inline(&self) -> bool {
         true
     }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::{Errno, Result};
 
-use super::host::last_errno;
+use super::syscalls::last_errno;
 
 const READS: i64 = 100;
 const WRITES: i64 = 101;

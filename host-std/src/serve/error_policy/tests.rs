@@ -129,9 +129,9 @@ impl Handle for ScriptHandle {
 /// A handle under a policy, and everything around it.
 struct Rig {
     script: Arc<Script>,
-    backend: Policed,
+    backend: ErrorPolicyBackend,
     handle: Box<dyn Handle>,
-    gate: Arc<Gate>,
+    held_requests: Arc<HeldRequests>,
     failures: Receiver<Failure>,
     memory: MappedMemory,
 }
@@ -153,12 +153,17 @@ impl Rig {
     fn with_cache(read: OnError, write: OnError, cache: Cache) -> Self {
         let script = Arc::<Script>::default();
         let (sender, failures) = sync_channel(16);
-        let gate = Arc::new(Gate::new(sender));
+        let held_requests = Arc::new(HeldRequests::new(sender));
         let image = Arc::new(ScriptBackend(Arc::clone(&script), cache));
-        let backend = Policed::new(image, ErrorPolicy { read, write }, Arc::clone(&gate), "disk.img");
+        let backend = ErrorPolicyBackend::new(
+            image,
+            ErrorPolicy { read, write },
+            Arc::clone(&held_requests),
+            "disk.img",
+        );
         let handle = backend.handle().unwrap();
         let memory = MappedMemory::anonymous(&[(GuestAddr(0), 0x10000)]).unwrap();
-        Self { script, backend, handle, gate, failures, memory }
+        Self { script, backend, handle, held_requests, failures, memory }
     }
 
     fn fail_next(&self, kinds: &[IoErrorKind]) {
@@ -186,7 +191,7 @@ fn a_held_write_is_tried_again_with_its_data_and_succeeds() {
     rig.fail_next(&[IoErrorKind::NoSpace]);
     rig.submit(3, WRITE);
     assert_eq!(rig.poll(), None);
-    assert!(rig.gate.wants_pause() && rig.gate.held() == 1);
+    assert!(rig.held_requests.wants_pause() && rig.held_requests.held() == 1);
     let failure = rig.failures.try_recv().unwrap();
     assert_eq!(
         (failure.image.as_str(), &*failure.operation, failure.lba, failure.held),
@@ -195,12 +200,12 @@ fn a_held_write_is_tried_again_with_its_data_and_succeeds() {
     // Nothing happens by itself, and its staging buffer stays as it is.
     assert_eq!((rig.poll(), rig.taken()), (None, 1));
     assert!(rig.handle.arm() && rig.handle.staging(3).is_empty() && !rig.handle.staging(4).is_empty());
-    rig.gate.retry();
-    assert!(!rig.gate.wants_pause());
+    rig.held_requests.retry();
+    assert!(!rig.held_requests.wants_pause());
     assert!(!rig.handle.arm(), "there is something to poll for");
     assert_eq!(rig.poll(), Some((3, Ok(()))));
     assert_eq!(*rig.script.taken.lock().unwrap(), [(WRITE, DATA.to_vec()), (WRITE, DATA.to_vec())]);
-    assert_eq!((rig.gate.held(), rig.poll(), rig.handle.arm()), (0, None, true));
+    assert_eq!((rig.held_requests.held(), rig.poll(), rig.handle.arm()), (0, None, true));
     let stats = rig.backend.meters().stats();
     assert_eq!(
         (stats.write.operations, stats.write.errors, stats.write.bytes, stats.retries),
@@ -214,11 +219,11 @@ fn a_second_failure_is_held_again() {
     rig.fail_next(&[IoErrorKind::Medium, IoErrorKind::Medium]);
     rig.submit(0, READ);
     assert_eq!(rig.poll(), None);
-    rig.gate.retry();
+    rig.held_requests.retry();
     assert_eq!(rig.poll(), None);
-    assert!(rig.gate.wants_pause() && rig.gate.held() == 1);
+    assert!(rig.held_requests.wants_pause() && rig.held_requests.held() == 1);
     assert_eq!(rig.failures.try_iter().filter(|failure| failure.held).count(), 2);
-    rig.gate.retry();
+    rig.held_requests.retry();
     assert_eq!(rig.poll(), Some((0, Ok(()))));
 }
 
@@ -234,8 +239,8 @@ fn flushes_and_stable_writes_are_never_tried_again() {
             rig.fail_next(&[kind]);
             rig.submit(1, op);
             assert_eq!(rig.poll(), Some((1, Err(kind))), "{op:?}");
-            assert!(!rig.gate.wants_pause() && !rig.failures.try_recv().unwrap().held);
-            rig.gate.retry();
+            assert!(!rig.held_requests.wants_pause() && !rig.failures.try_recv().unwrap().held);
+            rig.held_requests.retry();
             assert_eq!((rig.poll(), rig.taken()), (None, 1), "{op:?}");
         }
     }
@@ -249,11 +254,11 @@ fn on_a_latched_image_no_write_is_held() {
     assert_eq!(rig.poll(), None);
     // A flush fails meanwhile; the write that was held is tried, and refused by the latch.
     rig.backend.latch(LatchCause { what: Durable::Flush, errno: None, lba: Some(Lba(0)) });
-    rig.gate.retry();
+    rig.held_requests.retry();
     assert_eq!(rig.poll(), Some((0, Err(IoErrorKind::Latched))));
     rig.submit(0, WRITE);
     assert_eq!(rig.poll(), Some((0, Err(IoErrorKind::Medium))));
-    assert_eq!(rig.gate.held(), 0);
+    assert_eq!(rig.held_requests.held(), 0);
 }
 
 #[test]
@@ -295,12 +300,12 @@ fn a_reset_ends_what_is_held_with_its_error_and_holds_nothing_more() {
     assert_eq!(ends, [(0, Err(IoErrorKind::NoSpace)), (1, Err(IoErrorKind::Medium))]);
     rig.submit(0, WRITE);
     assert_eq!(rig.poll(), Some((0, Err(IoErrorKind::Medium))));
-    assert_eq!((rig.gate.held(), rig.taken()), (0, 3));
+    assert_eq!((rig.held_requests.held(), rig.taken()), (0, 3));
     // The next client's failures are held again.
     rig.handle.drain(false);
     rig.fail_next(&[IoErrorKind::Medium]);
     rig.submit(0, WRITE);
-    assert_eq!((rig.poll(), rig.gate.held()), (None, 1));
+    assert_eq!((rig.poll(), rig.held_requests.held()), (None, 1));
 }
 
 #[test]
@@ -309,7 +314,7 @@ fn the_end_of_the_server_ends_what_is_held() {
     rig.fail_next(&[IoErrorKind::Medium]);
     rig.submit(0, WRITE);
     assert_eq!(rig.poll(), None);
-    rig.gate.end();
+    rig.held_requests.end();
     assert!(!rig.handle.arm());
     assert_eq!(rig.poll(), Some((0, Err(IoErrorKind::Medium))));
     rig.fail_next(&[IoErrorKind::Medium]);
@@ -322,15 +327,15 @@ fn a_fence_or_the_end_of_a_handle_forgets_what_is_held() {
     let mut rig = Rig::new(OnError::Stop, OnError::Stop);
     rig.fail_next(&[IoErrorKind::Medium, IoErrorKind::Medium]);
     rig.submit(0, WRITE);
-    assert_eq!((rig.poll(), rig.gate.held()), (None, 1));
+    assert_eq!((rig.poll(), rig.held_requests.held()), (None, 1));
     assert!(rig.handle.fence());
-    assert_eq!(rig.gate.held(), 0);
-    rig.gate.retry();
+    assert_eq!(rig.held_requests.held(), 0);
+    rig.held_requests.retry();
     assert_eq!((rig.poll(), rig.taken()), (None, 1));
     rig.submit(0, WRITE);
-    assert_eq!((rig.poll(), rig.gate.held()), (None, 1));
+    assert_eq!((rig.poll(), rig.held_requests.held()), (None, 1));
     rig.handle = rig.backend.handle().unwrap();
-    assert_eq!(rig.gate.held(), 0);
+    assert_eq!(rig.held_requests.held(), 0);
     assert_eq!(rig.backend.meters().stats().write.errors, 2);
 }
 
@@ -340,9 +345,9 @@ fn a_busy_storage_delays_the_next_try_without_losing_it() {
     rig.fail_next(&[IoErrorKind::Medium, IoErrorKind::Medium]);
     rig.submit(0, WRITE);
     rig.submit(1, WRITE);
-    assert_eq!((rig.poll(), rig.gate.held()), (None, 2));
+    assert_eq!((rig.poll(), rig.held_requests.held()), (None, 2));
     rig.script.busy.store(true, Ordering::Relaxed);
-    rig.gate.retry();
+    rig.held_requests.retry();
     assert_eq!(rig.poll(), None);
     // Sleeps until the storage has room: no turning in circles.
     assert!(rig.handle.arm());
@@ -367,7 +372,7 @@ fn nobody_who_listens_does_not_matter() {
     for slot in 0..20 {
         rig.submit(slot, WRITE);
     }
-    assert_eq!((rig.poll(), rig.gate.held()), (None, 20));
-    assert!(rig.gate.wants_pause());
+    assert_eq!((rig.poll(), rig.held_requests.held()), (None, 20));
+    assert!(rig.held_requests.wants_pause());
     assert_eq!(rig.failures.try_iter().count(), 16);
 }

@@ -9,26 +9,26 @@ use blk_core::op::Op;
 use blk_core::storage::{Cache, Info, IoErrorKind};
 use blk_core::units::Extent;
 
-use super::log::{Data, Event, What};
+use super::event::{Data, Event, What};
 
 /// Index of a [`Change`] in [`History::changes`].
-pub(super) type ChangeId = u32;
+pub(crate) type ChangeId = u32;
 
 /// A write, write-zeroes or discard that the host was given and may have done.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
-    pub(super) extent: Extent,
-    pub(super) content: Content,
+pub(crate) struct Change {
+    pub(crate) extent: Extent,
+    pub(crate) content: Content,
     /// Its record.
-    pub(super) submitted: u64,
-    pub(super) end: End,
+    pub(crate) submitted: u64,
+    pub(crate) end: End,
     /// The record that makes it stable.
-    pub(super) stable: Option<u64>,
+    pub(crate) stable: Option<u64>,
 }
 
 /// What a change leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// The bytes from here on in the file.
     Data(u64),
     Zeroes,
@@ -38,7 +38,7 @@ pub(super) enum Content {
 
 /// How a change ended, and by which record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// It has not.
     InFlight,
     Done(u64),
@@ -48,7 +48,7 @@ pub(super) enum End {
 
 impl End {
     /// The record; after all others if there is none.
-    pub(super) const fn at(self) -> u64 {
+    pub(crate) const fn at(self) -> u64 {
         match self {
             Self::InFlight => u64::MAX,
             Self::Done(at) | Self::Perhaps(at) => at,
@@ -57,16 +57,16 @@ impl End {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(crate) struct History {
     /// In the order of submission.
-    pub(super) changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
     /// What each record does to the set of images that a power cut can leave, in order; records that do nothing are left out.
-    pub(super) steps: Vec<(u64, Step)>,
+    pub(crate) steps: Vec<(u64, Step)>,
 }
 
 /// What a record does to the set of images that a power cut can leave.
 #[derive(Clone, Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A change may have happened from here on.
     Begins(ChangeId),
     /// Changes are stable from here on.
@@ -100,7 +100,7 @@ struct Builder {
 impl History {
     /// # Errors
     /// The record that cannot be, and why.
-    pub(super) fn of(events: &[Event]) -> Result<Self, (u64, &'static str)> {
+    pub(crate) fn of(events: &[Event]) -> Result<Self, (u64, &'static str)> {
         // Known from later records: what was refused has never touched the medium.
         let never = events.iter().filter_map(|event| match event.what {
             What::Withdrawn { submission } => Some(submission),
@@ -120,7 +120,7 @@ impl History {
         Ok(builder.history)
     }
 
-    pub(super) fn change(&self, id: ChangeId) -> &Change {
+    pub(crate) fn change(&self, id: ChangeId) -> &Change {
         &self.changes[id as usize]
     }
 }

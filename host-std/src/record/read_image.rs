@@ -1,4 +1,4 @@
-//! What an image holds before anything is recorded.
+//! Reads what an image holds before anything is recorded.
 
 use std::time::Duration;
 
@@ -7,47 +7,16 @@ use blk_core::op::{Op, Segment};
 use blk_core::storage::{Completion, IoErrorKind, Storage as _};
 use blk_core::units::{Extent, GuestAddr, Tag};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use xxhash_rust::xxh3::Xxh3;
 
-use super::writer::is_zero;
 use crate::backend::Handle;
 use crate::memory::MappedMemory;
+use crate::recording::{Contents, Summary};
 
 /// Bytes read at a time.
 const PIECE_BYTES: u32 = 1 << 20;
 
-/// The contents of an image, summed up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contents {
-    /// Zeroes from the first to the last byte.
-    Zeroes,
-    /// Something else.
-    Data {
-        /// Its XXH3-128.
-        hash: u128,
-    },
-}
-
-/// Sums up contents that come piece by piece.
-#[derive(Default)]
-pub(crate) struct Summary {
-    hash: Xxh3,
-    data: bool,
-}
-
-impl Summary {
-    pub(crate) fn add(&mut self, piece: &[u8]) {
-        self.hash.update(piece);
-        self.data |= !is_zero(piece);
-    }
-
-    pub(crate) fn contents(&self) -> Contents {
-        if self.data { Contents::Data { hash: self.hash.digest128() } } else { Contents::Zeroes }
-    }
-}
-
 /// Reads a whole image through one of its handles.
-pub(super) fn read(handle: &mut dyn Handle) -> Result<Contents, IoErrorKind> {
+pub(super) fn read_image(handle: &mut dyn Handle) -> Result<Contents, IoErrorKind> {
     let info = *handle.info();
     let piece_bytes = PIECE_BYTES.min(info.transfer_max_bytes).max(info.logical_block_bytes);
     let memory =

@@ -5,24 +5,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use blk_core::storage::Info;
 
-use super::queue::lock;
+use super::mutex::lock;
 
 /// An image's [`Info`], which a live resize replaces. Every handle keeps a copy, and takes a new one over when it polls.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct SharedInfo {
     info: Mutex<Info>,
     /// `info.sectors`, for the check of every operation: no handle may go on by an end that has moved down.
     sectors: AtomicU64,
     epoch: AtomicU64,
 }
 
-impl Live {
+impl SharedInfo {
     pub(super) const fn new(info: Info) -> Self {
         let sectors = AtomicU64::new(info.sectors);
         Self { info: Mutex::new(info), sectors, epoch: AtomicU64::new(0) }
     }
 
-    pub(super) fn info(&self) -> Info {
+    pub(super) fn get(&self) -> Info {
         *lock(&self.info)
     }
 

@@ -6,165 +6,20 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use blk_core::op::Op;
-use blk_core::storage::{Info, IoError};
+use blk_core::storage::Info;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::history::History;
-use crate::record::Contents;
-use crate::record::format::{
+use super::contents::Contents;
+use super::event::{Data, Event, Mark, What};
+use super::format::{
     CompleteBody, FileHeader, InfoBody, MAGIC, RecordHeader, SessionBody, SubmitBody, VERSION, WithdrawnBody,
     base, flag, kind,
 };
+use super::history::History;
+use super::log_error::LogError;
 
 /// Bytes read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
-
-/// A recording could not be read. The text names the file and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The kernel refused.
-    #[error("{path}: cannot {what}: {error}")]
-    System {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// The kernel's error.
-        error: std::io::Error,
-    },
-    /// Another kind of file.
-    #[error("{path}: not a recording; give a file that `blk-host serve --record` has written")]
-    NotARecording {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another version.
-    #[error(
-        "{path}: a recording of version {version}, and this program reads version {VERSION}; use the one that wrote it"
-    )]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        version: u16,
-    },
-    /// What is in the file was not written like this.
-    #[error(
-        "{path}: damaged at byte {offset}: {what}; copy it again, or keep what is whole: truncate -s {offset} {path}"
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where the record begins that is wrong.
-        offset: u64,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// The image that the recording began with is needed.
-    #[error(
-        "{log}: the recording begins with an image that was not empty; give a copy of what it was then: --base IMAGE"
-    )]
-    BaseMissing {
-        /// The recording.
-        log: PathBuf,
-    },
-    /// Another image.
-    #[error("{base}: not the image that {log} begins with ({why}); give --base a copy of what it was then")]
-    BaseDiffers {
-        /// The file given.
-        base: PathBuf,
-        /// The recording.
-        log: PathBuf,
-        /// How it is known.
-        why: &'static str,
-    },
-    /// Nothing is overwritten.
-    #[error("{path}: exists already; remove it, or give --out another name")]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// There is no such position.
-    #[error("{log}: there is no position {position}; give one from 0 to {last}")]
-    NoPosition {
-        /// The recording.
-        log: PathBuf,
-        /// What was asked for.
-        position: u64,
-        /// The last position.
-        last: u64,
-    },
-}
-
-/// One record. Its number is its place in [`Log::events`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The handle that it concerns, numbered within the session.
-    pub handle: u32,
-    /// What happened.
-    pub what: What,
-}
-
-/// What a record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
-    /// A server begins.
-    Session {
-        /// Seconds since 1970.
-        time: u64,
-        /// Its process.
-        process: u32,
-        /// The storage under it.
-        info: Info,
-    },
-    /// The storage has changed: it was resized.
-    Info(Info),
-    /// An operation is given to the host.
-    Submit {
-        /// The operation.
-        op: Op,
-        /// The data, if it is a write.
-        data: Data,
-    },
-    /// A completion was polled.
-    Complete {
-        /// The record of the submission.
-        submission: u64,
-        /// How it ended.
-        result: Result<(), IoError>,
-    },
-    /// The host took nothing.
-    Withdrawn {
-        /// The record of the submission.
-        submission: u64,
-    },
-    /// Nothing in flight on the handle lands any more.
-    Fence,
-    /// What a harness noted.
-    Mark(String),
-    /// The server stopped in order.
-    End,
-}
-
-/// Where the data of a write is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Data {
-    /// Not a write, or one of no sectors.
-    None,
-    /// It is all zeroes.
-    Zeroes,
-    /// In the file, from this byte on.
-    At(u64),
-}
-
-/// A mark, and the first position of which it is part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// The position right after it.
-    pub position: u64,
-    /// What it says.
-    pub text: String,
-}
 
 /// A recording that was read to its end, every checksum verified. Data stays in the file until it is asked for.
 #[derive(Debug)]
@@ -290,12 +145,12 @@ impl Log {
         self.infos[..before].last().map(|(_, info)| info)
     }
 
-    pub(super) const fn history(&self) -> &History {
+    pub(crate) const fn history(&self) -> &History {
         &self.history
     }
 
     /// Reads bytes of the data of a write.
-    pub(super) fn read_data(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+    pub(crate) fn read_data(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
         self.file.read_exact_at(into, offset)
     }
 }

@@ -2,19 +2,22 @@
 
 use blk_core::storage::{Info, Storage};
 
-use super::identify::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX};
-use super::queue::QUEUE_ERROR_LOG;
-use super::settings::{Power, TransferMode};
-use super::smart::{Smart, general_log};
-use super::{Direction, Drive, Failure, Interface, Job, Then, dsm_blocks_max, extent, multiple_max};
-use crate::command::{Blocks, Command, Row};
-use crate::wire::TaskFile;
+use super::extents::extent;
+use super::failure::Failure;
+use super::job::{Job, Then};
+use super::limits::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX, dsm_blocks_max, multiple_max};
+use super::log::general_log;
+use super::settings::TransferMode;
+use super::smart::Smart;
+use super::state::Drive;
+use crate::command::{Blocks, Command, Direction, Interface, Power, Row};
+use crate::wire::{QueueErrorLog, TaskFile};
 
 /// The command has ended, and well.
 const DONE: Result<Job, Failure> = Ok(Job::Ended(Ok(())));
 
 impl<const N: usize> Drive<N> {
-    pub(super) fn begin<M: ?Sized, S: Storage<M> + ?Sized>(
+    pub(super) fn start_command<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         row: &Row,
         command: Command,
@@ -60,7 +63,7 @@ impl<const N: usize> Drive<N> {
                 self.smart(subcommand, selector, count, storage)
             }
             Command::Smart { .. } => Err(Failure::Aborted),
-            Command::ReadLog { address: QUEUE_ERROR_LOG, page: 0, count: 1 }
+            Command::ReadLog { address: QueueErrorLog::ADDRESS, page: 0, count: 1 }
                 if self.interface == Interface::Serial =>
             {
                 let page = self.queue_error_log(&info);
@@ -117,7 +120,7 @@ impl<const N: usize> Drive<N> {
             0x03 => self.settings.transfer = TransferMode::decode(count).ok_or(Failure::Aborted)?,
             // Serial ATA's own features, of which this is the only one.
             0x10 | 0x90 if count == 0x06 && self.interface == Interface::Serial => {
-                self.settings.outlive_comreset = subcommand == 0x10;
+                self.settings.preserve_settings = subcommand == 0x10;
             }
             0x55 => self.settings.look_ahead = false,
             0xaa => self.settings.look_ahead = true,

@@ -1,11 +1,11 @@
 //! What becomes of a request that the host failed: reported to the guest, or held until an operator has made room.
 //!
-//! [`Policed`] is a [`Backend`] over a backend. What it holds stays in flight for the device above it, so that no guest
+//! [`ErrorPolicyBackend`] is a [`Backend`] over a backend. What it holds stays in flight for the device above it, so that no guest
 //! sees an error or a success before there is one.
 //!
 //! ```text
-//! failed, may be tried again, policy says so -> held; the failure goes to the gate, and whoever listens pauses the device
-//!     gate.retry()          -> submitted again at the next poll of its handle
+//! failed, may be tried again, policy says so -> held; the failure is told, and whoever listens pauses the device
+//!     HeldRequests::retry() -> submitted again at the next poll of its handle
 //!     Handle::drain(true)   -> ends with its error: a reset, a stopped ring, a client that is gone, the end of the server
 //! ```
 //!
@@ -100,9 +100,9 @@ pub struct Failure {
     pub held: bool,
 }
 
-/// What the handles of a device share with its operator: the images of a virtio-scsi host have one gate.
+/// What the handles of a device share with its operator: the images of a virtio-scsi host share one.
 #[derive(Debug)]
-pub struct Gate {
+pub struct HeldRequests {
     /// Counts the times that held requests were let go.
     epoch: AtomicU32,
     /// Requests held now, by all handles.
@@ -114,8 +114,8 @@ pub struct Gate {
     failures: SyncSender<Failure>,
 }
 
-impl Gate {
-    /// A gate that tells of failures by `failures`, and of none while that is full: whoever receives them asks
+impl HeldRequests {
+    /// Tells of failures by `failures`, and of none while that is full: whoever receives them asks
     /// [`Self::wants_pause`] after each.
     #[must_use]
     pub const fn new(failures: SyncSender<Failure>) -> Self {
@@ -177,19 +177,24 @@ impl Gate {
 }
 
 /// An image under an error policy, measured.
-pub struct Policed {
+pub struct ErrorPolicyBackend {
     inner: Arc<dyn Backend>,
     policy: ErrorPolicy,
-    gate: Arc<Gate>,
+    held_requests: Arc<HeldRequests>,
     name: Arc<str>,
     meters: Arc<Meters>,
 }
 
-impl Policed {
+impl ErrorPolicyBackend {
     /// Puts a policy over an image. `name` is what failures call it.
     #[must_use]
-    pub fn new(inner: Arc<dyn Backend>, policy: ErrorPolicy, gate: Arc<Gate>, name: &str) -> Self {
-        Self { inner, policy, gate, name: name.into(), meters: Arc::default() }
+    pub fn new(
+        inner: Arc<dyn Backend>,
+        policy: ErrorPolicy,
+        held_requests: Arc<HeldRequests>,
+        name: &str,
+    ) -> Self {
+        Self { inner, policy, held_requests, name: name.into(), meters: Arc::default() }
     }
 
     /// What its handles have done, those that are gone included.
@@ -199,20 +204,20 @@ impl Policed {
     }
 }
 
-impl Backend for Policed {
+impl Backend for ErrorPolicyBackend {
     fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
         Ok(Box::new(PolicedHandle {
             inner: self.inner.handle()?,
             backend: Arc::clone(&self.inner),
             policy: self.policy,
-            gate: Arc::clone(&self.gate),
+            held_requests: Arc::clone(&self.held_requests),
             name: Arc::clone(&self.name),
             meter: self.meters.enter(),
             meters: Arc::clone(&self.meters),
             slots: (0..SLOTS).map(|_| Slot::new()).collect(),
             held: 0,
             ended: Vec::with_capacity(SLOTS),
-            epoch: self.gate.epoch(),
+            epoch: self.held_requests.epoch(),
             stalled: false,
             draining: false,
         }))
@@ -274,7 +279,7 @@ struct PolicedHandle {
     inner: Box<dyn Handle>,
     backend: Arc<dyn Backend>,
     policy: ErrorPolicy,
-    gate: Arc<Gate>,
+    held_requests: Arc<HeldRequests>,
     name: Arc<str>,
     meter: Arc<Meter>,
     meters: Arc<Meters>,
@@ -283,7 +288,7 @@ struct PolicedHandle {
     held: u32,
     /// Held requests that end with their error.
     ended: Vec<Completion>,
-    /// The gate's epoch in which held requests were last let go.
+    /// The epoch in which held requests were last let go.
     epoch: u32,
     /// The storage was too busy to take all of those.
     stalled: bool,
@@ -305,7 +310,7 @@ impl PolicedHandle {
 
     fn holds(&self, op: Op, kind: IoErrorKind) -> bool {
         let policy = if matches!(op, Op::Read { .. }) { self.policy.read } else { self.policy.write };
-        let ending = self.draining || self.gate.is_ending();
+        let ending = self.draining || self.held_requests.is_ending();
         // A read proves nothing about stable data, and may be tried again on a latched image.
         let latched = op.mutates() && self.backend.latched().is_some();
         policy.holds(kind) && self.may_hold(op) && !ending && !latched
@@ -335,9 +340,9 @@ impl PolicedHandle {
             slot.state = State::Held(error);
             self.held += 1;
             // Before it is told of, so that whoever is told finds it held.
-            self.gate.hold();
+            self.held_requests.hold();
         }
-        self.gate.tell(Failure {
+        self.held_requests.tell(Failure {
             image: self.name.to_string(),
             operation: operation(&op).into(),
             lba: error.lba.or(op.extent().map(|extent| extent.start)).map(|lba| lba.0),
@@ -349,15 +354,15 @@ impl PolicedHandle {
 
     /// Whether held requests are to be let go.
     fn is_due(&self) -> bool {
-        self.held != 0 && (self.draining || self.epoch != self.gate.epoch())
+        self.held != 0 && (self.draining || self.epoch != self.held_requests.epoch())
     }
 
     /// Lets held requests go: to the storage again, or back to the device where nothing is held any more.
     #[cold]
     fn let_go(&mut self, memory: &MappedMemory) {
-        self.epoch = self.gate.epoch();
+        self.epoch = self.held_requests.epoch();
         self.stalled = false;
-        let end = self.draining || self.gate.is_ending();
+        let end = self.draining || self.held_requests.is_ending();
         for slot in &mut self.slots {
             let State::Held(error) = slot.state else { continue };
             if end {
@@ -374,7 +379,7 @@ impl PolicedHandle {
                 self.meter.retry();
             }
             self.held -= 1;
-            self.gate.let_go(1);
+            self.held_requests.let_go(1);
         }
     }
 }
@@ -432,7 +437,7 @@ impl Storage<MappedMemory> for PolicedHandle {
         if fenced {
             self.slots.iter_mut().for_each(|slot| slot.state = State::Free);
             self.ended.clear();
-            self.gate.let_go(std::mem::take(&mut self.held));
+            self.held_requests.let_go(std::mem::take(&mut self.held));
             self.stalled = false;
         }
         fenced
@@ -456,7 +461,7 @@ impl Handle for PolicedHandle {
 
 impl Drop for PolicedHandle {
     fn drop(&mut self) {
-        self.gate.let_go(self.held);
+        self.held_requests.let_go(self.held);
         self.meters.leave(&self.meter);
     }
 }

@@ -12,14 +12,14 @@ use crate::memory::{HostRange, copy_in, copy_out};
 const PIECE: usize = 64 * 1024;
 
 /// A buffer with a part for each piece of such memory that an operation names.
-pub(super) struct Elsewhere {
+pub(super) struct RemoteBuffer {
     mapping: MmapRegion,
     /// Address and length of each part, in the order of the buffer.
     parts: Vec<(GuestAddr, usize)>,
     used: usize,
 }
 
-impl Elsewhere {
+impl RemoteBuffer {
     /// A buffer for an operation of so many bytes.
     pub(super) fn new(bytes: usize) -> Option<Box<Self>> {
         let mapping = MmapRegion::new(bytes).ok()?;

@@ -1,36 +1,116 @@
-//! What a poll of the controller does: chains off the rings, tasks through the units, answers back.
+//! The poll of a controller: chains off the rings, tasks through the units, answers back.
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 use blk_core::virtq::{InFlight, QueueError};
 
 use super::address::{Address, Addressed};
-use super::controller::{Attached, Controller, Policy};
+use super::controller::{Attached, Controller};
 use super::events::Happened;
+use super::io::Io;
+use super::policy::Policy;
 use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Pending, Place, Request, luns};
 use super::rings::{CONTROL, EVENT, REQUEST, running};
-use super::target::{self, Stand};
-use super::wire::Response;
-use crate::disk::{Polled, Reply};
+use super::target::{self, Responder};
+use super::wire::{Features, Response};
+use crate::disk::{self, Reply};
 use crate::sense::Sense;
 use crate::task_set::Task;
 
-/// What comes in with a poll.
-pub(super) struct Io<'a, M: ?Sized, H, I> {
-    pub(super) memory: &'a M,
-    pub(super) storage: &'a mut [H],
-    pub(super) policy: &'a Policy,
-    pub(super) logs: &'a mut [I],
+/// What a poll led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Polled {
+    /// Bit n: the driver wants a used-buffer interrupt for ring n.
+    pub interrupts: u64,
+    /// Bounded work was done, and more is left: poll again. Otherwise poll when the driver notifies, when a storage has a
+    /// completion, or when something that the controller has not been told of has changed, such as a capacity.
+    pub again: bool,
 }
 
 impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
+    /// Makes bounded progress: takes requests and completions, answers, delivers events.
+    ///
+    /// `storage` has a handle for each unit, `logs` a log for each ring; a ring without one is not served. Policy and
+    /// handles may change between calls, the handles only where [`Self::has_unit`] is false.
+    pub fn poll<M, H, I>(&mut self, memory: &M, storage: &mut [H], policy: &Policy, logs: &mut [I]) -> Polled
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InFlight,
+    {
+        let again = self.work(memory, storage, policy, logs);
+        Polled { interrupts: self.publish(memory, logs), again }
+    }
+
+    /// The first half of [`Self::poll`]: everything but to show the driver what was answered, which [`Self::publish`] does.
+    /// What is to outlive the device is kept in between, such as a [setting](Self::setting) of which an answer tells.
+    /// Returns whether to call again at once.
+    pub fn work<M, H, I>(&mut self, memory: &M, storage: &mut [H], policy: &Policy, logs: &mut [I]) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InFlight,
+    {
+        if self.resetting {
+            self.finish_reset(memory, storage);
+            return false;
+        }
+        let io = &mut Io { memory, storage, policy, logs };
+        let mut again = false;
+        let mut budgets = [0; Q];
+        for (index, budget) in (REQUEST..).zip(&mut budgets) {
+            *budget = self.rings.get(index).map_or(0, |ring| ring.setup().size.max(1));
+        }
+        let mut functions = self.rings.get(CONTROL).map_or(0, |ring| ring.setup().size.max(1));
+        loop {
+            // Looked for before the request rings are: what a function is about is then in the task sets.
+            let asked = self.is_asked(io);
+            let mut moved = false;
+            let mut all = true;
+            for (index, budget) in (REQUEST..).zip(&mut budgets) {
+                let before = *budget;
+                all &= self.take_requests(index, io, budget);
+                moved |= *budget != before;
+            }
+            if asked && all && functions != 0 {
+                moved |= self.take_function(io);
+                functions = functions.saturating_sub(1);
+            }
+            moved |= self.run_units(io, &mut again);
+            moved |= self.end_function(io);
+            if !all || functions == 0 {
+                again = true;
+                break;
+            }
+            if !moved && !self.rearm(io) {
+                break;
+            }
+        }
+        self.deliver_events(io);
+        again
+    }
+
+    /// Goes on with a reset, and returns whether it is over. Bounded by what is in flight.
+    pub fn finish_reset<M, H>(&mut self, memory: &M, storage: &mut [H]) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+    {
+        if !self.resetting {
+            return true;
+        }
+        // Nobody is told of what ends: the chains are gone.
+        let closed = Policy { features: Features::empty(), open: 0 };
+        let mut again = false;
+        self.run_units(&mut Io { memory, storage, policy: &closed, logs: &mut [(); 0] }, &mut again);
+        let units = storage.iter().zip(&self.units).filter_map(|(_, attached)| attached.as_ref());
+        self.resetting = !units.into_iter().all(|attached| attached.unit.is_quiet());
+        !self.resetting
+    }
+
     /// Takes what ring `index` has, and returns whether that was all.
-    pub(super) fn take_requests<M, H, I>(
-        &mut self,
-        index: usize,
-        io: &mut Io<'_, M, H, I>,
-        budget: &mut u16,
-    ) -> bool
+    fn take_requests<M, H, I>(&mut self, index: usize, io: &mut Io<'_, M, H, I>, budget: &mut u16) -> bool
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
@@ -71,13 +151,13 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         H: Storage<M>,
         I: InFlight,
     {
-        let stand = match request.to {
-            Addressed::ReportLuns => Stand::WellKnown,
+        let responder = match request.to {
+            Addressed::ReportLuns => Responder::WellKnown,
             Addressed::Unit(address) => match self.find(address, io.storage) {
                 Some(index) => return self.enqueue(index, request, io),
-                None => Stand::Absent { zero: address.lun == 0 },
+                None => Responder::Absent { zero: address.lun == 0 },
             },
-            Addressed::Within(_) => Stand::Absent { zero: false },
+            Addressed::Within(_) => Responder::Absent { zero: false },
             Addressed::Nowhere => return self.refuse(request, Response::BadTarget, io),
         };
         if request.to.target().is_some_and(|target| !self.has_target(target)) {
@@ -85,9 +165,11 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         }
         let addresses = self.addresses;
         let replied = match request.to.target() {
-            Some(target) => target::answer(stand, &request.cdb, luns(&addresses, target)),
+            Some(target) => target::answer(responder, &request.cdb, luns(&addresses, target)),
             // The host's units, each by its whole address: a level for the target, a level for the unit.
-            None => target::answer(stand, &request.cdb, addresses.into_iter().flatten().map(Address::encode)),
+            None => {
+                target::answer(responder, &request.cdb, addresses.into_iter().flatten().map(Address::encode))
+            }
         };
         match replied {
             Ok((reply, allocation)) => self.reply(request, &reply, allocation, io),
@@ -165,7 +247,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     /// Polls the units that have anything to do, and returns whether a task has ended.
-    pub(super) fn run_units<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>, again: &mut bool) -> bool
+    fn run_units<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>, again: &mut bool) -> bool
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
@@ -200,12 +282,12 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                     sizes: *sizes,
                 };
                 let one = match unit.poll(io.memory, handle, &mut lane) {
-                    Polled::Ended(one) => one,
-                    Polled::Again => {
+                    disk::Polled::Ended(one) => one,
+                    disk::Polled::Again => {
                         *again = true;
                         break;
                     }
-                    Polled::Idle => break,
+                    disk::Polled::Idle => break,
                 };
                 ended = true;
                 let pending = usize::try_from(one.tag).ok().and_then(|tag| requests.get_mut(tag));
@@ -223,7 +305,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     /// Asks for notifications, and returns whether one was just missed.
-    pub(super) fn rearm<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
+    fn rearm<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
     where
         M: GuestMemory + ?Sized,
         I: InFlight,
@@ -242,7 +324,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         missed
     }
 
-    pub(super) fn deliver_events<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>)
+    fn deliver_events<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
         I: InFlight,

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 
-use super::history::ChangeId;
-use super::image::Pick;
-use super::log::Log;
+use super::image::ChosenVersion;
 use super::medium::{BASE, Medium, floor, is_zero};
+use crate::recording::Log;
+use crate::recording::history::ChangeId;
 
 /// What differs from the stable image, in ascending order; and how it came about.
 pub(super) struct State {
-    pub(super) picks: Vec<Pick>,
+    pub(super) picks: Vec<ChosenVersion>,
     pub(super) description: String,
 }
 
@@ -27,7 +27,7 @@ struct Open {
 }
 
 /// What there is to choose from at a position.
-pub(super) struct Menu {
+pub(super) struct CrashChoices {
     open: Vec<Open>,
     /// Everything that may or may not be on the medium, in the order in which it would have got there.
     volatile: Vec<ChangeId>,
@@ -53,7 +53,7 @@ enum Torn {
     Mixed,
 }
 
-impl Menu {
+impl CrashChoices {
     pub(super) fn at(log: &Arc<Log>, medium: &Medium, position: u64) -> Self {
         let mut open = Vec::new();
         let mut volatile = BTreeSet::new();
@@ -172,7 +172,7 @@ impl Menu {
     }
 
     /// Changes as wholes.
-    fn whole(&self, ranks: &Ranks) -> Vec<Pick> {
+    fn whole(&self, ranks: &Ranks) -> Vec<ChosenVersion> {
         let mut picks = Picks::default();
         for open in &self.open {
             picks.add(open, open.sectors.clone(), self.seen(open, |at| ranks[at]));
@@ -181,7 +181,7 @@ impl Menu {
     }
 
     /// Changes in part.
-    fn torn(&self, ranks: &Ranks, torn: &[Torn], rng: &mut Rng) -> Vec<Pick> {
+    fn torn(&self, ranks: &Ranks, torn: &[Torn], rng: &mut Rng) -> Vec<ChosenVersion> {
         let mut picks = Picks::default();
         for (open, block) in self.blocks() {
             let version = self.seen(open, |at| {
@@ -199,7 +199,7 @@ impl Menu {
     }
 
     /// Any version for each block.
-    fn any(&self, rng: &mut Rng) -> Vec<Pick> {
+    fn any(&self, rng: &mut Rng) -> Vec<ChosenVersion> {
         let mut picks = Picks::default();
         for (open, block) in self.blocks() {
             let choice = rng.usize(..=open.others.len());
@@ -263,7 +263,7 @@ impl Menu {
 
 /// Picks, with neighbours joined and what is stable left out.
 #[derive(Default)]
-struct Picks(Vec<Pick>);
+struct Picks(Vec<ChosenVersion>);
 
 impl Picks {
     fn add(&mut self, open: &Open, sectors: Range<u64>, version: ChangeId) {
@@ -272,7 +272,7 @@ impl Picks {
         }
         match self.0.last_mut() {
             Some(last) if last.end == sectors.start && last.version == version => last.end = sectors.end,
-            _ => self.0.push(Pick { start: sectors.start, end: sectors.end, version }),
+            _ => self.0.push(ChosenVersion { start: sectors.start, end: sectors.end, version }),
         }
     }
 }
@@ -280,7 +280,7 @@ impl Picks {
 /// States, each once.
 struct Found {
     states: Vec<State>,
-    seen: HashSet<Vec<Pick>>,
+    seen: HashSet<Vec<ChosenVersion>>,
     most: usize,
 }
 
@@ -289,7 +289,7 @@ impl Found {
         self.states.len() >= self.most
     }
 
-    fn add(&mut self, picks: Vec<Pick>, description: impl FnOnce() -> String) {
+    fn add(&mut self, picks: Vec<ChosenVersion>, description: impl FnOnce() -> String) {
         if !self.is_full() && self.seen.insert(picks.clone()) {
             self.states.push(State { picks, description: description() });
         }

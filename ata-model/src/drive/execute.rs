@@ -1,0 +1,261 @@
+//! Executes decoded commands, and says what the front has to do next.
+
+use blk_core::op::{Op, Segment};
+use blk_core::order::{Hold, Order, Request};
+use blk_core::storage::{IoError, Storage};
+use blk_core::units::Extent;
+
+use super::extents::{after, chunk_sectors, extent, range};
+use super::failure::Failure;
+use super::job::{Job, Owner, Taken, Then};
+use super::queue::Gate;
+use super::state::Drive;
+use crate::command::{Command, Direction, Row};
+use crate::wire::TaskFile;
+
+/// What has to happen next for the command in execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Step {
+    /// There is no command.
+    Idle,
+    /// The storage works. Poll when it has a completion.
+    Wait,
+    /// The drive has just given the storage something to do. Poll again: it may be done already.
+    Submitted,
+    /// The front supplies segments for some of the sectors from the start of `left` on: [`Drive::transfer`].
+    Medium {
+        /// Which way.
+        direction: Direction,
+        /// What is left of the command.
+        left: Extent,
+    },
+    /// The first bytes of the staging buffer are for the host: [`Drive::parameters_sent`].
+    ToHost {
+        /// How many.
+        bytes: u32,
+    },
+    /// The host fills the first bytes of the staging buffer: [`Drive::parameters_received`].
+    FromHost {
+        /// How many.
+        bytes: u32,
+    },
+    /// The command has ended: [`Drive::finish`].
+    Ended(Result<(), Failure>),
+}
+
+impl<const N: usize> Drive<N> {
+    /// Takes a decoded command. Registers that report an outcome are set in `task` at once.
+    ///
+    /// Nothing is checked later that could be checked here: addresses are, against the capacity, before any data moves.
+    pub fn execute<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        row: &Row,
+        command: Command,
+        task: &mut TaskFile,
+        storage: &mut S,
+    ) -> Taken {
+        match (self.queue_gate(row, &command, storage.info()), command) {
+            (Gate::Open, Command::Queued(queued)) => self.enqueue(row, queued, storage.info()),
+            (Gate::Open, _) => {
+                self.job = match self.start_command(row, command, task, storage) {
+                    Ok(job) => job,
+                    Err(failure) => Job::Ended(Err(failure)),
+                };
+                Taken::NonQueued
+            }
+            (Gate::Mixed, _) => {
+                self.refuse(None, Failure::Aborted);
+                Taken::Refused
+            }
+            (Gate::Closed, _) => {
+                self.job = Job::Ended(Err(Failure::Aborted));
+                Taken::NonQueued
+            }
+        }
+    }
+
+    /// Takes completions, lets the command go on as far as it can by itself, and says what it needs.
+    ///
+    /// Bounded: one operation is submitted at most.
+    pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Step {
+        while let Some(done) = self.sequencer.poll(memory, storage) {
+            if let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot) {
+                self.complete_queued(tag, done);
+            } else {
+                self.sequencer.release(done.slot);
+                self.complete(done.result);
+            }
+        }
+        if self.advance_queue(memory, storage) {
+            return Step::Submitted;
+        }
+        if self.sequencer.is_idle() {
+            self.advance(memory, storage);
+            if !self.sequencer.is_idle() {
+                return Step::Submitted;
+            }
+        }
+        self.step()
+    }
+
+    /// What the command in execution needs, as of the last poll.
+    #[must_use]
+    pub const fn step(&self) -> Step {
+        if !self.sequencer.is_idle() {
+            return Step::Wait;
+        }
+        match self.job {
+            Job::Idle => Step::Idle,
+            Job::Transfer { direction, left, .. } => Step::Medium { direction, left },
+            Job::ToHost { bytes } => Step::ToHost { bytes },
+            Job::FromHost { bytes } => Step::FromHost { bytes },
+            Job::Ended(result) => Step::Ended(result),
+            Job::Verify { .. } | Job::Flush(_) | Job::Trim { .. } => Step::Wait,
+        }
+    }
+
+    /// Moves `sectors` sectors, where [`Step::Medium`] says, between the disk and `segments`, whose lengths add up to them.
+    ///
+    /// # Errors
+    /// [`Hold`] if the storage cannot take it now; nothing has happened.
+    pub fn transfer<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        sectors: u64,
+        segments: &[Segment],
+    ) -> Result<(), Hold> {
+        let Job::Transfer { direction, left, fua, moving: 0 } = self.job else { return Ok(()) };
+        let extent = Extent { sectors, ..left };
+        let op = match direction {
+            Direction::Read => Op::Read { extent },
+            Direction::Write => Op::Write { extent, fua: false },
+        };
+        self.submit(memory, storage, &Request::new(op).with_fua(fua), segments)?;
+        #[cfg(feature = "mutants")]
+        if direction == Direction::Write {
+            self.retry = segments.first().map(|&segment| (extent, segment));
+        }
+        self.job = Job::Transfer { direction, left, fua, moving: sectors };
+        Ok(())
+    }
+
+    /// The host has taken the bytes of [`Step::ToHost`].
+    pub const fn parameters_sent(&mut self) {
+        if let Job::ToHost { .. } = self.job {
+            self.job = Job::Ended(Ok(()));
+        }
+    }
+
+    /// The host has filled the bytes of [`Step::FromHost`]. All ranges are checked before the first is trimmed.
+    pub fn parameters_received<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, storage: &mut S) {
+        let Job::FromHost { bytes } = self.job else { return };
+        let info = *storage.info();
+        let entries = bytes >> 3;
+        let slot = self.slot();
+        let valid = (0..entries).try_for_each(|entry| {
+            let blocks = range(storage.staging(slot), entry).ok_or(Failure::Aborted)?;
+            if blocks.count == 0 { Ok(()) } else { extent(blocks, &info).map(|_| ()) }
+        });
+        self.job = match valid {
+            Ok(()) => Job::Trim { next: 0, entries },
+            Err(failure) => Job::Ended(Err(failure)),
+        };
+    }
+
+    /// The front cannot go on with a command of which nothing is with the storage.
+    pub const fn fail(&mut self, failure: Failure) {
+        self.job = Job::Ended(Err(failure));
+    }
+
+    /// Ends the command and takes its outcome.
+    pub const fn finish(&mut self) {
+        self.job = Job::Idle;
+    }
+
+    /// An operation of the command in execution has ended.
+    fn complete(&mut self, result: Result<(), IoError>) {
+        #[cfg(feature = "mutants")]
+        {
+            self.retry = None;
+        }
+        self.job = match (self.job, result) {
+            (Job::Idle | Job::Ended(_), _) => self.job,
+            (job, Err(error)) => {
+                let reading =
+                    matches!(job, Job::Verify { .. } | Job::Transfer { direction: Direction::Read, .. });
+                Job::Ended(Err(Failure::Io { error, reading }))
+            }
+            (Job::Transfer { direction, left, fua, moving }, Ok(())) => match after(left, moving) {
+                Some(left) => Job::Transfer { direction, left, fua, moving: 0 },
+                None => Job::Ended(Ok(())),
+            },
+            (Job::Verify { left, moving }, Ok(())) => match after(left, moving) {
+                Some(left) => Job::Verify { left, moving: 0 },
+                None => Job::Ended(Ok(())),
+            },
+            (Job::Flush(then), Ok(())) => {
+                match then {
+                    Then::Nothing => {}
+                    Then::CacheOff => self.settings.write_cache = false,
+                    Then::Power(power) => self.power = power,
+                }
+                Job::Ended(Ok(()))
+            }
+            (Job::Trim { next, entries }, Ok(())) => Job::Trim { next: next.saturating_add(1), entries },
+            (job @ (Job::ToHost { .. } | Job::FromHost { .. }), Ok(())) => job,
+        };
+    }
+
+    /// Submits the next operation of a command that needs no front. What the storage cannot take is offered again by the next poll.
+    fn advance<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
+        match self.job {
+            Job::Flush(then) => {
+                let order = if then == Then::Nothing { Order::Free } else { Order::Barrier };
+                let _ = self.submit(memory, storage, &Request::new(Op::Flush).ordered(order), &[]);
+            }
+            Job::Verify { left, .. } => {
+                let info = storage.info();
+                let bytes_max = info.staging_bytes.min(info.transfer_max_bytes);
+                let moving = chunk_sectors(left.sectors, bytes_max, info);
+                let len = u32::try_from(moving.saturating_mul(512)).unwrap_or(0);
+                let request = Request::new(Op::Read { extent: Extent { sectors: moving, ..left } });
+                if self.submit(memory, storage, &request, &[Segment::Staging { offset: 0, len }]).is_ok() {
+                    self.job = Job::Verify { left, moving };
+                }
+            }
+            Job::Trim { next, entries } => self.trim(memory, storage, next, entries),
+            _ => {}
+        }
+    }
+
+    /// Discards the next range that is not empty.
+    fn trim<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        next: u32,
+        entries: u32,
+    ) {
+        let info = *storage.info();
+        let slot = self.slot();
+        for next in next..entries {
+            let Some(blocks) = range(storage.staging(slot), next) else {
+                return self.fail(Failure::Aborted);
+            };
+            if blocks.count == 0 {
+                continue;
+            }
+            let extent = match extent(blocks, &info) {
+                Ok(extent) => extent,
+                Err(failure) => return self.fail(failure),
+            };
+            self.job = Job::Trim { next, entries };
+            // A refusal leaves the range for the next poll.
+            let _ = self.submit(memory, storage, &Request::new(Op::Discard { extent }), &[]);
+            return;
+        }
+        self.job = Job::Ended(Ok(()));
+    }
+}

@@ -1,0 +1,211 @@
+//! What the handles of a disk share: its sectors, and what operations do to them.
+
+use std::vec::Vec;
+
+use heapless::Vec as FixedVec;
+use serde::Serialize;
+
+use super::config::SEGMENTS_MAX;
+use crate::mutant::{Mutant, active};
+use crate::op::{Op, Segment};
+use crate::sim::value::{INITIAL, ValueSet, ZEROES};
+use crate::storage::IoErrorKind;
+use crate::units::Tag;
+
+/// Sectors whose contents are kept: those that programs use. The others hold the initial data, and a mutation that
+/// reaches one is noted.
+pub const TRACKED: usize = 2;
+
+/// What the handles share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Shared {
+    /// A completed plain write is stable: the image is open `O_DSYNC`.
+    pub(super) writes_stable: bool,
+    /// A flush does something.
+    pub(super) flushes: bool,
+    pub(super) latched: bool,
+    /// A mutation of a sector that no program uses was submitted.
+    pub(super) strayed: bool,
+    pub(super) sectors: [Sector; TRACKED],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Sector {
+    /// What a read returns.
+    pub(super) live: u8,
+    /// What the medium holds as far as flushes and stable writes have settled it.
+    pub(super) base: ValueSet,
+    /// Completed, not yet flushed mutations in the order of their completion.
+    pub(super) volatile: Vec<Volatile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Volatile {
+    /// What the sector holds if this is the last that persists.
+    pub(super) values: ValueSet,
+    pub(super) handle: u8,
+    /// Its completion, while nobody has polled it: no flush covers it yet.
+    pub(super) unpolled: Option<Tag>,
+}
+
+/// An operation that was submitted and has not completed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct InFlight {
+    pub(super) tag: Tag,
+    pub(super) op: Op,
+    pub(super) work: Work,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum Work {
+    Read(FixedVec<Segment, SEGMENTS_MAX>),
+    Mutate {
+        changes: [Change; TRACKED],
+        /// Stable when it completes.
+        stable: bool,
+    },
+    /// For each sector, how many of its volatile entries the flush covers.
+    Flush {
+        covered: [u8; TRACKED],
+    },
+    /// It never touches the medium.
+    Refused(IoErrorKind),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum Change {
+    Keep,
+    Set(u8),
+    /// Leaves the old data or zeroes.
+    Discard,
+}
+
+impl Shared {
+    /// The value of each sector that the operation reads.
+    pub(super) fn read(&self, op: Op) -> Vec<u8> {
+        let Some(extent) = op.extent() else { return Vec::new() };
+        (extent.start.0..extent.end().unwrap_or(0))
+            .map(|sector| self.sectors.get(sector as usize).map_or(INITIAL, |s| s.live))
+            .collect()
+    }
+
+    /// A mutation succeeds. Returns, for each sector, how many volatile entries it settled.
+    pub(super) fn apply(
+        &mut self,
+        handle: usize,
+        tag: Tag,
+        changes: [Change; TRACKED],
+        stable: bool,
+    ) -> [u8; TRACKED] {
+        let mut settled = [0; TRACKED];
+        for ((sector, change), settled) in self.sectors.iter_mut().zip(changes).zip(&mut settled) {
+            let values = match change {
+                Change::Keep => continue,
+                Change::Set(value) => ValueSet::of(value),
+                Change::Discard => ValueSet::of(sector.live).with(ValueSet::of(ZEROES)),
+            };
+            sector.live = match change {
+                Change::Set(value) => value,
+                _ => ZEROES,
+            };
+            if stable {
+                *settled = sector.volatile.len() as u8;
+                sector.volatile.clear();
+                sector.base = values;
+            } else {
+                sector.volatile.push(Volatile { values, handle: handle as u8, unpolled: Some(tag) });
+            }
+        }
+        settled
+    }
+
+    /// A mutation fails: it may be on the medium all the same.
+    pub(super) fn persist_perhaps(&mut self, handle: usize, tag: Tag, changes: [Change; TRACKED]) {
+        for (sector, change) in self.sectors.iter_mut().zip(changes) {
+            let new = change.new_values();
+            if !new.is_empty() {
+                let values = sector.settled_or_volatile().with(new);
+                sector.volatile.push(Volatile { values, handle: handle as u8, unpolled: Some(tag) });
+            }
+        }
+    }
+
+    /// A flush succeeds: of each sector the last entry that it covers, and with it what came before, is settled.
+    pub(super) fn flush(&mut self, handle: usize, covered: [u8; TRACKED]) -> [u8; TRACKED] {
+        let mut settled = [0; TRACKED];
+        if !self.flushes {
+            return settled;
+        }
+        for ((sector, covered), settled) in self.sectors.iter_mut().zip(covered).zip(&mut settled) {
+            let covered = &sector.volatile[..usize::from(covered)];
+            let last = covered.iter().rposition(|entry| entry.covered_by(handle));
+            if let Some(last) = last {
+                sector.base = sector.volatile[last].values;
+                sector.volatile.drain(..=last);
+                *settled = last as u8 + 1;
+            }
+        }
+        settled
+    }
+
+    /// A durable operation fails. Returns, for each sector, how many volatile entries can no longer be flushed.
+    pub(super) fn fail(&mut self) -> [u8; TRACKED] {
+        if !active(Mutant::FlushErrorForgotten) {
+            self.latched = true;
+            return [0; TRACKED];
+        }
+        // What the kernel does: the pages count as clean, whatever became of them.
+        let mut settled = [0; TRACKED];
+        for (sector, settled) in self.sectors.iter_mut().zip(&mut settled) {
+            sector.base = sector.settled_or_volatile();
+            *settled = sector.volatile.len() as u8;
+            sector.volatile.clear();
+        }
+        settled
+    }
+
+    /// How many of each sector's volatile entries a flush that is submitted now on `handle` covers.
+    pub(super) fn coverage(&self, handle: usize) -> [u8; TRACKED] {
+        core::array::from_fn(|sector| {
+            let entries = &self.sectors[sector].volatile;
+            let last = entries.iter().rposition(|e| e.unpolled.is_none() && e.covered_by(handle));
+            last.map_or(0, |last| last as u8 + 1)
+        })
+    }
+
+    /// The completion of `tag` on `handle` was polled.
+    pub(super) fn polled(&mut self, handle: u8, tag: Tag) {
+        for entry in self.sectors.iter_mut().flat_map(|sector| &mut sector.volatile) {
+            if entry.handle == handle && entry.unpolled == Some(tag) {
+                entry.unpolled = None;
+            }
+        }
+    }
+}
+
+impl Sector {
+    pub(super) fn holding(value: u8) -> Self {
+        Self { live: value, base: ValueSet::of(value), volatile: Vec::new() }
+    }
+
+    pub(super) fn settled_or_volatile(&self) -> ValueSet {
+        self.volatile.iter().fold(self.base, |set, entry| set.with(entry.values))
+    }
+}
+
+impl Volatile {
+    pub(super) fn covered_by(&self, handle: usize) -> bool {
+        !active(Mutant::FlushOwnQueueOnly) || usize::from(self.handle) == handle
+    }
+}
+
+impl Change {
+    /// What it may put on the medium that was not there.
+    pub(super) fn new_values(self) -> ValueSet {
+        match self {
+            Self::Keep => ValueSet::EMPTY,
+            Self::Set(value) => ValueSet::of(value),
+            Self::Discard => ValueSet::of(ZEROES),
+        }
+    }
+}

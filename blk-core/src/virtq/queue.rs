@@ -1,0 +1,238 @@
+//! A queue: its registers, and its ring once it is enabled.
+
+use serde::{Deserialize, Serialize};
+
+use super::in_flight::InFlight;
+use super::ring::{Buffer, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
+use super::split;
+use crate::memory::GuestMemory;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum State {
+    /// Not enabled, or reset.
+    Off,
+    /// Enabled, with a split ring. A packed one will stand beside it.
+    Split(split::Ring),
+    /// Broken until reset.
+    Broken(QueueError),
+}
+
+/// One virtqueue, seen by the device: its registers, and the ring once it is enabled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Queue {
+    size_max: u16,
+    setup: Setup,
+    state: State,
+}
+
+impl Queue {
+    /// A queue that is off, of at most `size_max` entries: a power of two, [`SIZE_MAX`] at most; anything else is
+    /// rounded down to that.
+    #[must_use]
+    pub fn new(size_max: u16) -> Self {
+        let size_max = match size_max.min(SIZE_MAX).checked_ilog2() {
+            Some(log) => 1_u16.wrapping_shl(log),
+            None => 1,
+        };
+        Self { size_max, setup: Setup { size: size_max, ..Setup::default() }, state: State::Off }
+    }
+
+    /// Most entries that the driver may choose.
+    #[must_use]
+    pub const fn size_max(&self) -> u16 {
+        self.size_max
+    }
+
+    /// The setup, as the driver wrote it.
+    #[must_use]
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The setup, for the driver's writes. `None` once the queue is enabled: it is fixed then (4.1.4.3.2).
+    pub const fn setup_mut(&mut self) -> Option<&mut Setup> {
+        match self.state {
+            State::Off => Some(&mut self.setup),
+            State::Split(_) | State::Broken(_) => None,
+        }
+    }
+
+    /// Whether the driver has enabled the queue: it may be broken by now.
+    #[must_use]
+    pub const fn is_enabled(&self) -> bool {
+        !matches!(self.state, State::Off)
+    }
+
+    /// Whether there is a ring to be worked on.
+    #[must_use]
+    #[inline]
+    pub const fn is_running(&self) -> bool {
+        matches!(self.state, State::Split(_))
+    }
+
+    /// What broke the queue, if it is broken.
+    #[must_use]
+    pub const fn error(&self) -> Option<QueueError> {
+        match self.state {
+            State::Broken(error) => Some(error),
+            State::Off | State::Split(_) => None,
+        }
+    }
+
+    /// Enables the queue with a split ring at its beginning.
+    ///
+    /// # Errors
+    /// [`QueueError::Size`] or [`QueueError::Layout`]; the queue is then broken.
+    pub fn enable(&mut self, features: RingFeatures) -> Result<(), QueueError> {
+        self.enable_at(features, Position::default())
+    }
+
+    /// Enables the queue with a split ring that has been in use: everything before `position` is done, but for what
+    /// [`InFlight`] says is owed.
+    ///
+    /// # Errors
+    /// As for [`Self::enable`].
+    pub fn enable_at(&mut self, features: RingFeatures, position: Position) -> Result<(), QueueError> {
+        match split::Ring::new(&self.setup, self.size_max, features, position) {
+            Ok(ring) => self.state = State::Split(ring),
+            Err(error) => return Err(self.break_with(error)),
+        }
+        Ok(())
+    }
+
+    /// Where the ring stands, if there is one.
+    #[must_use]
+    pub const fn position(&self) -> Option<Position> {
+        match &self.state {
+            State::Split(ring) => Some(ring.position()),
+            State::Off | State::Broken(_) => None,
+        }
+    }
+
+    /// Turns the queue off and forgets the ring and its setup, as a reset does.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.size_max);
+    }
+
+    /// Breaks the queue for a reason that its owner found, and returns that.
+    #[cold]
+    pub const fn break_with(&mut self, error: QueueError) -> QueueError {
+        self.state = State::Broken(error);
+        error
+    }
+
+    /// Whether a chain is owed or known that was not popped: [`Self::peek`] returns it without looking at the driver's
+    /// index.
+    #[must_use]
+    #[inline]
+    pub fn knows_more(&self, log: &impl InFlight) -> bool {
+        match &self.state {
+            State::Split(ring) => ring.knows_more() || log.owed().is_some(),
+            State::Off | State::Broken(_) => false,
+        }
+    }
+
+    /// Reads the driver's index, unless a chain is known already, and returns whether there is one.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
+    #[inline]
+    pub fn look<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(false) };
+        ring.look(memory).map_err(|error| self.break_with(error))
+    }
+
+    /// The head of the next chain, if there is one: what is owed comes first. It stays the next until [`Self::pop`].
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
+    #[inline(always)]
+    pub fn peek<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        log: &impl InFlight,
+    ) -> Result<Option<u16>, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(None) };
+        if let Some(head) = log.owed() {
+            return Ok(Some(head));
+        }
+        ring.peek(memory).map_err(|error| self.break_with(error))
+    }
+
+    /// Takes the chain at `head`, which was peeked last: the device now owes its completion.
+    #[inline]
+    pub fn pop(&mut self, log: &mut impl InFlight, head: u16) {
+        let State::Split(ring) = &mut self.state else { return };
+        if log.owed() == Some(head) {
+            log.resumed();
+        } else {
+            ring.pop();
+            log.taken(head);
+        }
+    }
+
+    /// Visits the buffers of the chain at `head` in order: the readable ones, then the writable ones. Empty buffers are
+    /// left out. Each descriptor is copied out of guest memory once.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken, and some buffers may have been visited.
+    #[inline]
+    pub fn walk<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        visit: impl FnMut(Buffer),
+    ) -> Result<(), QueueError> {
+        let State::Split(ring) = &self.state else { return Ok(()) };
+        ring.walk(memory, head, visit).map_err(|error| self.break_with(error))
+    }
+
+    /// Returns the chain at `head` to the driver, with `written` bytes written into it. The driver sees it after the
+    /// next [`Self::publish`].
+    ///
+    /// `written` must not be more than the device wrote: drivers take it as initialised (CVE-2024-8612).
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken.
+    #[inline]
+    pub fn complete<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        log: &mut impl InFlight,
+        head: u16,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(()) };
+        if let Err(error) = ring.complete(memory, head, written) {
+            return Err(self.break_with(error));
+        }
+        log.returned(head);
+        Ok(())
+    }
+
+    /// Shows the driver everything completed since the last time, and returns whether it wants an interrupt for it.
+    /// Cheap if there is nothing.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken.
+    #[inline]
+    pub fn publish<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        log: &mut impl InFlight,
+    ) -> Result<bool, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(false) };
+        ring.publish(memory, log).map_err(|error| self.break_with(error))
+    }
+
+    /// Asks the driver to notify the device of the next chain, and returns whether there is one already: it came before
+    /// the driver could see the request, and no notification will. Call it when [`Self::peek`] finds nothing more.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the queue is then broken.
+    #[inline]
+    pub fn rearm<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        let State::Split(ring) = &mut self.state else { return Ok(false) };
+        ring.rearm(memory).map_err(|error| self.break_with(error))
+    }
+}

@@ -1,0 +1,96 @@
+//! What a ring is, whatever its format: where it lies, where it stands, what is in it, what breaks it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::MemoryError;
+use crate::units::GuestAddr;
+
+/// Most descriptors in a chain, and the largest queue. Indirect tables may be longer than the queue, since drivers make
+/// them so (Linux `virtqueue_add_split`), but not longer than this.
+pub const SIZE_MAX: u16 = 1024;
+
+/// What the driver did that broke the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum QueueError {
+    /// The size is no power of two, 0, or larger than offered (2.7).
+    Size,
+    /// A ring part is not aligned as 2.7 has it, or its end wraps past 2^64.
+    Layout,
+    /// A ring part or a descriptor table is not memory.
+    Memory,
+    /// The available index went back, or ran ahead of what the ring can hold (CVE-2016-5403).
+    AvailableIndex,
+    /// An available ring entry names no descriptor.
+    Head,
+    /// A descriptor's `next` lies outside its table.
+    Next,
+    /// The chain is longer than the queue, or than [`SIZE_MAX`] in an indirect table: a loop.
+    TooLong,
+    /// A buffer's end wraps past 2^64.
+    Wraps,
+    /// A device-readable buffer follows a device-writable one (2.7.4.2).
+    Order,
+    /// An indirect descriptor without the feature (2.7.5.3.1).
+    IndirectNotNegotiated,
+    /// An indirect descriptor within an indirect table (2.7.5.3.1).
+    IndirectNested,
+    /// An indirect descriptor that has a `next` (2.7.5.3.1).
+    IndirectChained,
+    /// An indirect table's length is 0 or no multiple of 16 (2.7.5.3.2).
+    IndirectLength,
+    /// The chain is of no use to the device that it was given to, and there is no way to say so in it.
+    Unanswerable,
+}
+
+impl From<MemoryError> for QueueError {
+    fn from(MemoryError: MemoryError) -> Self {
+        Self::Memory
+    }
+}
+
+/// A piece of a chain. Never empty, and its end does not wrap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Buffer {
+    /// First byte.
+    pub addr: GuestAddr,
+    /// Length in bytes, 1 at least.
+    pub len: u32,
+    /// Whether the device writes it; it reads it otherwise.
+    pub writable: bool,
+}
+
+/// Where the driver put a ring, as it wrote it into registers. An allegation until [`Queue::enable`](super::Queue::enable).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Setup {
+    /// Entries.
+    pub size: u16,
+    /// Descriptor table.
+    pub descriptors: GuestAddr,
+    /// Driver area: the available ring.
+    pub driver: GuestAddr,
+    /// Device area: the used ring.
+    pub device: GuestAddr,
+}
+
+/// Where a ring stands: free-running indices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Position {
+    /// The next available entry to be taken.
+    pub available: u16,
+    /// The next used entry to be written.
+    pub used: u16,
+}
+
+/// The negotiated features that matter to a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct RingFeatures {
+    /// VIRTIO_F_INDIRECT_DESC (28).
+    pub indirect: bool,
+    /// VIRTIO_F_EVENT_IDX (29).
+    pub event_idx: bool,
+}

@@ -1,0 +1,8 @@
+//! What the exit status says.
+
+/// A cell that must be safe is not, a stack is known to be unsafe, a last flush failed, or an operator's command was refused.
+pub(crate) const EXIT_UNSAFE: u8 = 1;
+/// The operator asked for something that cannot be done.
+pub(crate) const EXIT_USAGE: u8 = 2;
+/// Stopped by SIGINT or SIGTERM, as shells report it for SIGINT.
+pub(crate) const EXIT_STOPPED: u8 = 130;

@@ -1,0 +1,121 @@
+//! The threads of a backend: workers that transfer, and one that flushes.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use blk_core::op::Op;
+use blk_core::storage::{IoError, IoErrorKind};
+use rustix::io::Errno;
+
+use super::bounce_buffer::Bounce;
+use super::image::Image;
+use super::job::Job;
+use super::mutex::lock;
+use super::open_error::OpenError;
+use super::shared::Shared;
+use super::syscalls::Syscalls;
+use super::worker::Worker;
+
+/// The threads. Dropped with the last handle: what was submitted is finished first.
+pub(super) struct IoThreads<S> {
+    pub(super) shared: Arc<Shared<S>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<S: Syscalls> IoThreads<S> {
+    pub(super) fn start(syscalls: S, image: Image, workers: u16) -> Result<Self, OpenError> {
+        let shared = Arc::new(Shared::new(syscalls, image, workers));
+        let mut started = Self { shared: Arc::clone(&shared), threads: Vec::new() };
+        let file = shared.image.another()?;
+        let flusher = Flusher { shared: Arc::clone(&shared), file };
+        started.spawn("flusher", move || flusher.run())?;
+        for id in 0..usize::from(workers) {
+            let file = shared.image.another()?;
+            let bounce = match shared.image.direct {
+                Some(direct) => {
+                    Some(Bounce::new(direct).map_err(|errno| thread_error(&shared.image, errno))?)
+                }
+                None => None,
+            };
+            let worker = Worker { shared: Arc::clone(&shared), file, id, bounce: Cell::new(bounce) };
+            started.spawn("worker", move || worker.run())?;
+        }
+        Ok(started)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = std::thread::Builder::new().name(format!("blk-{name}")).spawn(run).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
+            thread_error(&self.shared.image, errno)
+        })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+fn thread_error(image: &Image, errno: Errno) -> OpenError {
+    OpenError::System {
+        path: image.path().into(),
+        what: "start its threads",
+        errno,
+        remedy: "; give fewer workers, or raise the limits on processes and memory",
+    }
+}
+
+impl<S> Drop for IoThreads<S> {
+    fn drop(&mut self) {
+        self.shared.work.stop();
+        self.shared.flushes.stop();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<S: Syscalls> Worker<S> {
+    fn run(self) {
+        while let Some(mut job) = self.shared.work.pop_wait() {
+            let result = self.execute(&mut job);
+            job.complete(result);
+        }
+    }
+
+    /// Does what is left of an operation that is no flush.
+    pub(super) fn execute(&self, job: &mut Job) -> Result<(), IoError> {
+        self.shared.admit(job.op)?;
+        let result = match job.op {
+            Op::Read { .. } => self.read(&mut job.iovecs, job.at),
+            Op::Write { extent, fua } => self.write(extent.start, &mut job.iovecs, job.at, fua),
+            Op::WriteZeroes { extent, may_unmap } => self.write_zeroes(extent, may_unmap),
+            Op::Discard { extent } => self.discard(extent),
+            Op::Flush => Err(IoErrorKind::Unsupported.into()),
+        };
+        self.shared.settle(job.op, result)
+    }
+}
+
+/// Runs fdatasync off the queues' threads.
+struct Flusher<S> {
+    shared: Arc<Shared<S>>,
+    file: OwnedFd,
+}
+
+impl<S: Syscalls> Flusher<S> {
+    fn run(self) {
+        // The flushes that wait now are served by one fdatasync. Those that arrive while it runs wait for the next: it may have
+        // passed by the writes that they cover.
+        while let Some(joined) = self.shared.flushes.len_wait() {
+            let running = lock(&self.shared.syncing);
+            let result = self.shared.sync(self.file.as_fd());
+            drop(running);
+            for _ in 0..joined {
+                if let Some(job) = self.shared.flushes.pop() {
+                    job.complete(result);
+                }
+            }
+        }
+    }
+}

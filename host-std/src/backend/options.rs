@@ -1,0 +1,77 @@
+//! How an image is opened and served.
+
+use std::time::Duration;
+
+use blk_core::storage::CacheMode;
+
+/// What makes reads and writes. (Flushes, range operations and what direct I/O does not take as it is always have threads; see
+/// the [module](super).)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum IoEngine {
+    /// The fastest that there is: on the queue's own thread what waits for no device, the rest through an io_uring where it
+    /// is permitted and faster, or by worker threads.
+    #[default]
+    Auto,
+    /// Worker threads.
+    Threads,
+    /// An io_uring; without one a handle is refused.
+    Ring,
+}
+
+impl IoEngine {
+    /// The name by which an operator gives it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Threads => "threads",
+            Self::Ring => "uring",
+        }
+    }
+
+    /// Every engine.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Threads, Self::Ring];
+}
+
+/// How an image is opened and served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileOptions {
+    /// The cache mode.
+    pub mode: CacheMode,
+    /// Refuse writes, and let other readers in.
+    pub read_only: bool,
+    /// Logical block in bytes, 512 to 65536; by default 512 for a file, and the device's own for a block device. A smaller
+    /// one than a device has costs a read-modify-write with `O_DIRECT`.
+    pub logical_block_bytes: Option<u32>,
+    /// Threads that read and write: the transfers that the kernel works on at a time. 1 to 64.
+    pub workers: u16,
+    /// Operations in flight, and staging buffers, of each handle. 1 to 128.
+    pub depth: u16,
+    /// Lock the image against other programs.
+    pub lock: bool,
+    /// How long to wait for the lock, or the device, if another program has it. One that was killed gives it up when the last
+    /// of its operations has ended.
+    pub lock_wait: Duration,
+    /// Use `RWF_DSYNC` for FUA where it is known to be honoured; if false, FUA is a write and a flush.
+    pub native_fua: bool,
+    /// What makes reads and writes.
+    pub engine: IoEngine,
+}
+
+impl FileOptions {
+    /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, the fastest engine.
+    #[must_use]
+    pub const fn new(mode: CacheMode) -> Self {
+        Self {
+            mode,
+            read_only: false,
+            logical_block_bytes: None,
+            workers: 4,
+            depth: 128,
+            lock: true,
+            lock_wait: Duration::ZERO,
+            native_fua: true,
+            engine: IoEngine::Auto,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What the handles and the threads of an image share, and what each of them does to it.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+
+use blk_core::op::Op;
+use blk_core::storage::{IoError, IoErrorKind};
+use blk_core::units::{Lba, SECTOR_BYTES};
+use rustix::io::Errno;
+
+use super::convert::{kind, sector};
+use super::counters::{Counters, add};
+use super::image::Image;
+use super::iovecs::IoVecs;
+use super::latch::{Durable, Latch, LatchCause};
+use super::queue::Queue;
+use super::range_lock::RangeLock;
+use super::syscalls::Syscalls;
+
+/// What the handles and the threads of an image share.
+pub(super) struct Shared<S> {
+    pub(super) syscalls: S,
+    pub(super) image: Image,
+    pub(super) latch: Latch,
+    pub(super) counters: Counters,
+    /// Jobs for the workers.
+    pub(super) work: Queue,
+    /// Jobs for the flusher.
+    pub(super) flushes: Queue,
+    /// Held while fdatasync runs.
+    pub(super) syncing: Mutex<()>,
+    /// Where direct I/O has blocks larger than a sector: keeps a read-modify-write apart from its neighbours.
+    pub(super) ranges: Option<RangeLock>,
+}
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
+    Read,
+    Write { fua: bool },
+}
+
+impl<S: Syscalls> Shared<S> {
+    /// For an image with so many workers, and nothing under way.
+    pub(super) fn new(syscalls: S, image: Image, workers: u16) -> Self {
+        let large_blocks = image.direct.is_some_and(|direct| direct.offset > SECTOR_BYTES);
+        let ranges = large_blocks.then(|| RangeLock::new(workers.into()));
+        let (latch, counters) = (Latch::new(), Counters::default());
+        let (work, flushes) = (Queue::new(), Queue::new());
+        Self { syscalls, image, latch, counters, work, flushes, syncing: Mutex::new(()), ranges }
+    }
+
+    /// Before an operation other than a flush is begun: none that changes the image is, once it has latched.
+    pub(super) fn admit(&self, op: Op) -> Result<(), IoError> {
+        if op.mutates() && self.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) }
+    }
+
+    /// After it. The latch is tested again: what failed meanwhile may have taken this write along.
+    pub(super) fn settle(&self, op: Op, result: Result<(), IoError>) -> Result<(), IoError> {
+        result.and_then(|()| self.admit(op))
+    }
+
+    /// Runs fdatasync, unless it runs already: of two that run at once only one may see an error.
+    pub(super) fn try_sync(&self, file: BorrowedFd<'_>) -> Option<Result<(), IoError>> {
+        let _running = self.syncing.try_lock().ok()?;
+        Some(self.sync(file))
+    }
+
+    /// Runs fdatasync. The caller holds `syncing`.
+    pub(super) fn sync(&self, file: BorrowedFd<'_>) -> Result<(), IoError> {
+        let latch = &self.latch;
+        if latch.is_set() {
+            return Err(IoErrorKind::Latched.into());
+        }
+        let lba = latch.take_dirty();
+        let result = loop {
+            add(&self.counters.fdatasync_calls, 1);
+            match self.syscalls.fdatasync(file) {
+                Err(Errno::INTR) => {}
+                result => break result,
+            }
+        };
+        match result {
+            Ok(()) if latch.is_set() => Err(IoErrorKind::Latched.into()),
+            Ok(()) => Ok(()),
+            Err(errno) => {
+                latch.set(LatchCause { what: Durable::Flush, errno: Some(errno), lba });
+                Err(IoError { kind: kind(errno), lba })
+            }
+        }
+    }
+
+    /// What one call of a transfer came to, whoever made it. `None`: the transfer goes on, with what is `left`, at byte `at`.
+    /// One that stopped short goes on; one that moved nothing, as at the end of the file, is an error. If a write was to be
+    /// stable and failed, the backend latches.
+    #[inline]
+    pub(super) fn moved(
+        &self,
+        transfer: Transfer,
+        left: &mut IoVecs,
+        at: &mut u64,
+        result: rustix::io::Result<usize>,
+    ) -> Option<Result<(), IoError>> {
+        let errno = match result {
+            Ok(0) => None,
+            Ok(bytes) => {
+                left.advance(bytes);
+                *at += bytes as u64;
+                let counter = match transfer {
+                    Transfer::Read => &self.counters.bytes_read,
+                    Transfer::Write { .. } => &self.counters.bytes_written,
+                };
+                add(counter, bytes as u64);
+                return (left.count() == 0).then_some(Ok(()));
+            }
+            Err(Errno::INTR) => return None,
+            Err(errno) => Some(errno),
+        };
+        let lba = Some(sector(*at));
+        if let Transfer::Write { fua } = transfer
+            && self.is_durable(fua)
+        {
+            self.latch.set(LatchCause { what: Durable::Write, errno, lba });
+        }
+        Some(Err(IoError { kind: errno.map_or(IoErrorKind::Medium, kind), lba }))
+    }
+
+    /// Whether a write is stable when it is done.
+    pub(super) fn is_durable(&self, fua: bool) -> bool {
+        fua || self.image.dsync
+    }
+
+    /// To be called before a write is issued, and after it has completed: see [`Latch::dirty`](super::latch::Latch::dirty).
+    pub(super) fn dirty(&self, start: Lba, fua: bool) {
+        if !self.is_durable(fua) {
+            self.latch.dirty(start);
+        }
+    }
+
+    pub(super) fn count_write_call(&self, fua: bool) {
+        if self.image.dsync {
+            add(&self.counters.dsync_writes, 1);
+        }
+        if fua {
+            add(&self.counters.fua_writes, 1);
+        }
+    }
+
+    /// Whether direct I/O would refuse this transfer as it is.
+    pub(super) fn needs_bounce(&self, iovecs: &IoVecs, at: u64) -> bool {
+        self.image.direct.is_some_and(|direct| {
+            let unit = u64::from(direct.offset);
+            (at | iovecs.bytes() as u64) & (unit - 1) != 0
+                || !iovecs.aligned(direct.memory as usize, direct.offset as usize)
+        })
+    }
+}

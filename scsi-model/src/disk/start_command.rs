@@ -1,0 +1,258 @@
+//! How each command begins: the checks that come before every command, and those of its own.
+
+use blk_core::memory::GuestMemory;
+use blk_core::storage::{Info, Storage};
+use blk_core::units::SECTOR_BYTES;
+use heapless::Vec;
+use zerocopy::FromBytes;
+
+use super::io::{Io, Refusal};
+use super::job::{After, Begun, Job, Verb};
+use super::limits::{
+    UNMAP_DESCRIPTORS_MAX, compare_max_blocks, extent, transfer_max_blocks, write_same_max_blocks,
+};
+use super::unit::Unit;
+use crate::command::{Against, Blocks, Command, Row, Traits, decode, find, group_bytes};
+use crate::sense::{Code, Key, Sense};
+use crate::task_set::Task;
+use crate::transport::{Transport, put, take};
+use crate::wire::data::{UnmapDescriptor, UnmapHead};
+
+impl Unit {
+    /// Checks a command and begins it. Called again for the same task if the storage was busy: it changes nothing
+    /// before the command is sure to end or to be taken.
+    pub(super) fn start_command<M, S, T>(
+        &mut self,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Begun, Refusal>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let info = *io.storage.info();
+        let row = find(&task.cdb).filter(|row| row.supported(&info));
+        let traits = row.map_or(Traits::empty(), |row| row.traits);
+        if !traits.contains(Traits::QUIET)
+            && let Some(sense) = self.take_pending()
+        {
+            return Err(sense.into());
+        }
+        let command = decode(&task.cdb)?;
+        let Some(Row { .. }) = row else { return Err(Sense::INVALID_OPCODE.into()) };
+        if traits.contains(Traits::MEDIUM) && self.stopped {
+            return Err(Sense::STOPPED.into());
+        }
+        if traits.contains(Traits::WRITES) && info.read_only {
+            return Err(Sense::WRITE_PROTECTED.into());
+        }
+        self.execute(command, task, &info, io)
+    }
+
+    fn execute<M, S, T>(
+        &mut self,
+        command: Command,
+        task: &Task,
+        info: &Info,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Begun, Refusal>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        match command {
+            Command::Read { blocks, fua } => transfer(Verb::Read, blocks, fua, task, info),
+            Command::Write { blocks, fua } => transfer(Verb::Write, blocks, fua, task, info),
+            Command::WriteAndVerify { blocks } => transfer(Verb::WriteAndVerify, blocks, true, task, info),
+            Command::Verify { blocks, against } => transfer(Verb::Verify(against), blocks, true, task, info),
+            Command::CompareAndWrite { blocks, fua } => {
+                transfer(Verb::CompareAndWrite, blocks, fua, task, info)
+            }
+            Command::OrWrite { blocks, fua } => transfer(Verb::OrWrite, blocks, fua, task, info),
+            Command::SynchronizeCache { blocks } => {
+                // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3, SYNCHRONIZE CACHE(10)).
+                extent(blocks, info)?;
+                Ok(job(Job::Flush(After::Nothing)))
+            }
+            Command::WriteSame { blocks, unmap, no_data } => {
+                write_same(blocks, unmap, no_data, task, info, io)
+            }
+            Command::Unmap { list } => unmap(list, task, info, io),
+            Command::ModeSelect { form, list } => self.mode_select(form, list, task, info, io),
+            // Also of a unit that is stopped: it may have been without a flush.
+            Command::StartStopUnit { start: false, flush: true } => Ok(job(Job::Flush(After::Stop))),
+            Command::StartStopUnit { start, .. } => {
+                self.stopped = !start;
+                Ok(Begun::GOOD)
+            }
+            // There is nothing to eject, so nothing to remember.
+            Command::TestUnitReady | Command::PreventAllow { .. } => Ok(Begun::GOOD),
+            Command::Unknown { .. } => Err(Sense::INVALID_OPCODE.into()),
+            command => {
+                let (reply, allocation) = self.answer(command, info, io)?;
+                let wanted = u64::from(allocation).min(reply.bytes().len() as u64);
+                if task.data_in_bytes < wanted {
+                    return Err(Refusal::Overrun);
+                }
+                let moved_bytes = put(io.memory, io.transport, task.tag, reply.bytes(), wanted)?;
+                Ok(Begun { moved_bytes, job: None })
+            }
+        }
+    }
+}
+
+const fn job(job: Job) -> Begun {
+    Begun { moved_bytes: 0, job: Some(job) }
+}
+
+/// A job that moves blocks, or none for no blocks.
+fn transfer(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> Result<Begun, Refusal> {
+    let extent = extent(blocks, info)?;
+    let limited = !matches!(verb, Verb::Verify(Against::Nothing));
+    let max = match verb {
+        Verb::CompareAndWrite => compare_max_blocks(info).into(),
+        _ => transfer_max_blocks(info),
+    };
+    if limited && blocks.count > u64::from(max) {
+        // SBC-3, Block Limits VPD page: MAXIMUM TRANSFER LENGTH and MAXIMUM COMPARE AND WRITE LENGTH.
+        return Err(Sense::cdb_field(count_at(task), None).into());
+    }
+    let bytes = extent.bytes().ok_or(Sense::OUT_OF_RANGE)?;
+    let one_block = u64::from(info.logical_block_bytes).min(bytes);
+    let (needs, has) = match verb {
+        Verb::Read => (bytes, task.data_in_bytes),
+        Verb::Write | Verb::WriteAndVerify | Verb::OrWrite | Verb::Verify(Against::Data) => {
+            (bytes, task.data_out_bytes)
+        }
+        Verb::CompareAndWrite => (bytes.saturating_mul(2), task.data_out_bytes),
+        Verb::Verify(Against::OneBlock) | Verb::Fill => (one_block, task.data_out_bytes),
+        Verb::Verify(Against::Nothing) => (0, 0),
+    };
+    if has < needs {
+        return Err(Refusal::Overrun);
+    }
+    if bytes == 0 {
+        return Ok(Begun::GOOD);
+    }
+    let moved_bytes = if verb == Verb::Verify(Against::OneBlock) { one_block } else { 0 };
+    Ok(Begun { moved_bytes, job: Some(Job::transfer(verb, extent, fua)) })
+}
+
+/// WRITE SAME: SBC-3, WRITE SAME(10). Zeroes are one operation of the storage, anything else is written from the staging buffer.
+fn write_same<M, S, T>(
+    blocks: Blocks,
+    unmap: bool,
+    no_data: bool,
+    task: &Task,
+    info: &Info,
+    io: &mut Io<'_, M, S, T>,
+) -> Result<Begun, Refusal>
+where
+    M: GuestMemory + ?Sized,
+    S: Storage<M> + ?Sized,
+    T: Transport + ?Sized,
+{
+    if unmap && !info.discard {
+        return Err(Sense::cdb_field(1, Some(3)).into());
+    }
+    // WSNZ=1: 0 blocks do not stand for the rest of the disk (SBC-3, Block Limits VPD page).
+    if blocks.count == 0 || blocks.count > write_same_max_blocks(info) {
+        return Err(Sense::cdb_field(count_at(task), None).into());
+    }
+    let extent = extent(blocks, info)?;
+    let zeroes = Job::Zeroes { extent, may_unmap: unmap, done: false };
+    if no_data {
+        return Ok(job(zeroes));
+    }
+    let block_bytes = u64::from(info.logical_block_bytes);
+    if task.data_out_bytes < block_bytes {
+        return Err(Refusal::Overrun);
+    }
+    if is_zeroes(task.tag, block_bytes, io)? {
+        return Ok(Begun { moved_bytes: block_bytes, job: Some(zeroes) });
+    }
+    if info.staging_bytes < info.logical_block_bytes {
+        // Nowhere to repeat the pattern in.
+        return Err(Sense::new(Key::HardwareError, Code::INTERNAL_TARGET_FAILURE).into());
+    }
+    Ok(Begun { moved_bytes: block_bytes, job: Some(Job::transfer(Verb::Fill, extent, false)) })
+}
+
+/// Where the command's number of blocks is.
+fn count_at(task: &Task) -> u16 {
+    match group_bytes(task.cdb.opcode()) {
+        Some(6) => 4,
+        Some(10) => 7,
+        Some(12) => 6,
+        _ if task.cdb.opcode() == 0x89 => 13,
+        _ => 10,
+    }
+}
+
+/// Copies and checks the parameter list of UNMAP: SBC-3 5.28. Nothing is done before every descriptor has been checked.
+fn unmap<M, S, T>(
+    list_bytes: u16,
+    task: &Task,
+    info: &Info,
+    io: &mut Io<'_, M, S, T>,
+) -> Result<Begun, Refusal>
+where
+    M: GuestMemory + ?Sized,
+    S: Storage<M> + ?Sized,
+    T: Transport + ?Sized,
+{
+    const HEAD: usize = size_of::<UnmapHead>();
+    const DESCRIPTOR: usize = size_of::<UnmapDescriptor>();
+    const MOST: usize = HEAD + DESCRIPTOR * UNMAP_DESCRIPTORS_MAX;
+    let moved_bytes = u64::from(list_bytes);
+    let list_bytes = usize::from(list_bytes);
+    if list_bytes == 0 {
+        return Ok(Begun::GOOD);
+    }
+    if list_bytes < HEAD {
+        return Err(Sense::LIST_LENGTH.into());
+    }
+    if task.data_out_bytes < moved_bytes {
+        return Err(Refusal::Overrun);
+    }
+    let mut buffer = [0; MOST];
+    let copied = buffer.get_mut(..list_bytes.min(MOST)).unwrap_or_default();
+    take(io.memory, io.transport, task.tag, 0, copied)?;
+    let (head, rest) = UnmapHead::read_from_prefix(copied).map_err(|_| Sense::LIST_LENGTH)?;
+    // Descriptors that the list announces but does not hold, and one that is cut off, are not processed.
+    let announced = usize::from(head.descriptor_bytes.get()).min(list_bytes.saturating_sub(HEAD));
+    if announced / DESCRIPTOR > UNMAP_DESCRIPTORS_MAX {
+        return Err(Sense::list_field(2, None).into());
+    }
+    let mut extents = Vec::new();
+    for descriptor in rest.get(..announced.min(rest.len())).unwrap_or_default().chunks_exact(DESCRIPTOR) {
+        let descriptor = UnmapDescriptor::read_from_bytes(descriptor).map_err(|_| Sense::LIST_LENGTH)?;
+        let blocks = Blocks { lba: descriptor.lba.get(), count: descriptor.blocks.get().into() };
+        let extent = extent(blocks, info)?;
+        if extent.sectors != 0 {
+            extents.push(extent).map_err(|_| Sense::LIST_LENGTH)?;
+        }
+    }
+    Ok(Begun { moved_bytes, job: (!extents.is_empty()).then_some(Job::Discard(extents)) })
+}
+
+/// Whether the first `bytes` bytes of the data-out buffer are zeroes.
+fn is_zeroes<M, S, T>(tag: u64, bytes: u64, io: &mut Io<'_, M, S, T>) -> Result<bool, Refusal>
+where
+    M: GuestMemory + ?Sized,
+    S: ?Sized,
+    T: Transport + ?Sized,
+{
+    let mut at = 0_u64;
+    while at < bytes {
+        let mut buffer = [0; SECTOR_BYTES as usize];
+        take(io.memory, io.transport, tag, at, &mut buffer)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at = at.saturating_add(SECTOR_BYTES.into());
+    }
+    Ok(true)
+}
