@@ -22,7 +22,7 @@ use crate::tracer::{Exit, Made};
 use crate::{Case, Front};
 
 /// How long anything may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT: Duration = Duration::from_secs(4);
 /// How often a guest or an operator tries again.
 const TRIES: u32 = 6;
 
@@ -153,12 +153,12 @@ impl Life<'_> {
 
     fn reached(&self) -> bool {
         self.generation == 1
-            && self.server.as_ref().is_some_and(|server| server.traced.seen(|seen| seen.reached))
+            && self.server.as_ref().is_some_and(|server| server.seen(|seen| seen.reached))
     }
 
     fn first_process(&self) -> (bool, bool, Vec<Made>) {
         let seen = self.server.as_ref().map(|server| {
-            server.traced.seen(|seen| (seen.reached, seen.reached_library, seen.made.clone()))
+            server.seen(|seen| (seen.reached, seen.reached_library, seen.made.clone()))
         });
         seen.unwrap_or_default()
     }
@@ -168,7 +168,7 @@ impl Life<'_> {
         for _ in 0..TRIES {
             if let Some(server) = &self.server {
                 let listens = server.wait_listening(LIMIT);
-                let exit = server.traced.wait_exit(Duration::ZERO);
+                let exit = server.wait_exit(Duration::ZERO);
                 match (listens, exit) {
                     (true, None) => return Ok(()),
                     (_, Some(exit)) => self.examine_exit(exit)?,
@@ -195,7 +195,7 @@ impl Life<'_> {
     /// The server has ended, though nobody asked it to: is that as it should be?
     fn examine_exit(&mut self, exit: Exit) -> Result<(), Over> {
         let Some(server) = &self.server else { return Ok(()) };
-        let (reached, library) = server.traced.seen(|seen| (seen.reached, seen.reached_library));
+        let (reached, library) = server.seen(|seen| (seen.reached, seen.reached_library));
         let expected = match exit {
             Exit::Signal(Signal::SIGKILL) => reached && self.is_kill(),
             // A start that is refused, with a reason.
@@ -236,7 +236,7 @@ impl Life<'_> {
                 let limit =
                     if self.is_kill() && self.reached() { LIMIT } else { Duration::from_millis(50) };
                 if let Some(server) = &self.server {
-                    let _ = server.traced.wait_exit(limit);
+                    let _ = server.wait_exit(limit);
                 }
                 Ok(why)
             }
@@ -375,11 +375,15 @@ impl Life<'_> {
         self.find(Kind::Lost, format!("block {block} {reads} {found}; it may hold {versions:?}"));
     }
 
+    fn ask(&self, request: &serde_json::Value) -> Result<serde_json::Value, String> {
+        self.server.as_ref().map_or_else(|| Err("there is no server".into()), |server| server.ask(request, LIMIT))
+    }
+
     /// As an operator does who is told that space ran out. Returns whether there was something to resume.
     fn resume_if_paused(&mut self) -> bool {
-        let stats = self.place.ask(&json!({ "command": "stats" }), LIMIT);
+        let stats = self.ask(&json!({ "command": "stats" }));
         let paused = stats.is_ok_and(|stats| stats["devices"][0]["state"] == "paused");
-        paused && self.place.ask(&json!({ "command": "resume" }), LIMIT).is_ok()
+        paused && self.ask(&json!({ "command": "resume" })).is_ok()
     }
 
     /// Has the operator ask for something, as often as it takes.
@@ -387,7 +391,7 @@ impl Life<'_> {
         let mut refusals = 0;
         let until = Instant::now() + LIMIT;
         loop {
-            let error = match self.place.ask(request, LIMIT) {
+            let error = match self.ask(request) {
                 Ok(_) => return Ok(true),
                 Err(error) => error,
             };
@@ -399,7 +403,7 @@ impl Life<'_> {
                 return Err(self.find(Kind::Waiting, format!("{request}: {error}")));
             }
             let ended = self.server.as_ref().is_some_and(|server| {
-                server.traced.wait_exit(Duration::from_millis(20)).is_some()
+                server.wait_exit(Duration::from_millis(20)).is_some()
             });
             if ended {
                 self.connect_again()?;
@@ -438,13 +442,13 @@ impl Life<'_> {
     fn stop(&mut self) -> Result<(), Over> {
         for _ in 0..TRIES {
             let Some(server) = &self.server else { return Ok(()) };
-            server.traced.signal(Signal::SIGTERM);
-            let exit = server.traced.wait_exit(LIMIT);
+            server.terminate();
+            let exit = server.wait_exit(LIMIT);
             let Some(exit) = exit else {
                 return Err(self.find(Kind::Waiting, "the server does not stop within the limit"));
             };
-            let library = server.traced.seen(|seen| seen.reached && seen.reached_library);
-            let reached = server.traced.seen(|seen| seen.reached);
+            let library = server.seen(|seen| seen.reached && seen.reached_library);
+            let reached = server.seen(|seen| seen.reached);
             let silent = server.log().trim().is_empty();
             match exit {
                 Exit::Code(0) => {
@@ -466,7 +470,7 @@ impl Life<'_> {
 
     fn check_log(&mut self) -> Result<(), Over> {
         let Some(server) = &self.server else { return Ok(()) };
-        let library = server.traced.seen(|seen| seen.reached_library);
+        let library = server.seen(|seen| seen.reached_library);
         let log = server.log();
         match log.lines().find(|line| line.contains("panicked at")) {
             Some(line) if !library => {

@@ -10,6 +10,7 @@ compile_error!("the fault matrix changes registers of x86-64; build the other te
 mod calls;
 mod guest;
 mod history;
+mod inside;
 mod life;
 mod results;
 mod server;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use crate::calls::{Action, Call, Plan};
+use crate::calls::{Action, Call, Plan, Target};
 use crate::results::{Line, Recorded, Results};
 
 /// How long a sample takes, without `--sample`.
@@ -123,28 +124,31 @@ pub(crate) enum Cache {
     Writeback,
     /// By direct I/O and an io_uring.
     None,
+    /// The same in this process, where the io_uring's completions fail.
+    Ring,
 }
 
 impl Cache {
-    const ALL: [Self; 2] = [Self::Writeback, Self::None];
+    const ALL: [Self; 3] = [Self::Writeback, Self::None, Self::Ring];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Writeback => "writeback",
             Self::None => "none",
+            Self::Ring => "ring",
         }
     }
 
     pub(crate) const fn options(self) -> &'static str {
         match self {
             Self::Writeback => "cache=writeback",
-            Self::None => "cache=none,engine=uring",
+            Self::None | Self::Ring => "cache=none,engine=uring",
         }
     }
 
     /// Whether an io_uring transfers, so that no system call shows it.
     pub(crate) const fn transfers_unseen(self) -> bool {
-        matches!(self, Self::None)
+        matches!(self, Self::None | Self::Ring)
     }
 }
 
@@ -233,12 +237,16 @@ fn run(args: &Args) -> Result<bool, String> {
     for &(front, cache) in &lives {
         let calls = recorded(args, front, cache, &mut results)?;
         if args.calls {
-            calls.iter().for_each(|(call, library)| println!("{call}{}", if *library { " (library)" } else { "" }));
+            calls.iter().for_each(|(call, library, _)| println!("{call}{}", if *library { " (library)" } else { "" }));
             continue;
         }
-        for (call, library) in calls {
+        for (call, library, target) in calls {
             let call: Call = call.parse()?;
-            cases.extend(Action::all_of(call.syscall).map(|action| {
+            // This process cannot be killed.
+            let actions = Action::all_of(call.syscall, target).filter(|action| {
+                cache != Cache::Ring || !action.is_kill()
+            });
+            cases.extend(actions.map(|action| {
                 let plan = Some(Plan { call: call.clone(), action });
                 Case { front, cache, plan, library, mutant: args.mutant() }
             }));
@@ -286,7 +294,7 @@ fn recorded(
     front: Front,
     cache: Cache,
     results: &mut Results,
-) -> Result<Vec<(String, bool)>, String> {
+) -> Result<Vec<(String, bool, Target)>, String> {
     let same = |recorded: &&Recorded| recorded.front == front.name() && recorded.cache == cache.name();
     if let Some(recorded) = results.recorded.iter().find(same) {
         return Ok(recorded.calls.clone());
@@ -304,7 +312,7 @@ fn recorded(
         for made in report.made {
             let call = made.call.to_string();
             if known.insert(call.clone()) {
-                calls.push((call, made.library));
+                calls.push((call, made.library, made.target));
             }
         }
     }

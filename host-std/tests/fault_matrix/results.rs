@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use comfy_table::{Table, presets};
+use crate::calls::Target;
 use serde::{Deserialize, Serialize};
 
 /// What went wrong.
@@ -57,8 +58,8 @@ impl Line {
 pub(crate) struct Recorded {
     pub(crate) front: String,
     pub(crate) cache: String,
-    /// Each call, and whether it is the library's.
-    pub(crate) calls: Vec<(String, bool)>,
+    /// Each call, whether it is the library's, and what it is about.
+    pub(crate) calls: Vec<(String, bool, Target)>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use syscalls::Sysno;
 
-use crate::calls::{Action, Call, Plan, is_done_in_any_case, is_of_the_library};
+use crate::calls::{Action, Call, Plan, Target, has_target, is_done_in_any_case, is_of_the_library};
 use crate::history::{Effect, History};
 
 /// How a process ended.
@@ -32,6 +32,7 @@ pub(crate) struct Made {
     pub(crate) call: Call,
     /// The loader's, the allocator's or the standard library's.
     pub(crate) library: bool,
+    pub(crate) target: Target,
 }
 
 /// What is known of a traced process so far.
@@ -55,20 +56,36 @@ pub(crate) struct Traced {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// What is known of a server, and a wake-up for each change of it.
 #[derive(Default)]
-struct Watched {
+pub(crate) struct Watched {
     seen: Mutex<Seen>,
     changed: Condvar,
 }
 
 impl Watched {
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Seen)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Seen)) {
         change(&mut self.lock());
         self.changed.notify_all();
+    }
+
+    /// Waits until `until` holds or the server has ended, and returns whether it holds.
+    pub(crate) fn wait(&self, limit: Duration, mut until: impl FnMut(&Seen) -> bool) -> bool {
+        let seen = self.lock();
+        let going_on = |seen: &mut Seen| !until(seen) && seen.exit.is_none();
+        let waited = self.changed.wait_timeout_while(seen, limit, going_on);
+        let seen = waited.unwrap_or_else(PoisonError::into_inner).0;
+        until(&seen)
+    }
+
+    /// How it ended, if it does within the limit.
+    pub(crate) fn wait_exit(&self, limit: Duration) -> Option<Exit> {
+        self.wait(limit, |seen| seen.exit.is_some());
+        self.lock().exit
     }
 }
 
@@ -82,8 +99,8 @@ impl Traced {
         plan: Option<Plan>,
         image: &Path,
         history: &Arc<History>,
+        watched: Arc<Watched>,
     ) -> Result<Self, String> {
-        let watched = Arc::new(Watched::default());
         let (started, pid) = channel();
         let tracer = Tracer {
             watched: Arc::clone(&watched),
@@ -112,25 +129,6 @@ impl Traced {
         if seen.exit.is_none() {
             let _ = kill(self.pid, signal);
         }
-    }
-
-    /// Waits until `until` holds or the process has ended, and returns whether it holds.
-    pub(crate) fn wait(&self, limit: Duration, mut until: impl FnMut(&Seen) -> bool) -> bool {
-        let seen = self.watched.lock();
-        let going_on = |seen: &mut Seen| !until(seen) && seen.exit.is_none();
-        let waited = self.watched.changed.wait_timeout_while(seen, limit, going_on);
-        let seen = waited.unwrap_or_else(PoisonError::into_inner).0;
-        until(&seen)
-    }
-
-    /// How it ended, if it does within the limit.
-    pub(crate) fn wait_exit(&self, limit: Duration) -> Option<Exit> {
-        self.wait(limit, |seen| seen.exit.is_some());
-        self.watched.lock().exit
-    }
-
-    pub(crate) fn seen<R>(&self, look: impl FnOnce(&Seen) -> R) -> R {
-        look(&self.watched.lock())
     }
 }
 
@@ -277,10 +275,11 @@ impl Tracer {
         *number += 1;
         let call = Call { thread: name, syscall, number: *number };
         let library = !self.in_main || !named || is_of_the_library(syscall, arguments);
-        let mut then = self.plan.as_ref().filter(|plan| plan.call == call).map(|plan| plan.action);
+        let target = if has_target(syscall) { target(pid, arguments[0]) } else { Target::default() };
+        let then = self.plan.as_ref().filter(|plan| plan.call == call).map(|plan| plan.action);
         let entered = concerns_image(syscall).then(|| self.history.now());
         self.watched.change(|seen| {
-            seen.made.push(Made { call, library });
+            seen.made.push(Made { call, library, target });
             if then.is_some() {
                 seen.reached = true;
                 seen.reached_library = library;
@@ -291,9 +290,8 @@ impl Tracer {
                 replace_call(pid);
                 let _ = kill(self.process, Signal::SIGKILL);
             }
-            Some(Action::Fail(_)) if !is_done_in_any_case(syscall) => replace_call(pid),
-            Some(Action::KillAfter | Action::Fail(_)) => {}
-            None => then = None,
+            Some(action @ Action::Fail(_)) if !is_done_in_any_case(syscall, action, target) => replace_call(pid),
+            Some(Action::KillAfter | Action::Fail(_)) | None => {}
         }
         if let Some(thread) = self.threads.get_mut(&pid) {
             thread.within = Some(Within { syscall, arguments, entered, then });
@@ -369,6 +367,11 @@ impl Tracer {
         };
         self.history.add(entered, effect);
     }
+}
+
+/// What a descriptor of a traced thread is.
+fn target(pid: Pid, fd: u64) -> Target {
+    std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).map_or(Target::Other, |link| Target::of(&link))
 }
 
 fn concerns_image(syscall: Sysno) -> bool {
