@@ -8,7 +8,8 @@ use std::time::Duration;
 
 /// All that this test has of the client's side.
 pub(crate) use host_std::client::{
-    Blk, ClientError, Command as ScsiCommand, Options, Payload, Request as BlkRequest, Scsi, ScsiPayload, Ticket, cdb,
+    Blk, ClientError, Command as ScsiCommand, Options, Payload, Request as BlkRequest, Scsi, ScsiPayload,
+    Ticket, cdb,
     vfio_user::{CONFIG, VfioUser},
 };
 
@@ -18,9 +19,23 @@ pub(crate) const SECTORS_PER_BLOCK: u64 = 8;
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    Write { block: u64, version: u32, fua: bool },
-    Zero { block: u64 },
-    Read { block: u64 },
+    Write {
+        block: u64,
+        version: u32,
+        fua: bool,
+    },
+    Zero {
+        block: u64,
+    },
+    /// A write of version `to`, if the block holds version `from`: what cannot be done twice (SCSI only).
+    Exchange {
+        block: u64,
+        from: u32,
+        to: u32,
+    },
+    Read {
+        block: u64,
+    },
     Flush,
     CacheOff,
 }
@@ -103,7 +118,8 @@ pub(crate) fn contents(block: u64, version: u32) -> Vec<u8> {
 
 /// How a client of vhost-user uses its rings here.
 fn options(queues: u16, limit: Duration) -> Options {
-    let bytes = BLOCK as u32;
+    // An exchange has the data to compare with, too.
+    let bytes = 2 * BLOCK as u32;
     Options {
         queues,
         transfer_bytes: bytes,

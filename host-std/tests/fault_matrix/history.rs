@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) enum Effect {
     /// Bytes were written, zeroed or given back; `stable` where the call made them stable itself (RWF_DSYNC).
     Wrote { range: Range<u64>, stable: bool },
+    /// The same, but an io_uring does it: nothing says when.
+    Submitted { range: Range<u64>, stable: bool },
     /// All that was written before the call was entered is stable.
     Synced,
     /// A flush failed: the kernel has told of the loss, and will not again.
@@ -66,7 +68,7 @@ impl History {
     }
 
     /// Every promise that was not kept: what was called stable and is not. `clean_stop`: when the server said by its exit status
-    /// that everything is stable. `unseen`: transfers may be an io_uring's, of which no call tells.
+    /// that everything is stable. `unseen`: nothing tells of what an io_uring transfers.
     pub(crate) fn broken_promises(&self, clean_stop: Option<u64>, unseen: bool) -> Vec<String> {
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         let promises = self.promises.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,31 +100,32 @@ impl History {
 /// Why a write is not known to be stable at a time.
 fn unstable(done: &[Done], write: &Promise, at: u64, unseen: bool) -> Option<&'static str> {
     let PromiseKind::Write { range, stable } = &write.kind else { return None };
-    let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-    let calls = || {
-        done.iter().filter(|done| {
-            let within = write.submitted < done.left && done.left < write.acknowledged;
-            within && matches!(&done.effect, Effect::Wrote { range, .. } if overlaps(range))
-        })
-    };
-    let (mut last, mut all_stable, mut any) = (write.acknowledged, true, false);
-    for call in calls() {
-        last = if any { last.max(call.left) } else { call.left };
-        any = true;
-        all_stable &= matches!(call.effect, Effect::Wrote { stable: true, .. });
+    let (mut last, mut all_stable, mut any) = (0, true, false);
+    for done in done.iter().filter(|done| write.submitted < done.left && done.left < write.acknowledged) {
+        let (other, other_stable, left) = match &done.effect {
+            Effect::Wrote { range, stable } => (range, *stable, done.left),
+            // By then it had ended.
+            Effect::Submitted { range, stable } => (range, *stable, write.acknowledged),
+            Effect::Synced | Effect::SyncFailed => continue,
+        };
+        if other.start < range.end && range.start < other.end {
+            any = true;
+            all_stable &= other_stable;
+            last = last.max(left);
+        }
     }
-    if any && all_stable {
-        return None;
-    }
-    if !any && (!unseen || *stable) {
-        // An io_uring's write with RWF_DSYNC shows no call.
-        return (!unseen).then_some("no call wrote it");
+    match (any, unseen) {
+        (true, _) if all_stable => return None,
+        (true, _) => {}
+        (false, true) if *stable => return None,
+        (false, true) => last = write.acknowledged,
+        (false, false) => return Some("nothing wrote it"),
     }
     for done in done.iter().filter(|done| done.entered > last && done.left < at) {
         match done.effect {
             Effect::Synced => return None,
             Effect::SyncFailed => return Some("the fdatasync after it failed"),
-            Effect::Wrote { .. } => {}
+            Effect::Wrote { .. } | Effect::Submitted { .. } => {}
         }
     }
     Some("no fdatasync was entered after its write and ended before the answer")

@@ -47,8 +47,12 @@ impl Inside {
         if file.metadata().map_err(|error| error.to_string())?.len() < bytes {
             file.set_len(bytes).map_err(|error| error.to_string())?;
         }
-        let options =
-            FileOptions { way: Way::Ring, workers: 1, lock_wait: LOCK_WAIT, ..FileOptions::new(CacheMode::None) };
+        let options = FileOptions {
+            way: Way::Ring,
+            workers: 1,
+            lock_wait: LOCK_WAIT,
+            ..FileOptions::new(CacheMode::None)
+        };
         let watched = Arc::clone(&seam.watched);
         let backend: Arc<dyn Backend> =
             Arc::new(FileBackend::open_on(seam, image, &options).map_err(|error| error.to_string())?);

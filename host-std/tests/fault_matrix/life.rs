@@ -110,6 +110,10 @@ impl Life<'_> {
         if self.case.front != Front::Ahci {
             self.perform(&[Request::Zero { block: 3 }])?;
         }
+        if self.case.front == Front::VirtioScsi {
+            self.perform(&[write(7, 1)])?;
+            self.perform(&[Request::Exchange { block: 7, from: 1, to: 2 }])?;
+        }
         let grown = self.grow()?;
         if grown {
             self.perform(&[write(GROWN_BYTES / BLOCK as u64 - 1, 1)])?;
@@ -152,14 +156,14 @@ impl Life<'_> {
     }
 
     fn reached(&self) -> bool {
-        self.generation == 1
-            && self.server.as_ref().is_some_and(|server| server.seen(|seen| seen.reached))
+        self.generation == 1 && self.server.as_ref().is_some_and(|server| server.seen(|seen| seen.reached))
     }
 
     fn first_process(&self) -> (bool, bool, Vec<Made>) {
-        let seen = self.server.as_ref().map(|server| {
-            server.seen(|seen| (seen.reached, seen.reached_library, seen.made.clone()))
-        });
+        let seen = self
+            .server
+            .as_ref()
+            .map(|server| server.seen(|seen| (seen.reached, seen.reached_library, seen.made.clone())));
         seen.unwrap_or_default()
     }
 
@@ -233,8 +237,7 @@ impl Life<'_> {
     fn lost(&mut self, trouble: Trouble) -> Result<String, Over> {
         match trouble {
             Trouble::Lost(why) => {
-                let limit =
-                    if self.is_kill() && self.reached() { LIMIT } else { Duration::from_millis(50) };
+                let limit = if self.is_kill() && self.reached() { LIMIT } else { Duration::from_millis(50) };
                 if let Some(server) = &self.server {
                     let _ = server.wait_exit(limit);
                 }
@@ -320,6 +323,7 @@ impl Life<'_> {
         let (block, version) = match *request {
             Request::Write { block, version, .. } => (block, version),
             Request::Zero { block } => (block, 0),
+            Request::Exchange { block, to, .. } => (block, to),
             _ => return,
         };
         let versions = self.blocks.entry(block).or_insert_with(|| vec![0]);
@@ -339,6 +343,10 @@ impl Life<'_> {
             Request::Write { block, version, fua } => {
                 self.blocks.insert(block, vec![version]);
                 write(block, fua || self.cache_off)
+            }
+            Request::Exchange { block, to, .. } => {
+                self.blocks.insert(block, vec![to]);
+                write(block, self.cache_off)
             }
             Request::Zero { block } => {
                 self.blocks.insert(block, vec![0]);
@@ -376,7 +384,9 @@ impl Life<'_> {
     }
 
     fn ask(&self, request: &serde_json::Value) -> Result<serde_json::Value, String> {
-        self.server.as_ref().map_or_else(|| Err("there is no server".into()), |server| server.ask(request, LIMIT))
+        self.server
+            .as_ref()
+            .map_or_else(|| Err("there is no server".into()), |server| server.ask(request, LIMIT))
     }
 
     /// As an operator does who is told that space ran out. Returns whether there was something to resume.
@@ -402,9 +412,10 @@ impl Life<'_> {
             if Instant::now() > until {
                 return Err(self.find(Kind::Waiting, format!("{request}: {error}")));
             }
-            let ended = self.server.as_ref().is_some_and(|server| {
-                server.wait_exit(Duration::from_millis(20)).is_some()
-            });
+            let ended = self
+                .server
+                .as_ref()
+                .is_some_and(|server| server.wait_exit(Duration::from_millis(20)).is_some());
             if ended {
                 self.connect_again()?;
             }
@@ -483,7 +494,9 @@ impl Life<'_> {
 
     /// What must hold in the end.
     fn judge(&mut self) {
-        let _ = self.check_log();
+        if self.findings.iter().all(|finding| finding.kind != Kind::Gone) {
+            let _ = self.check_log();
+        }
         // The process is to be gone before the image is read.
         if self.generation == 1 {
             self.report = Some(self.first_process());

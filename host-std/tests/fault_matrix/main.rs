@@ -12,9 +12,12 @@ mod guest;
 mod history;
 mod inside;
 mod life;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod results;
 mod server;
 mod tracer;
+mod uring;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -74,6 +77,11 @@ struct Args {
     #[cfg(feature = "mutants")]
     #[arg(long, value_name = "NAME")]
     mutant: Option<String>,
+
+    /// Look for a case that finds each of some defects of the server.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutants: bool,
 
     /// List the calls of a life, and end.
     #[arg(long)]
@@ -146,9 +154,9 @@ impl Cache {
         }
     }
 
-    /// Whether an io_uring transfers, so that no system call shows it.
+    /// Whether an io_uring transfers in this process, where nobody looks at it.
     pub(crate) const fn transfers_unseen(self) -> bool {
-        matches!(self, Self::None | Self::Ring)
+        matches!(self, Self::Ring)
     }
 }
 
@@ -225,11 +233,21 @@ fn main() -> ExitCode {
 /// Returns whether nothing was found.
 fn run(args: &Args) -> Result<bool, String> {
     let start = Instant::now();
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    #[cfg(feature = "mutants")]
+    if args.mutants {
+        println!("--seed {seed}");
+        return mutants::find_all(args.cache.unwrap_or(Cache::Writeback), seed);
+    }
     let mut results = Results::open(args.results.as_deref())?;
     let lives = lives(args);
     if let Some(plan) = &args.call {
-        let cases = lives.iter().map(|&(front, cache)| {
-            Case { front, cache, plan: Some(plan.clone()), library: false, mutant: args.mutant() }
+        let cases = lives.iter().map(|&(front, cache)| Case {
+            front,
+            cache,
+            plan: Some(plan.clone()),
+            library: false,
+            mutant: args.mutant(),
         });
         return execute(args, &cases.collect::<Vec<_>>(), &mut results, None);
     }
@@ -237,15 +255,16 @@ fn run(args: &Args) -> Result<bool, String> {
     for &(front, cache) in &lives {
         let calls = recorded(args, front, cache, &mut results)?;
         if args.calls {
-            calls.iter().for_each(|(call, library, _)| println!("{call}{}", if *library { " (library)" } else { "" }));
+            calls.iter().for_each(|(call, library, _)| {
+                println!("{call}{}", if *library { " (library)" } else { "" })
+            });
             continue;
         }
         for (call, library, target) in calls {
             let call: Call = call.parse()?;
             // This process cannot be killed.
-            let actions = Action::all_of(call.syscall, target).filter(|action| {
-                cache != Cache::Ring || !action.is_kill()
-            });
+            let actions = Action::all_of(call.syscall, target)
+                .filter(|action| cache != Cache::Ring || !action.is_kill());
             cases.extend(actions.map(|action| {
                 let plan = Some(Plan { call: call.clone(), action });
                 Case { front, cache, plan, library, mutant: args.mutant() }
@@ -261,16 +280,19 @@ fn run(args: &Args) -> Result<bool, String> {
         println!("{} cases; {} are done already", cases.len(), done.len());
         return execute(args, &cases, &mut results, None);
     }
-    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!("a sample of {} cases: --seed {seed}", cases.len());
     fastrand::Rng::with_seed(seed).shuffle(&mut cases);
     // The library's own calls are many, and say little of the server.
     let (library, own): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.library);
     let mut library = library.into_iter();
-    let mut sample: Vec<_> = own.into_iter().enumerate().flat_map(|(index, case)| {
-        let other = if index % 8 == 7 { library.next() } else { None };
-        std::iter::once(case).chain(other)
-    }).collect();
+    let mut sample: Vec<_> = own
+        .into_iter()
+        .enumerate()
+        .flat_map(|(index, case)| {
+            let other = if index % 8 == 7 { library.next() } else { None };
+            std::iter::once(case).chain(other)
+        })
+        .collect();
     let until = match args.sample {
         Some(count) => {
             sample.truncate(count);
@@ -307,7 +329,10 @@ fn recorded(
         if let Some(finding) = report.findings.first() {
             let what = format!("{:?}: {}", finding.kind, finding.text);
             let life = format!("{}, cache={}", front.name(), cache.name());
-            return Err(format!("{life}: a life without faults is not in order: {what}\n  {}", case.command()));
+            return Err(format!(
+                "{life}: a life without faults is not in order: {what}\n  {}",
+                case.command()
+            ));
         }
         for made in report.made {
             let call = made.call.to_string();
@@ -354,7 +379,12 @@ fn execute(
                     }
                     if (index + 1).is_multiple_of(200) {
                         let seconds = start.elapsed().as_secs();
-                        println!("{} of {} cases, {seconds} s, {} findings", index + 1, cases.len(), results.findings());
+                        println!(
+                            "{} of {} cases, {seconds} s, {} findings",
+                            index + 1,
+                            cases.len(),
+                            results.findings()
+                        );
                     }
                 }
             });

@@ -5,8 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 
-use comfy_table::{Table, presets};
 use crate::calls::Target;
+use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 
 /// What went wrong.
@@ -140,9 +140,11 @@ impl Results {
         ]);
         for (front, cache) in self.lives() {
             for library in [false, true] {
-                let rows: Vec<_> = self.lines.iter().filter(|line| {
-                    line.front == front && line.cache == cache && line.library == library
-                }).collect();
+                let rows: Vec<_> = self
+                    .lines
+                    .iter()
+                    .filter(|line| line.front == front && line.cache == cache && line.library == library)
+                    .collect();
                 if !rows.is_empty() {
                     table.add_row(row(&format!("{front}, {cache}"), library, &rows));
                 }
@@ -164,7 +166,8 @@ impl Results {
 }
 
 fn row(life: &str, library: bool, lines: &[&Line]) -> Vec<String> {
-    let calls: HashSet<_> = lines.iter().filter_map(|line| line.plan.rsplit_once(':')).map(|plan| plan.0).collect();
+    let calls: HashSet<_> =
+        lines.iter().filter_map(|line| line.plan.rsplit_once(':')).map(|plan| plan.0).collect();
     let kills = lines.iter().filter(|line| line.reached && line.plan.contains(":kill-")).count();
     let reached = lines.iter().filter(|line| line.reached).count();
     let with = |kind: Kind| {

@@ -38,7 +38,8 @@ impl Place {
     pub(crate) fn new(front: Front, cache: Cache, mutant: Option<String>) -> Result<Self, String> {
         let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let folder = std::fs::create_dir_all(parent).and_then(|()| TempDir::with_prefix_in("m", parent));
-        let folder = folder.map_err(|error| format!("{}: cannot make a folder: {error}", parent.display()))?;
+        let folder =
+            folder.map_err(|error| format!("{}: cannot make a folder: {error}", parent.display()))?;
         Ok(Self { folder, front, cache, mutant })
     }
 

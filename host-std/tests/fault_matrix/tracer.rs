@@ -18,6 +18,7 @@ use syscalls::Sysno;
 
 use crate::calls::{Action, Call, Plan, Target, has_target, is_done_in_any_case, is_of_the_library};
 use crate::history::{Effect, History};
+use crate::uring::Rings;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,7 @@ impl Traced {
             threads: HashMap::new(),
             names: HashMap::new(),
             bound: HashMap::new(),
+            rings: Rings::default(),
             in_main: false,
         };
         // The thread that starts a process is the one that may trace it.
@@ -170,6 +172,7 @@ struct Tracer {
     names: HashMap<String, u32>,
     /// By descriptor: what a socket was bound to.
     bound: HashMap<u64, PathBuf>,
+    rings: Rings,
     /// The loader, and what runs before `main`, are done.
     in_main: bool,
 }
@@ -217,9 +220,11 @@ impl Tracer {
             let (pid, signal) = match status {
                 Err(NixErrno::EINTR) => continue,
                 // Nobody is left.
-                Err(_) => return self.watched.change(|seen| {
-                    seen.exit.get_or_insert(Exit::Signal(Signal::SIGKILL));
-                }),
+                Err(_) => {
+                    return self.watched.change(|seen| {
+                        seen.exit.get_or_insert(Exit::Signal(Signal::SIGKILL));
+                    });
+                }
                 Ok(WaitStatus::Exited(pid, code)) if pid == self.process => {
                     return self.watched.change(|seen| seen.exit = Some(Exit::Code(code)));
                 }
@@ -290,7 +295,9 @@ impl Tracer {
                 replace_call(pid);
                 let _ = kill(self.process, Signal::SIGKILL);
             }
-            Some(action @ Action::Fail(_)) if !is_done_in_any_case(syscall, action, target) => replace_call(pid),
+            Some(action @ Action::Fail(_)) if !is_done_in_any_case(syscall, action, target) => {
+                replace_call(pid)
+            }
             Some(Action::KillAfter | Action::Fail(_)) | None => {}
         }
         if let Some(thread) = self.threads.get_mut(&pid) {
@@ -317,6 +324,13 @@ impl Tracer {
         }
         match syscall {
             Sysno::prctl if arguments[0] == libc::PR_SET_NAME as u64 => self.take_name(pid),
+            Sysno::mmap => self.rings.mapped(arguments, result),
+            Sysno::io_uring_enter => {
+                for write in self.rings.entered(pid, arguments[0], result) {
+                    let effect = Effect::Submitted { range: write.range, stable: write.stable };
+                    self.history.add(self.history.now(), effect);
+                }
+            }
             // The last thing before `main` is the signal stack of its thread.
             Sysno::sigaltstack if arguments[0] != 0 => self.in_main = true,
             Sysno::bind if result == 0 => {
@@ -358,7 +372,9 @@ impl Tracer {
             Sysno::fdatasync | Sysno::fsync if result == -i64::from(libc::EINTR) => return,
             Sysno::fdatasync | Sysno::fsync => Effect::SyncFailed,
             _ if result < 0 => return,
-            Sysno::fallocate => Effect::Wrote { range: arguments[2]..arguments[2] + arguments[3], stable: false },
+            Sysno::fallocate => {
+                Effect::Wrote { range: arguments[2]..arguments[2] + arguments[3], stable: false }
+            }
             Sysno::pwritev2 => {
                 let stable = arguments[5] & (libc::RWF_DSYNC | libc::RWF_SYNC) as u64 != 0;
                 Effect::Wrote { range: arguments[3]..arguments[3] + moved, stable }

@@ -105,9 +105,8 @@ impl Guest for AhciGuest {
     fn submit(&mut self, request: &Request) -> Result<Id, Trouble> {
         self.next += 1;
         let id = self.next;
-        if matches!(request, Request::Zero { .. }) {
-            // A drive has no such command; the guest writes them.
-            return Err(Trouble::Wrong("ATA has no command that zeroes".into()));
+        if matches!(request, Request::Zero { .. } | Request::Exchange { .. }) {
+            return Err(Trouble::Wrong("ATA has no such command".into()));
         }
         self.port()?.submit(id, request)?;
         Ok(id)
@@ -246,7 +245,7 @@ impl Port {
                 let features = DISABLE_WRITE_CACHE;
                 (Command { opcode: SET_FEATURES, features, ..Command::default() }, false)
             }
-            Request::Flush | Request::Zero { .. } => {
+            Request::Flush | Request::Zero { .. } | Request::Exchange { .. } => {
                 (Command { opcode: FLUSH_CACHE_EXT, ..Command::default() }, false)
             }
         };

@@ -4,8 +4,11 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vhost::vhost_user::Error;
+
 use super::{
-    BLOCK, Blk, BlkRequest, Guest, Id, Outcome, Payload, Request, SECTORS_PER_BLOCK, Ticket, Trouble, contents,
+    BLOCK, Blk, BlkRequest, ClientError, Guest, Id, Outcome, Payload, Request, SECTORS_PER_BLOCK, Ticket,
+    Trouble, contents,
 };
 
 const QUEUE: u16 = 0;
@@ -17,7 +20,7 @@ pub(crate) struct BlkGuest {
     /// Requests in flight; `true`: a read.
     in_flight: Vec<(Ticket, bool)>,
     /// Requests that were messages, and have ended.
-    ended: VecDeque<Id>,
+    ended: VecDeque<(Id, Outcome)>,
     messages: u64,
 }
 
@@ -55,10 +58,16 @@ impl Guest for BlkGuest {
 
     fn submit(&mut self, request: &Request) -> Result<Id, Trouble> {
         if *request == Request::CacheOff {
-            self.disk()?.set_writeback(false)?;
+            let outcome = match self.disk()?.set_writeback(false) {
+                Ok(()) => Outcome::Done(Vec::new()),
+                Err(ClientError::Vhost(vhost::Error::VhostUserProtocol(Error::BackendInternalError))) => {
+                    Outcome::Failed("the message is refused".into())
+                }
+                Err(error) => return Err(error.into()),
+            };
             self.messages += 1;
             let id = MESSAGES + self.messages;
-            self.ended.push_back(id);
+            self.ended.push_back((id, outcome));
             return Ok(id);
         }
         let sector = |block: u64| block * SECTORS_PER_BLOCK;
@@ -75,6 +84,7 @@ impl Guest for BlkGuest {
             Request::Read { block } => {
                 (BlkRequest::Read { sector: sector(block), bytes: BLOCK as u32 }, true)
             }
+            Request::Exchange { .. } => return Err(Trouble::Wrong("virtio-blk cannot exchange".into())),
             Request::Flush | Request::CacheOff => (BlkRequest::Flush, false),
         };
         let ticket = self.disk()?.submit(QUEUE, request)?;
@@ -83,8 +93,8 @@ impl Guest for BlkGuest {
     }
 
     fn wait(&mut self) -> Result<(Id, Outcome), Trouble> {
-        if let Some(id) = self.ended.pop_front() {
-            return Ok((id, Outcome::Done(Vec::new())));
+        if let Some(ended) = self.ended.pop_front() {
+            return Ok(ended);
         }
         let done = self.disk()?.wait(QUEUE)?;
         let place = self.in_flight.iter().position(|(ticket, _)| *ticket == done.ticket);

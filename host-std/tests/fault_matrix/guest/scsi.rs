@@ -6,8 +6,8 @@ use std::time::Duration;
 use scsi_model::front::virtio_scsi::Address;
 
 use super::{
-    BLOCK, Guest, Id, Outcome, Request, SECTORS_PER_BLOCK, Scsi, ScsiCommand, ScsiPayload, Ticket, Trouble, cdb,
-    contents,
+    BLOCK, Guest, Id, Outcome, Request, SECTORS_PER_BLOCK, Scsi, ScsiCommand, ScsiPayload, Ticket, Trouble,
+    cdb, contents,
 };
 
 const UNIT: Address = Address { target: 0, lun: 0 };
@@ -57,7 +57,7 @@ impl Guest for ScsiGuest {
     fn submit(&mut self, request: &Request) -> Result<Id, Trouble> {
         let blocks = SECTORS_PER_BLOCK as u32;
         let lba = |block: u64| block * SECTORS_PER_BLOCK;
-        let (data, parameters, zeroes);
+        let (data, parameters, zeroes, exchange);
         let (block, payload, read) = match *request {
             Request::Write { block, version, fua } => {
                 data = contents(block, version);
@@ -68,6 +68,11 @@ impl Guest for ScsiGuest {
                 let mut same = cdb::write_16(lba(block), blocks, false);
                 same[0] = WRITE_SAME_16;
                 (same.to_vec(), ScsiPayload::Out(&zeroes), false)
+            }
+            Request::Exchange { block, from, to } => {
+                exchange = [contents(block, from), contents(block, to)].concat();
+                let block = cdb::compare_and_write(lba(block), blocks as u8, false);
+                (block.to_vec(), ScsiPayload::Out(&exchange), false)
             }
             Request::Read { block } => {
                 (cdb::read_16(lba(block), blocks, false).to_vec(), ScsiPayload::In(BLOCK as u32), true)
