@@ -87,15 +87,46 @@ struct Args {
     #[arg(long)]
     calls: bool,
 
-    /// What `cargo test` passes to all tests.
+    #[command(flatten)]
+    harness: HarnessArgs,
+}
+
+/// What `cargo test` passes to all tests: a name to look for, and options of the harness that this test does not have.
+#[derive(Debug, clap::Args)]
+struct HarnessArgs {
     #[arg(hide = true)]
     filter: Vec<String>,
     #[arg(long, hide = true)]
-    nocapture: bool,
-    #[arg(long, hide = true)]
     list: bool,
     #[arg(long, hide = true)]
+    ignored: bool,
+    #[arg(long, hide = true)]
+    skip: Vec<String>,
+    #[arg(long, hide = true)]
+    exact: bool,
+    #[arg(long, hide = true)]
+    include_ignored: bool,
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(long, hide = true)]
+    show_output: bool,
+    #[arg(short, long, hide = true)]
+    quiet: bool,
+    #[arg(long, hide = true)]
+    color: Option<String>,
+    #[arg(long, hide = true)]
+    format: Option<String>,
+    #[arg(long, hide = true)]
     test_threads: Option<usize>,
+}
+
+impl HarnessArgs {
+    /// Whether this test is among those that are asked for.
+    fn want_this(&self) -> bool {
+        let this = |name: &String| "fault_matrix".contains(name.as_str());
+        let named = self.filter.is_empty() || self.filter.iter().any(this);
+        named && !self.skip.iter().any(this) && !self.list && !self.ignored
+    }
 }
 
 impl Args {
@@ -215,9 +246,7 @@ impl Case {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // `cargo test NAME` passes the name to every test.
-    let wanted = args.filter.is_empty() || args.filter.iter().any(|filter| "fault_matrix".contains(filter));
-    if args.list || !wanted {
+    if !args.harness.want_this() {
         return ExitCode::SUCCESS;
     }
     match run(&args) {
