@@ -50,19 +50,22 @@ pub(crate) enum Action {
     KillBefore,
     /// SIGKILL once the kernel has done it.
     KillAfter,
+    /// The thread is held before the call, SIGKILL comes when the others have had the time to do what they can: what was begun
+    /// later has ended earlier.
+    KillLate,
     /// The call fails with this error, and nothing of it is done.
     Fail(Errno),
 }
 
 impl Action {
     pub(crate) const fn is_kill(self) -> bool {
-        matches!(self, Self::KillBefore | Self::KillAfter)
+        matches!(self, Self::KillBefore | Self::KillAfter | Self::KillLate)
     }
 
     /// Everything that can be done at a call.
     pub(crate) fn all_of(syscall: Sysno, target: Target) -> impl Iterator<Item = Self> {
         let fail = errors(syscall, target).iter().copied().map(Self::Fail);
-        [Self::KillBefore, Self::KillAfter].into_iter().chain(fail)
+        [Self::KillBefore, Self::KillAfter, Self::KillLate].into_iter().chain(fail)
     }
 }
 
@@ -71,6 +74,7 @@ impl fmt::Display for Action {
         match self {
             Self::KillBefore => f.write_str("kill-before"),
             Self::KillAfter => f.write_str("kill-after"),
+            Self::KillLate => f.write_str("kill-late"),
             Self::Fail(errno) => f.write_str(errno.name().unwrap_or("?")),
         }
     }
@@ -83,9 +87,10 @@ impl FromStr for Action {
         match text {
             "kill-before" => Ok(Self::KillBefore),
             "kill-after" => Ok(Self::KillAfter),
-            name => errno(name)
-                .map(Self::Fail)
-                .ok_or_else(|| format!("{text}: give kill-before, kill-after or an error such as EIO")),
+            "kill-late" => Ok(Self::KillLate),
+            name => errno(name).map(Self::Fail).ok_or_else(|| {
+                format!("{text}: give kill-before, kill-after, kill-late or an error such as EIO")
+            }),
         }
     }
 }

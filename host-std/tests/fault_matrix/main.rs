@@ -57,7 +57,7 @@ struct Args {
     #[arg(long, value_enum)]
     cache: Option<Cache>,
 
-    /// Only this case: THREAD/SYSCALL/N:ACTION, where ACTION is kill-before, kill-after or an error such as EIO.
+    /// Only this case: THREAD/SYSCALL/N:ACTION, where ACTION is kill-before, kill-after, kill-late or an error such as EIO.
     #[arg(long, value_name = "CALL:ACTION")]
     call: Option<Plan>,
 
@@ -262,11 +262,9 @@ fn main() -> ExitCode {
 /// Returns whether nothing was found.
 fn run(args: &Args) -> Result<bool, String> {
     let start = Instant::now();
-    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     #[cfg(feature = "mutants")]
     if args.mutants {
-        println!("--seed {seed}");
-        return mutants::find_all(args.cache.unwrap_or(Cache::Writeback), seed);
+        return mutants::find_all(args.cache.unwrap_or(Cache::Writeback));
     }
     let mut results = Results::open(args.results.as_deref())?;
     let lives = lives(args);
@@ -309,6 +307,7 @@ fn run(args: &Args) -> Result<bool, String> {
         println!("{} cases; {} are done already", cases.len(), done.len());
         return execute(args, &cases, &mut results, None);
     }
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!("a sample of {} cases: --seed {seed}", cases.len());
     fastrand::Rng::with_seed(seed).shuffle(&mut cases);
     // The library's own calls are many, and say little of the server.

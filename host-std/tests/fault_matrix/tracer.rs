@@ -20,6 +20,9 @@ use crate::calls::{Action, Call, Plan, Target, has_target, is_done_in_any_case, 
 use crate::history::{Effect, History};
 use crate::uring::Rings;
 
+/// How long a thread is held that is killed late: the others need less for what they have to do, if they do not wait for it.
+const HELD: Duration = Duration::from_millis(5);
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -233,6 +236,9 @@ impl Tracer {
                 }
                 Ok(WaitStatus::PtraceSyscall(pid)) => {
                     self.at_call(pid);
+                    if self.is_held(pid) {
+                        continue;
+                    }
                     (pid, None)
                 }
                 // A new thread begins with a stop.
@@ -291,6 +297,7 @@ impl Tracer {
             }
         });
         match then {
+            Some(Action::KillLate) => self.kill_late(),
             Some(Action::KillBefore) => {
                 replace_call(pid);
                 let _ = kill(self.process, Signal::SIGKILL);
@@ -305,6 +312,21 @@ impl Tracer {
         }
     }
 
+    /// Whether a thread stays where it is, until the process is killed.
+    fn is_held(&self, pid: Pid) -> bool {
+        let within = self.threads.get(&pid).and_then(|thread| thread.within.as_ref());
+        within.is_some_and(|within| within.then == Some(Action::KillLate))
+    }
+
+    fn kill_late(&self) {
+        let (process, watched) = (self.process, Arc::clone(&self.watched));
+        std::thread::spawn(move || {
+            if watched.wait_exit(HELD).is_none() {
+                let _ = kill(process, Signal::SIGKILL);
+            }
+        });
+    }
+
     fn left(&mut self, pid: Pid, mut result: i64) {
         let Some(within) = self.threads.get_mut(&pid).and_then(|thread| thread.within.take()) else { return };
         let Within { syscall, arguments, entered, then } = within;
@@ -316,7 +338,7 @@ impl Tracer {
             Some(Action::KillAfter) => {
                 let _ = kill(self.process, Signal::SIGKILL);
             }
-            Some(Action::KillBefore) => return,
+            Some(Action::KillBefore | Action::KillLate) => return,
             None => {}
         }
         if let Some(entered) = entered {

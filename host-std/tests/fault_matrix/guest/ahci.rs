@@ -40,7 +40,7 @@ const SLOTS: u8 = 32;
 
 // ACS-3: the commands.
 const WRITE_FPDMA_QUEUED: u8 = 0x61;
-const READ_DMA_EXT: u8 = 0x25;
+const READ_FPDMA_QUEUED: u8 = 0x60;
 const FLUSH_CACHE_EXT: u8 = 0xea;
 const SET_FEATURES: u8 = 0xef;
 const DISABLE_WRITE_CACHE: u16 = 0x82;
@@ -217,7 +217,7 @@ impl Port {
         let (command, queued) = match *request {
             Request::Write { block, version, fua } => {
                 self.client.put(at, &contents(block, version));
-                // A queued command has its tag in the count, and the count in the features.
+                // A queued command has its tag in the count, and its count in the features.
                 let command = Command {
                     opcode: WRITE_FPDMA_QUEUED,
                     features: sectors,
@@ -232,14 +232,15 @@ impl Port {
             Request::Read { block } => {
                 self.client.put(at, &[0xee; BLOCK]);
                 let command = Command {
-                    opcode: READ_DMA_EXT,
+                    opcode: READ_FPDMA_QUEUED,
+                    features: sectors,
                     device: 0x40,
                     lba: lba(block),
-                    count: sectors,
+                    count: u16::from(slot) << 3,
                     bytes: BLOCK,
                     ..Command::default()
                 };
-                (command, false)
+                (command, true)
             }
             Request::CacheOff => {
                 let features = DISABLE_WRITE_CACHE;
