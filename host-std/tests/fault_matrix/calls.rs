@@ -55,6 +55,8 @@ pub(crate) enum Action {
     KillLate,
     /// The call fails with this error, and nothing of it is done.
     Fail(Errno),
+    /// The same, and so do all later ones of its kind on the same descriptor: a reader that has gone, a disk that stays full.
+    FailOn(Errno),
 }
 
 impl Action {
@@ -65,7 +67,13 @@ impl Action {
     /// Everything that can be done at a call.
     pub(crate) fn all_of(syscall: Sysno, target: Target) -> impl Iterator<Item = Self> {
         let fail = errors(syscall, target).iter().copied().map(Self::Fail);
-        [Self::KillBefore, Self::KillAfter, Self::KillLate].into_iter().chain(fail)
+        let log = syscall == Sysno::write && target == Target::Other;
+        let lasting = if log {
+            [Errno::EIO, Errno::ENOSPC, Errno::EPIPE].map(Self::FailOn).to_vec()
+        } else {
+            Vec::new()
+        };
+        [Self::KillBefore, Self::KillAfter, Self::KillLate].into_iter().chain(fail).chain(lasting)
     }
 }
 
@@ -76,6 +84,7 @@ impl fmt::Display for Action {
             Self::KillAfter => f.write_str("kill-after"),
             Self::KillLate => f.write_str("kill-late"),
             Self::Fail(errno) => f.write_str(errno.name().unwrap_or("?")),
+            Self::FailOn(errno) => write!(f, "{}+", errno.name().unwrap_or("?")),
         }
     }
 }
@@ -88,9 +97,15 @@ impl FromStr for Action {
             "kill-before" => Ok(Self::KillBefore),
             "kill-after" => Ok(Self::KillAfter),
             "kill-late" => Ok(Self::KillLate),
-            name => errno(name).map(Self::Fail).ok_or_else(|| {
-                format!("{text}: give kill-before, kill-after, kill-late or an error such as EIO")
-            }),
+            name => {
+                let lasting = name.strip_suffix('+').and_then(errno).map(Self::FailOn);
+                let action = lasting.or_else(|| errno(name).map(Self::Fail));
+                action.ok_or_else(|| {
+                    format!(
+                        "{text}: give kill-before, kill-after, kill-late, or an error such as EIO or EPIPE+"
+                    )
+                })
+            }
         }
     }
 }

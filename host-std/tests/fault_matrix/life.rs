@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::calls::Plan;
+use crate::calls::{Action, Plan};
 use crate::guest::{self, BLOCK, Guest, Request, Trouble};
 use crate::history::History;
 use crate::results::{Finding, Kind};
@@ -25,6 +25,8 @@ use crate::{Case, Front};
 
 /// How long anything may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(4);
+/// How a program ends whose main thread has panicked, also if it cannot say so.
+const PANICKED: Exit = Exit::Code(101);
 /// How often a guest or an operator tries again.
 const TRIES: u32 = 6;
 
@@ -158,6 +160,12 @@ impl Life<'_> {
         self.case.plan.as_ref().is_some_and(|plan| plan.action.is_kill())
     }
 
+    /// Whether the server has told its operator anything, if it could.
+    fn is_silent(&self, server: &Server) -> bool {
+        let mute = self.case.plan.as_ref().is_some_and(|plan| matches!(plan.action, Action::FailOn(_)));
+        !mute && server.log().trim().is_empty()
+    }
+
     fn reached(&self) -> bool {
         self.generation == 1 && self.server.as_ref().is_some_and(|server| server.seen(|seen| seen.reached))
     }
@@ -206,10 +214,10 @@ impl Life<'_> {
         let expected = match exit {
             Exit::Signal(Signal::SIGKILL) => reached && self.is_kill(),
             // A start that is refused, with a reason.
-            Exit::Code(code) => code != 0 && reached && !self.served && !server.log().trim().is_empty(),
+            Exit::Code(code) => code != 0 && reached && !self.served && !self.is_silent(server),
             Exit::Signal(_) => false,
         };
-        let panicked = server.log().contains("panicked at");
+        let panicked = exit == PANICKED || server.log().contains("panicked at");
         if (expected && !panicked) || (reached && library) {
             return Ok(());
         }
@@ -328,14 +336,16 @@ impl Life<'_> {
             };
             let library = server.seen(|seen| seen.reached && seen.reached_library);
             let reached = server.seen(|seen| seen.reached);
-            let silent = server.log().trim().is_empty();
+            let silent = self.is_silent(server);
             match exit {
                 Exit::Code(0) => {
                     self.clean_stop = Some(self.history.now());
                     return Ok(());
                 }
                 // It says that not all is well.
-                Exit::Code(_) if reached && !self.is_kill() && !silent => return self.check_log(),
+                Exit::Code(_) if reached && !self.is_kill() && !silent && exit != PANICKED => {
+                    return self.check_log();
+                }
                 Exit::Signal(Signal::SIGKILL) if reached && self.is_kill() => {}
                 _ if library => {}
                 exit => return Err(self.find(Kind::Stop, format!("SIGTERM ends the server with {exit:?}"))),

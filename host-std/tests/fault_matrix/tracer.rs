@@ -14,7 +14,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use syscalls::Sysno;
+use syscalls::{Errno, Sysno};
 
 use crate::calls::{Action, Call, Plan, Target, has_target, is_done_in_any_case, is_of_the_library};
 use crate::history::{Effect, History};
@@ -116,6 +116,7 @@ impl Traced {
             names: HashMap::new(),
             bound: HashMap::new(),
             rings: Rings::default(),
+            failing: None,
             in_main: false,
         };
         // The thread that starts a process is the one that may trace it.
@@ -176,6 +177,8 @@ struct Tracer {
     /// By descriptor: what a socket was bound to.
     bound: HashMap<u64, PathBuf>,
     rings: Rings,
+    /// Calls of this kind on this descriptor fail from now on.
+    failing: Option<(Sysno, u64, Errno)>,
     /// The loader, and what runs before `main`, are done.
     in_main: bool,
 }
@@ -296,6 +299,15 @@ impl Tracer {
                 seen.reached_library = library;
             }
         });
+        let lasting = self.failing.filter(|&(kind, fd, _)| kind == syscall && fd == arguments[0]);
+        let then = match (then, lasting) {
+            (Some(Action::FailOn(errno)), _) => {
+                self.failing = Some((syscall, arguments[0], errno));
+                Some(Action::Fail(errno))
+            }
+            (None, Some((.., errno))) => Some(Action::Fail(errno)),
+            (then, _) => then,
+        };
         match then {
             Some(Action::KillLate) => self.kill_late(),
             Some(Action::KillBefore) => {
@@ -305,7 +317,7 @@ impl Tracer {
             Some(action @ Action::Fail(_)) if !is_done_in_any_case(syscall, action, target) => {
                 replace_call(pid)
             }
-            Some(Action::KillAfter | Action::Fail(_)) | None => {}
+            Some(Action::KillAfter | Action::Fail(_) | Action::FailOn(_)) | None => {}
         }
         if let Some(thread) = self.threads.get_mut(&pid) {
             thread.within = Some(Within { syscall, arguments, entered, then });
@@ -331,7 +343,7 @@ impl Tracer {
         let Some(within) = self.threads.get_mut(&pid).and_then(|thread| thread.within.take()) else { return };
         let Within { syscall, arguments, entered, then } = within;
         match then {
-            Some(Action::Fail(errno)) => {
+            Some(Action::Fail(errno) | Action::FailOn(errno)) => {
                 result = -i64::from(errno.into_raw());
                 set_result(pid, result);
             }

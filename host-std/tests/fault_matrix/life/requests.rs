@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::{Life, Over, TRIES};
-use crate::calls::Action;
 use crate::guest::{BLOCK, Id, Outcome, Request, Trouble, contents};
 use crate::history::{Promise, PromiseKind};
 use crate::results::Kind;
@@ -125,7 +124,7 @@ impl Life<'_> {
 
     /// An error is no lie; but without one of the host nothing may fail.
     fn failed(&mut self, request: &Request, how: &str) {
-        let provoked = self.case.plan.as_ref().is_some_and(|plan| matches!(plan.action, Action::Fail(_)));
+        let provoked = self.case.plan.as_ref().is_some_and(|plan| !plan.action.is_kill());
         if !provoked {
             self.find(Kind::Gone, format!("{request:?} failed, and the host failed nothing: {how}"));
         }
