@@ -85,7 +85,13 @@ const CRATES: &[Crate] = &[
             &["server::virtio"],
             &["server::vring"],
             &["server::lifecycle", "server::mailbox"],
-            &["server::client_fd", "server::interrupt", "server::mapping", "server::notify", "server::options"],
+            &[
+                "server::client_fd",
+                "server::interrupt",
+                "server::mapping",
+                "server::notify",
+                "server::options",
+            ],
             &["server::images", "server::mutant", "server::stats"],
             &["fault", "probe", "record", "replay"],
             &["recording"],
@@ -102,8 +108,7 @@ const CRATES: &[Crate] = &[
 
 /// Circles that are still to be opened, and arrows to be turned round: those all of whose files lie below the places
 /// of one entry, which are set apart by spaces.
-const CIRCLES_TO_OPEN: &[&str] = &[
-];
+const CIRCLES_TO_OPEN: &[&str] = &[];
 
 impl Crate {
     fn read(&self) -> (Source, Arrows) {

@@ -56,6 +56,9 @@ pub struct Options {
     pub config_bytes: u32,
     /// Whether the rings are kicked once when they start, as QEMU does and the specification demands.
     pub first_kick: bool,
+    /// Whether completions are looked for only after a notification, as an interrupt handler does: a notification that never comes
+    /// is then found out also where the next request, or a new connection, would have had the ring looked at.
+    pub interrupts_only: bool,
     /// How long any one wait may take.
     pub timeout: Duration,
 }
@@ -88,6 +91,7 @@ impl Default for Options {
                 | VhostUserProtocolFeatures::RESET_DEVICE,
             config_bytes: 60,
             first_kick: true,
+            interrupts_only: false,
             timeout: Duration::from_secs(20),
         }
     }

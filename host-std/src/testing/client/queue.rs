@@ -11,7 +11,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::ClientError;
+use super::{ClientError, Options};
 use crate::memory::MappedMemory;
 
 const DESCRIPTOR_BYTES: u64 = 16;
@@ -106,6 +106,10 @@ pub(super) struct Queue {
     loaded: u16,
     counts: QueueCounts,
     wires: Wires,
+    /// [`Options::interrupts_only`].
+    interrupts_only: bool,
+    /// With `interrupts_only`: a notification came, and the ring has not been found empty since.
+    interrupted: bool,
 }
 
 /// The eventfds of one connection, and what a wait sleeps on.
@@ -141,10 +145,11 @@ impl Queue {
     pub(super) fn new(
         memory: MappedMemory,
         parts: Parts,
-        size: u16,
+        options: &Options,
         features: u64,
         socket: BorrowedFd<'_>,
     ) -> Result<Self, ClientError> {
+        let size = options.size;
         let wires = Wires::new(socket).map_err(ClientError::system("eventfd"))?;
         Ok(Self {
             memory,
@@ -161,11 +166,16 @@ impl Queue {
             loaded: 0,
             counts: QueueCounts::default(),
             wires,
+            interrupts_only: options.interrupts_only,
+            interrupted: false,
         })
     }
 
-    /// New eventfds, for a new connection: what was signalled on the old ones is lost, as it is in QEMU.
+    /// New eventfds, for a new connection: what was signalled on the old ones has reached the guest, or is lost.
     pub(super) fn rewire(&mut self, socket: BorrowedFd<'_>) -> Result<(), ClientError> {
+        if self.interrupts_only {
+            self.look_for_interrupt()?;
+        }
         self.wires = Wires::new(socket).map_err(ClientError::system("eventfd"))?;
         Ok(())
     }
@@ -303,8 +313,33 @@ impl Queue {
         self.wires.kick.write(1).map_err(ClientError::system("cannot kick"))
     }
 
-    /// Takes the next chain that came back.
+    /// Takes the next chain that came back; with [`Options::interrupts_only`], only after a notification.
     pub(super) fn poll(&mut self) -> Result<Option<Used>, ClientError> {
+        if !self.interrupts_only {
+            return self.take_next();
+        }
+        if !self.interrupted {
+            self.look_for_interrupt()?;
+        }
+        if !self.interrupted {
+            return Ok(None);
+        }
+        if let Some(used) = self.take_next()? {
+            return Ok(Some(used));
+        }
+        // What came between the last look and the request for another notification brings none (VIRTIO 1.3, 2.7.14).
+        self.arm();
+        let used = self.take_next()?;
+        self.interrupted = used.is_some();
+        Ok(used)
+    }
+
+    fn look_for_interrupt(&mut self) -> Result<(), ClientError> {
+        self.interrupted |= matches!(self.sleep(Duration::ZERO)?, Sleep::Woken);
+        Ok(())
+    }
+
+    fn take_next(&mut self) -> Result<Option<Used>, ClientError> {
         if self.loaded == self.used {
             self.loaded = self.used_index();
             if self.loaded == self.used {
@@ -381,7 +416,10 @@ impl Queue {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.sleep(left)? {
-                Sleep::Woken => self.counts.wakes += 1,
+                Sleep::Woken => {
+                    self.counts.wakes += 1;
+                    self.interrupted = true;
+                }
                 // What was completed before the end counts.
                 Sleep::HungUp => return self.poll()?.ok_or(ClientError::Gone),
                 Sleep::TimedOut if self.used_index() != self.used => {

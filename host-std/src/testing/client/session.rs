@@ -482,7 +482,7 @@ impl Lane {
         let parts = Parts::at(start, options.size);
         let slots = after(start, Parts::bytes(options.size));
         Ok(Self {
-            queue: Queue::new(memory.clone(), parts, options.size, features, socket)?,
+            queue: Queue::new(memory.clone(), parts, options, features, socket)?,
             slots: Slots::new(slots, options.size, options.transfer_bytes, options.segment_bytes),
             readable: Vec::new(),
             writable: Vec::new(),
