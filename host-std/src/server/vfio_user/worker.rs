@@ -210,7 +210,7 @@ impl Worker {
         self.set_shut();
         let draining = self.is_draining();
         if draining != self.draining {
-            // What an error policy holds must not be waited for.
+            // What an error policy or a limit of rate holds must not be waited for.
             self.draining = draining;
             self.ports.iter_mut().for_each(|port| port.drain(draining));
             self.due = true;
@@ -233,9 +233,8 @@ impl Worker {
 
     /// Whether somebody waits for requests in flight to end.
     fn is_draining(&self) -> bool {
-        let drained = |waiting: &Waiting| matches!(waiting, Waiting::Drained(_));
         let busy = self.attached.as_ref().is_some_and(|attached| attached.busy.is_some());
-        busy || self.pending || self.leaving.is_some() || self.waiting.iter().any(drained)
+        busy || self.pending || self.leaving.is_some() || !self.waiting.is_empty()
     }
 
     /// Ends what waited for requests in flight, and returns whether there is more to do at once.
