@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use host_std::serve::control::{Client, Reply, Report, Request};
 use host_std::serve::meter::KindStats;
+use host_std::serve::throttle::{LimitChange, ThrottleStats};
 use host_std::serve::{DeviceStats, Event, ImageReport, State};
 
 use crate::cli::{CtlArgs, CtlCommand, SizeArg};
@@ -50,6 +51,14 @@ fn request(args: &CtlArgs) -> anyhow::Result<Request> {
                 None => (None, None),
             };
             Request::Resize { device, image: *image, bytes, grow }
+        }
+        CtlCommand::Throttle { image, limits } => {
+            let mut change = LimitChange::default();
+            limits
+                .iter()
+                .try_for_each(|limit| change.set(limit))
+                .map_err(|error| anyhow::anyhow!("throttle {error}"))?;
+            Request::Throttle { device, image: *image, limits: change }
         }
         CtlCommand::Mark { text } => Request::Mark { device, text: text.clone() },
         CtlCommand::Hotplug { image } => Request::Hotplug { device, image: image.clone() },
@@ -97,6 +106,10 @@ fn print_answer(request: &Request, value: Value, json: bool) -> anyhow::Result<(
         }
         Request::Resume { .. } => println!("resumed; tried again: {}", value["retried"]),
         Request::Resize { .. } => println!("{} bytes", value["bytes"]),
+        Request::Throttle { .. } => {
+            let stats = serde_json::from_value(value).context("the server's answer is not understood")?;
+            print_limits(&stats);
+        }
         Request::Mark { .. } => println!("position {}", value["position"]),
         Request::Hotplug { .. } => println!("lun {}", value["lun"].as_str().unwrap_or_default()),
         _ => println!("done"),
@@ -178,11 +191,23 @@ fn print_image(image: &ImageReport) {
         );
     }
     println!("{table}");
+    image.throttle.iter().for_each(print_limits);
     let host = &image.host;
     println!(
         "host: {} fdatasync, {} O_DSYNC and {} RWF_DSYNC writes; tried again after errors: {}",
         host.fdatasync_calls, host.dsync_writes, host.fua_writes, operations.retries
     );
+}
+
+fn print_limits(stats: &ThrottleStats) {
+    let limit = |rate: Option<u64>, burst: Option<u64>, text: fn(u64) -> String| match (rate, burst) {
+        (Some(rate), Some(burst)) => format!("{} a second, {} at once", text(rate), text(burst)),
+        _ => "no limit".into(),
+    };
+    println!("limits: operations: {}", limit(stats.iops, stats.iops_burst, |n| n.to_string()));
+    println!("limits: bytes: {}", limit(stats.bps, stats.bps_burst, bytes));
+    let mean = stats.delayed_ns.checked_div(stats.delayed).map_or("-".into(), time);
+    println!("limits: {} requests wait, {} have waited, {mean} on average", stats.held, stats.delayed);
 }
 
 fn new_table(header: &[&str]) -> Table {

@@ -19,7 +19,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,14 +28,11 @@ use blk_core::op::{Op, Segment};
 use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
 use blk_core::units::Tag;
 use fastrand::Rng;
-use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
-};
 
 use crate::backend::{Backend, Counts, Durable, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
+use crate::wake::TimedWake;
 
 /// What is to fail, and when. See the [module](self) for how it is written.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,7 +204,7 @@ impl Faulty {
 impl Backend for Faulty {
     fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
         let inner = self.inner.handle()?;
-        let wake = Wake::new(inner.wake_fd()).map_err(|errno| OpenError::System {
+        let wake = TimedWake::new(inner.wake_fd()).map_err(|errno| OpenError::System {
             path: "fault injection".into(),
             what: "make a handle",
             errno,
@@ -286,7 +283,7 @@ struct FaultyHandle {
     delayed: HashMap<Tag, Delayed>,
     /// Ended, and not to be seen before it is time.
     held: Vec<Held>,
-    wake: Wake,
+    wake: TimedWake,
 }
 
 struct Delayed {
@@ -402,39 +399,11 @@ impl Handle for FaultyHandle {
     }
 
     fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.epoll.as_fd()
+        self.wake.as_fd()
     }
 
     fn drain(&mut self, on: bool) {
         self.inner.drain(on);
-    }
-}
-
-/// One descriptor that is readable when that of the handle below is, or when the time has come.
-struct Wake {
-    epoll: OwnedFd,
-    timer: OwnedFd,
-}
-
-impl Wake {
-    fn new(inner: BorrowedFd<'_>) -> rustix::io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, inner, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        epoll::add(&epoll, &timer, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
-        Ok(Self { epoll, timer })
-    }
-
-    /// Sets the time anew, or none; what the timer has signalled before is forgotten.
-    fn set(&self, after: Option<Duration>) {
-        // All zeroes would stop the timer.
-        let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
-        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = Timespec::try_from(after).unwrap_or(none);
-        let spec = Itimerspec { it_interval: none, it_value: value };
-        // It cannot fail: the descriptor is a timer's and the time is in range.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec);
     }
 }
 

@@ -12,6 +12,7 @@
 //! - [`serve`]: the program's side of a server: options, error policy, control socket.
 //! - [`server`]: our devices for the virtual machines of other programs, over vhost-user and vfio-user.
 //! - [`testing`]: clients of the servers and guest drivers, for tests and benchmarks without a virtual machine.
+//! - [`throttle`]: limits on the operations and bytes of an image per second, with bursts.
 //! - [`trace`]: the kernel's own count of the writes and flushes that reach a block device.
 //!
 //! **Goals:** a completed flush is stable or fails, for good; no copy and no allocation for a request whose memory is aligned;
@@ -22,9 +23,9 @@
 //! | Images | regular files and block devices, raw |
 //! | Cache modes | writethrough, writeback, none, directsync, unsafe |
 //! | Engine | on the queue's thread what waits for no device, io_uring for direct I/O, worker threads for the rest; one flusher with fdatasync; `RWF_DSYNC` for FUA where it is honoured |
-//! | Server | vhost-user for virtio-blk and virtio-scsi, with in-flight tracking, live resize and an error policy; vfio-user for AHCI, PCI IDE, virtio-blk and virtio-scsi |
+//! | Server | vhost-user for virtio-blk and virtio-scsi, with in-flight tracking, live resize, an error policy and limits of rate; vfio-user for AHCI, PCI IDE, virtio-blk and virtio-scsi |
 //! | Guests | drivers in this process: IDE by PIO and DMA, AHCI with and without NCQ, SCSI, virtio-scsi, virtio-blk |
-//! | **Not there** | **image formats, KVM; network storage; bandwidth limits; taking back operations in flight: a reset waits for them; systems other than Linux** |
+//! | **Not there** | **image formats, KVM; network storage; taking back operations in flight: a reset waits for them; systems other than Linux** |
 
 pub mod backend;
 #[cfg(feature = "server")]
@@ -46,5 +47,9 @@ pub mod serve;
 pub mod server;
 #[cfg(feature = "program")]
 pub mod testing;
+#[cfg(feature = "server")]
+pub mod throttle;
 #[cfg(feature = "program")]
 pub mod trace;
+#[cfg(feature = "server")]
+mod wake;

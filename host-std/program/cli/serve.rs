@@ -24,6 +24,9 @@ at port n) and ide (primary master, primary slave, secondary master, secondary s
   logical-block=BYTES   512 to 65536
   size=SIZE             make the image, or extend it, to this size, for example 10G
   lun=TARGET:UNIT       virtio-scsi: where it is found; default: 0:0, 0:1 and so on
+  iops=N, bps=SIZE      most operations, most bytes a second, for all queues together, for example iops=500,bps=100M; 0: none yet,
+                        but `blk-host ctl throttle` may set it
+  iops-burst=N, bps-burst=SIZE    what may go at once after a rest; default: a tenth of a second's worth
   record=LOG            record what the host is given";
 
 /// Serve disks by vhost-user, or by vfio-user as PCI devices: from options, one device; from a file, any number.
@@ -298,6 +301,15 @@ pub(crate) enum CtlCommand {
         /// The size, or what is added: 2147483648, 20G, +1GiB.
         #[arg(value_name = "SIZE|+SIZE")]
         size: Option<SizeArg>,
+    },
+    /// Change an image's limits of rate, or print them: iops=N, bps=SIZE, iops-burst=N, bps-burst=SIZE; 0 lifts one.
+    Throttle {
+        /// Which image, from 0 on.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        image: usize,
+        /// The limits; others stay as they are.
+        #[arg(value_name = "LIMIT=VALUE")]
+        limits: Vec<String>,
     },
     /// Write a note into the recording.
     Mark {

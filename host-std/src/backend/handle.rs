@@ -23,7 +23,8 @@ pub trait Handle: Storage<MappedMemory> + Send {
     fn wake_fd(&self) -> BorrowedFd<'_>;
 
     /// The device drains: for a reset, a ring that stops, a client that is gone, the end of the server. Until this is called with
-    /// false, layers hold nothing back: a failed request that an error policy held ends with its error, to be polled.
+    /// false, layers hold nothing back: a failed request that an error policy held ends with its error, to be polled, and one that a limit of
+    /// rate held begins.
     fn drain(&mut self, on: bool) {
         let _ = on;
     }

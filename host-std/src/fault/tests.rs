@@ -2,7 +2,7 @@
 
 use blk_core::storage::CacheMode;
 use blk_core::units::{Extent, GuestAddr};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
 use crate::backend::{FileBackend, FileOptions};

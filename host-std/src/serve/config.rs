@@ -244,6 +244,18 @@ pub struct ImageConfig {
     /// Where the unit is found behind a virtio-scsi host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lun: Option<Address>,
+    /// Most operations a second. 0: none yet, to be set while it is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Operations that may be done at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_burst: Option<u64>,
+    /// Most bytes a second, as `iops`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps: Option<Size>,
+    /// Bytes that may be moved at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_burst: Option<Size>,
     /// Record what the host is given into this file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<PathBuf>,
@@ -284,6 +296,10 @@ impl ImageConfig {
             logical_block: None,
             size: None,
             lun: None,
+            iops: None,
+            iops_burst: None,
+            bps: None,
+            bps_burst: None,
             record: None,
             fault: None,
         }
@@ -542,6 +558,7 @@ impl ImageConfig {
     pub(super) fn check(&self, place: &str, kind: DeviceKind) -> Result<(), ConfigError> {
         let place = format!("{place}: image {}", self.path.display());
         self.faults()?;
+        self.limits()?;
         if self.lun.is_some() && !kind.has_units() {
             let what = format!("lun with {}", kind.name());
             return Err(ConfigError::new(place, what, "leave it out, or use virtio-scsi"));

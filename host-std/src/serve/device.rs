@@ -16,11 +16,13 @@ use super::config::{
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
+use super::throttle::{LimitChange, ThrottleStats};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions};
 use crate::fault::Faulty;
 use crate::record::Recorder;
 use crate::server::vfio_user::devices;
 use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
+use crate::throttle::{Limiter, Throttled};
 
 /// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -74,6 +76,9 @@ pub struct ImageReport {
     pub latched: Option<String>,
     /// The operations that the device made of the guest's requests.
     pub operations: ImageStats,
+    /// Its limits of rate, and what they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<ThrottleStats>,
     /// The system calls that the backend made of those.
     pub host: Counts,
 }
@@ -99,6 +104,7 @@ struct Image {
     address: Address,
     backend: Arc<dyn Backend>,
     meters: Arc<Meters>,
+    limiter: Option<Arc<Limiter>>,
     recorder: Option<Arc<Recorder>>,
 }
 
@@ -200,6 +206,25 @@ impl Device {
     pub(super) fn bytes(&self, image: usize) -> Option<u64> {
         let images = lock(&self.images);
         Some(images.get(image)?.backend.info().sectors.saturating_mul(u64::from(SECTOR_BYTES)))
+    }
+
+    /// Changes the limits of an image. Returns what they are.
+    pub(super) fn throttle(&self, image: usize, change: &LimitChange) -> Result<ThrottleStats, Refusal> {
+        let images = lock(&self.images);
+        let count = images.len();
+        let image =
+            images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+        let path = image.config.path.display();
+        let limiter = image.limiter.as_ref().ok_or_else(|| {
+            format!("{path}: cannot be limited: it was opened without limits; serve it with iops=0, and set them at any time")
+        })?;
+        let limits = limiter.limits();
+        let changed = change.apply(limits).map_err(|error| format!("{path}: {error}"))?;
+        if changed != limits {
+            limiter.set_limits(changed);
+            tracing::info!(device = self.name, image = %path, limits = ?changed, "limits of rate changed");
+        }
+        Ok(ThrottleStats::of(limiter))
     }
 
     /// Writes a note into the recordings. Returns the position of the first one.
@@ -339,11 +364,19 @@ impl Image {
             recorder = Some(Arc::clone(&opened));
             backend = opened;
         }
+        // Above the recorder, which tells what the host was given, and when. Below the error policy: a request that is tried again is
+        // an operation again, and the latencies that the policy measures are those that the guest sees.
+        let mut limiter = None;
+        if let Some(limits) = config.limits()? {
+            let throttled = Throttled::new(backend, limits);
+            limiter = Some(Arc::clone(throttled.limiter()));
+            backend = Arc::new(throttled);
+        }
         let policy = ErrorPolicy { read: config.rerror, write: config.werror };
         let name = config.path.display().to_string();
         let policed = ErrorPolicyBackend::new(backend, policy, Arc::clone(held_requests), &name);
         let meters = Arc::clone(policed.meters());
-        Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, recorder })
+        Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, limiter, recorder })
     }
 
     fn lun(&self) -> Lun {
@@ -369,6 +402,7 @@ impl Image {
             bytes: info.sectors.saturating_mul(u64::from(SECTOR_BYTES)),
             latched: self.backend.latched().map(|cause| format!("{cause:?}")),
             operations: self.meters.stats(),
+            throttle: self.limiter.as_ref().map(ThrottleStats::of),
             host: self.backend.counts(),
         }
     }
@@ -404,6 +438,8 @@ fn flush(backend: &dyn Backend) -> Result<(), Refusal> {
     let memory =
         crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
     let mut handle = backend.handle().map_err(|error| error.to_string())?;
+    // Somebody waits: it is not held back by a limit.
+    handle.drain(true);
     let tag = Tag { slot: 0, generation: 0 };
     handle.submit(&memory, tag, Op::Flush, &[]).map_err(|_| "the image is busy".to_owned())?;
     loop {

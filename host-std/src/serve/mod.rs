@@ -1,17 +1,18 @@
 //! The program `blk-host serve`: devices from a command line or a file, on sockets, under an operator's hand.
 //!
 //! ```text
-//! Config (command line or TOML) -> Device: Server over ErrorPolicyBackend over Recorder over FileBackend
+//! Config (command line or TOML) -> Device: Server over ErrorPolicyBackend over Throttled over Recorder over FileBackend
 //!                                     |          |
 //!  ctl -- JSON lines --> control ----+          +--> failures -> pause, log, events
 //! ```
 //!
 //! - [`config`]: what to serve; [`spec`]: an image and its options as one argument.
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
+//! - [`throttle`]: limits of rate.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
 //!
-//! **Not there:** bandwidth limits, live change of the error policy, authentication on the control socket beyond the permissions of
+//! **Not there:** live change of the error policy, authentication on the control socket beyond the permissions of
 //! its file.
 
 pub mod attach;
@@ -25,6 +26,7 @@ pub mod meter;
 mod names;
 mod run;
 pub mod spec;
+pub mod throttle;
 
 pub use device::{DeviceStats, ImageReport, State};
 pub use events::Event;

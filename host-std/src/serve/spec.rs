@@ -14,8 +14,8 @@ pub struct ImageSpec {
     pub queues: Option<u16>,
 }
 
-const KEYS: &str = "the options are cache, readonly, serial, queues, rerror, werror, engine, workers, logical-block, size, lun, record; \
-                    a comma in a path is written twice";
+const KEYS: &str = "the options are cache, readonly, serial, queues, rerror, werror, engine, workers, logical-block, size, lun, \
+                    iops, iops-burst, bps, bps-burst, record; a comma in a path is written twice";
 
 impl ImageSpec {
     /// Takes an argument apart.
@@ -49,6 +49,10 @@ impl ImageSpec {
             "logical-block" => image.logical_block = Some(parsed(key, value, number)?),
             "size" => image.size = Some(parsed(key, value, FromStr::from_str)?),
             "lun" => image.lun = Some(parsed(key, value, FromStr::from_str)?),
+            "iops" => image.iops = Some(parsed(key, value, number)?),
+            "iops-burst" => image.iops_burst = Some(parsed(key, value, number)?),
+            "bps" => image.bps = Some(parsed(key, value, FromStr::from_str)?),
+            "bps-burst" => image.bps_burst = Some(parsed(key, value, FromStr::from_str)?),
             "record" => image.record = Some(parsed(key, value, |text| Ok(text.into()))?),
             "fault" => image.fault = Some(parsed(key, value, |text| Ok(text.to_owned()))?),
             "queues" => self.queues = Some(parsed(key, value, number)?),
@@ -112,7 +116,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let text = "a,,b.img,cache=directsync,readonly,serial=S,queues=4,rerror=stop,werror=report,engine=uring,workers=2,\
-                    logical-block=4096,size=1M,lun=3:4,record=x.log,fault=f";
+                    logical-block=4096,size=1M,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,record=x.log,fault=f";
         let spec = ImageSpec::parse(text).unwrap();
         let expected = ImageConfig {
             path: "a,b.img".into(),
@@ -126,6 +130,10 @@ mod tests {
             logical_block: Some(4096),
             size: Some(Size(1 << 20)),
             lun: Some("3:4".parse().unwrap()),
+            iops: Some(5),
+            iops_burst: Some(6),
+            bps: Some(Size(7 << 10)),
+            bps_burst: Some(Size(8 << 10)),
             record: Some("x.log".into()),
             fault: Some("f".into()),
         };

@@ -93,7 +93,8 @@ const CRATES: &[Crate] = &[
                 "server::options",
             ],
             &["server::images", "server::mutant", "server::stats"],
-            &["fault", "probe", "record", "replay"],
+            &["fault", "probe", "record", "replay", "throttle"],
+            &["wake"],
             &["recording"],
             &["backend"],
             &["memory"],
@@ -102,7 +103,7 @@ const CRATES: &[Crate] = &[
     Crate {
         folder: "host-std",
         root: "program/main.rs",
-        floors: &[&["", "ctl"], &["table"], &["cli"], &["replay"]],
+        floors: &[&[""], &["ctl", "table"], &["cli"], &["replay"], &["exit"]],
     },
 ];
 

@@ -12,6 +12,7 @@ mod mutants;
 mod silence;
 mod stream;
 mod stub;
+mod throttle;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -53,12 +54,17 @@ impl Disk {
 
     /// Serves it, with faults, if there are to be any.
     fn serve(&self, faults: &str) -> Served {
+        let faulty = |backend| match faults {
+            "" => backend,
+            plan => Arc::new(Faulty::new(backend, plan.parse().unwrap())),
+        };
+        self.serve_under(faulty)
+    }
+
+    /// Serves it with a layer over its image.
+    fn serve_under(&self, layer: impl FnOnce(Arc<dyn Backend>) -> Arc<dyn Backend>) -> Served {
         let options = FileOptions { lock_wait: PATIENCE, ..FileOptions::new(CacheMode::WriteBack) };
-        let mut backend: Arc<dyn Backend> =
-            Arc::new(FileBackend::open(self.path("image"), &options).unwrap());
-        if !faults.is_empty() {
-            backend = Arc::new(Faulty::new(backend, faults.parse().unwrap()));
-        }
+        let backend = layer(Arc::new(FileBackend::open(self.path("image"), &options).unwrap()));
         let device = devices::ahci(vec![DriveConfig::new("TEST DISK", "S")], true).unwrap();
         let handles = vec![backend.handle().unwrap()];
         let server =

@@ -15,6 +15,9 @@ cache = "none"
 engine = "threads"
 rerror = "stop"
 size = "10G"
+iops = 500
+bps = "10M"
+bps-burst = 4096
 
 [[device.image]]
 path = "b.img"
@@ -54,6 +57,7 @@ fn a_file_means_what_it_says_and_survives_a_round_trip() {
         (a.size, a.address(0), b.address(1)),
         (Some(Size(10 << 30)), "0:0".parse().unwrap(), "1:7".parse().unwrap())
     );
+    assert_eq!((a.iops, a.bps, a.bps_burst), (Some(500), Some(Size(10 << 20)), Some(Size(4096))));
     assert!(b.readonly && !a.readonly);
     assert_eq!((root.name(1), root.fd, root.once), ("root".into(), Some(5), true));
     assert_eq!(root.images[0].logical_block, Some(4096));
@@ -84,6 +88,8 @@ fn a_value_that_cannot_be_is_refused_with_what_can_be() {
         ("size = \"ten\"", "disks.toml:6", "10G"),
         ("lun = \"0:1\"", "lun with virtio-blk", "virtio-scsi"),
         ("serial = \"123456789012345678901\"", "serial", "20 characters"),
+        ("iops-burst = 5", "iops-burst without iops", "give iops"),
+        ("bps = \"fast\"", "disks.toml:6", "10G"),
         ("readonly = true\nrecord = \"log\"", "readonly with size or record", "leave readonly out"),
     ] {
         let error = image(option);

@@ -11,6 +11,7 @@
 //! {"command":"resize","image":0,"bytes":2147483648}    {"ok":{"bytes":2147483648}}
 //! {"command":"resize","image":0,"grow":1073741824}     the same, by so much
 //! {"command":"resize"}                             takes over the size that the image has been given outside
+//! {"command":"throttle","image":0,"limits":{"iops":500}}  {"ok":{"iops":500,"iops_burst":50,...}}; 0 is no limit
 //! {"command":"mark","text":"fsync 7"}              {"ok":{"position":815}}
 //! {"command":"hotplug","image":"more.img,lun=0:3"} {"ok":{"lun":"0:3"}}
 //! {"command":"unplug","lun":"0:3"}                 {"ok":{}}
@@ -32,6 +33,7 @@ use serde_json::Value;
 
 use super::config::Address;
 use super::device::DeviceStats;
+use super::throttle::LimitChange;
 
 pub(super) use server::Control;
 
@@ -82,6 +84,18 @@ pub enum Request {
         /// The size, as what is added to the present one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         grow: Option<u64>,
+    },
+    /// Change the limits of an image, or ask for them.
+    Throttle {
+        /// The device.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        /// Which image, from 0 on.
+        #[serde(default)]
+        image: usize,
+        /// The limits.
+        #[serde(default)]
+        limits: LimitChange,
     },
     /// Write a note into the recordings.
     Mark {

@@ -119,6 +119,10 @@ impl Control {
                 };
                 device.resize(image, bytes).map(|bytes| json!({ "bytes": bytes }))
             }
+            Request::Throttle { device, image, limits } => {
+                let limits = self.device(device.as_deref())?.throttle(image, &limits)?;
+                serde_json::to_value(limits).map_err(|error| error.to_string())
+            }
             Request::Mark { device, text } => {
                 self.device(device.as_deref())?.mark(&text).map(|position| json!({ "position": position }))
             }

@@ -36,6 +36,14 @@ fn requests_are_what_the_front_page_says() {
             Request::Resize { device: None, image: 0, bytes: Some(2 << 30), grow: None },
         ),
         (r#"{"command":"resize"}"#, Request::Resize { device: None, image: 0, bytes: None, grow: None }),
+        (
+            r#"{"command":"throttle","image":0,"limits":{"iops":500}}"#,
+            Request::Throttle {
+                device: None,
+                image: 0,
+                limits: LimitChange { iops: Some(500), ..LimitChange::default() },
+            },
+        ),
         (r#"{"command":"mark","text":"fsync 7"}"#, Request::Mark { device: None, text: "fsync 7".into() }),
         (
             r#"{"command":"unplug","lun":"0:3"}"#,
@@ -60,6 +68,7 @@ fn what_is_no_request_is_refused() {
         r#"{"command":"stats","colour":1}"#,
         r#"{"command":"events","device":"root"}"#,
         r#"{"command":"resize","bytes":-1}"#,
+        r#"{"command":"throttle","limits":{"ops":1}}"#,
         r#"{"command":"mark"}"#,
         r#"{"command":"unplug","lun":"300:0"}"#,
         &"[".repeat(60_000),

@@ -217,7 +217,7 @@ impl Worker {
     fn poll_queues(&mut self) -> bool {
         let draining = self.is_draining();
         if draining != self.draining {
-            // What an error policy holds must not be waited for.
+            // What an error policy or a limit of rate holds must not be waited for.
             self.draining = draining;
             self.rings.drain(draining);
         }
@@ -248,7 +248,8 @@ impl Worker {
             Waiting::Drained(_) => true,
             // One that starts waits for nothing: it names no ring.
             Waiting::RingDrained(ring, _) => *ring < self.vrings.len(),
-            Waiting::Flushed { .. } => false,
+            // Nothing is in flight then but the flush, which no limit of rate may hold.
+            Waiting::Flushed { .. } => true,
         };
         self.waiting.iter().any(waits)
             || self.vrings.iter().any(|vring| matches!(vring.run, Run::Stopping(_)))

@@ -193,7 +193,7 @@ impl Worker {
         self.set_shut();
         let draining = self.is_draining();
         if draining != self.draining {
-            // What an error policy holds must not be waited for.
+            // What an error policy or a limit of rate holds must not be waited for.
             self.draining = draining;
             self.ports.iter_mut().for_each(|port| port.drain(draining));
             self.due = true;
@@ -216,12 +216,11 @@ impl Worker {
 
     /// Whether somebody waits for requests in flight to end.
     pub(super) fn is_draining(&self) -> bool {
-        let drained = |waiting: &Waiting| matches!(waiting, Waiting::Drained(_));
         let waits = |busy: &BlockedCommand| {
             matches!(busy, BlockedCommand::Unmap { .. } | BlockedCommand::Reset { .. })
         };
         let busy = self.session.as_ref().and_then(|session| session.busy.as_ref()).is_some_and(waits);
-        busy || self.pending || self.leaving.is_some() || self.waiting.iter().any(drained)
+        busy || self.pending || self.leaving.is_some() || !self.waiting.is_empty()
     }
 
     /// Flushes all images; how that ended, once it has.
