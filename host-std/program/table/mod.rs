@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<Table> {
     let jobs: Vec<_> = if args.run_only {
         Vec::new()
     } else {
-        all.flat_map(|(index, cell)| prove::jobs(index, cell, bounds)).collect()
+        all.flat_map(|(index, cell)| prove::jobs(index, cell.front, cell.mode, cell.era, bounds)).collect()
     };
     let runs = if args.prove_only { 0 } else { cells.len() };
     let bar = progress_bar(args.quiet, jobs.len() + runs);

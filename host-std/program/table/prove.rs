@@ -7,11 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blk_core::sim::{self, DiskConfig, Report};
 use blk_core::storage::CacheMode;
-use host_std::proof::{GuestKind, guests};
+use host_std::proof::{Era, Front, GuestKind, guests};
 use indicatif::ProgressBar;
 use serde::Serialize;
-
-use super::Cell;
 
 /// What the explorer found of one cell, all of its variants together.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -63,8 +61,7 @@ impl Job {
 }
 
 /// The explorations that make up a cell.
-pub(crate) fn jobs(index: usize, cell: &Cell, bounds: Bounds) -> Vec<Job> {
-    let mode = cell.mode;
+pub(crate) fn jobs(index: usize, front: Front, mode: CacheMode, era: Era, bounds: Bounds) -> Vec<Job> {
     // Where completed writes are volatile, FUA is native on some hosts and a flush afterwards on others.
     let hosts: &[bool] = match mode {
         CacheMode::WriteBack | CacheMode::None => &[true, false],
@@ -74,7 +71,7 @@ pub(crate) fn jobs(index: usize, cell: &Cell, bounds: Bounds) -> Vec<Job> {
     for &native_fua in hosts {
         let disk = DiskConfig { native_fua, ..DiskConfig::new(mode) };
         let bounds = sim::Cell { disk, late_polls: bounds.late_polls, ..sim::Cell::new(mode, bounds.length) };
-        jobs.extend(guests(cell.front, cell.era).into_iter().map(|guest| Job { cell: index, guest, bounds }));
+        jobs.extend(guests(front, era).into_iter().map(|guest| Job { cell: index, guest, bounds }));
     }
     jobs
 }

@@ -6,9 +6,11 @@ use std::path::Path;
 use virtio_blk_model::wire::{ConfigSpace, Features, RangeFlags, RangeSegment, RequestHeader};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use super::error::ClientError;
+use super::options::Options;
 use super::queue::misbehaves;
 use super::session::{Chain, Completed, Data, VhostUser};
-use super::{ClientError, Options, Ticket};
+use super::ticket::Ticket;
 
 // Request types (VIRTIO 1.3, 5.2.6).
 const IN: u32 = 0;

@@ -13,9 +13,10 @@ use vhost::vhost_user::{
     Frontend, VhostUserFrontend as _, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 
+use super::error::ClientError;
 use super::notices::{Changes, Notices};
+use super::options::Options;
 use super::watchdog::Watchdog;
-use super::{ClientError, Options};
 
 /// A connection, negotiated. It closes when this is dropped.
 pub(super) struct Connection {

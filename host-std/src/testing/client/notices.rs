@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::{FrontendReqHandler, HandlerResult, VhostUserFrontendReqHandler};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::ClientError;
+use super::error::ClientError;
 
 /// Counts the server's notices.
 #[derive(Debug, Default)]

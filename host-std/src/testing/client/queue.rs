@@ -11,6 +11,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::options;
 use super::{ClientError, Options};
 use crate::memory::MappedMemory;
 
@@ -155,8 +156,8 @@ impl Queue {
             memory,
             parts,
             size,
-            event_idx: features & super::EVENT_IDX != 0,
-            indirect: features & super::INDIRECT_DESC != 0,
+            event_idx: features & options::EVENT_IDX != 0,
+            indirect: features & options::INDIRECT_DESC != 0,
             free: (0..size).rev().collect(),
             next: vec![None; usize::from(size)],
             in_flight: vec![None; usize::from(size)],

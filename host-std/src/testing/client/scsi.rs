@@ -8,9 +8,13 @@ use scsi_model::front::virtio_scsi::wire::{EventData, Management, RequestHead, R
 use scsi_model::front::virtio_scsi::{Address, CONTROL, EVENT, REQUEST};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use super::cdb;
+use super::error::ClientError;
+use super::options::Options;
 use super::queue::misbehaves;
+use super::scsi_done::{ScsiDone, Sense};
 use super::session::{Chain, Completed, Data, VhostUser};
-use super::{ClientError, Options, Ticket, cdb};
+use super::ticket::Ticket;
 
 /// Bytes of a request before its data: the header and a CDB of the default size (5.6.4).
 const CDB_BYTES: usize = 32;
@@ -21,9 +25,6 @@ const HEAD_BYTES: usize = size_of::<ResponseHead>();
 const RESPONSE_BYTES: usize = HEAD_BYTES + SENSE_BYTES;
 /// Buffers that are there for events.
 const EVENT_BUFFERS: u16 = 4;
-
-/// SAM-5, status codes.
-const GOOD: u8 = 0;
 
 /// The data of a command.
 #[derive(Clone, Copy, Debug)]
@@ -54,53 +55,6 @@ impl<'a> Command<'a> {
     #[must_use]
     pub const fn new(to: Address, cdb: &'a [u8], data: Payload<'a>) -> Self {
         Self { to, cdb, data, attribute: 0 }
-    }
-}
-
-/// What sense data say (SPC-4, sense data).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sense {
-    /// Sense key.
-    pub key: u8,
-    /// Additional sense code, and its qualifier.
-    pub code: (u8, u8),
-    /// It is about a command that ended before.
-    pub deferred: bool,
-}
-
-impl Sense {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let at = |index: usize| bytes.get(index).copied();
-        let kind = at(0)? & 0x7f;
-        let (key, code) = match kind {
-            0x70 | 0x71 => (at(2)?, (at(12)?, at(13)?)),
-            0x72 | 0x73 => (at(1)?, (at(2)?, at(3)?)),
-            _ => return None,
-        };
-        Some(Self { key: key & 0xf, code, deferred: kind & 1 != 0 })
-    }
-}
-
-/// A command that came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScsiDone {
-    /// Which.
-    pub ticket: Ticket,
-    /// VIRTIO_SCSI_S_OK is 0.
-    pub response: u8,
-    /// The SCSI status, if the response is OK.
-    pub status: u8,
-    /// Sense data, if there are any.
-    pub sense: Option<Sense>,
-    /// Bytes of the buffer that were not used.
-    pub residual: u32,
-}
-
-impl ScsiDone {
-    /// Whether it ended with GOOD.
-    #[must_use]
-    pub const fn is_good(&self) -> bool {
-        self.response == 0 && self.status == GOOD
     }
 }
 

@@ -17,10 +17,12 @@ use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::GuestMemoryBackend as _;
 
 use super::connection::Connection;
+use super::error::ClientError;
 use super::notices::Changes;
+use super::options::Options;
 use super::queue::{Parts, Queue, QueueCounts, Span, after, page_up};
-use super::slots::{REQUEST_MAX, RESPONSE_MAX, Slots, Ticket};
-use super::{ClientError, Options};
+use super::slots::{REQUEST_MAX, RESPONSE_MAX, Slots};
+use super::ticket::Ticket;
 use crate::memory::{HostMemory as _, MappedMemory};
 
 /// Where guest memory begins: not at 0, so that an offset taken for an address is found out.

@@ -3,17 +3,7 @@
 use blk_core::units::GuestAddr;
 
 use super::queue::{Span, after, page_up};
-
-/// Names a request that was submitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket {
-    /// The queue it is on.
-    pub queue: u16,
-    /// Its slot: below the ring's size, and no other request's until it has completed.
-    pub slot: u16,
-    /// Counts the requests of a session.
-    pub sequence: u64,
-}
+use super::ticket::Ticket;
 
 /// Most bytes of a request's own header: more than any command's.
 pub(super) const REQUEST_MAX: u32 = 256;

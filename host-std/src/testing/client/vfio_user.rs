@@ -16,7 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 use zerocopy::{FromBytes, IntoBytes as _};
 
-use super::ClientError;
+use super::error::ClientError;
 use crate::memory::MappedMemory;
 use crate::server::vfio_user::protocol::{
     DeviceInfo, DmaAccess, DmaFlags, DmaMap, DmaUnmap, FDS_MAX, Flags, Header, IrqFlags, IrqInfo, IrqSet,

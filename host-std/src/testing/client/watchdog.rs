@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::ClientError;
+use super::error::ClientError;
 
 /// Shuts a socket down when an answer on it takes too long.
 #[derive(Debug)]
