@@ -3,6 +3,7 @@
 //!
 //! - [`backend`]: a file or block device behind [`Storage`](blk_core::storage::Storage), one handle for each queue.
 //! - [`client`]: the other end of a server's socket, for tests and benchmarks without a virtual machine.
+//! - [`confine`]: what a server gives up once it has started.
 //! - [`fault`]: a backend that fails when it is told to, for tests.
 //! - [`guest`]: small drivers that use a model over a real image, in this process.
 //! - [`memory`]: guest memory mapped into this process.
@@ -28,6 +29,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod confine;
 pub mod fault;
 pub mod guest;
 pub mod memory;

@@ -51,4 +51,5 @@ pub use host::{Host, LinuxHost};
 pub use image::OpenError;
 pub use iovecs::IoVecs;
 pub use latch::{Durable, LatchCause};
+pub(crate) use ring::can_restrict;
 pub use storage::FileStorage;

@@ -236,6 +236,14 @@ fn restrict(uring: &IoUring) -> io::Result<()> {
     uring.submitter().register_restrictions(&mut allowed)
 }
 
+/// Whether every ring of this process is restricted: the kernel can, or lets nobody set one up.
+///
+/// # Errors
+/// The kernel's, where it has rings that cannot be restricted.
+pub(crate) fn can_restrict() -> io::Result<()> {
+    IoUring::builder().setup_r_disabled().build(1).map_or(Ok(()), |uring| restrict(&uring))
+}
+
 const fn transfer(op: Op) -> Option<Transfer> {
     match op {
         Op::Read { .. } => Some(Transfer::Read),
