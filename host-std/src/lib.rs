@@ -2,6 +2,7 @@
 //! the kernel reads and writes in place, and the question "is my stack safe?".
 //!
 //! - [`backend`]: a file or block device behind [`Storage`](blk_core::storage::Storage), one handle for each queue.
+//! - [`confine`]: what a server gives up once it has started.
 //! - [`fault`]: a backend that fails when it is told to, for tests.
 //! - [`memory`]: guest memory mapped into this process.
 //! - [`probe`]: what lies between a path and the medium, and whether it keeps what was acknowledged.
@@ -28,6 +29,8 @@
 //! | **Not there** | **image formats, KVM; network storage; taking back operations in flight: a reset waits for them; systems other than Linux** |
 
 pub mod backend;
+#[cfg(feature = "server")]
+pub mod confine;
 #[cfg(feature = "server")]
 pub mod fault;
 pub mod memory;

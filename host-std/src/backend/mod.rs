@@ -71,5 +71,7 @@ pub use iovecs::IoVecs;
 pub use latch::{Durable, LatchCause};
 pub use open_error::OpenError;
 pub use options::{FileOptions, IoEngine};
+#[cfg(feature = "server")]
+pub(crate) use ring::can_restrict;
 pub use storage::FileStorage;
 pub use syscalls::{LinuxSyscalls, Syscalls};

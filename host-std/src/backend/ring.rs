@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use blk_core::op::Op;
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 
@@ -48,13 +49,20 @@ impl<S: Syscalls> Ring<S> {
     ) -> io::Result<Self> {
         let entries = u32::try_from(depth).unwrap_or(u32::MAX);
         // Completions are posted when this thread enters the kernel anyway, not by interrupting it. The rings stay out of
-        // children, which have no use for them.
-        let uring = IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().dontfork().build(entries)?;
+        // children, which have no use for them. Disabled until its restrictions are in place.
+        let mut builder = IoUring::builder();
+        builder.setup_coop_taskrun().setup_taskrun_flag().setup_r_disabled().dontfork();
+        let uring = builder.build(entries)?;
         // The second file is never used: the ring holds it, and with it the image lock, until its last operation has ended,
         // also if this process is killed. Nobody else is then given the lock while an old write may still land.
         let files = [file.as_raw_fd(), shared.image.exclusive().as_raw_fd()];
         uring.submitter().register_files(&files)?;
         uring.submitter().register_eventfd(wake.as_raw_fd())?;
+        if let Err(error) = restrict(&uring) {
+            let image = shared.image.path().display();
+            tracing::warn!(%image, %error, "its io_uring takes any operation: this kernel cannot restrict it");
+        }
+        uring.submitter().register_enable_rings()?;
         let mut ring = Self {
             shared,
             uring,
@@ -205,6 +213,37 @@ impl<S: Syscalls> Drop for Ring<S> {
     }
 }
 
+/// Restricts a ring that is still disabled to what this file does with it: reads and writes of registered files.
+///
+/// No seccomp filter sees what a ring is given, so code that has taken over this process could open files and make
+/// connections through it. What the ring refuses completes with `EACCES` (io_uring_register(2),
+/// `IORING_REGISTER_RESTRICTIONS`).
+fn restrict(uring: &IoUring) -> io::Result<()> {
+    const UNREGISTER_FILES: u8 = 3; // Linux, include/uapi/linux/io_uring.h: what `drop` does.
+    let fixed_file = squeue::Flags::FIXED_FILE.bits();
+    let operations = [opcode::Read::CODE, opcode::Readv::CODE, opcode::Write::CODE, opcode::Writev::CODE];
+    let [read, readv, write, writev] = operations.map(Restriction::sqe_op);
+    let mut allowed = [
+        read,
+        readv,
+        write,
+        writev,
+        Restriction::sqe_flags_allowed(fixed_file),
+        Restriction::sqe_flags_required(fixed_file),
+        Restriction::register_op(UNREGISTER_FILES),
+    ];
+    uring.submitter().register_restrictions(&mut allowed)
+}
+
+/// Whether every ring of this process is restricted: the kernel can, or lets nobody set one up.
+///
+/// # Errors
+/// The kernel's, where it has rings that cannot be restricted.
+#[cfg(feature = "server")]
+pub(crate) fn can_restrict() -> io::Result<()> {
+    IoUring::builder().setup_r_disabled().build(1).map_or(Ok(()), |uring| restrict(&uring))
+}
+
 const fn transfer(op: Op) -> Option<Transfer> {
     match op {
         Op::Read { .. } => Some(Transfer::Read),
@@ -233,5 +272,75 @@ fn entry(transfer: Transfer, left: &IoVecs, at: u64) -> squeue::Entry {
         (Transfer::Write { .. }, _) => {
             opcode::Writev::new(IMAGE, list.as_ptr(), count).offset(at).rw_flags(flags).build()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use blk_core::storage::CacheMode;
+    use io_uring::types::{Fd, FsyncFlags};
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::backend::FileOptions;
+    use crate::backend::image::Image;
+    use crate::backend::syscalls::LinuxSyscalls;
+
+    const EACCES: i32 = -libc::EACCES;
+
+    /// What the ring of an image says to an entry.
+    fn result_of(entry: impl FnOnce(Fd) -> squeue::Entry) -> i32 {
+        with_ring(|ring, image| {
+            let entry = entry(Fd(image));
+            // SAFETY: each entry of these tests names memory that is static, or a buffer that its test keeps until this returns.
+            unsafe { ring.uring.submission().push(&entry) }.unwrap();
+            ring.uring.submit_and_wait(1).unwrap();
+            ring.uring.completion().next().unwrap().result()
+        })
+    }
+
+    fn with_ring<R>(test: impl FnOnce(&mut Ring<LinuxSyscalls>, i32) -> R) -> R {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let image = Image::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
+        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1));
+        let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let own = shared.image.another().unwrap();
+        let mut ring = Ring::new(Arc::clone(&shared), own, 4, wake.as_fd()).unwrap();
+        test(&mut ring, file.as_file().as_raw_fd())
+    }
+
+    #[test]
+    fn a_ring_reads_its_image() {
+        let mut block = [1_u8; 512];
+        assert_eq!(result_of(|_| opcode::Read::new(IMAGE, block.as_mut_ptr(), 512).build()), 512);
+        assert_eq!(block, [0; 512]);
+    }
+
+    #[test]
+    fn a_ring_does_nothing_but_read_and_write() {
+        assert_eq!(result_of(|_| opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build()), EACCES);
+        let path = c"/etc/passwd".as_ptr();
+        assert_eq!(result_of(|_| opcode::OpenAt::new(Fd(libc::AT_FDCWD), path).build()), EACCES);
+        assert_eq!(result_of(|_| opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build()), EACCES);
+        assert_eq!(result_of(|_| opcode::Fallocate::new(IMAGE, 4096).build()), EACCES);
+        assert_eq!(result_of(|_| opcode::Nop::new().build()), EACCES);
+    }
+
+    #[test]
+    fn a_ring_uses_no_descriptor_that_is_not_registered_with_it() {
+        let mut block = [0_u8; 512];
+        let read = |image| opcode::Read::new(image, block.as_mut_ptr(), 512).build();
+        assert_eq!(result_of(read), EACCES);
+    }
+
+    #[test]
+    fn a_ring_takes_no_other_files_later() {
+        with_ring(|ring, image| {
+            let error = ring.uring.submitter().register_files_update(0, &[image]).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        });
     }
 }

@@ -1,11 +1,13 @@
 //! A mapping that guest memory is made of.
 
 use std::ops::Deref;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
 
 use super::bus_error::{BusErrors, Watch};
+use super::dumps::keep_out_of_core_dumps;
 
 /// A mapping, of this process alone or of a client's memory.
 #[derive(Debug)]
@@ -16,10 +18,12 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// A mapping of a client's file, in pages of `page` bytes, at a multiple of which it begins. If a part of it goes away, `errors` is told, and the part reads as
-    /// zeroes from then on.
+    /// A mapping of a client's file in pages of `page` bytes, at a multiple of which it begins. It is kept out of core dumps. If a
+    /// part of it goes away, `errors` is told, and the part reads as zeroes from then on.
     #[must_use]
     pub fn of_client(region: MmapRegion, page: usize, errors: Arc<BusErrors>) -> Self {
+        // If that fails, a dump is larger.
+        let _ = NonNull::new(region.as_ptr()).map(|start| keep_out_of_core_dumps(start, region.size()));
         let watch = Watch::new(region.as_ptr(), region.size(), page, errors);
         Self { _watch: Some(watch), region }
     }

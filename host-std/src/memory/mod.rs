@@ -2,6 +2,7 @@
 //! by asking who has them.
 
 mod bus_error;
+mod dumps;
 mod mapping;
 
 use std::any::Any;
@@ -21,6 +22,7 @@ use vm_memory::{
 };
 
 pub use bus_error::BusErrors;
+pub use dumps::keep_out_of_core_dumps;
 pub use mapping::Mapping;
 
 /// Keeps a mapping alive: the addresses that [`HostMemory::host_range`] returned stay mapped as long as it lives.

@@ -52,13 +52,6 @@ pub(super) fn map(
     let fail = |why: &dyn std::fmt::Display| format!("cannot map {bytes} bytes of shared memory: {why}");
     let len = usize::try_from(len).map_err(|error| fail(&error))?;
     let mapping = MmapRegion::from_file(FileOffset::new(file, first), len).map_err(|error| fail(&error))?;
-    keep_out_of_core_dumps(&mapping);
     let mapping = Mapping::of_client(mapping, page as usize, Arc::clone(errors));
     Ok((Arc::new(mapping), (offset - first) as usize))
-}
-
-/// A guest's memory is not ours to write to a disk when this process crashes.
-fn keep_out_of_core_dumps(mapping: &MmapRegion) {
-    // SAFETY: the range is one mapping, and the advice changes nothing of what it holds. If it fails, a dump is larger.
-    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
 }

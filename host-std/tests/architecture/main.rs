@@ -93,7 +93,7 @@ const CRATES: &[Crate] = &[
                 "server::options",
             ],
             &["server::images", "server::mutant", "server::stats"],
-            &["fault", "probe", "record", "replay", "throttle"],
+            &["confine", "fault", "probe", "record", "replay", "throttle"],
             &["wake"],
             &["recording"],
             &["backend"],

@@ -1,0 +1,53 @@
+//! Limits that a process is started with.
+
+use std::fmt;
+use std::io;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// The limit on open descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// The soft limit that the process was started with; `None` is no limit.
+    pub before: Option<u64>,
+    /// The one that it has now.
+    pub now: Option<u64>,
+    /// The hard limit, which only an operator raises.
+    pub hard: Option<u64>,
+}
+
+/// Raises the soft limit on descriptors to the hard one. The soft limit is low for the sake of
+/// programs that use select(2).
+#[must_use]
+pub fn raise_descriptors() -> Descriptors {
+    let before = getrlimit(Resource::Nofile);
+    let mut raised = before;
+    raised.current = raised.maximum;
+    // A soft limit up to the hard one is always permitted; if it is refused all the same, the old
+    // one holds.
+    let _ = setrlimit(Resource::Nofile, raised);
+    let now = getrlimit(Resource::Nofile);
+    Descriptors { before: before.current, now: now.current, hard: now.maximum }
+}
+
+impl fmt::Display for Descriptors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |limit: Option<u64>| limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string());
+        let Self { before, now, hard } = *self;
+        write!(f, "open files: {} (was {}, hard limit {})", text(now), text(before), text(hard))
+    }
+}
+
+/// A write beyond the limit on file sizes fails with EFBIG, which its guest is told; the signal
+/// would end the process, and with it every guest's disk. Call it at the start.
+///
+/// # Errors
+/// The kernel's, which has no reason for one.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: SIG_IGN is no handler of ours, so that nothing runs in a signal's context; no other
+    // code relies on what this signal does, which is to end the process (signal(7), SIGXFSZ).
+    match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
