@@ -6,6 +6,7 @@ use blk_core::mutant::{Mutant, active};
 use blk_core::storage::{Info, Storage};
 use blk_core::virtio::{VirtioDevice, VirtioType};
 use blk_core::virtq;
+use blk_core::virtq::QueueError;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
 
@@ -235,6 +236,10 @@ impl<const Q: usize, const N: usize> VirtioType for Blk<Q, N> {
 
     fn queue_count(&self) -> u16 {
         self.control.config.queues
+    }
+
+    fn queue_error(&self) -> Option<QueueError> {
+        self.queues.iter().find_map(|queue| queue.ring().error())
     }
 }
 

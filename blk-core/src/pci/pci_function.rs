@@ -30,6 +30,11 @@ pub trait Endpoint {
 
     /// The configuration space has changed what it may do. After a reset it may nothing.
     fn permit(&mut self, permissions: Permissions);
+
+    /// What its driver did so that it does nothing more until it is reset, for whoever operates the machine.
+    fn fault(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Who keeps the MSI-X table.

@@ -9,7 +9,7 @@ use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::{Width, WriteStatus};
-use crate::virtq::Queue;
+use crate::virtq::{Queue, QueueError};
 
 bitflags! {
     /// The device status field (VIRTIO 1.3, 2.1).
@@ -66,6 +66,9 @@ pub trait VirtioType {
 
     /// Queues that it has.
     fn queue_count(&self) -> u16;
+
+    /// What broke a queue of it: the first that is broken.
+    fn queue_error(&self) -> Option<QueueError>;
 }
 
 /// A device, as a transport with registers sees it. `M` is the guest memory and `S` the storage, which come in with each

@@ -1,6 +1,7 @@
 //! The virtio-pci transport, modern (VIRTIO 1.3, 4.1): registers in one memory BAR, which vendor-specific capabilities
 //! describe, and MSI-X. Behind a [`PciFunction`](crate::pci::PciFunction).
 
+use crate::virtq::QueueError;
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
@@ -398,6 +399,10 @@ impl<D: VirtioType> Endpoint for VirtioPci<D> {
         ];
         let specific = Vec::new();
         Function { identity, bars, capabilities: capabilities.into_iter().collect(), specific }
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        self.device.queue_error().map(QueueError::message)
     }
 
     fn permit(&mut self, permissions: Permissions) {

@@ -1,5 +1,7 @@
 //! What a ring is, whatever its format: where it lies, where it stands, what is in it, what breaks it.
 
+use core::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::memory::MemoryError;
@@ -42,6 +44,37 @@ pub enum QueueError {
     /// The chain is of no use to the device that it was given to, and there is no way to say so in it.
     Unanswerable,
 }
+
+impl QueueError {
+    /// What the driver did, for whoever operates the machine.
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Size => "its size cannot be",
+            Self::Layout => "a part of it is not aligned, or wraps",
+            Self::Memory => "a part of it, or a descriptor table, is not memory",
+            Self::AvailableIndex => "the available index went back, or ran ahead of what the ring holds",
+            Self::Head => "an available entry names no descriptor",
+            Self::Next => "a descriptor leads out of its table",
+            Self::TooLong => "a descriptor chain is longer than its table: a loop",
+            Self::Wraps => "a buffer wraps",
+            Self::Order => "a buffer for the device to read follows one for it to write",
+            Self::IndirectNotNegotiated => "an indirect descriptor, which was not negotiated",
+            Self::IndirectNested => "an indirect descriptor within an indirect table",
+            Self::IndirectChained => "an indirect descriptor that has a next",
+            Self::IndirectLength => "an indirect table of an odd length",
+            Self::Unanswerable => "a chain without room for its answer",
+        }
+    }
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl core::error::Error for QueueError {}
 
 impl From<MemoryError> for QueueError {
     fn from(MemoryError: MemoryError) -> Self {

@@ -1,5 +1,6 @@
 //! Resets, clients that come and go, and the operator.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blk_core::bus::Width;
@@ -166,4 +167,37 @@ fn a_client_is_heard_by_a_device_that_never_rests() {
     }
     controller.stop();
     thread.join().unwrap().unwrap();
+}
+
+/// What is logged, line by line, by all tests of this program.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_driver_breaks_is_logged_once() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).init();
+    let disk = Disk::new();
+    let fault = Some("its ring is a knot");
+    let (controller, thread) = Stub { restless: true, fault, ..Stub::default() }.serve(&disk);
+    let mut client = disk.connect();
+    for _ in 0..3 {
+        client.device_info().unwrap();
+    }
+    controller.stop();
+    thread.join().unwrap().unwrap();
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("its ring is a knot").count(), 1, "{text}");
 }

@@ -19,6 +19,8 @@ pub(crate) struct Stub {
     pub(crate) restless: bool,
     /// What a register write costs.
     pub(crate) write_takes: Duration,
+    /// What its driver has broken.
+    pub(crate) fault: Option<&'static str>,
 }
 
 impl Stub {
@@ -38,6 +40,10 @@ impl Endpoint for Stub {
     }
 
     fn permit(&mut self, _: Permissions) {}
+
+    fn fault(&self) -> Option<&'static str> {
+        self.fault
+    }
 }
 
 impl Device<MappedMemory, [CountedHandle]> for Stub {

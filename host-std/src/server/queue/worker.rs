@@ -347,8 +347,7 @@ fn tell_broken(rings: &dyn QueueGroup, ring: usize, vring: &mut VringIo) {
     vring.told_broken = true;
     tracing::error!(
         queue = vring.index,
-        ?error,
-        "the driver broke its ring: the queue does nothing more until the client stops it"
+        "the driver broke its ring: {error}; the queue does nothing more until the client stops it"
     );
     if let Some(err) = &vring.err {
         err.signal();

@@ -10,6 +10,9 @@ use crate::memory::MappedMemory;
 pub trait PciDevice: Device<MappedMemory, [CountedHandle]> + Send {
     /// What the function is.
     fn function(&self) -> &Function;
+
+    /// What its driver did so that it does nothing more until it is reset.
+    fn fault(&self) -> Option<&'static str>;
 }
 
 impl<D, const V: usize> PciDevice for PciFunction<D, V>
@@ -18,5 +21,9 @@ where
 {
     fn function(&self) -> &Function {
         self.config().function()
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        self.device().fault()
     }
 }

@@ -4,7 +4,7 @@ use blk_core::bus::{Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 use blk_core::virtio::{DeviceStatus, Polled, VirtioDevice, VirtioType, read_bytes};
-use blk_core::virtq::{Queue, RingFeatures};
+use blk_core::virtq::{Queue, QueueError, RingFeatures};
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
@@ -88,9 +88,7 @@ impl<const Q: usize, const L: usize, const N: usize> Scsi<Q, L, N> {
 
     /// Sets NEEDS_RESET if a ring is broken, and returns whether the driver is to be told (2.1.2).
     fn notice_errors(&mut self) -> bool {
-        let rings = (0..self.controller.ring_count()).filter_map(|index| self.controller.ring(index));
-        if self.status.contains(DeviceStatus::NEEDS_RESET) || rings.filter_map(Queue::error).next().is_none()
-        {
+        if self.status.contains(DeviceStatus::NEEDS_RESET) || self.queue_error().is_none() {
             return false;
         }
         self.status |= DeviceStatus::NEEDS_RESET;
@@ -117,6 +115,11 @@ impl<const Q: usize, const L: usize, const N: usize> VirtioType for Scsi<Q, L, N
 
     fn queue_count(&self) -> u16 {
         u16::try_from(self.controller.ring_count()).unwrap_or(u16::MAX)
+    }
+
+    fn queue_error(&self) -> Option<QueueError> {
+        let rings = (0..self.controller.ring_count()).filter_map(|index| self.controller.ring(index));
+        rings.filter_map(Queue::error).next()
     }
 }
 

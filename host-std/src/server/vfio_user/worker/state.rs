@@ -94,6 +94,8 @@ pub(in crate::server::vfio_user) struct Worker {
     /// Memory has been taken away, and may come back in another form: QEMU unmaps and maps again what changes, while no
     /// processor runs. Until the next access to a register, or for [`super::idle::MEMORY_CHANGE_TIMEOUT`], the device does not look at it.
     pub(super) memory_changing: bool,
+    /// What the driver has broken, as the log has been told.
+    fault: Option<&'static str>,
     pub(super) message: Message,
     pub(super) idle: IdleState,
     pub(super) counts: Arc<Counts>,
@@ -172,6 +174,7 @@ impl Worker {
             due: false,
             pending: false,
             memory_changing: false,
+            fault: None,
             message: Message::default(),
             idle: IdleState::new(),
             counts,
@@ -204,9 +207,23 @@ impl Worker {
         let progress = self.device.poll(&self.memory, &mut self.ports);
         self.irqs.change(progress.irq);
         self.pending = progress.pending_write;
+        let fault = self.device.fault();
+        if fault != self.fault {
+            self.set_fault(fault);
+        }
         // With its storage shut and nothing in flight it can only ask again for what it does not get.
         self.due = progress.again && !(self.state.is_shut() && self.state.in_flight() == 0);
         self.due
+    }
+
+    #[cold]
+    fn set_fault(&mut self, fault: Option<&'static str>) {
+        self.fault = fault;
+        if let Some(fault) = fault {
+            tracing::error!(
+                "the driver broke a ring: {fault}; the device does nothing more until the guest resets it"
+            );
+        }
     }
 
     /// Whether the device has something to do, and the memory for it.
