@@ -4,7 +4,7 @@
 pub mod garbage;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use host_std::testing::client::Blk;
 use tempfile::TempDir;
@@ -54,6 +54,11 @@ impl Server {
     pub fn kill(&mut self) {
         self.process.kill().expect("the process is ours");
         self.process.wait().expect("the process is ours");
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait().expect("the process is ours")
     }
 
     /// Whether it still runs.
