@@ -329,6 +329,29 @@ fn a_failed_durable_write_latches_and_a_failed_plain_one_does_not() {
     }
 }
 
+/// The memory of a request is its client's: that it is gone fails the request, also after a part of it is stable, and nothing else.
+#[test]
+fn a_durable_write_from_memory_that_is_gone_fails_without_a_latch() {
+    for (mode, op) in [
+        (CacheMode::WriteThrough, write(8, 8)),
+        (CacheMode::DirectSync, write(8, 8)),
+        (CacheMode::WriteBack, fua(8, 8)),
+        (CacheMode::None, fua(8, 8)),
+    ] {
+        for moved in [None, Some(Transfer::Short(512))] {
+            let mut rig = Rig::new(mode);
+            if matches!(op, Op::Write { fua: true, .. }) && !rig.has_fua() {
+                continue;
+            }
+            let steps = moved.into_iter().chain([Transfer::Fail(Errno::FAULT)]);
+            rig.host.writes.lock().unwrap().extend(steps);
+            assert_eq!(rig.run(op), Some(IoErrorKind::Memory));
+            assert_eq!(rig.backend.latched(), None);
+            assert_eq!((rig.run(op), rig.run(Op::Flush)), (None, None), "the next client's");
+        }
+    }
+}
+
 #[test]
 fn a_flush_names_the_lowest_sector_written_since_the_last_good_one() {
     let mut rig = Rig::new(CacheMode::WriteBack);

@@ -92,7 +92,7 @@ impl<S: Syscalls> Shared<S> {
 
     /// What one call of a transfer came to, whoever made it. `None`: the transfer goes on, with what is `left`, at byte `at`.
     /// One that stopped short goes on; one that moved nothing, as at the end of the file, is an error. If a write was to be
-    /// stable and failed, the backend latches.
+    /// stable and failed, the backend latches, unless the failure is the client's: its memory is gone (`EFAULT`).
     #[inline]
     pub(super) fn moved(
         &self,
@@ -117,8 +117,11 @@ impl<S: Syscalls> Shared<S> {
             Err(errno) => Some(errno),
         };
         let lba = Some(sector(*at));
+        // The kernel reads the memory that a write names before it gives that piece to the device (pwritev(2), EFAULT): nothing that
+        // was ever reported as stable is in doubt, and the next client of the image has done nothing.
         if let Transfer::Write { fua } = transfer
             && self.is_durable(fua)
+            && errno != Some(Errno::FAULT)
         {
             self.latch.set(LatchCause { what: Durable::Write, errno, lba });
         }
