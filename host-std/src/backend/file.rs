@@ -89,9 +89,14 @@ impl<S: Syscalls> FileBackend<S> {
         self.shared().latch.cause()
     }
 
-    /// Latches, for a reason that was known before the image was opened.
+    /// Latches for good.
     pub fn latch(&self, cause: LatchCause) {
         self.shared().latch.set(cause);
+    }
+
+    /// Latches for the client of the moment, or, with `None`, no longer: see [`Backend::set_client_latch`].
+    pub fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.shared().latch.set_client(cause);
     }
 
     fn shared(&self) -> &Shared<S> {
@@ -122,6 +127,10 @@ impl<S: Syscalls> Backend for FileBackend<S> {
 
     fn latch(&self, cause: LatchCause) {
         Self::latch(self, cause);
+    }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        Self::set_client_latch(self, cause);
     }
 }
 

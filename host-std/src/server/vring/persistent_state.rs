@@ -76,7 +76,8 @@ pub(in crate::server) struct PersistentState {
 }
 
 impl PersistentState {
-    /// The trailer of `region`. An image that had latched is latched again.
+    /// The trailer of `region`. An image that had latched is latched again, for this client: it holds the region, and can write
+    /// there what it likes.
     pub(in crate::server) fn open(region: Region, images: Arc<Images>) -> Self {
         let words: Vec<_> = (0..)
             .map_while(|index| region.word(index))
@@ -85,10 +86,8 @@ impl PersistentState {
         let mut settings = Vec::new();
         for image in &*images.lock() {
             let word = image.as_ref().and_then(|image| words.iter().find(|word| word.key == image.key));
-            if let (Some(image), Some(Word { latch: Some((what, errno)), .. })) = (image, word)
-                && image.backend.latched().is_none()
-            {
-                image.backend.latch(LatchCause { what: *what, errno: *errno, lba: None });
+            if let (Some(image), Some(Word { latch: Some((what, errno)), .. })) = (image, word) {
+                image.backend.set_client_latch(Some(LatchCause { what: *what, errno: *errno, lba: None }));
             }
             settings.push(word.and_then(|word| word.setting));
         }
