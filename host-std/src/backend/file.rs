@@ -48,8 +48,13 @@ impl<S: Syscalls> FileBackend<S> {
                 return Err(OpenError::Option { path: path.into(), option, value: value.into(), remedy });
             }
         }
+        if let (Some(value), true) = (options.size, options.read_only) {
+            let remedy = "an image that is opened read_only is neither made nor extended";
+            return Err(OpenError::Option { path: path.into(), option: "size", value, remedy });
+        }
         let image = Image::open(path, options)?;
         let threads = IoThreads::start(syscalls, image, options.workers)?;
+        threads.shared.image.opened();
         Ok(Self { threads: Arc::new(threads), options: *options })
     }
 
@@ -74,6 +79,12 @@ impl<S: Syscalls> FileBackend<S> {
     /// [`OpenError`] if the size cannot be, or cannot be set; then nothing has changed for the handles.
     pub fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
         self.shared().image.resize(bytes)
+    }
+
+    /// Puts the image back as it was before [`FileOptions::size`] made or extended it: for a caller that does not serve it after
+    /// all, since something else that it needs is refused. Nothing may have been written.
+    pub fn undo_size(&self) {
+        self.shared().image.undo_size();
     }
 
     /// What has been done so far, by all handles.
