@@ -247,9 +247,6 @@ fn a_short_transfer_goes_on_and_one_that_stops_is_an_error() {
             [[1; 512].as_slice(), &[2; 3584]].concat()
         );
 
-        rig.host.reads.lock().unwrap().extend([Transfer::Short(512), Transfer::Nothing]);
-        let error = rig.run_whole(read(8, 8)).unwrap_err();
-        assert_eq!((error.kind, error.lba), (IoErrorKind::Medium, Some(Lba(9))));
         rig.host.writes.lock().unwrap().extend([Transfer::Short(1024), Transfer::Nothing]);
         let error = rig.run_whole(write(8, 8)).unwrap_err();
         assert_eq!((error.kind, error.lba), (IoErrorKind::Medium, Some(Lba(10))));
@@ -259,6 +256,20 @@ fn a_short_transfer_goes_on_and_one_that_stops_is_an_error() {
         } else {
             assert_eq!(rig.backend.latched(), None, "a plain write promised nothing");
         }
+    }
+}
+
+/// Behind an end that lies within the capacity everything is lost, and the next write may hide that.
+#[test]
+fn a_read_that_meets_the_end_of_the_file_latches() {
+    for mode in [CacheMode::WriteBack, CacheMode::WriteThrough, CacheMode::None] {
+        let mut rig = Rig::new(mode);
+        rig.host.reads.lock().unwrap().extend([Transfer::Short(512), Transfer::Nothing]);
+        let error = rig.run_whole(read(8, 8)).unwrap_err();
+        assert_eq!((error.kind, error.lba), (IoErrorKind::Medium, Some(Lba(9))));
+        let cause = LatchCause { what: Durable::Truncated, errno: None, lba: Some(Lba(9)) };
+        assert_eq!(rig.backend.latched(), Some(cause));
+        rig.assert_latched();
     }
 }
 

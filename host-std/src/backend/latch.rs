@@ -21,16 +21,23 @@ pub enum Durable {
     Flush,
     /// A write on a file opened `O_DSYNC`, or with `RWF_DSYNC`.
     Write,
+    /// None: the file was found truncated, shorter than the capacity. What lay behind its end is lost, stable or not, and would
+    /// read as zeroes once a write makes the file longer again.
+    Truncated,
 }
 
 /// Why a backend has latched.
+///
+/// A truncated file is found by a read that meets its end, and by each flush. What cannot be found: that the file was cut short
+/// and made as long again before any of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatchCause {
     /// What failed.
     pub what: Durable,
     /// The kernel's error; `None` where it moved no byte and named no error.
     pub errno: Option<Errno>,
-    /// The sector of a failed write, or the lowest one that was dirty when a flush failed, where it is known.
+    /// The sector of a failed write, or the lowest one that was dirty when a flush failed, or the first one behind the end of a
+    /// truncated file, where it is known.
     pub lba: Option<Lba>,
 }
 
@@ -80,7 +87,7 @@ impl Latch {
         drop(causes);
         tracing::error!(
             ?cause,
-            "a durable operation failed: from now on flushes and writes fail; check the image, then open it again"
+            "what was stable may be lost: from now on flushes and writes fail; check the image, then open it again"
         );
     }
 
