@@ -234,6 +234,10 @@ impl Backend for Faulty {
     fn latch(&self, cause: LatchCause) {
         self.inner.latch(cause);
     }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.inner.set_client_latch(cause);
+    }
 }
 
 /// What becomes of one operation.

@@ -106,6 +106,10 @@ impl Backend for Throttled {
     fn latch(&self, cause: LatchCause) {
         self.inner.latch(cause);
     }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.inner.set_client_latch(cause);
+    }
 }
 
 /// What the limits of an image have done so far.

@@ -247,9 +247,6 @@ fn a_short_transfer_goes_on_and_one_that_stops_is_an_error() {
             [[1; 512].as_slice(), &[2; 3584]].concat()
         );
 
-        rig.host.reads.lock().unwrap().extend([Transfer::Short(512), Transfer::Nothing]);
-        let error = rig.run_whole(read(8, 8)).unwrap_err();
-        assert_eq!((error.kind, error.lba), (IoErrorKind::Medium, Some(Lba(9))));
         rig.host.writes.lock().unwrap().extend([Transfer::Short(1024), Transfer::Nothing]);
         let error = rig.run_whole(write(8, 8)).unwrap_err();
         assert_eq!((error.kind, error.lba), (IoErrorKind::Medium, Some(Lba(10))));
@@ -259,6 +256,20 @@ fn a_short_transfer_goes_on_and_one_that_stops_is_an_error() {
         } else {
             assert_eq!(rig.backend.latched(), None, "a plain write promised nothing");
         }
+    }
+}
+
+/// Behind an end that lies within the capacity everything is lost, and the next write may hide that.
+#[test]
+fn a_read_that_meets_the_end_of_the_file_latches() {
+    for mode in [CacheMode::WriteBack, CacheMode::WriteThrough, CacheMode::None] {
+        let mut rig = Rig::new(mode);
+        rig.host.reads.lock().unwrap().extend([Transfer::Short(512), Transfer::Nothing]);
+        let error = rig.run_whole(read(8, 8)).unwrap_err();
+        assert_eq!((error.kind, error.lba), (IoErrorKind::Medium, Some(Lba(9))));
+        let cause = LatchCause { what: Durable::Truncated, errno: None, lba: Some(Lba(9)) };
+        assert_eq!(rig.backend.latched(), Some(cause));
+        rig.assert_latched();
     }
 }
 
@@ -325,6 +336,29 @@ fn a_failed_durable_write_latches_and_a_failed_plain_one_does_not() {
             rig.assert_latched();
         } else {
             assert_eq!((rig.backend.latched(), rig.run(Op::Flush)), (None, None));
+        }
+    }
+}
+
+/// The memory of a request is its client's: that it is gone fails the request, also after a part of it is stable, and nothing else.
+#[test]
+fn a_durable_write_from_memory_that_is_gone_fails_without_a_latch() {
+    for (mode, op) in [
+        (CacheMode::WriteThrough, write(8, 8)),
+        (CacheMode::DirectSync, write(8, 8)),
+        (CacheMode::WriteBack, fua(8, 8)),
+        (CacheMode::None, fua(8, 8)),
+    ] {
+        for moved in [None, Some(Transfer::Short(512))] {
+            let mut rig = Rig::new(mode);
+            if matches!(op, Op::Write { fua: true, .. }) && !rig.has_fua() {
+                continue;
+            }
+            let steps = moved.into_iter().chain([Transfer::Fail(Errno::FAULT)]);
+            rig.host.writes.lock().unwrap().extend(steps);
+            assert_eq!(rig.run(op), Some(IoErrorKind::Memory));
+            assert_eq!(rig.backend.latched(), None);
+            assert_eq!((rig.run(op), rig.run(Op::Flush)), (None, None), "the next client's");
         }
     }
 }

@@ -8,9 +8,9 @@ use std::process::Command;
 
 use blk_core::op::Op;
 use blk_core::storage::{CacheMode, IoErrorKind};
-use blk_core::units::Extent;
+use blk_core::units::{Extent, Lba};
 use common::*;
-use host_std::backend::{Backend, OpenError};
+use host_std::backend::{Backend, Durable, LatchCause, OpenError};
 
 const SECTORS: u64 = (IMAGE_BYTES / 512) as u64;
 
@@ -74,6 +74,42 @@ impl PollNothing for host_std::backend::FileStorage {
     fn poll_nothing(&mut self, memory: &host_std::memory::MappedMemory) -> bool {
         blk_core::storage::Storage::poll(self, memory).is_none()
     }
+}
+
+/// A file that somebody cuts short: what was behind its new end is lost, and a write makes it read as zeroes.
+#[test]
+fn a_truncated_file_latches_at_the_next_read_of_what_is_lost_and_at_the_next_flush() {
+    let cut = |path: &Path| set_length(path, IMAGE_BYTES as u64 / 2 + 512);
+    let lost = SECTORS / 2 + 1;
+    everywhere(|path, mode| {
+        if !path.metadata().unwrap().is_file() {
+            return;
+        }
+        for by_read in [true, false] {
+            set_length(path, IMAGE_BYTES as u64);
+            let (backend, memory) = (open(path, mode), memory());
+            let mut disk = backend.handle().unwrap();
+            assert_eq!(run(&mut disk, &memory, read(0, 8), &[guest(0, 4096)]), Ok(()));
+            cut(path);
+            if by_read {
+                // One that begins before the end, and one behind it.
+                for at in [lost - 1, lost + 7] {
+                    let failed = run(&mut disk, &memory, read(at, 8), &[guest(0, 4096)]);
+                    assert_eq!(kind(failed), Some(IoErrorKind::Medium));
+                }
+            } else if mode == CacheMode::Unsafe {
+                assert_eq!(run(&mut disk, &memory, Op::Flush, &[]), Ok(()), "promises nothing");
+                continue;
+            }
+            assert_eq!(kind(run(&mut disk, &memory, Op::Flush, &[])), Some(IoErrorKind::Latched));
+            let cause = LatchCause { what: Durable::Truncated, errno: None, lba: Some(Lba(lost)) };
+            assert_eq!(backend.latched(), Some(cause));
+            // What would make it longer again, and hide the loss.
+            let hides = run(&mut disk, &memory, write(SECTORS - 8, 8), &[guest(0, 4096)]);
+            assert_eq!(kind(hides), Some(IoErrorKind::Latched));
+            assert_eq!(run(&mut disk, &memory, read(0, 8), &[guest(0, 4096)]), Ok(()), "reads go on");
+        }
+    });
 }
 
 #[test]

@@ -48,8 +48,13 @@ impl<S: Syscalls> FileBackend<S> {
                 return Err(OpenError::Option { path: path.into(), option, value: value.into(), remedy });
             }
         }
+        if let (Some(value), true) = (options.size, options.read_only) {
+            let remedy = "an image that is opened read_only is neither made nor extended";
+            return Err(OpenError::Option { path: path.into(), option: "size", value, remedy });
+        }
         let image = Image::open(path, options)?;
         let threads = IoThreads::start(syscalls, image, options.workers)?;
+        threads.shared.image.opened();
         Ok(Self { threads: Arc::new(threads), options: *options })
     }
 
@@ -76,6 +81,12 @@ impl<S: Syscalls> FileBackend<S> {
         self.shared().image.resize(bytes)
     }
 
+    /// Puts the image back as it was before [`FileOptions::size`] made or extended it: for a caller that does not serve it after
+    /// all, since something else that it needs is refused. Nothing may have been written.
+    pub fn undo_size(&self) {
+        self.shared().image.undo_size();
+    }
+
     /// What has been done so far, by all handles.
     #[must_use]
     pub fn counts(&self) -> Counts {
@@ -89,9 +100,14 @@ impl<S: Syscalls> FileBackend<S> {
         self.shared().latch.cause()
     }
 
-    /// Latches, for a reason that was known before the image was opened.
+    /// Latches for good.
     pub fn latch(&self, cause: LatchCause) {
         self.shared().latch.set(cause);
+    }
+
+    /// Latches for the client of the moment, or, with `None`, no longer: see [`Backend::set_client_latch`].
+    pub fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.shared().latch.set_client(cause);
     }
 
     fn shared(&self) -> &Shared<S> {
@@ -122,6 +138,10 @@ impl<S: Syscalls> Backend for FileBackend<S> {
 
     fn latch(&self, cause: LatchCause) {
         Self::latch(self, cause);
+    }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        Self::set_client_latch(self, cause);
     }
 }
 

@@ -76,6 +76,10 @@ pub trait Backend: Send + Sync {
     /// Why it has latched, if it has.
     fn latched(&self) -> Option<LatchCause>;
 
-    /// Latches, for a reason that was known before this process: the latch survives a restart of the server.
+    /// Latches for good.
     fn latch(&self, cause: LatchCause);
+
+    /// Latches for the client of the moment, which says that a server before this one told it of the latch; with `None` that
+    /// ends. To be ended when the client goes: it may have forged what it says, and the next one is not to pay for it.
+    fn set_client_latch(&self, cause: Option<LatchCause>);
 }

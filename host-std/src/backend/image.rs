@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blk_core::storage::{Cache, CacheMode, Info};
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 
 use super::image_info::SharedInfo;
 use super::image_lock;
+use super::image_size::{self, Before};
 use super::limits::{ALIGN_MAX, SEGMENTS_MAX, STAGING_BYTES, TRANSFER_MAX_BYTES};
 use super::mutex::lock;
 use super::open_error::OpenError;
@@ -50,6 +52,10 @@ pub(super) struct Image {
     pub(super) range_unit: u64,
     path: PathBuf,
     flags: OFlags,
+    /// What it was before the options' size was given to it, if it was another.
+    before: Option<Before>,
+    /// The image is open for good. Until it is, `before` is restored if it is dropped.
+    opened: AtomicBool,
     resizing: Mutex<()>,
     /// Holds the locks.
     file: OwnedFd,
@@ -57,6 +63,9 @@ pub(super) struct Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
+        if !self.opened.load(Ordering::Relaxed) {
+            self.undo_size();
+        }
         // Not left to the closing of `file`: a child between fork and exec may hold a copy of it for a while.
         image_lock::release(self.file.as_fd());
     }
@@ -78,7 +87,7 @@ impl Image {
     pub(super) fn open(path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
         let began = Instant::now();
         loop {
-            match Self::open_now(path, options) {
+            match Self::make_and_open(path, options) {
                 Err(OpenError::InUse { detail, or, .. }) => {
                     let left = options.lock_wait.saturating_sub(began.elapsed());
                     if left.is_zero() {
@@ -90,6 +99,21 @@ impl Image {
                 result => return result,
             }
         }
+    }
+
+    /// Opens an image after making it, if the options ask for that.
+    fn make_and_open(path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
+        let made = match options.size {
+            Some(bytes) => image_size::create(path, bytes)?,
+            None => None,
+        };
+        let mut opened = Self::open_now(path, options);
+        match (&mut opened, made) {
+            (Ok(image), Some(_)) => image.before = Some(Before::Absent),
+            (Err(_), Some(made)) => image_size::remove_unless_used(path, &made),
+            (_, None) => {}
+        }
+        opened
     }
 
     fn open_now(path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
@@ -135,7 +159,34 @@ impl Image {
                 errno => system(path, "lock it", "; option lock turns the lock off")(errno),
             })?;
         }
-        Self::measure(path, options, flags, file, kind, &stat)
+        let Some(wanted) = options.size else {
+            return Self::measure(path, options, flags, file, kind, &stat);
+        };
+        // Only now that it is ours.
+        let again = |file| fstat(file).map_err(system(path, "stat it", ""));
+        let before = u64::try_from(again(&file)?.st_size).unwrap_or(0);
+        if kind == Kind::File {
+            image_size::extend(path, file.as_fd(), before, wanted)?;
+        }
+        // The lock lives as long as one of its descriptors.
+        let locked = file.try_clone().map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::MFILE);
+            image_size::undo(path, file.as_fd(), Before::Bytes(before));
+            system(path, "open it again", "; raise the limit on open files")(errno)
+        })?;
+        let stat = again(&file)?;
+        let mut measured = Self::measure(path, options, flags, file, kind, &stat);
+        let extended = kind == Kind::File && before < wanted;
+        match &mut measured {
+            Ok(image) if extended => image.before = Some(Before::Bytes(before)),
+            Ok(image) if image.info.sectors() < wanted / u64::from(SECTOR_BYTES) => {
+                let (errno, remedy) = (Errno::INVAL, "a device keeps the size that it has: leave size out");
+                return Err(OpenError::Size { path: path.into(), bytes: wanted, errno, remedy });
+            }
+            Err(_) if extended => image_size::undo(path, locked.as_fd(), Before::Bytes(before)),
+            Ok(_) | Err(_) => {}
+        }
+        measured
     }
 
     fn measure(
@@ -200,6 +251,8 @@ impl Image {
             range_unit: if kind == Kind::Block { u64::from(unit) } else { 1 },
             path: path.into(),
             flags,
+            before: None,
+            opened: AtomicBool::new(false),
             resizing: Mutex::new(()),
             file,
         })
@@ -227,6 +280,18 @@ impl Image {
         &self.path
     }
 
+    /// Nothing refuses the image any more: it stays as it was made.
+    pub(super) fn opened(&self) {
+        self.opened.store(true, Ordering::Relaxed);
+    }
+
+    /// Puts the image back as it was before the options' size was given to it: it is not to be served after all.
+    pub(super) fn undo_size(&self) {
+        if let Some(before) = self.before {
+            image_size::undo(&self.path, self.file.as_fd(), before);
+        }
+    }
+
     /// Takes over the size that the file or device has now, or that of `bytes` bytes to which a file is extended first.
     pub(super) fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
         let _one_at_a_time = lock(&self.resizing);
@@ -250,7 +315,7 @@ impl Image {
     }
 
     /// Bytes that it has now.
-    fn size(&self) -> rustix::io::Result<u64> {
+    pub(super) fn size(&self) -> rustix::io::Result<u64> {
         match self.kind {
             Kind::File => Ok(u64::try_from(fstat(&self.file)?.st_size).unwrap_or(0)),
             Kind::Block => seek(&self.file, SeekFrom::End(0)),

@@ -44,6 +44,7 @@ mod handle;
 mod image;
 mod image_info;
 mod image_lock;
+mod image_size;
 mod io_threads;
 mod iovecs;
 mod job;

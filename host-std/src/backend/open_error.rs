@@ -32,6 +32,18 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
     },
+    /// It cannot be made, or extended, to the size of the options.
+    #[error("{path}: cannot be made or extended to size={}: {errno}; {remedy}", size_text(*.bytes))]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// The size.
+        bytes: u64,
+        /// The kernel's error.
+        errno: Errno,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The size is not a multiple of a block.
     #[error(
         "{path}: {bytes} bytes are not a multiple of {unit}, {why}; extend it: truncate -s %{unit} {path}{or}"
@@ -62,7 +74,7 @@ pub enum OpenError {
     },
     /// A live resize would cut data off.
     #[error(
-        "{path}: has {now} bytes, and a resize to {bytes} would cut data off; shrink it yourself: truncate -s {bytes} {path}, then resize without a size"
+        "{path}: has {now} bytes, and a resize to {bytes} would cut data off; shrink it yourself while the device is paused: truncate -s {bytes} {path}, then resize without a size"
     )]
     Shrinks {
         /// The image.
@@ -84,6 +96,13 @@ pub enum OpenError {
         /// What is possible.
         remedy: &'static str,
     },
+}
+
+/// A size in the largest unit of which it is a multiple, as an operator gives it.
+fn size_text(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    let unit = units.iter().find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift);
+    unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 fn after(waited: &Duration) -> String {

@@ -43,6 +43,9 @@ pub struct FileOptions {
     /// Logical block in bytes, 512 to 65536; by default 512 for a file, and the device's own for a block device. A smaller
     /// one than a device has costs a read-modify-write with `O_DIRECT`.
     pub logical_block_bytes: Option<u32>,
+    /// Make the image, for its owner alone, or extend it, to so many bytes, once it is locked. It is never made smaller. If it cannot be
+    /// opened after all, it is as it was before.
+    pub size: Option<u64>,
     /// Threads that read and write: the transfers that the kernel works on at a time. 1 to 64.
     pub workers: u16,
     /// Operations in flight, and staging buffers, of each handle. 1 to 128.
@@ -66,6 +69,7 @@ impl FileOptions {
             mode,
             read_only: false,
             logical_block_bytes: None,
+            size: None,
             workers: 4,
             depth: 128,
             lock: true,

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::convert::{kind, sector};
 use super::counters::{Counters, add};
-use super::image::Image;
+use super::image::{Image, Kind};
 use super::iovecs::IoVecs;
 use super::latch::{Durable, Latch, LatchCause};
 use super::queue::Queue;
@@ -69,6 +69,10 @@ impl<S: Syscalls> Shared<S> {
     /// Runs fdatasync. The caller holds `syncing`.
     pub(super) fn sync(&self, file: BorrowedFd<'_>) -> Result<(), IoError> {
         let latch = &self.latch;
+        // The size first: a write that is made while fdatasync runs may make a truncated file longer again.
+        if !latch.is_set() {
+            self.check_size()?;
+        }
         if latch.is_set() {
             return Err(IoErrorKind::Latched.into());
         }
@@ -92,7 +96,7 @@ impl<S: Syscalls> Shared<S> {
 
     /// What one call of a transfer came to, whoever made it. `None`: the transfer goes on, with what is `left`, at byte `at`.
     /// One that stopped short goes on; one that moved nothing, as at the end of the file, is an error. If a write was to be
-    /// stable and failed, the backend latches.
+    /// stable and failed, the backend latches, unless the failure is the client's: its memory is gone (`EFAULT`).
     #[inline]
     pub(super) fn moved(
         &self,
@@ -117,12 +121,50 @@ impl<S: Syscalls> Shared<S> {
             Err(errno) => Some(errno),
         };
         let lba = Some(sector(*at));
+        if transfer == Transfer::Read {
+            self.read_failed(*at, errno);
+        }
+        // The kernel reads the memory that a write names before it gives that piece to the device (pwritev(2), EFAULT): nothing that
+        // was ever reported as stable is in doubt, and the next client of the image has done nothing.
         if let Transfer::Write { fua } = transfer
             && self.is_durable(fua)
+            && errno != Some(Errno::FAULT)
         {
             self.latch.set(LatchCause { what: Durable::Write, errno, lba });
         }
         Some(Err(IoError { kind: errno.map_or(IoErrorKind::Medium, kind), lba }))
+    }
+
+    /// Latches if the file is shorter than the capacity. A block device cannot become longer by a write, so that each read behind
+    /// its end goes on failing: its size is left alone.
+    fn check_size(&self) -> Result<(), IoError> {
+        if self.image.kind != Kind::File {
+            return Ok(());
+        }
+        // The capacity first: a live resize raises it after it has made the file longer.
+        let sectors = self.image.info.sectors();
+        // Nothing was tried yet, so that there is nothing to latch for.
+        let bytes = self.image.size().map_err(|errno| IoError::new(kind(errno)))?;
+        if bytes / u64::from(SECTOR_BYTES) < sectors {
+            self.truncated(bytes);
+        }
+        Ok(())
+    }
+
+    /// A read failed at byte `at`, or met the end of the file there.
+    #[cold]
+    fn read_failed(&self, at: u64, errno: Option<Errno>) {
+        // Within the capacity there is no end; unless it has moved down since the read was admitted.
+        if errno.is_none() && at / u64::from(SECTOR_BYTES) < self.image.info.sectors() {
+            self.truncated(at);
+        } else {
+            // Direct I/O that meets an end within a block goes on behind it, where the kernel refuses it for its alignment.
+            let _ = self.check_size();
+        }
+    }
+
+    fn truncated(&self, bytes: u64) {
+        self.latch.set(LatchCause { what: Durable::Truncated, errno: None, lba: Some(sector(bytes)) });
     }
 
     /// Whether a write is stable when it is done.

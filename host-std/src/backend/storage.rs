@@ -267,7 +267,9 @@ impl<S: Syscalls> FileStorage<S> {
     fn flush(&mut self, job: Box<Job>) {
         let shared = self.shared();
         let done = match self.calls {
-            _ if !shared.image.flushes => Some(Ok(())),
+            _ if !shared.image.flushes => {
+                Some(if shared.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) })
+            }
             Calls::All => shared.try_sync(self.inline.file.as_fd()),
             Calls::None | Calls::Cached { .. } => None,
         };
@@ -306,7 +308,8 @@ impl<S: Syscalls> FileStorage<S> {
             if let (Err(Errno::OPNOTSUPP), Calls::Cached { reads, .. }) = (result, &mut self.calls) {
                 *reads = false;
             }
-            let moved = result.ok().filter(|&bytes| bytes != 0)?;
+            // The end of the file, 0, is said here: elsewhere a write may have moved it by the time.
+            let moved = result.ok()?;
             let ended = shared.moved(Transfer::Read, &mut job.iovecs, &mut job.at, Ok(moved));
             if ended.is_some() {
                 return ended;

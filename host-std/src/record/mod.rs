@@ -198,4 +198,8 @@ impl Backend for Recorder {
     fn latch(&self, cause: LatchCause) {
         self.inner.latch(cause);
     }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.inner.set_client_latch(cause);
+    }
 }

@@ -39,6 +39,8 @@ struct Disk {
     own: HashMap<u64, Box<[u8; SECTOR]>>,
     counts: Counts,
     latched: Option<LatchCause>,
+    /// The latch that a client says there was.
+    client_latch: Option<LatchCause>,
 }
 
 impl OverlayBackend {
@@ -60,7 +62,8 @@ impl OverlayBackend {
             segments_max: 1024,
             transfer_max_bytes: TRANSFER_MAX_BYTES,
         };
-        let disk = Disk { image, own: HashMap::new(), counts: Counts::default(), latched: None };
+        let disk =
+            Disk { image, own: HashMap::new(), counts: Counts::default(), latched: None, client_latch: None };
         Self { shared: Arc::new(Shared { info, disk: Mutex::new(disk) }) }
     }
 
@@ -116,11 +119,16 @@ impl Backend for OverlayBackend {
     }
 
     fn latched(&self) -> Option<LatchCause> {
-        self.shared.lock().latched
+        let disk = self.shared.lock();
+        disk.latched.or(disk.client_latch)
     }
 
     fn latch(&self, cause: LatchCause) {
         self.shared.lock().latched.get_or_insert(cause);
+    }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.shared.lock().client_latch = cause;
     }
 }
 
@@ -190,7 +198,7 @@ impl OverlayHandle {
             bytes.filter(|&bytes| total_bytes(segments) == Some(bytes)).ok_or(IoErrorKind::OutOfRange)?;
         let shared = Arc::clone(&self.shared);
         let mut disk = shared.lock();
-        if disk.latched.is_some() && (op.mutates() || op == Op::Flush) {
+        if disk.latched.or(disk.client_latch).is_some() && (op.mutates() || op == Op::Flush) {
             return Err(IoErrorKind::Latched);
         }
         let mut data = vec![0; bytes as usize];

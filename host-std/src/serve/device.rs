@@ -10,9 +10,7 @@ use ata_model::{DriveConfig, PciIdeChip, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 
-use super::config::{
-    Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig,
-};
+use super::config::{Address, AhciMessages, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig};
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
@@ -102,6 +100,8 @@ pub(super) struct Device {
 struct Image {
     config: ImageConfig,
     address: Address,
+    /// What is below all layers.
+    file: Arc<FileBackend>,
     backend: Arc<dyn Backend>,
     meters: Arc<Meters>,
     limiter: Option<Arc<Limiter>>,
@@ -118,13 +118,17 @@ impl Device {
         let (sender, failures): (SyncSender<_>, _) = sync_channel(FAILURES);
         let held_requests = Arc::new(HeldRequests::new(sender));
         let mut images = Vec::new();
-        for (index, image) in config.images.iter().enumerate() {
-            images.push(Image::open(image, image.address(index), &held_requests)?);
-        }
-        let server = server(&config, &images)?;
+        let server = open_all(&config, &held_requests, &mut images)
+            .and_then(|()| server(&config, &images))
+            .inspect_err(|_| images.iter().for_each(|image| image.file.undo_size()))?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
         Ok((Self { name, config, server, controller, held_requests, state, images, bus }, failures))
+    }
+
+    /// It is not to be served after all: images that it made or extended are as they were.
+    pub(super) fn refuse(&self) {
+        lock(&self.images).iter().for_each(|image| image.file.undo_size());
     }
 
     /// Handles a failure: the device is paused if a request is held.
@@ -252,7 +256,8 @@ impl Device {
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
         let image =
             Image::open(config, address, &self.held_requests).map_err(|error| format!("{error:#}"))?;
-        self.controller.hotplug(image.lun()).map_err(|error| error.to_string())?;
+        let plugged = self.controller.hotplug(image.lun()).inspect_err(|_| image.file.undo_size());
+        plugged.map_err(|error| error.to_string())?;
         images.push(image);
         tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
         self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
@@ -293,6 +298,17 @@ impl Device {
         self.held_requests.end();
         self.controller.stop();
     }
+}
+
+fn open_all(
+    config: &DeviceConfig,
+    held_requests: &Arc<HeldRequests>,
+    images: &mut Vec<Image>,
+) -> anyhow::Result<()> {
+    for (index, image) in config.images.iter().enumerate() {
+        images.push(Image::open(image, image.address(index), held_requests)?);
+    }
+    Ok(())
 }
 
 /// The server of a device over its images.
@@ -345,16 +361,27 @@ impl Image {
         address: Address,
         held_requests: &Arc<HeldRequests>,
     ) -> anyhow::Result<Self> {
-        config.make()?;
         let options = FileOptions {
             read_only: config.readonly,
             logical_block_bytes: config.logical_block,
+            size: config.size.map(|size| size.0),
             workers: config.workers,
             engine: config.engine,
             lock_wait: LOCK_WAIT,
             ..FileOptions::new(config.cache)
         };
-        let mut backend: Arc<dyn Backend> = Arc::new(FileBackend::open(&config.path, &options)?);
+        let file = Arc::new(FileBackend::open(&config.path, &options)?);
+        Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
+    }
+
+    /// The layers over an open image.
+    fn over(
+        file: Arc<FileBackend>,
+        config: &ImageConfig,
+        address: Address,
+        held_requests: &Arc<HeldRequests>,
+    ) -> anyhow::Result<Self> {
+        let mut backend: Arc<dyn Backend> = Arc::clone(&file) as _;
         if let Some(plan) = config.faults()? {
             backend = Arc::new(Faulty::new(backend, plan));
         }
@@ -376,7 +403,8 @@ impl Image {
         let name = config.path.display().to_string();
         let policed = ErrorPolicyBackend::new(backend, policy, Arc::clone(held_requests), &name);
         let meters = Arc::clone(policed.meters());
-        Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, limiter, recorder })
+        let (config, backend) = (config.clone(), Arc::new(policed));
+        Ok(Self { config, address, file, backend, meters, limiter, recorder })
     }
 
     fn lun(&self) -> Lun {
@@ -405,28 +433,6 @@ impl Image {
             throttle: self.limiter.as_ref().map(ThrottleStats::of),
             host: self.backend.counts(),
         }
-    }
-}
-
-impl ImageConfig {
-    /// Makes the image, or extends it, where the options say so.
-    fn make(&self) -> Result<(), ConfigError> {
-        let Some(size) = self.size else { return Ok(()) };
-        let error = |error: std::io::Error| {
-            let place = format!("image {}: size", self.path.display());
-            ConfigError::new(
-                place,
-                format!("the image cannot be made or extended: {error}"),
-                "check its folder and the space there",
-            )
-        };
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).open(&self.path).map_err(error)?;
-        let metadata = file.metadata().map_err(error)?;
-        if metadata.is_file() && metadata.len() < size.0 {
-            file.set_len(size.0).map_err(error)?;
-        }
-        Ok(())
     }
 }
 

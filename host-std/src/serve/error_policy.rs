@@ -242,6 +242,10 @@ impl Backend for ErrorPolicyBackend {
     fn latch(&self, cause: LatchCause) {
         self.inner.latch(cause);
     }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.inner.set_client_latch(cause);
+    }
 }
 
 /// As many as a sequencer has. An operation beyond is served, and reported if it fails.

@@ -47,12 +47,8 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     let sockets = Sockets::open(config, &mut inherited)?;
     let bus = Arc::new(Bus::default());
     let mut devices = Vec::new();
-    for (index, device) in config.devices.iter().enumerate() {
-        let (device, failures) = Device::open(device.name(index), device.clone(), Arc::clone(&bus))?;
-        let device = Arc::new(device);
-        watch(Arc::clone(&device), failures)?;
-        devices.push(device);
-    }
+    open_all(config, &bus, &mut devices)
+        .inspect_err(|_| devices.iter().for_each(|device| device.refuse()))?;
     on_signal(signals, happened.clone())?;
     let Sockets { devices: sockets, control, files: _files } = sockets;
     if let Some(listener) = control {
@@ -71,6 +67,16 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     // Not started by a service manager, most likely.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     Ok(wait(&devices, &events, &bus))
+}
+
+fn open_all(config: &Config, bus: &Arc<Bus>, devices: &mut Vec<Arc<Device>>) -> anyhow::Result<()> {
+    for (index, device) in config.devices.iter().enumerate() {
+        let (device, failures) = Device::open(device.name(index), device.clone(), Arc::clone(bus))?;
+        let device = Arc::new(device);
+        devices.push(Arc::clone(&device));
+        watch(device, failures)?;
+    }
+    Ok(())
 }
 
 /// Waits for the end of all devices.

@@ -23,6 +23,13 @@ impl Images {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The client has gone, and with it what it said of latches.
+    pub(super) fn forget_client_latches(&self) {
+        for image in self.lock().iter().flatten() {
+            image.backend.set_client_latch(None);
+        }
+    }
+
     pub(super) fn set(&self, place: usize, image: Option<Image>) {
         if let Some(slot) = self.lock().get_mut(place) {
             *slot = image;

@@ -236,6 +236,9 @@ impl Backend for Narrow {
     fn latch(&self, cause: LatchCause) {
         self.0.latch(cause);
     }
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        self.0.set_client_latch(cause);
+    }
 }
 
 impl Storage<MappedMemory> for NarrowHandle {

@@ -131,3 +131,26 @@ fn the_latch_outlives_a_server() {
         assert!(matches!(guest.flush(), Err(ClientError::Failed { status: 1, .. })));
     }
 }
+
+/// The region is the client's to write. Here one holds a latch of an image that was put right since, as a forged one would: it is
+/// that client's, each time it comes, and no other's.
+#[test]
+fn a_latch_that_a_client_brings_ends_with_it() {
+    let disk = Disk::new();
+    let served = disk.serve(1, "flush@1:eio");
+    let mut forger = disk.connect(options(1));
+    forger.write(0, &contents(0, 1)).unwrap();
+    assert!(forger.flush().is_err());
+    served.kill();
+    let served = disk.serve(1, "");
+    for _ in 0..2 {
+        forger.session_mut().reconnect().unwrap();
+        assert!(matches!(forger.flush(), Err(ClientError::Failed { status: 1, .. })));
+        assert!(served.backend.latched().is_some());
+        forger.session_mut().disconnect();
+        let mut other = disk.connect(options(1));
+        assert_eq!(served.backend.latched(), None);
+        other.write(0, &contents(0, 2)).unwrap();
+        other.flush().unwrap();
+    }
+}

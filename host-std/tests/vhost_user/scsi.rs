@@ -36,10 +36,12 @@ fn the_latch_of_a_unit_outlives_a_server() {
     assert!(served.backend.latched().is_none(), "nobody has told it yet");
     host.session_mut().reconnect().unwrap();
     assert!(served.backend.latched().is_some());
-    drop(host);
-    // It stays so for the next guest.
-    let mut host = connect(&disk);
     assert!(matches!(host.flush(UNIT), Err(ClientError::Refused { .. })));
+    drop(host);
+    // It was that client's to say. The next one was told of nothing.
+    let mut host = connect(&disk);
+    assert!(served.backend.latched().is_none());
+    host.flush(UNIT).unwrap();
 }
 
 fn submit_write(host: &mut Scsi, lba: u64) -> Ticket {

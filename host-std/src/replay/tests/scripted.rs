@@ -108,6 +108,8 @@ impl Backend for Scripted {
     }
 
     fn latch(&self, _: LatchCause) {}
+
+    fn set_client_latch(&self, _: Option<LatchCause>) {}
 }
 
 impl Storage<MappedMemory> for ScriptedHandle {

@@ -80,6 +80,10 @@ impl Backend for ScriptBackend {
     fn latch(&self, cause: LatchCause) {
         *self.0.latched.lock().unwrap() = Some(cause);
     }
+
+    fn set_client_latch(&self, cause: Option<LatchCause>) {
+        *self.0.latched.lock().unwrap() = cause;
+    }
 }
 
 impl Storage<MappedMemory> for ScriptHandle {

@@ -99,6 +99,7 @@ impl Handler {
     /// The client has gone: what is in flight completes, and its descriptors are closed.
     pub(super) fn close(&mut self) {
         self.stop_all();
+        self.device.backend.images().forget_client_latches();
         for index in 0..self.vrings.len() {
             self.device.send(index, |ring| Command::Call { ring, call: None });
             self.device.send(index, |ring| Command::Err { ring, err: None });

@@ -33,6 +33,7 @@ impl Word {
                 let what = match what {
                     Durable::Flush => 1,
                     Durable::Write => 2,
+                    Durable::Truncated => 3,
                 };
                 what | (errno.map_or(0, |errno| errno.raw_os_error() as u64) & 0xfff) << 2
             }
@@ -41,7 +42,7 @@ impl Word {
         payload | checksum(payload) << CHECKED_BITS
     }
 
-    /// `None` if the checksum does not fit, or a field has no meaning: then nothing is known.
+    /// `None` if the checksum does not fit: then nothing is known.
     fn decode(word: u64) -> Option<Self> {
         let payload = word & ((1 << CHECKED_BITS) - 1);
         if checksum(payload) != word >> CHECKED_BITS {
@@ -56,7 +57,7 @@ impl Word {
             0 => None,
             1 => Some((Durable::Flush, errno)),
             2 => Some((Durable::Write, errno)),
-            _ => return None,
+            _ => Some((Durable::Truncated, errno)),
         };
         Some(Self { key: (payload >> 18) as u32 & ((1 << KEY_BITS) - 1), setting, latch })
     }
@@ -76,7 +77,8 @@ pub(in crate::server) struct PersistentState {
 }
 
 impl PersistentState {
-    /// The trailer of `region`. An image that had latched is latched again.
+    /// The trailer of `region`. An image that had latched is latched again, for this client: it holds the region, and can write
+    /// there what it likes.
     pub(in crate::server) fn open(region: Region, images: Arc<Images>) -> Self {
         let words: Vec<_> = (0..)
             .map_while(|index| region.word(index))
@@ -85,10 +87,8 @@ impl PersistentState {
         let mut settings = Vec::new();
         for image in &*images.lock() {
             let word = image.as_ref().and_then(|image| words.iter().find(|word| word.key == image.key));
-            if let (Some(image), Some(Word { latch: Some((what, errno)), .. })) = (image, word)
-                && image.backend.latched().is_none()
-            {
-                image.backend.latch(LatchCause { what: *what, errno: *errno, lba: None });
+            if let (Some(image), Some(Word { latch: Some((what, errno)), .. })) = (image, word) {
+                image.backend.set_client_latch(Some(LatchCause { what: *what, errno: *errno, lba: None }));
             }
             settings.push(word.and_then(|word| word.setting));
         }
@@ -138,7 +138,12 @@ mod tests {
     #[test]
     fn a_word_survives_and_a_damaged_one_says_nothing() {
         for (key, setting) in [(0, None), (0, Some(0)), (0x3f_ffff, Some(7)), (0x1_0005, Some(1))] {
-            let latches = [None, Some((Durable::Flush, Some(Errno::IO))), Some((Durable::Write, None))];
+            let latches = [
+                None,
+                Some((Durable::Flush, Some(Errno::IO))),
+                Some((Durable::Write, None)),
+                Some((Durable::Truncated, None)),
+            ];
             for latch in latches {
                 let word = Word { key, setting, latch };
                 assert_eq!(Word::decode(word.encode()), Some(word));
