@@ -13,15 +13,18 @@ use serde::{Deserialize, Serialize};
 use super::config::{
     Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig,
 };
+use super::confined;
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
 use super::throttle::{LimitChange, ThrottleStats};
-use crate::backend::{Backend, Counts, FileBackend, FileOptions};
+use crate::backend::{Backend, Counts, FileBackend, FileOptions, Handle};
+use crate::confine::permissions::open_or_make_private;
+use crate::confine::{self, Role};
 use crate::fault::Faulty;
 use crate::record::Recorder;
 use crate::server::vfio_user::devices;
-use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
+use crate::server::{BlkOptions, Controller, IdleServer, Lun, ScsiOptions, Server, Stats};
 use crate::throttle::{Limiter, Throttled};
 
 /// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
@@ -86,11 +89,11 @@ pub struct ImageReport {
 /// Why an operator's command was not done.
 pub(super) type Refusal = String;
 
-/// A device that is served.
-pub(super) struct Device {
+/// A device that is served; with an [`IdleServer`], one whose threads have not been started.
+pub(super) struct Device<S = Server> {
     pub(super) name: String,
     pub(super) config: DeviceConfig,
-    pub(super) server: Server,
+    pub(super) server: S,
     controller: Controller,
     held_requests: Arc<HeldRequests>,
     /// One change at a time.
@@ -102,14 +105,19 @@ pub(super) struct Device {
 struct Image {
     config: ImageConfig,
     address: Address,
+    /// What lies below all layers.
+    file: Arc<FileBackend>,
     backend: Arc<dyn Backend>,
+    /// For flushes of the operator's. Kept from the start: a user that the process has become may not be permitted to open the
+    /// image.
+    flusher: Arc<Mutex<Box<dyn Handle>>>,
     meters: Arc<Meters>,
     limiter: Option<Arc<Limiter>>,
     recorder: Option<Arc<Recorder>>,
 }
 
-impl Device {
-    /// Opens the images and makes the server. What the host fails is told by the receiver.
+impl Device<IdleServer> {
+    /// Opens the images and makes the server; starts no thread. What the host fails is told by the receiver.
     pub(super) fn open(
         name: String,
         config: DeviceConfig,
@@ -121,12 +129,24 @@ impl Device {
         for (index, image) in config.images.iter().enumerate() {
             images.push(Image::open(image, image.address(index), &held_requests)?);
         }
-        let server = server(&config, &images)?;
+        let server = idle_server(&config, &images)?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
         Ok((Self { name, config, server, controller, held_requests, state, images, bus }, failures))
     }
 
+    /// Starts the threads.
+    pub(super) fn start(self) -> anyhow::Result<Device> {
+        let Self { name, config, server, controller, held_requests, state, images, bus } = self;
+        for image in lock(&images).iter() {
+            image.file.start(confined::io_thread)?;
+        }
+        let server = server.start(|| confine::thread(Role::Queue))?;
+        Ok(Device { name, config, server, controller, held_requests, state, images, bus })
+    }
+}
+
+impl Device {
     /// Handles a failure: the device is paused if a request is held.
     pub(super) fn failed(&self, failure: Failure) {
         let reason = failure.to_string();
@@ -180,9 +200,9 @@ impl Device {
             return Err(format!("{held} requests are held after errors; make room and resume, then drain"));
         }
         self.controller.drain();
-        let backends: Vec<_> = lock(&self.images).iter().map(|image| Arc::clone(&image.backend)).collect();
-        for backend in backends {
-            flush(&*backend)?;
+        let flushers: Vec<_> = lock(&self.images).iter().map(|image| Arc::clone(&image.flusher)).collect();
+        for flusher in flushers {
+            flush(&mut **lock(&flusher))?;
         }
         Ok(())
     }
@@ -252,6 +272,7 @@ impl Device {
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
         let image =
             Image::open(config, address, &self.held_requests).map_err(|error| format!("{error:#}"))?;
+        image.file.start(confined::io_thread).map_err(|error| error.to_string())?;
         self.controller.hotplug(image.lun()).map_err(|error| error.to_string())?;
         images.push(image);
         tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
@@ -296,7 +317,7 @@ impl Device {
 }
 
 /// The server of a device over its images.
-fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
+fn idle_server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<IdleServer> {
     let scsi = ScsiOptions { queues: config.queues, queue_size_max: config.queue_size };
     let blk = |image: &Image| BlkOptions {
         serial: image.config.serial.clone().unwrap_or_default(),
@@ -311,9 +332,9 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
     let name = config.kind.name();
     let (device, handles) = match (config.kind, images.first()) {
         (DeviceKind::VirtioBlk, Some(image)) => {
-            return Ok(Server::blk(&blk(image), Arc::clone(&image.backend))?);
+            return Ok(IdleServer::blk(&blk(image), Arc::clone(&image.backend))?);
         }
-        (DeviceKind::VirtioScsi, _) => return Ok(Server::scsi(&scsi, units())?),
+        (DeviceKind::VirtioScsi, _) => return Ok(IdleServer::scsi(&scsi, units())?),
         (DeviceKind::VirtioBlkPci, Some(image)) => {
             let queues = (0..config.queues).map(|_| image.backend.handle());
             (devices::virtio_blk(&blk(image))?, queues.collect::<Result<_, _>>()?)
@@ -336,7 +357,7 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
         }
         (_, None) => anyhow::bail!("no image for {name}"),
     };
-    Ok(Server::pci(name, device, handles)?)
+    Ok(IdleServer::pci(name, device, handles)?)
 }
 
 impl Image {
@@ -354,13 +375,17 @@ impl Image {
             lock_wait: LOCK_WAIT,
             ..FileOptions::new(config.cache)
         };
-        let mut backend: Arc<dyn Backend> = Arc::new(FileBackend::open(&config.path, &options)?);
+        let file = Arc::new(FileBackend::open_idle(&config.path, &options)?);
+        let mut backend: Arc<dyn Backend> = Arc::<FileBackend>::clone(&file);
         if let Some(plan) = config.faults()? {
             backend = Arc::new(Faulty::new(backend, plan));
         }
         let mut recorder = None;
         if let Some(path) = &config.record {
-            let opened = Arc::new(Recorder::open(backend, path)?);
+            // Read through threads that are gone before the process is confined.
+            let reading = FileOptions { read_only: true, lock: false, ..options };
+            let reader = || Ok(Arc::new(FileBackend::open(&config.path, &reading)?) as Arc<dyn Backend>);
+            let opened = Arc::new(Recorder::open_with(backend, reader, path.clone())?);
             recorder = Some(Arc::clone(&opened));
             backend = opened;
         }
@@ -376,7 +401,9 @@ impl Image {
         let name = config.path.display().to_string();
         let policed = ErrorPolicyBackend::new(backend, policy, Arc::clone(held_requests), &name);
         let meters = Arc::clone(policed.meters());
-        Ok(Self { config: config.clone(), address, backend: Arc::new(policed), meters, limiter, recorder })
+        let flusher = Arc::new(Mutex::new(policed.handle()?));
+        let (config, backend) = (config.clone(), Arc::new(policed));
+        Ok(Self { config, address, file, backend, flusher, meters, limiter, recorder })
     }
 
     fn lun(&self) -> Lun {
@@ -420,8 +447,7 @@ impl ImageConfig {
                 "check its folder and the space there",
             )
         };
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).open(&self.path).map_err(error)?;
+        let file = open_or_make_private(&self.path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
         if metadata.is_file() && metadata.len() < size.0 {
             file.set_len(size.0).map_err(error)?;
@@ -430,14 +456,13 @@ impl ImageConfig {
     }
 }
 
-/// Flushes through a handle of its own: it covers what all handles have completed.
-fn flush(backend: &dyn Backend) -> Result<(), Refusal> {
+/// Flushes through a handle that nobody else uses: it covers what all handles have completed.
+fn flush(handle: &mut dyn Handle) -> Result<(), Refusal> {
     use blk_core::op::Op;
     use blk_core::units::{GuestAddr, Tag};
 
     let memory =
         crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
-    let mut handle = backend.handle().map_err(|error| error.to_string())?;
     // Somebody waits: it is not held back by a limit.
     handle.drain(true);
     let tag = Tag { slot: 0, generation: 0 };
