@@ -102,6 +102,7 @@ fn print_answer(request: &Request, value: Value, json: bool) -> anyhow::Result<(
             let report: Report =
                 serde_json::from_value(value).context("the server's answer is not understood")?;
             println!("blk-host {}, up {} s", report.version, report.uptime_seconds);
+            println!("{}", report.sandbox);
             report.devices.iter().for_each(print_device);
         }
         Request::Resume { .. } => println!("resumed; tried again: {}", value["retried"]),

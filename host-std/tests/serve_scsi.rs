@@ -86,7 +86,8 @@ fn each_image_is_a_unit_with_a_capacity_and_contents_of_its_own() {
 #[test]
 fn a_unit_that_an_operator_plugs_in_resizes_and_takes_away_is_announced() {
     let (disk, more) = (Disk::new(MIB), Disk::new(2 * MIB));
-    let server = disk.serve_as("virtio-scsi", "", &[], None);
+    let folder = more.image().parent().unwrap().to_str().unwrap();
+    let server = disk.serve_as("virtio-scsi", "", &["--hotplug-folder", folder], None);
     let mut host = connect(&server);
     let (first, plugged) = (unit(0, 0), unit(0, 3));
     host.ready(first).unwrap();

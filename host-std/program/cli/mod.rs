@@ -1,5 +1,6 @@
 //! The command line.
 
+mod sandbox;
 mod serve;
 
 use std::path::PathBuf;

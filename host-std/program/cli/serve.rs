@@ -9,6 +9,8 @@ use host_std::serve::config::{
 };
 use host_std::serve::spec::ImageSpec;
 
+use super::sandbox::SandboxArgs;
+
 const IMAGE_HELP: &str = "\
 An image and its options, separated by commas; a comma in the path is written twice. Several with virtio-scsi, ahci (image n is
 at port n) and ide (primary master, primary slave, secondary master, secondary slave).
@@ -88,6 +90,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<LogArg>,
 
+    #[command(flatten)]
+    sandbox: SandboxArgs,
+
     /// Print the lines that attach a guest, and exit. (They are printed at the start, too.)
     #[arg(long)]
     pub(crate) print_attach: bool,
@@ -110,6 +115,7 @@ impl ServeArgs {
         if let Some(format) = self.log_format {
             config.log_format = format.into();
         }
+        self.sandbox.apply(&mut config);
         Ok((config, place))
     }
 
@@ -158,7 +164,7 @@ impl ServeArgs {
             once: self.once,
             images,
         };
-        Ok(Config { control: None, log_format: LogFormat::Text, devices: vec![device] })
+        Ok(Config { devices: vec![device], ..Config::default() })
     }
 }
 

@@ -9,7 +9,7 @@ use blk_core::storage::Info;
 use super::counters::Counts;
 use super::handle::{Backend, Handle};
 use super::image::Image;
-use super::io_threads::IoThreads;
+use super::io_threads::{IoThread, IoThreads};
 use super::latch::LatchCause;
 use super::open_error::OpenError;
 use super::options::FileOptions;
@@ -32,6 +32,15 @@ impl FileBackend {
     pub fn open(path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, OpenError> {
         Self::open_on(LinuxSyscalls, path, options)
     }
+
+    /// Opens an image and all that its threads work with, and starts none: for a process that restricts what threads it will
+    /// start may do. Until [`start`](Self::start), what needs a thread waits.
+    ///
+    /// # Errors
+    /// As for [`FileBackend::open`].
+    pub fn open_idle(path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, OpenError> {
+        Self::idle_on(LinuxSyscalls, path.as_ref(), options)
+    }
 }
 
 impl<S: Syscalls> FileBackend<S> {
@@ -40,7 +49,12 @@ impl<S: Syscalls> FileBackend<S> {
     /// # Errors
     /// As for [`FileBackend::open`].
     pub fn open_on(syscalls: S, path: impl AsRef<Path>, options: &FileOptions) -> Result<Self, OpenError> {
-        let path = path.as_ref();
+        let backend = Self::idle_on(syscalls, path.as_ref(), options)?;
+        backend.start(|_| {})?;
+        Ok(backend)
+    }
+
+    fn idle_on(syscalls: S, path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
         let limits = [("workers", options.workers, 64), ("depth", options.depth, 128)];
         for (option, value, max) in limits {
             if value == 0 || value > max {
@@ -53,9 +67,18 @@ impl<S: Syscalls> FileBackend<S> {
             return Err(OpenError::Option { path: path.into(), option: "size", value, remedy });
         }
         let image = Image::open(path, options)?;
-        let threads = IoThreads::start(syscalls, image, options.workers)?;
+        let threads = IoThreads::new(syscalls, image, options.workers)?;
         threads.shared.image.opened();
         Ok(Self { threads: Arc::new(threads), options: *options })
+    }
+
+    /// Starts the threads of a backend that was opened [idle](FileBackend::open_idle). Each calls `begin` first. Of one that has
+    /// its threads, it does nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`] if a thread cannot be started; the backend is of no use then.
+    pub fn start(&self, begin: fn(IoThread)) -> Result<(), OpenError> {
+        self.threads.start(begin)
     }
 
     /// A handle, for one queue.

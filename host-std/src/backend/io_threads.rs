@@ -1,9 +1,10 @@
 //! The threads of a backend: workers that transfer, and one that flushes.
 
 use std::cell::Cell;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
 use blk_core::op::Op;
 use blk_core::storage::{IoError, IoErrorKind};
@@ -18,19 +19,36 @@ use super::shared::Shared;
 use super::syscalls::Syscalls;
 use super::worker::Worker;
 
+/// A thread that an image has beside those of its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoThread {
+    /// Reads, writes, zeroes and discards.
+    Worker,
+    /// Makes the image stable.
+    Flusher,
+}
+
 /// The threads. Dropped with the last handle: what was submitted is finished first.
 pub(super) struct IoThreads<S> {
     pub(super) shared: Arc<Shared<S>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    /// Not started yet. Each has what it works with, so that to start it opens nothing.
+    idle: Vec<(IoThread, Box<dyn FnOnce() + Send>)>,
+    running: Vec<JoinHandle<()>>,
 }
 
 impl<S: Syscalls> IoThreads<S> {
-    pub(super) fn start(syscalls: S, image: Image, workers: u16) -> Result<Self, OpenError> {
+    /// Opens all that the threads work with.
+    pub(super) fn new(syscalls: S, image: Image, workers: u16) -> Result<Self, OpenError> {
         let shared = Arc::new(Shared::new(syscalls, image, workers));
-        let mut started = Self { shared: Arc::clone(&shared), threads: Vec::new() };
+        let mut threads = Threads::default();
         let file = shared.image.another()?;
         let flusher = Flusher { shared: Arc::clone(&shared), file };
-        started.spawn("flusher", move || flusher.run())?;
+        threads.idle.push((IoThread::Flusher, Box::new(move || flusher.run())));
         for id in 0..usize::from(workers) {
             let file = shared.image.another()?;
             let bounce = match shared.image.direct {
@@ -40,17 +58,29 @@ impl<S: Syscalls> IoThreads<S> {
                 None => None,
             };
             let worker = Worker { shared: Arc::clone(&shared), file, id, bounce: Cell::new(bounce) };
-            started.spawn("worker", move || worker.run())?;
+            threads.idle.push((IoThread::Worker, Box::new(move || worker.run())));
         }
-        Ok(started)
+        Ok(Self { shared, threads: Mutex::new(threads) })
     }
 
-    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
-        let thread = std::thread::Builder::new().name(format!("blk-{name}")).spawn(run).map_err(|error| {
-            let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
-            thread_error(&self.shared.image, errno)
-        })?;
-        self.threads.push(thread);
+    /// Starts those that have not been started. Each calls `begin` first.
+    pub(super) fn start(&self, begin: fn(IoThread)) -> Result<(), OpenError> {
+        let mut threads = lock(&self.threads);
+        for (what, run) in mem::take(&mut threads.idle) {
+            let name = match what {
+                IoThread::Worker => "blk-worker",
+                IoThread::Flusher => "blk-flusher",
+            };
+            let begun = move || {
+                begin(what);
+                run();
+            };
+            let thread = thread::Builder::new().name(name.into()).spawn(begun).map_err(|error| {
+                let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
+                thread_error(&self.shared.image, errno)
+            })?;
+            threads.running.push(thread);
+        }
         Ok(())
     }
 }
@@ -68,7 +98,7 @@ impl<S> Drop for IoThreads<S> {
     fn drop(&mut self) {
         self.shared.work.stop();
         self.shared.flushes.stop();
-        for thread in self.threads.drain(..) {
+        for thread in lock(&self.threads).running.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();
         }

@@ -68,6 +68,7 @@ mod worker;
 pub use counters::Counts;
 pub use file::FileBackend;
 pub use handle::{Backend, Handle};
+pub use io_threads::IoThread;
 pub use iovecs::IoVecs;
 pub use latch::{Durable, LatchCause};
 pub use open_error::OpenError;

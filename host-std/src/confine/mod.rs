@@ -43,6 +43,7 @@ pub mod syscalls;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 pub use self::error::Error;
 pub use self::filesystem::Grant;
@@ -54,8 +55,12 @@ pub use self::syscalls::Role;
 use self::filesystem::Rules;
 use self::syscalls::Filters;
 
+/// How long the kernel may take to forget a thread that has ended.
+const REAPED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Whether the process is confined: `--sandbox`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Sandbox {
     /// Not at all: for a debugger.
     Off,
@@ -189,7 +194,26 @@ pub fn thread(role: Role) {
 }
 
 /// What the kernel starts for a ring is not a thread of ours: it makes no system calls.
+///
+/// One that has just been joined is listed until the kernel has reaped it.
 fn check_alone() -> Result<(), Error> {
+    let begun = Instant::now();
+    loop {
+        let threads = threads()?;
+        if threads.len() <= 1 {
+            return Ok(());
+        }
+        if begun.elapsed() > REAPED_WITHIN {
+            let cause = format!("it has more than one: {}", threads.join(", "));
+            let remedy = "this is a defect: please report it";
+            return Err(Error::new("sandbox", "confine every thread of this process", cause, remedy));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Names of the threads, this one included.
+fn threads() -> Result<Vec<String>, Error> {
     let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| {
         Error::new(
             "sandbox",
@@ -200,17 +224,7 @@ fn check_alone() -> Result<(), Error> {
     })?;
     let ours = |name: &str| !name.starts_with("iou-");
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    let names: Vec<_> = names.filter(|name| ours(name)).map(|name| name.trim_end().to_owned()).collect();
-    if names.len() <= 1 {
-        return Ok(());
-    }
-    let cause = format!("it has more than one: {}", names.join(", "));
-    Err(Error::new(
-        "sandbox",
-        "confine every thread of this process",
-        cause,
-        "this is a defect: please report it",
-    ))
+    Ok(names.filter(|name| ours(name)).map(|name| name.trim_end().to_owned()).collect())
 }
 
 #[cfg(test)]

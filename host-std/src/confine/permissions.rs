@@ -32,8 +32,8 @@ pub fn open_or_make_private(path: &Path) -> io::Result<File> {
 /// Who may connect to a socket: `--socket-mode` and `--socket-group`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
-    /// Permissions; what the umask leaves if none are given. Write permission is the one to connect
-    /// (unix(7)).
+    /// Permissions; [`PRIVATE_MODE`], or 0660 for a group, if none are given. Write permission is the
+    /// one to connect (unix(7)).
     pub mode: Option<SocketMode>,
     /// Group; the process's own if none is given.
     pub group: Option<SocketGroup>,
@@ -103,10 +103,10 @@ fn finish(socket: &OwnedFd, path: &Path, access: &SocketAccess) -> io::Result<()
             io::Error::new(io::Error::from(errno).kind(), text)
         })?;
     }
-    // Given a group only, that group may connect.
-    let mode = access.mode.or_else(|| access.group.as_ref().map(|_| SocketMode(0o660)));
-    if let Some(SocketMode(mode)) = mode {
-        chmod(path, Mode::from_raw_mode(mode))?;
-    }
+    let SocketMode(mode) = access.mode.unwrap_or(match access.group {
+        Some(_) => SocketMode(0o660),
+        None => SocketMode(PRIVATE_MODE),
+    });
+    chmod(path, Mode::from_raw_mode(mode))?;
     Ok(listen(socket, BACKLOG)?)
 }

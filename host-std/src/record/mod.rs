@@ -26,7 +26,7 @@ mod read_image;
 mod tests;
 mod writer;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +37,7 @@ use blk_core::storage::{Info, IoErrorKind};
 use zerocopy::IntoBytes as _;
 
 use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
+use crate::confine::permissions::open_or_make_private;
 pub use crate::recording::Contents;
 use crate::recording::format::FileHeader;
 use crate::recording::{Log, LogError};
@@ -100,19 +101,29 @@ impl Recorder {
     /// # Errors
     /// [`RecordError`], which names the file and the remedy.
     pub fn open(inner: Arc<dyn Backend>, path: impl Into<PathBuf>) -> Result<Self, RecordError> {
-        let path = path.into();
+        let reader = Arc::clone(&inner);
+        Self::open_with(inner, || Ok(reader), path.into())
+    }
+
+    /// As [`open`](Self::open); the image is read through `reader`, another backend over it, where `inner` has no threads yet.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(
+        inner: Arc<dyn Backend>,
+        reader: impl FnOnce() -> Result<Arc<dyn Backend>, OpenError>,
+        path: PathBuf,
+    ) -> Result<Self, RecordError> {
         let system = |what| {
             let path = path.clone();
             move |error| RecordError::System { path, what, error }
         };
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = file.map_err(system("open"))?;
+        let mut file = open_or_make_private(&path).map_err(system("open"))?;
         lock(&file, &path)?;
         let info = inner.info();
         let empty = file.metadata().map_err(system("look at"))?.len() == 0;
         let records = if empty {
-            let mut handle = inner.handle()?;
+            let mut handle = reader()?.handle()?;
             let contents = read_image::read_image(&mut *handle).map_err(RecordError::Image)?;
             let hash = match contents {
                 Contents::Zeroes => None,

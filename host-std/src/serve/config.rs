@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::error_policy::OnError;
 use super::names;
 use crate::backend::IoEngine;
+use crate::confine::Sandbox;
 use crate::fault::Plan;
 use crate::server::vfio_user::devices;
 
@@ -42,6 +43,21 @@ pub struct Config {
     /// The form of the log.
     #[serde(default)]
     pub log_format: LogFormat,
+    /// Whether the process is confined once it has started.
+    #[serde(default)]
+    pub sandbox: Sandbox,
+    /// The user, and the group, that it becomes: NAME[:GROUP].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Permissions of the devices' sockets, in octal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_mode: Option<String>,
+    /// Group of the devices' sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_group: Option<String>,
+    /// Folders whose images may be plugged into a confined process.
+    #[serde(rename = "hotplug-folder", default, skip_serializing_if = "Vec::is_empty")]
+    pub hotplug_folders: Vec<PathBuf>,
     /// The devices.
     #[serde(rename = "device", default)]
     pub devices: Vec<DeviceConfig>,

@@ -11,15 +11,17 @@ use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Address, AhciMessages, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig};
+use super::confined;
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
 use super::throttle::{LimitChange, ThrottleStats};
-use crate::backend::{Backend, Counts, FileBackend, FileOptions};
+use crate::backend::{Backend, Counts, FileBackend, FileOptions, Handle};
+use crate::confine::{self, Role};
 use crate::fault::Faulty;
 use crate::record::Recorder;
 use crate::server::vfio_user::devices;
-use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
+use crate::server::{BlkOptions, Controller, IdleServer, Lun, ScsiOptions, Server, Stats};
 use crate::throttle::{Limiter, Throttled};
 
 /// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
@@ -84,11 +86,11 @@ pub struct ImageReport {
 /// Why an operator's command was not done.
 pub(super) type Refusal = String;
 
-/// A device that is served.
-pub(super) struct Device {
+/// A device that is served; with an [`IdleServer`], one whose threads have not been started.
+pub(super) struct Device<S = Server> {
     pub(super) name: String,
     pub(super) config: DeviceConfig,
-    pub(super) server: Server,
+    pub(super) server: S,
     controller: Controller,
     held_requests: Arc<HeldRequests>,
     /// One change at a time.
@@ -100,16 +102,19 @@ pub(super) struct Device {
 struct Image {
     config: ImageConfig,
     address: Address,
-    /// What is below all layers.
+    /// What lies below all layers.
     file: Arc<FileBackend>,
     backend: Arc<dyn Backend>,
+    /// For flushes of the operator's. Kept from the start: a user that the process has become may not be permitted to open the
+    /// image.
+    flusher: Arc<Mutex<Box<dyn Handle>>>,
     meters: Arc<Meters>,
     limiter: Option<Arc<Limiter>>,
     recorder: Option<Arc<Recorder>>,
 }
 
-impl Device {
-    /// Opens the images and makes the server. What the host fails is told by the receiver.
+impl Device<IdleServer> {
+    /// Opens the images and makes the server; starts no thread. What the host fails is told by the receiver.
     pub(super) fn open(
         name: String,
         config: DeviceConfig,
@@ -119,7 +124,7 @@ impl Device {
         let held_requests = Arc::new(HeldRequests::new(sender));
         let mut images = Vec::new();
         let server = open_all(&config, &held_requests, &mut images)
-            .and_then(|()| server(&config, &images))
+            .and_then(|()| idle_server(&config, &images))
             .inspect_err(|_| images.iter().for_each(|image| image.file.undo_size()))?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
@@ -131,6 +136,18 @@ impl Device {
         lock(&self.images).iter().for_each(|image| image.file.undo_size());
     }
 
+    /// Starts the threads.
+    pub(super) fn start(self) -> anyhow::Result<Device> {
+        let Self { name, config, server, controller, held_requests, state, images, bus } = self;
+        for image in lock(&images).iter() {
+            image.file.start(confined::io_thread)?;
+        }
+        let server = server.start(|| confine::thread(Role::Queue))?;
+        Ok(Device { name, config, server, controller, held_requests, state, images, bus })
+    }
+}
+
+impl Device {
     /// Handles a failure: the device is paused if a request is held.
     pub(super) fn failed(&self, failure: Failure) {
         let reason = failure.to_string();
@@ -184,9 +201,9 @@ impl Device {
             return Err(format!("{held} requests are held after errors; make room and resume, then drain"));
         }
         self.controller.drain();
-        let backends: Vec<_> = lock(&self.images).iter().map(|image| Arc::clone(&image.backend)).collect();
-        for backend in backends {
-            flush(&*backend)?;
+        let flushers: Vec<_> = lock(&self.images).iter().map(|image| Arc::clone(&image.flusher)).collect();
+        for flusher in flushers {
+            flush(&mut **lock(&flusher))?;
         }
         Ok(())
     }
@@ -256,8 +273,10 @@ impl Device {
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
         let image =
             Image::open(config, address, &self.held_requests).map_err(|error| format!("{error:#}"))?;
-        let plugged = self.controller.hotplug(image.lun()).inspect_err(|_| image.file.undo_size());
-        plugged.map_err(|error| error.to_string())?;
+        let started = image.file.start(confined::io_thread).map_err(|error| error.to_string());
+        let plugged =
+            started.and_then(|()| self.controller.hotplug(image.lun()).map_err(|error| error.to_string()));
+        plugged.inspect_err(|_| image.file.undo_size())?;
         images.push(image);
         tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
         self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
@@ -312,7 +331,7 @@ fn open_all(
 }
 
 /// The server of a device over its images.
-fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
+fn idle_server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<IdleServer> {
     let scsi = ScsiOptions { queues: config.queues, queue_size_max: config.queue_size };
     let blk = |image: &Image| BlkOptions {
         serial: image.config.serial.clone().unwrap_or_default(),
@@ -327,9 +346,9 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
     let name = config.kind.name();
     let (device, handles) = match (config.kind, images.first()) {
         (DeviceKind::VirtioBlk, Some(image)) => {
-            return Ok(Server::blk(&blk(image), Arc::clone(&image.backend))?);
+            return Ok(IdleServer::blk(&blk(image), Arc::clone(&image.backend))?);
         }
-        (DeviceKind::VirtioScsi, _) => return Ok(Server::scsi(&scsi, units())?),
+        (DeviceKind::VirtioScsi, _) => return Ok(IdleServer::scsi(&scsi, units())?),
         (DeviceKind::VirtioBlkPci, Some(image)) => {
             let queues = (0..config.queues).map(|_| image.backend.handle());
             (devices::virtio_blk(&blk(image))?, queues.collect::<Result<_, _>>()?)
@@ -352,7 +371,7 @@ fn server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<Server> {
         }
         (_, None) => anyhow::bail!("no image for {name}"),
     };
-    Ok(Server::pci(name, device, handles)?)
+    Ok(IdleServer::pci(name, device, handles)?)
 }
 
 impl Image {
@@ -361,16 +380,7 @@ impl Image {
         address: Address,
         held_requests: &Arc<HeldRequests>,
     ) -> anyhow::Result<Self> {
-        let options = FileOptions {
-            read_only: config.readonly,
-            logical_block_bytes: config.logical_block,
-            size: config.size.map(|size| size.0),
-            workers: config.workers,
-            engine: config.engine,
-            lock_wait: LOCK_WAIT,
-            ..FileOptions::new(config.cache)
-        };
-        let file = Arc::new(FileBackend::open(&config.path, &options)?);
+        let file = Arc::new(FileBackend::open_idle(&config.path, &config.file_options())?);
         Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
     }
 
@@ -381,13 +391,16 @@ impl Image {
         address: Address,
         held_requests: &Arc<HeldRequests>,
     ) -> anyhow::Result<Self> {
-        let mut backend: Arc<dyn Backend> = Arc::clone(&file) as _;
+        let mut backend: Arc<dyn Backend> = Arc::<FileBackend>::clone(&file);
         if let Some(plan) = config.faults()? {
             backend = Arc::new(Faulty::new(backend, plan));
         }
         let mut recorder = None;
         if let Some(path) = &config.record {
-            let opened = Arc::new(Recorder::open(backend, path)?);
+            // Read through threads that are gone before the process is confined.
+            let reading = FileOptions { read_only: true, lock: false, size: None, ..config.file_options() };
+            let reader = || Ok(Arc::new(FileBackend::open(&config.path, &reading)?) as Arc<dyn Backend>);
+            let opened = Arc::new(Recorder::open_with(backend, reader, path.clone())?);
             recorder = Some(Arc::clone(&opened));
             backend = opened;
         }
@@ -403,8 +416,9 @@ impl Image {
         let name = config.path.display().to_string();
         let policed = ErrorPolicyBackend::new(backend, policy, Arc::clone(held_requests), &name);
         let meters = Arc::clone(policed.meters());
+        let flusher = Arc::new(Mutex::new(policed.handle()?));
         let (config, backend) = (config.clone(), Arc::new(policed));
-        Ok(Self { config, address, file, backend, meters, limiter, recorder })
+        Ok(Self { config, address, file, backend, flusher, meters, limiter, recorder })
     }
 
     fn lun(&self) -> Lun {
@@ -436,14 +450,27 @@ impl Image {
     }
 }
 
-/// Flushes through a handle of its own: it covers what all handles have completed.
-fn flush(backend: &dyn Backend) -> Result<(), Refusal> {
+impl ImageConfig {
+    fn file_options(&self) -> FileOptions {
+        FileOptions {
+            read_only: self.readonly,
+            logical_block_bytes: self.logical_block,
+            size: self.size.map(|size| size.0),
+            workers: self.workers,
+            engine: self.engine,
+            lock_wait: LOCK_WAIT,
+            ..FileOptions::new(self.cache)
+        }
+    }
+}
+
+/// Flushes through a handle that nobody else uses: it covers what all handles have completed.
+fn flush(handle: &mut dyn Handle) -> Result<(), Refusal> {
     use blk_core::op::Op;
     use blk_core::units::{GuestAddr, Tag};
 
     let memory =
         crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
-    let mut handle = backend.handle().map_err(|error| error.to_string())?;
     // Somebody waits: it is not held back by a limit.
     handle.drain(true);
     let tag = Tag { slot: 0, generation: 0 };

@@ -13,6 +13,7 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
 use super::config::ConfigError;
+use crate::confine::permissions::{SocketAccess, bind_socket};
 
 /// A socket that a device is served on.
 #[derive(Debug)]
@@ -55,16 +56,21 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.st_dev(), metadata.st_ino()))
 }
 
-/// Makes a listening socket at `path`, in the place of one that a killed process left. `option` is what gave the path.
+/// Makes a listening socket at `path`, in the place of one that a killed process left, for whom `access` permits. `option` is what
+/// gave the path.
 ///
 /// # Errors
 /// [`ConfigError`] if it cannot be made, or somebody listens there.
-pub fn bind(path: &Path, option: &str) -> Result<(UnixListener, SocketFile), ConfigError> {
+pub fn bind(
+    path: &Path,
+    access: &SocketAccess,
+    option: &str,
+) -> Result<(UnixListener, SocketFile), ConfigError> {
     let place = format!("{option} {}", path.display());
     let error = |error: io::Error, remedy: &str| {
         ConfigError::new(&place, format!("cannot make the socket: {error}"), remedy)
     };
-    let listener = match UnixListener::bind(path) {
+    let listener = match bind_socket(path, access) {
         Err(in_use) if in_use.kind() == io::ErrorKind::AddrInUse => {
             let socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
             if !socket {
@@ -82,7 +88,7 @@ pub fn bind(path: &Path, option: &str) -> Result<(UnixListener, SocketFile), Con
             // Nobody listens. Should two servers come to this point at once, the file of one of them is removed under it; the image's
             // lock has it end before that matters.
             fs::remove_file(path)
-                .and_then(|()| UnixListener::bind(path))
+                .and_then(|()| bind_socket(path, access))
                 .map_err(|failed| error(failed, "remove what is there, or give another path"))?
         }
         result => result.map_err(|failed| {
@@ -154,8 +160,8 @@ mod tests {
         let path = folder.path().join("s");
         // A listener that is dropped leaves its file, as a killed process does.
         drop(UnixListener::bind(&path).unwrap());
-        let (listener, file) = bind(&path, "socket").unwrap();
-        let error = bind(&path, "socket").unwrap_err().to_string();
+        let (listener, file) = bind(&path, &SocketAccess::default(), "socket").unwrap();
+        let error = bind(&path, &SocketAccess::default(), "socket").unwrap_err().to_string();
         assert!(error.contains("another program listens there"), "{error}");
         drop((listener, file));
         assert!(!path.exists());
@@ -166,7 +172,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("s");
         fs::write(&path, "precious").unwrap();
-        let error = bind(&path, "socket").unwrap_err().to_string();
+        let error = bind(&path, &SocketAccess::default(), "socket").unwrap_err().to_string();
         assert!(error.contains("there is another file") && error.contains("socket"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
@@ -175,7 +181,7 @@ mod tests {
     fn a_socket_file_that_somebody_replaced_is_left_alone() {
         let folder = folder();
         let path = folder.path().join("s");
-        let (_listener, file) = bind(&path, "socket").unwrap();
+        let (_listener, file) = bind(&path, &SocketAccess::default(), "socket").unwrap();
         // Beside it first, so that the inode cannot be the same.
         let other = UnixListener::bind(folder.path().join("other")).unwrap();
         fs::rename(folder.path().join("other"), &path).unwrap();

@@ -10,6 +10,7 @@
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
 //! - [`throttle`]: limits of rate.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
+//! - `confined`: what the process gives up before the first thread starts.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
 //!
 //! **Not there:** live change of the error policy, authentication on the control socket beyond the permissions of
@@ -17,6 +18,7 @@
 
 pub mod attach;
 pub mod config;
+mod confined;
 pub mod control;
 mod device;
 pub mod error_policy;

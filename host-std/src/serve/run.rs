@@ -8,18 +8,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::attach;
 use super::config::{Config, ConfigError};
+use super::confined::{self, Confined};
 use super::control::Control;
 use super::device::Device;
 use super::error_policy::Failure;
 use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
-use crate::server::ServeError;
+use crate::confine::permissions::SocketAccess;
+use crate::confine::{self, Role, ServiceManager};
+use crate::server::{IdleServer, ServeError};
 
 /// Stopped by a second signal, as shells report it for SIGINT.
 const EXIT_AT_ONCE: i32 = 130;
@@ -45,16 +47,26 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     let (happened, events) = channel();
     let signals = Signals::new([SIGINT, SIGTERM]).context("cannot install the signal handlers")?;
     let sockets = Sockets::open(config, &mut inherited)?;
+    let manager = ServiceManager::connect().context("cannot reach the service manager (NOTIFY_SOCKET)")?;
     let bus = Arc::new(Bus::default());
+    let mut idle = Vec::new();
+    let refuse = |idle: &[Idle]| idle.iter().for_each(|(device, _)| device.refuse());
+    open_all(config, &bus, &mut idle).inspect_err(|_| refuse(&idle))?;
+    // All is open, and no thread has been started: those that are started from here on are confined, too.
+    let confined = Confined::enter(config).inspect_err(|_| refuse(&idle))?;
     let mut devices = Vec::new();
-    open_all(config, &bus, &mut devices)
-        .inspect_err(|_| devices.iter().for_each(|device| device.refuse()))?;
+    for (device, failures) in idle {
+        let device = Arc::new(device.start()?);
+        watch(Arc::clone(&device), failures)?;
+        devices.push(device);
+    }
     on_signal(signals, happened.clone())?;
     let Sockets { devices: sockets, control, files: _files } = sockets;
     if let Some(listener) = control {
-        let control = Control { devices: devices.clone(), bus: Arc::clone(&bus), since: Instant::now() };
+        let control =
+            Control { devices: devices.clone(), bus: Arc::clone(&bus), since: Instant::now(), confined };
         let control = Arc::new(control);
-        spawn("control", move || control.listen(&listener))?;
+        spawn("control", Role::Control, move || control.listen(&listener))?;
     }
     for (device, socket) in devices.iter().zip(sockets) {
         if announce && let Some(path) = socket.path() {
@@ -64,23 +76,27 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     }
     drop(happened);
     tracing::info!(devices = devices.len(), "ready");
-    // Not started by a service manager, most likely.
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
-    Ok(wait(&devices, &events, &bus))
+    tell(manager.as_ref(), "READY=1");
+    confine::thread(Role::Main);
+    Ok(wait(&devices, &events, &bus, manager.as_ref()))
 }
 
-fn open_all(config: &Config, bus: &Arc<Bus>, devices: &mut Vec<Arc<Device>>) -> anyhow::Result<()> {
+type Idle = (Device<IdleServer>, Receiver<Failure>);
+
+fn open_all(config: &Config, bus: &Arc<Bus>, idle: &mut Vec<Idle>) -> anyhow::Result<()> {
     for (index, device) in config.devices.iter().enumerate() {
-        let (device, failures) = Device::open(device.name(index), device.clone(), Arc::clone(bus))?;
-        let device = Arc::new(device);
-        devices.push(Arc::clone(&device));
-        watch(device, failures)?;
+        idle.push(Device::open(device.name(index), device.clone(), Arc::clone(bus))?);
     }
     Ok(())
 }
 
 /// Waits for the end of all devices.
-fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus) -> bool {
+fn wait(
+    devices: &[Arc<Device>],
+    events: &Receiver<Happened>,
+    bus: &Bus,
+    manager: Option<&ServiceManager>,
+) -> bool {
     let (mut left, mut well, mut stopping) = (devices.len(), true, false);
     while left != 0 {
         match events.recv() {
@@ -93,7 +109,7 @@ fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus) -> bool
             Ok(Happened::Signal) => {
                 stopping = true;
                 tracing::info!("stopping: requests in flight complete, images are flushed");
-                let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                tell(manager, "STOPPING=1");
                 bus.publish(&Event::Stopping);
                 devices.iter().for_each(|device| device.stop());
             }
@@ -114,6 +130,12 @@ fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus) -> bool
     well
 }
 
+fn tell(manager: Option<&ServiceManager>, state: &str) {
+    if let Some(Err(error)) = manager.map(|manager| manager.tell(state)) {
+        tracing::warn!(%error, "the service manager was not told {state}");
+    }
+}
+
 /// The sockets of all devices and of the operator.
 struct Sockets {
     devices: Vec<Socket>,
@@ -125,12 +147,13 @@ impl Sockets {
     fn open(config: &Config, inherited: &mut Inherited) -> anyhow::Result<Self> {
         let mut handed_over =
             sd_notify::listen_fds().context("the service manager's sockets (LISTEN_FDS)")?;
+        let access = confined::socket_access(config)?;
         let (mut devices, mut files) = (Vec::new(), Vec::new());
         for device in &config.devices {
             devices.push(match (device.fd, &device.socket) {
                 (Some(fd), _) => inherited.take(fd, "fd")?,
                 (None, Some(path)) => {
-                    let (listener, file) = listen::bind(path, "socket")?;
+                    let (listener, file) = listen::bind(path, &access, "socket")?;
                     files.push(file);
                     Socket::Listening(listener)
                 }
@@ -143,11 +166,8 @@ impl Sockets {
         }
         let mut control = None;
         if let Some(path) = &config.control {
-            // Whoever can connect is an operator. No other thread makes files yet.
-            let mask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-            let bound = listen::bind(path, "control");
-            rustix::process::umask(mask);
-            let (listener, file) = bound?;
+            // Whoever can connect is an operator.
+            let (listener, file) = listen::bind(path, &SocketAccess::default(), "control")?;
             control = Some(listener);
             files.push(file);
         }
@@ -158,7 +178,7 @@ impl Sockets {
 /// Serves a device on a thread of its own.
 fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> anyhow::Result<()> {
     let name = device.name.clone();
-    spawn(&format!("serve-{name}"), move || {
+    spawn(&format!("serve-{name}"), Role::Serve, move || {
         let result = match socket {
             Socket::Connected(stream) => device.server.serve_stream(stream),
             Socket::Listening(listener) if device.config.once => match device.server.accept(&listener) {
@@ -174,7 +194,7 @@ fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> any
 
 /// Logs what the host fails, and has the device paused where that is its policy.
 fn watch(device: Arc<Device>, failures: Receiver<Failure>) -> anyhow::Result<()> {
-    spawn(&format!("watch-{}", device.name.clone()), move || {
+    spawn(&format!("watch-{}", device.name.clone()), Role::Watch, move || {
         let (mut since, mut seen) = (Instant::now(), 0_u32);
         for failure in failures {
             if since.elapsed() >= Duration::from_secs(1) {
@@ -193,7 +213,7 @@ fn watch(device: Arc<Device>, failures: Receiver<Failure>) -> anyhow::Result<()>
 }
 
 fn on_signal(mut signals: Signals, happened: Sender<Happened>) -> anyhow::Result<()> {
-    spawn("signals", move || {
+    spawn("signals", Role::Main, move || {
         for _ in signals.forever() {
             if happened.send(Happened::Signal).is_err() {
                 return;
@@ -202,11 +222,14 @@ fn on_signal(mut signals: Signals, happened: Sender<Happened>) -> anyhow::Result
     })
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+fn spawn(name: &str, role: Role, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     // The kernel keeps 15 bytes of it.
     thread::Builder::new()
         .name(name.into())
-        .spawn(body)
+        .spawn(move || {
+            confine::thread(role);
+            body();
+        })
         .context("cannot start a thread; raise the limit on processes")?;
     Ok(())
 }

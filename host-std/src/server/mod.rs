@@ -73,9 +73,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub fn blk(options: &BlkOptions, backend: Arc<dyn Backend>) -> Result<Self, ServerError> {
-        let device = Blk::new(options, backend)?;
-        let threads = device.threads()?.into_iter().map(|rings| (1, rings));
-        Self::start(threads.collect(), Box::new(device))
+        IdleServer::blk(options, backend)?.start(|| {})
     }
 
     /// A virtio-scsi host with logical units: 16 at most.
@@ -83,8 +81,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub fn scsi(options: &ScsiOptions, luns: Vec<Lun>) -> Result<Self, ServerError> {
-        let (device, count, rings) = Scsi::new(options, luns)?;
-        Self::start(vec![(count, rings)], Box::new(device))
+        IdleServer::scsi(options, luns)?.start(|| {})
     }
 
     /// A PCI device with its images, over vfio-user. `name` is what its thread is called.
@@ -96,47 +93,7 @@ impl Server {
         device: Box<dyn PciDevice>,
         handles: Vec<Box<dyn Handle>>,
     ) -> Result<Self, ServerError> {
-        let (device, thread) = VfioUserDevice::start(name, device, handles)?;
-        Ok(Self { device, threads: vec![thread] })
-    }
-
-    /// Starts a thread for each group of rings: how many, and what works on them.
-    fn start(
-        groups: Vec<(usize, Box<dyn QueueGroup>)>,
-        backend: Box<dyn VirtioBackend>,
-    ) -> Result<Self, ServerError> {
-        let lifecycle = Arc::new(Lifecycle::new()?);
-        let mut queue_threads = Vec::new();
-        let mut counters = Vec::new();
-        let mut workers = Vec::new();
-        for (count, rings) in groups {
-            let first = counters.len();
-            let own: Vec<_> = (0..count).map(|_| Arc::new(QueueCounters::default())).collect();
-            let (mailbox, inbox) = mailbox()?;
-            workers.push((
-                first,
-                Worker::new(rings, first as u16, &own, inbox, Arc::clone(&lifecycle))
-                    .map_err(io::Error::from)?,
-            ));
-            queue_threads.push(QueueThread { mailbox, first });
-            counters.extend(own);
-        }
-        let device = Arc::new(VhostUserDevice::new(backend, lifecycle, queue_threads, counters));
-        let mut server = Self { device, threads: Vec::new() };
-        for (first, worker) in workers {
-            #[cfg(feature = "mutants")]
-            let switched_on = mutant::current();
-            let span = tracing::Span::current();
-            let run = move || {
-                let _in_span = span.enter();
-                #[cfg(feature = "mutants")]
-                mutant::set(switched_on);
-                worker.run();
-            };
-            let thread = std::thread::Builder::new().name(format!("blk-queue-{first}")).spawn(run)?;
-            server.threads.push(thread);
-        }
-        Ok(server)
+        IdleServer::pci(name, device, handles)?.start(|| {})
     }
 
     /// Lets a client go that takes longer than this over its first message, a message that it has begun, a reply of ours, or the
@@ -225,6 +182,107 @@ impl Server {
         self.device.hold(false);
         if flushed { Ok(()) } else { Err(ServeError::Flush) }
     }
+}
+
+/// A server that has opened all that it works with, and started no thread: for a process that restricts what threads it will
+/// start may do.
+pub struct IdleServer {
+    device: Arc<dyn DeviceLifecycle>,
+    /// Name, and what the thread does.
+    threads: Vec<(String, Box<dyn FnOnce() + Send>)>,
+}
+
+impl IdleServer {
+    /// As [`Server::blk`].
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn blk(options: &BlkOptions, backend: Arc<dyn Backend>) -> Result<Self, ServerError> {
+        let device = Blk::new(options, backend)?;
+        let threads = device.threads()?.into_iter().map(|rings| (1, rings));
+        Self::new(threads.collect(), Box::new(device))
+    }
+
+    /// As [`Server::scsi`].
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn scsi(options: &ScsiOptions, luns: Vec<Lun>) -> Result<Self, ServerError> {
+        let (device, count, rings) = Scsi::new(options, luns)?;
+        Self::new(vec![(count, rings)], Box::new(device))
+    }
+
+    /// As [`Server::pci`].
+    ///
+    /// # Errors
+    /// [`ServerError::System`].
+    pub fn pci(
+        name: &'static str,
+        device: Box<dyn PciDevice>,
+        handles: Vec<Box<dyn Handle>>,
+    ) -> Result<Self, ServerError> {
+        let (device, run) = VfioUserDevice::new(device, handles)?;
+        Ok(Self { device, threads: vec![(format!("pci-{name}"), in_context(run))] })
+    }
+
+    /// A thread for each group of rings: how many, and what works on them.
+    fn new(
+        groups: Vec<(usize, Box<dyn QueueGroup>)>,
+        backend: Box<dyn VirtioBackend>,
+    ) -> Result<Self, ServerError> {
+        let lifecycle = Arc::new(Lifecycle::new()?);
+        let mut queue_threads = Vec::new();
+        let mut counters = Vec::new();
+        let mut threads = Vec::new();
+        for (count, rings) in groups {
+            let first = counters.len();
+            let own: Vec<_> = (0..count).map(|_| Arc::new(QueueCounters::default())).collect();
+            let (mailbox, inbox) = mailbox()?;
+            let worker = Worker::new(rings, first as u16, &own, inbox, Arc::clone(&lifecycle))
+                .map_err(io::Error::from)?;
+            threads.push((format!("blk-queue-{first}"), in_context(move || worker.run())));
+            queue_threads.push(QueueThread { mailbox, first });
+            counters.extend(own);
+        }
+        let device = Arc::new(VhostUserDevice::new(backend, lifecycle, queue_threads, counters));
+        Ok(Self { device, threads })
+    }
+
+    /// The operator's hand on it: of use once the threads have been started. Until then, what asks one of them waits.
+    #[must_use]
+    pub fn controller(&self) -> Controller {
+        Controller(Arc::clone(&self.device))
+    }
+
+    /// Starts the threads. Each calls `begin` first.
+    ///
+    /// # Errors
+    /// [`ServerError::System`].
+    pub fn start(self, begin: fn()) -> Result<Server, ServerError> {
+        // Its drop ends those that have started, should one fail.
+        let mut server = Server { device: self.device, threads: Vec::new() };
+        for (name, run) in self.threads {
+            let begun = move || {
+                begin();
+                run();
+            };
+            server.threads.push(std::thread::Builder::new().name(name).spawn(begun)?);
+        }
+        Ok(server)
+    }
+}
+
+/// What a thread does, in the span of the log in which the server was made.
+fn in_context(run: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce() + Send> {
+    #[cfg(feature = "mutants")]
+    let switched_on = mutant::current();
+    let span = tracing::Span::current();
+    Box::new(move || {
+        let _in_span = span.enter();
+        #[cfg(feature = "mutants")]
+        mutant::set(switched_on);
+        run();
+    })
 }
 
 impl Drop for Server {

@@ -4,7 +4,7 @@
 //! `{"error": "..."}`, in the order of the requests.
 //!
 //! ```text
-//! {"command":"stats"}                              {"ok":{"version":"0.1.0","uptime_seconds":12,"devices":[...]}}
+//! {"command":"stats"}                              {"ok":{"version":"0.1.0","uptime_seconds":12,"sandbox":"...","devices":[...]}}
 //! {"command":"pause"}                              {"ok":{}}
 //! {"command":"resume"}                             {"ok":{"retried":2}}
 //! {"command":"drain"}                              {"ok":{}}     nothing is in flight, the images are flushed, until a resume
@@ -142,6 +142,9 @@ pub struct Report {
     pub version: String,
     /// Seconds since it began.
     pub uptime_seconds: u64,
+    /// How it is confined.
+    #[serde(default)]
+    pub sandbox: String,
     /// Its devices.
     pub devices: Vec<DeviceStats>,
 }

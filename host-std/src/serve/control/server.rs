@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{CONNECTIONS_MAX, LineError, Reply, Report, Request, read_line};
+use crate::serve::confined::Confined;
 use crate::serve::device::{Device, Refusal};
 use crate::serve::events::{Bus, Event};
 use crate::serve::spec::ImageSpec;
@@ -25,6 +26,7 @@ pub(in crate::serve) struct Control {
     pub(in crate::serve) devices: Vec<Arc<Device>>,
     pub(in crate::serve) bus: Arc<Bus>,
     pub(in crate::serve) since: Instant,
+    pub(in crate::serve) confined: Confined,
 }
 
 impl Control {
@@ -128,7 +130,8 @@ impl Control {
             }
             Request::Hotplug { device, image } => {
                 let spec = ImageSpec::parse(&image).map_err(|error| error.to_string())?;
-                let lun = self.device(device.as_deref())?.hotplug(&spec.image)?;
+                let plugged = self.device(device.as_deref())?.hotplug(&spec.image);
+                let lun = plugged.map_err(|refusal| self.confined.explain(&spec.image, refusal))?;
                 Ok(json!({ "lun": lun }))
             }
             Request::Unplug { device, lun } => {
@@ -145,7 +148,8 @@ impl Control {
             None => self.devices.iter().map(|device| device.stats()).collect(),
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let report = Report { version, uptime_seconds: self.since.elapsed().as_secs(), devices };
+        let sandbox = self.confined.to_string();
+        let report = Report { version, uptime_seconds: self.since.elapsed().as_secs(), sandbox, devices };
         serde_json::to_value(report).map_err(|error| error.to_string())
     }
 

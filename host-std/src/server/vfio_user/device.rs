@@ -4,7 +4,6 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::connection::Connection;
@@ -30,12 +29,11 @@ pub(in crate::server) struct VfioUserDevice {
 }
 
 impl VfioUserDevice {
-    /// Starts the device's thread.
-    pub(in crate::server) fn start(
-        name: &'static str,
+    /// The device, and what its thread does.
+    pub(in crate::server) fn new(
         device: Box<dyn PciDevice>,
         handles: Vec<Box<dyn Handle>>,
-    ) -> Result<(Arc<Self>, JoinHandle<()>), ServerError> {
+    ) -> Result<(Arc<Self>, impl FnOnce() + Send + 'static), ServerError> {
         let state = Arc::new(OperationCounts::default());
         let counters: Vec<_> = handles.iter().map(|_| Arc::new(QueueCounters::default())).collect();
         let with = handles.into_iter().zip(&counters);
@@ -47,17 +45,7 @@ impl VfioUserDevice {
         let worker =
             Worker::new(device, ports.collect(), state, inbox, Arc::clone(&lifecycle), Arc::clone(&counts));
         let worker = worker.map_err(io::Error::from)?;
-        #[cfg(feature = "mutants")]
-        let switched_on = crate::server::mutant::current();
-        let span = tracing::Span::current();
-        let run = move || {
-            let _in_span = span.enter();
-            #[cfg(feature = "mutants")]
-            crate::server::mutant::set(switched_on);
-            worker.run();
-        };
-        let thread = std::thread::Builder::new().name(format!("pci-{name}")).spawn(run)?;
-        Ok((Arc::new(Self { lifecycle, mailbox, counters, counts }), thread))
+        Ok((Arc::new(Self { lifecycle, mailbox, counters, counts }), move || worker.run()))
     }
 }
 
