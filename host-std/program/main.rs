@@ -15,6 +15,7 @@ use clap::Parser as _;
 
 use host_std::serve::config::LogFormat;
 use host_std::serve::listen::Inherited;
+use host_std::serve::log;
 
 use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
 use crate::exit::{EXIT_STOPPED, EXIT_UNSAFE, EXIT_USAGE};
@@ -29,15 +30,15 @@ fn main() -> ExitCode {
         Some(Command::Serve(serve)) => run_serve(&serve, inherited),
         Some(Command::Ctl(ctl)) => ctl::run(&ctl),
         Some(Command::Probe(probe)) => {
-            log_to_stderr("error", LogFormat::Text);
+            log::init("error", LogFormat::Text);
             run_probe(&probe)
         }
         Some(Command::Replay(replay)) => {
-            log_to_stderr("error", LogFormat::Text);
+            log::init("error", LogFormat::Text);
             replay::run(&replay)
         }
         None => {
-            log_to_stderr("error", LogFormat::Text);
+            log::init("error", LogFormat::Text);
             run_table(&args)
         }
     };
@@ -108,17 +109,7 @@ fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode>
         }
         return Ok(ExitCode::SUCCESS);
     }
-    log_to_stderr("info", config.log_format);
+    log::init("info", config.log_format);
     let well = host_std::serve::run(&config, &place, inherited, !args.quiet)?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
-}
-
-/// Logs by the filter in `BLK_HOST_LOG`, or from `level` on.
-fn log_to_stderr(level: &str, format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BLK_HOST_LOG").unwrap_or_else(|_| level.into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
 }

@@ -91,7 +91,8 @@ impl<S: Syscalls> FileBackend<S> {
 
     /// Latches, for a reason that was known before the image was opened.
     pub fn latch(&self, cause: LatchCause) {
-        self.shared().latch.set(cause);
+        let shared = self.shared();
+        shared.latch.set(shared.image.path(), cause);
     }
 
     fn shared(&self) -> &Shared<S> {

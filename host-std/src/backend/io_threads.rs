@@ -46,6 +46,9 @@ impl<S: Syscalls> IoThreads<S> {
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        // What the threads log names what they were started for.
+        let span = tracing::Span::current();
+        let run = move || span.in_scope(run);
         let thread = std::thread::Builder::new().name(format!("blk-{name}")).spawn(run).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
             thread_error(&self.shared.image, errno)

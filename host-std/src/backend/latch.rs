@@ -3,6 +3,7 @@
 //! Linux reports a writeback error once and then forgets it, with the data lost and its pages clean. So a second
 //! fdatasync that succeeds proves nothing, and the image stays failed until an operator has checked it and opens it again.
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -52,10 +53,11 @@ impl Latch {
         self.cause.get().is_some()
     }
 
-    /// Latches. The first cause stays.
-    pub(super) fn set(&self, cause: LatchCause) {
+    /// Latches `image`. The first cause stays.
+    pub(super) fn set(&self, image: &Path, cause: LatchCause) {
         if self.cause.set(cause).is_ok() {
             tracing::error!(
+                image = %image.display(),
                 ?cause,
                 "a durable operation failed: from now on flushes and writes fail; check the image, then open it again"
             );
@@ -87,8 +89,8 @@ mod tests {
     fn the_first_cause_stays() {
         let latch = Latch::new();
         let first = LatchCause { what: Durable::Flush, errno: Some(Errno::IO), lba: Some(Lba(7)) };
-        latch.set(first);
-        latch.set(LatchCause { what: Durable::Write, errno: None, lba: None });
+        latch.set(Path::new("image"), first);
+        latch.set(Path::new("image"), LatchCause { what: Durable::Write, errno: None, lba: None });
         assert_eq!(latch.cause(), Some(first));
     }
 

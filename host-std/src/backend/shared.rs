@@ -84,7 +84,7 @@ impl<S: Syscalls> Shared<S> {
             Ok(()) if latch.is_set() => Err(IoErrorKind::Latched.into()),
             Ok(()) => Ok(()),
             Err(errno) => {
-                latch.set(LatchCause { what: Durable::Flush, errno: Some(errno), lba });
+                latch.set(self.image.path(), LatchCause { what: Durable::Flush, errno: Some(errno), lba });
                 Err(IoError { kind: kind(errno), lba })
             }
         }
@@ -120,7 +120,7 @@ impl<S: Syscalls> Shared<S> {
         if let Transfer::Write { fua } = transfer
             && self.is_durable(fua)
         {
-            self.latch.set(LatchCause { what: Durable::Write, errno, lba });
+            self.latch.set(self.image.path(), LatchCause { what: Durable::Write, errno, lba });
         }
         Some(Err(IoError { kind: errno.map_or(IoErrorKind::Medium, kind), lba }))
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ata_model::{DriveConfig, PciIdeChip, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
+use tracing::Span;
 
 use super::config::{
     Address, AhciMessages, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig,
@@ -91,6 +92,8 @@ pub(super) struct Device {
     pub(super) name: String,
     pub(super) config: DeviceConfig,
     pub(super) server: Server,
+    /// Named by each line of the log that is about it.
+    pub(super) span: Span,
     controller: Controller,
     held_requests: Arc<HeldRequests>,
     /// One change at a time.
@@ -115,6 +118,9 @@ impl Device {
         config: DeviceConfig,
         bus: Arc<Bus>,
     ) -> anyhow::Result<(Self, Receiver<Failure>)> {
+        // Of the highest level: whatever is logged names the device. Threads take the span over.
+        let span = tracing::error_span!("device", name);
+        let entered = span.clone().entered();
         let (sender, failures): (SyncSender<_>, _) = sync_channel(FAILURES);
         let held_requests = Arc::new(HeldRequests::new(sender));
         let mut images = Vec::new();
@@ -124,11 +130,13 @@ impl Device {
         let server = server(&config, &images)?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
-        Ok((Self { name, config, server, controller, held_requests, state, images, bus }, failures))
+        drop(entered);
+        Ok((Self { name, config, server, span, controller, held_requests, state, images, bus }, failures))
     }
 
     /// Handles a failure: the device is paused if a request is held.
     pub(super) fn failed(&self, failure: Failure) {
+        let _in_span = self.span.enter();
         let reason = failure.to_string();
         self.bus.publish(&Event::Failed { device: self.name.clone(), failure });
         let mut state = lock(&self.state);
@@ -137,7 +145,7 @@ impl Device {
         }
         self.controller.pause();
         if *state == State::Running {
-            tracing::warn!(device = self.name, reason, "paused; make room, then: blk-host ctl resume");
+            tracing::warn!(reason, "paused; make room, then: blk-host ctl resume");
             *state = State::Paused { reason: reason.clone() };
             self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
         }
@@ -145,24 +153,26 @@ impl Device {
 
     /// Takes no more requests.
     pub(super) fn pause(&self) {
+        let _in_span = self.span.enter();
         let mut state = lock(&self.state);
         self.controller.pause();
         if *state == State::Running {
             let reason = "an operator's command".to_owned();
             *state = State::Paused { reason: reason.clone() };
-            tracing::info!(device = self.name, "paused");
+            tracing::info!("paused");
             self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
         }
     }
 
     /// Takes requests again, and tries those again that are held. Returns how many those were.
     pub(super) fn resume(&self) -> u32 {
+        let _in_span = self.span.enter();
         let mut state = lock(&self.state);
         let held = self.held_requests.held();
         // Told first: what fails again is told after it.
         if *state != State::Running {
             *state = State::Running;
-            tracing::info!(device = self.name, held, "resumed");
+            tracing::info!(held, "resumed");
             self.bus.publish(&Event::Resumed { device: self.name.clone() });
         }
         self.held_requests.retry();
@@ -174,6 +184,7 @@ impl Device {
 
     /// Pauses, waits until nothing is in flight, and flushes the images: their files are at rest until a resume.
     pub(super) fn drain(&self) -> Result<(), Refusal> {
+        let _in_span = self.span.enter();
         self.pause();
         let held = self.held_requests.held();
         if held != 0 {
@@ -189,6 +200,7 @@ impl Device {
 
     /// Takes over an image's size, or extends it first. Returns the size.
     pub(super) fn resize(&self, image: usize, bytes: Option<u64>) -> Result<u64, Refusal> {
+        let _in_span = self.span.enter();
         let images = lock(&self.images);
         let count = images.len();
         let image =
@@ -197,7 +209,7 @@ impl Device {
         let bytes = info.sectors.saturating_mul(u64::from(SECTOR_BYTES));
         self.controller.resized();
         let path = image.config.path.display().to_string();
-        tracing::info!(device = self.name, image = path, bytes, "resized");
+        tracing::info!(image = path, bytes, "resized");
         self.bus.publish(&Event::Resized { device: self.name.clone(), image: path, bytes });
         Ok(bytes)
     }
@@ -210,6 +222,7 @@ impl Device {
 
     /// Changes the limits of an image. Returns what they are.
     pub(super) fn throttle(&self, image: usize, change: &LimitChange) -> Result<ThrottleStats, Refusal> {
+        let _in_span = self.span.enter();
         let images = lock(&self.images);
         let count = images.len();
         let image =
@@ -222,7 +235,7 @@ impl Device {
         let changed = change.apply(limits).map_err(|error| format!("{path}: {error}"))?;
         if changed != limits {
             limiter.set_limits(changed);
-            tracing::info!(device = self.name, image = %path, limits = ?changed, "limits of rate changed");
+            tracing::info!(image = %path, limits = ?changed, "limits of rate changed");
         }
         Ok(ThrottleStats::of(limiter))
     }
@@ -241,6 +254,7 @@ impl Device {
 
     /// Adds a logical unit.
     pub(super) fn hotplug(&self, config: &ImageConfig) -> Result<Address, Refusal> {
+        let _in_span = self.span.enter();
         if self.config.kind != DeviceKind::VirtioScsi {
             return Err("only a virtio-scsi device (over vhost-user) takes more units".into());
         }
@@ -254,13 +268,14 @@ impl Device {
             Image::open(config, address, &self.held_requests).map_err(|error| format!("{error:#}"))?;
         self.controller.hotplug(image.lun()).map_err(|error| error.to_string())?;
         images.push(image);
-        tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
+        tracing::info!(%address, image = %config.path.display(), "plugged");
         self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
         Ok(address)
     }
 
     /// Removes a logical unit.
     pub(super) fn unplug(&self, address: Address) -> Result<(), Refusal> {
+        let _in_span = self.span.enter();
         if self.config.kind != DeviceKind::VirtioScsi {
             return Err("only a virtio-scsi device (over vhost-user) gives units up".into());
         }
@@ -270,7 +285,7 @@ impl Device {
         }
         self.controller.unplug(address.target, address.lun).map_err(|error| error.to_string())?;
         images.retain(|image| image.address != address);
-        tracing::info!(device = self.name, %address, "unplugged");
+        tracing::info!(%address, "unplugged");
         self.bus.publish(&Event::Unplugged { device: self.name.clone(), lun: address.to_string() });
         Ok(())
     }
@@ -345,6 +360,7 @@ impl Image {
         address: Address,
         held_requests: &Arc<HeldRequests>,
     ) -> anyhow::Result<Self> {
+        let _in_span = tracing::error_span!("image", path = %config.path.display()).entered();
         config.make()?;
         let options = FileOptions {
             read_only: config.readonly,

@@ -10,6 +10,7 @@
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
 //! - [`throttle`]: limits of rate.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
+//! - [`log`]: lines on standard error, whatever becomes of it.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
 //!
 //! **Not there:** live change of the error policy, authentication on the control socket beyond the permissions of
@@ -22,6 +23,7 @@ mod device;
 pub mod error_policy;
 mod events;
 pub mod listen;
+pub mod log;
 pub mod meter;
 mod names;
 mod run;

@@ -5,7 +5,7 @@ use std::process;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
@@ -19,12 +19,11 @@ use super::device::Device;
 use super::error_policy::Failure;
 use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
+use super::log;
 use crate::server::ServeError;
 
 /// Stopped by a second signal, as shells report it for SIGINT.
 const EXIT_AT_ONCE: i32 = 130;
-/// Failures of a device that are logged each second; the rest is counted.
-const FAILURES_PER_SECOND: u32 = 10;
 
 /// What the main thread waits for.
 enum Happened {
@@ -44,6 +43,7 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     // First, so that no signal comes in between.
     let (happened, events) = channel();
     let signals = Signals::new([SIGINT, SIGTERM]).context("cannot install the signal handlers")?;
+    log::start_thread();
     let sockets = Sockets::open(config, &mut inherited)?;
     let bus = Arc::new(Bus::default());
     let mut devices = Vec::new();
@@ -82,6 +82,7 @@ fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus) -> bool
                 tracing::warn!(
                     "stopped at once by a second signal: requests in flight are lost to the guest"
                 );
+                log::flush();
                 process::exit(EXIT_AT_ONCE);
             }
             Ok(Happened::Signal) => {
@@ -153,6 +154,7 @@ impl Sockets {
 fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> anyhow::Result<()> {
     let name = device.name.clone();
     spawn(&format!("serve-{name}"), move || {
+        let _in_span = device.span.enter();
         let result = match socket {
             Socket::Connected(stream) => device.server.serve_stream(stream),
             Socket::Listening(listener) if device.config.once => match device.server.accept(&listener) {
@@ -169,18 +171,9 @@ fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> any
 /// Logs what the host fails, and has the device paused where that is its policy.
 fn watch(device: Arc<Device>, failures: Receiver<Failure>) -> anyhow::Result<()> {
     spawn(&format!("watch-{}", device.name.clone()), move || {
-        let (mut since, mut seen) = (Instant::now(), 0_u32);
+        let _in_span = device.span.enter();
         for failure in failures {
-            if since.elapsed() >= Duration::from_secs(1) {
-                if let Some(more @ 1..) = seen.checked_sub(FAILURES_PER_SECOND) {
-                    tracing::warn!(device = device.name, more, "failures that were not logged");
-                }
-                (since, seen) = (Instant::now(), 0);
-            }
-            seen = seen.saturating_add(1);
-            if seen <= FAILURES_PER_SECOND {
-                tracing::warn!(device = device.name, held = failure.held, %failure, "the host failed a request");
-            }
+            tracing::warn!(held = failure.held, %failure, "the host failed a request");
             device.failed(failure);
         }
     })

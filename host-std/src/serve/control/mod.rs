@@ -4,7 +4,7 @@
 //! `{"error": "..."}`, in the order of the requests.
 //!
 //! ```text
-//! {"command":"stats"}                              {"ok":{"version":"0.1.0","uptime_seconds":12,"devices":[...]}}
+//! {"command":"stats"}                              {"ok":{"version":"0.1.0","uptime_seconds":12,"log_lines_lost":0,"devices":[...]}}
 //! {"command":"pause"}                              {"ok":{}}
 //! {"command":"resume"}                             {"ok":{"retried":2}}
 //! {"command":"drain"}                              {"ok":{}}     nothing is in flight, the images are flushed, until a resume
@@ -142,6 +142,9 @@ pub struct Report {
     pub version: String,
     /// Seconds since it began.
     pub uptime_seconds: u64,
+    /// Lines of its log that standard error did not take.
+    #[serde(default)]
+    pub log_lines_lost: u64,
     /// Its devices.
     pub devices: Vec<DeviceStats>,
 }

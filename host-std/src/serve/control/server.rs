@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::{CONNECTIONS_MAX, LineError, Reply, Report, Request, read_line};
 use crate::serve::device::{Device, Refusal};
 use crate::serve::events::{Bus, Event};
+use crate::serve::log;
 use crate::serve::spec::ImageSpec;
 
 /// How long a client may leave an answer unread before it is let go.
@@ -145,7 +146,8 @@ impl Control {
             None => self.devices.iter().map(|device| device.stats()).collect(),
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let report = Report { version, uptime_seconds: self.since.elapsed().as_secs(), devices };
+        let (uptime_seconds, log_lines_lost) = (self.since.elapsed().as_secs(), log::lines_lost());
+        let report = Report { version, uptime_seconds, log_lines_lost, devices };
         serde_json::to_value(report).map_err(|error| error.to_string())
     }
 
