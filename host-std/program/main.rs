@@ -3,6 +3,7 @@
 mod cli;
 mod ctl;
 mod exit;
+mod output;
 mod replay;
 mod table;
 
@@ -19,6 +20,7 @@ use host_std::serve::log;
 
 use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
 use crate::exit::{EXIT_STOPPED, EXIT_UNSAFE, EXIT_USAGE};
+use crate::output::outln;
 
 fn main() -> ExitCode {
     // SAFETY: the first thing that is done: nothing has opened a descriptor.
@@ -42,10 +44,16 @@ fn main() -> ExitCode {
             run_table(&args)
         }
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("blk-host: {error:#}");
+    let status = outcome.unwrap_or_else(|error| {
+        if output::failure(&error) == Some(true) {
+            return ExitCode::SUCCESS;
+        }
+        log::flush();
+        output::complain(format_args!("{error:#}"));
         ExitCode::from(EXIT_USAGE)
-    })
+    });
+    log::flush();
+    status
 }
 
 /// For tests of what finds a defect in a server: the one named in `BLK_HOST_MUTANT` is switched on.
@@ -74,13 +82,13 @@ fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let table = table::run(args, &stop)?;
     if stop.load(Ordering::Relaxed) {
-        eprintln!("blk-host: stopped before the table was complete");
+        output::complain(format_args!("stopped before the table was complete"));
         return Ok(ExitCode::from(EXIT_STOPPED));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&table)?);
+        outln!("{}", serde_json::to_string_pretty(&table)?)?;
     } else {
-        table::render::print(&table);
+        table::render::print(&table)?;
     }
     Ok(if table.as_it_must_be { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
 }
@@ -88,9 +96,9 @@ fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
 fn run_probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
     let report = host_std::probe::probe(&args.path)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        outln!("{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        print!("{report}");
+        output::text_of(format_args!("{report}"))?;
     }
     Ok(ExitCode::from(report.verdict.exit_status()))
 }
@@ -105,7 +113,8 @@ fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode>
                 .socket
                 .as_ref()
                 .with_context(|| format!("{name}: --print-attach wants --socket PATH"))?;
-            print!("{}", host_std::serve::attach::lines(&name, device, path));
+            let lines = host_std::serve::attach::lines(&name, device, path);
+            output::text_of(format_args!("{lines}"))?;
         }
         return Ok(ExitCode::SUCCESS);
     }

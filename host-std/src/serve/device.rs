@@ -4,7 +4,6 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ata_model::{DriveConfig, PciIdeChip, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
@@ -17,16 +16,15 @@ use super::config::{
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
+use super::open;
 use super::throttle::{LimitChange, ThrottleStats};
-use crate::backend::{Backend, Counts, FileBackend, FileOptions};
+use crate::backend::{Backend, Counts, FileOptions};
 use crate::fault::Faulty;
 use crate::record::Recorder;
 use crate::server::vfio_user::devices;
 use crate::server::{BlkOptions, Controller, Lun, ScsiOptions, Server, Stats};
 use crate::throttle::{Limiter, Throttled};
 
-/// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Failures that wait to be logged.
 const FAILURES: usize = 256;
 
@@ -96,8 +94,13 @@ pub(super) struct Device {
     pub(super) span: Span,
     controller: Controller,
     held_requests: Arc<HeldRequests>,
-    /// One change at a time.
+    /// One pause or resume at a time. It may take long, and so nobody else waits for it.
+    pausing: Mutex<()>,
+    /// Held for a moment only: `stats` wants it.
     state: Mutex<State>,
+    /// One change of the images at a time. As `pausing`.
+    plugging: Mutex<()>,
+    /// Held for a moment only, as `state`.
     images: Mutex<Vec<Image>>,
     bus: Arc<Bus>,
 }
@@ -131,7 +134,21 @@ impl Device {
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
         drop(entered);
-        Ok((Self { name, config, server, span, controller, held_requests, state, images, bus }, failures))
+        let (pausing, plugging) = (Mutex::new(()), Mutex::new(()));
+        let device = Self {
+            name,
+            config,
+            server,
+            span,
+            controller,
+            held_requests,
+            pausing,
+            state,
+            plugging,
+            images,
+            bus,
+        };
+        Ok((device, failures))
     }
 
     /// Handles a failure: the device is paused if a request is held.
@@ -139,14 +156,13 @@ impl Device {
         let _in_span = self.span.enter();
         let reason = failure.to_string();
         self.bus.publish(&Event::Failed { device: self.name.clone(), failure });
-        let mut state = lock(&self.state);
+        let _one_at_a_time = lock(&self.pausing);
         if !self.held_requests.wants_pause() {
             return;
         }
         self.controller.pause();
-        if *state == State::Running {
+        if self.begin(State::Paused { reason: reason.clone() }) {
             tracing::warn!(reason, "paused; make room, then: blk-host ctl resume");
-            *state = State::Paused { reason: reason.clone() };
             self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
         }
     }
@@ -154,24 +170,32 @@ impl Device {
     /// Takes no more requests.
     pub(super) fn pause(&self) {
         let _in_span = self.span.enter();
-        let mut state = lock(&self.state);
+        let _one_at_a_time = lock(&self.pausing);
         self.controller.pause();
-        if *state == State::Running {
-            let reason = "an operator's command".to_owned();
-            *state = State::Paused { reason: reason.clone() };
+        let reason = "an operator's command".to_owned();
+        if self.begin(State::Paused { reason: reason.clone() }) {
             tracing::info!("paused");
             self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
         }
     }
 
+    /// Takes over a state. False if the device is running and stays so, or is paused and stays so, for the first reason.
+    fn begin(&self, next: State) -> bool {
+        let mut state = lock(&self.state);
+        let changes = (*state == State::Running) != (next == State::Running);
+        if changes {
+            *state = next;
+        }
+        changes
+    }
+
     /// Takes requests again, and tries those again that are held. Returns how many those were.
     pub(super) fn resume(&self) -> u32 {
         let _in_span = self.span.enter();
-        let mut state = lock(&self.state);
+        let _one_at_a_time = lock(&self.pausing);
         let held = self.held_requests.held();
         // Told first: what fails again is told after it.
-        if *state != State::Running {
-            *state = State::Running;
+        if self.begin(State::Running) {
             tracing::info!(held, "resumed");
             self.bus.publish(&Event::Resumed { device: self.name.clone() });
         }
@@ -201,14 +225,16 @@ impl Device {
     /// Takes over an image's size, or extends it first. Returns the size.
     pub(super) fn resize(&self, image: usize, bytes: Option<u64>) -> Result<u64, Refusal> {
         let _in_span = self.span.enter();
-        let images = lock(&self.images);
-        let count = images.len();
-        let image =
-            images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
-        let info = image.backend.resize(bytes).map_err(|error| error.to_string())?;
+        let (backend, path) = {
+            let images = lock(&self.images);
+            let count = images.len();
+            let image =
+                images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+            (Arc::clone(&image.backend), image.config.path.display().to_string())
+        };
+        let info = backend.resize(bytes).map_err(|error| error.to_string())?;
         let bytes = info.sectors.saturating_mul(u64::from(SECTOR_BYTES));
         self.controller.resized();
-        let path = image.config.path.display().to_string();
         tracing::info!(image = path, bytes, "resized");
         self.bus.publish(&Event::Resized { device: self.name.clone(), image: path, bytes });
         Ok(bytes)
@@ -259,15 +285,16 @@ impl Device {
             return Err("only a virtio-scsi device (over vhost-user) takes more units".into());
         }
         config.check("hotplug", self.config.kind).map_err(|error| error.to_string())?;
-        let mut images = lock(&self.images);
-        let free = |at: Address| images.iter().all(|image| image.address != at);
+        let _one_at_a_time = lock(&self.plugging);
+        let taken: Vec<_> = lock(&self.images).iter().map(|image| image.address).collect();
+        let free = |at: Address| !taken.contains(&at);
         let first_free = || (0..255).map(|lun| Address { target: 0, lun }).find(|&at| free(at));
         let address = config.lun.or_else(first_free).filter(|&at| free(at));
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
         let image =
             Image::open(config, address, &self.held_requests).map_err(|error| format!("{error:#}"))?;
         self.controller.hotplug(image.lun()).map_err(|error| error.to_string())?;
-        images.push(image);
+        lock(&self.images).push(image);
         tracing::info!(%address, image = %config.path.display(), "plugged");
         self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
         Ok(address)
@@ -279,12 +306,16 @@ impl Device {
         if self.config.kind != DeviceKind::VirtioScsi {
             return Err("only a virtio-scsi device (over vhost-user) gives units up".into());
         }
-        let mut images = lock(&self.images);
-        if images.iter().all(|image| image.address != address) {
+        let _one_at_a_time = lock(&self.plugging);
+        if lock(&self.images).iter().all(|image| image.address != address) {
             return Err(format!("there is no lun {address}; blk-host ctl stats lists them"));
         }
         self.controller.unplug(address.target, address.lun).map_err(|error| error.to_string())?;
-        images.retain(|image| image.address != address);
+        // Dropped without the lock: the image's threads end with it.
+        let mut images = lock(&self.images);
+        let unplugged = images.iter().position(|image| image.address == address).map(|at| images.remove(at));
+        drop(images);
+        drop(unplugged);
         tracing::info!(%address, "unplugged");
         self.bus.publish(&Event::Unplugged { device: self.name.clone(), lun: address.to_string() });
         Ok(())
@@ -300,6 +331,24 @@ impl Device {
             held: self.held_requests.held(),
             server: self.controller.stats(),
             images: lock(&self.images).iter().map(|image| image.report(self.config.kind)).collect(),
+        }
+    }
+
+    /// Lets the client go that is connected.
+    pub(super) fn disconnect(&self) {
+        let _in_span = self.span.enter();
+        tracing::info!("the client is let go by an operator's command");
+        self.controller.disconnect();
+    }
+
+    /// What a command, or the end, waits for now.
+    pub(super) fn waits_for(&self) -> String {
+        let stats = self.controller.stats();
+        match stats.queues.iter().map(|queue| u64::from(queue.in_flight)).sum::<u64>() {
+            0 if stats.connected => "waits for its threads, its client or an image".into(),
+            0 => "waits for an image, as for its lock or its flush".into(),
+            1 => "waits for a request in flight".into(),
+            requests => format!("waits for {requests} requests in flight"),
         }
     }
 
@@ -367,10 +416,9 @@ impl Image {
             logical_block_bytes: config.logical_block,
             workers: config.workers,
             engine: config.engine,
-            lock_wait: LOCK_WAIT,
             ..FileOptions::new(config.cache)
         };
-        let mut backend: Arc<dyn Backend> = Arc::new(FileBackend::open(&config.path, &options)?);
+        let mut backend: Arc<dyn Backend> = Arc::new(open::open(&config.path, &options)?);
         if let Some(plan) = config.faults()? {
             backend = Arc::new(Faulty::new(backend, plan));
         }

@@ -41,7 +41,8 @@ static RATE_LIMIT: LazyLock<RateLimit> = LazyLock::new(RateLimit::default);
 /// counts.
 pub fn init(level: &str, format: LogFormat) {
     let filter = EnvFilter::try_from_env(FILTER).unwrap_or_else(|_| level.into());
-    let escapes = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let escapes =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     // What the log cannot do it must not say by a macro that panics.
     let lines = fmt::layer().log_internal_errors(false).with_ansi(escapes).with_writer(|| Line);
     let lines: Box<dyn Layer<_> + Send + Sync> = match format {

@@ -162,7 +162,8 @@ mod tests {
     fn ten_lines_pass_at_once_and_ten_a_second_after_that() {
         let began = Instant::now();
         let mut bucket = Bucket::full(began);
-        let mut passed = |at_ms| (0..100).filter(|_| bucket.take(began + Duration::from_millis(at_ms))).count();
+        let mut passed =
+            |at_ms| (0..100).filter(|_| bucket.take(began + Duration::from_millis(at_ms))).count();
         assert_eq!(passed(0), 10);
         assert_eq!(passed(99), 0);
         assert_eq!(passed(250), 2);
