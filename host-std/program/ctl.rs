@@ -14,16 +14,18 @@ use host_std::serve::{DeviceStats, Event, ImageReport, State};
 
 use crate::cli::{CtlArgs, CtlCommand, SizeArg};
 use crate::exit::EXIT_UNSAFE;
+use crate::output::{self, Failure, outln};
 
 pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
     let request = request(args)?;
     let mut client = Client::connect(&args.control).with_context(|| {
         format!("--control {}: nobody answers there; is it what serve was given?", args.control.display())
     })?;
-    let value = match client.ask(&request).context("the server gave no answer")? {
+    let waiting = |what: &str| output::complain(format_args!("{what}"));
+    let value = match client.ask_patiently(&request, waiting).context("the server gave no answer")? {
         Reply::Ok(value) => value,
-        Reply::Error(refusal) => {
-            eprintln!("blk-host: {refusal}");
+        Reply::Error(refusal) | Reply::Waiting(refusal) => {
+            output::complain(format_args!("{refusal}"));
             return Ok(ExitCode::from(EXIT_UNSAFE));
         }
     };
@@ -66,63 +68,67 @@ fn request(args: &CtlArgs) -> anyhow::Result<Request> {
             let lun = lun.parse().map_err(|remedy| anyhow::anyhow!("unplug {lun}: {remedy}"))?;
             Request::Unplug { device, lun }
         }
+        CtlCommand::Disconnect => Request::Disconnect { device },
         CtlCommand::Events => Request::Events {},
     })
 }
 
 fn print_event(line: &str, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{line}");
+        outln!("{line}")?;
         return Ok(());
     }
     let event: Event = serde_json::from_str(line).context("the server sent no event")?;
     match event {
         Event::Failed { device, failure } => {
             let outcome = if failure.held { "held" } else { "reported to the guest" };
-            println!("{device}: {failure}: {outcome}");
+            outln!("{device}: {failure}: {outcome}")?;
         }
-        Event::Paused { device, reason } => println!("{device}: paused: {reason}"),
-        Event::Resumed { device } => println!("{device}: resumed"),
-        Event::Resized { device, image, bytes } => println!("{device}: {image} has {bytes} bytes now"),
-        Event::Plugged { device, lun } => println!("{device}: lun {lun} plugged"),
-        Event::Unplugged { device, lun } => println!("{device}: lun {lun} unplugged"),
-        Event::Stopping => println!("the server stops"),
-        Event::Missed { events } => println!("{events} events were missed"),
+        Event::Paused { device, reason } => outln!("{device}: paused: {reason}")?,
+        Event::Resumed { device } => outln!("{device}: resumed")?,
+        Event::Resized { device, image, bytes } => outln!("{device}: {image} has {bytes} bytes now")?,
+        Event::Plugged { device, lun } => outln!("{device}: lun {lun} plugged")?,
+        Event::Unplugged { device, lun } => outln!("{device}: lun {lun} unplugged")?,
+        Event::Stopping => outln!("the server stops")?,
+        Event::Missed { events } => outln!("{events} events were missed")?,
     }
     Ok(())
 }
 
 fn print_answer(request: &Request, value: Value, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        outln!("{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
     match request {
         Request::Stats { .. } => {
             let report: Report =
                 serde_json::from_value(value).context("the server's answer is not understood")?;
-            println!("blk-host {}, up {} s", report.version, report.uptime_seconds);
-            println!("{}", report.sandbox);
-            report.devices.iter().for_each(print_device);
+            outln!("blk-host {}, up {} s", report.version, report.uptime_seconds)?;
+            outln!("{}", report.sandbox)?;
+            if report.log_lines_lost != 0 {
+                outln!("LOG: {} lines are lost; standard error did not take them", report.log_lines_lost)?;
+            }
+            report.devices.iter().try_for_each(print_device)?;
         }
-        Request::Resume { .. } => println!("resumed; tried again: {}", value["retried"]),
-        Request::Resize { .. } => println!("{} bytes", value["bytes"]),
+        Request::Resume { .. } => outln!("resumed; tried again: {}", value["retried"])?,
+        Request::Resize { .. } => outln!("{} bytes", value["bytes"])?,
         Request::Throttle { .. } => {
             let stats = serde_json::from_value(value).context("the server's answer is not understood")?;
-            print_limits(&stats);
+            print_limits(&stats)?;
         }
-        Request::Mark { .. } => println!("position {}", value["position"]),
-        Request::Hotplug { .. } => println!("lun {}", value["lun"].as_str().unwrap_or_default()),
-        _ => println!("done"),
+        Request::Mark { .. } => outln!("position {}", value["position"])?,
+        Request::Hotplug { .. } => outln!("lun {}", value["lun"].as_str().unwrap_or_default())?,
+        _ => outln!("done")?,
     }
     Ok(())
 }
 
-fn print_device(device: &DeviceStats) {
+fn print_device(device: &DeviceStats) -> Result<(), Failure> {
     let client = if device.server.connected { "client connected" } else { "no client" };
-    println!("\n{} ({}): {client}, {} so far", device.name, device.kind.name(), device.server.clients);
+    outln!("\n{} ({}): {client}, {} so far", device.name, device.kind.name(), device.server.clients)?;
     if let State::Paused { reason } = &device.state {
-        println!("PAUSED: {reason}; {} requests are held", device.held);
+        outln!("PAUSED: {reason}; {} requests are held", device.held)?;
     }
     let mut table = new_table(&[
         "queue",
@@ -157,15 +163,15 @@ fn print_device(device: &DeviceStats) {
             ],
         );
     }
-    println!("{table}");
-    device.images.iter().for_each(print_image);
+    outln!("{table}")?;
+    device.images.iter().try_for_each(print_image)
 }
 
-fn print_image(image: &ImageReport) {
+fn print_image(image: &ImageReport) -> Result<(), Failure> {
     let lun = image.lun.map_or(String::new(), |lun| format!(" lun {lun},"));
-    println!("{}:{lun} {}, cache={}", image.path.display(), bytes(image.bytes), image.cache);
+    outln!("{}:{lun} {}, cache={}", image.path.display(), bytes(image.bytes), image.cache)?;
     if let Some(cause) = &image.latched {
-        println!("FAILED: flushes and writes fail since {cause}; check the image, then restart the server");
+        outln!("FAILED: flushes and writes fail since {cause}; check the image, then restart the server")?;
     }
     let mut table = new_table(&["operation", "done", "bytes", "errors", "mean", "50 %", "99 %", "100 %"]);
     let operations = &image.operations;
@@ -191,24 +197,27 @@ fn print_image(image: &ImageReport) {
             ],
         );
     }
-    println!("{table}");
-    image.throttle.iter().for_each(print_limits);
+    outln!("{table}")?;
+    image.throttle.iter().try_for_each(print_limits)?;
     let host = &image.host;
-    println!(
+    outln!(
         "host: {} fdatasync, {} O_DSYNC and {} RWF_DSYNC writes; tried again after errors: {}",
-        host.fdatasync_calls, host.dsync_writes, host.fua_writes, operations.retries
-    );
+        host.fdatasync_calls,
+        host.dsync_writes,
+        host.fua_writes,
+        operations.retries
+    )
 }
 
-fn print_limits(stats: &ThrottleStats) {
+fn print_limits(stats: &ThrottleStats) -> Result<(), Failure> {
     let limit = |rate: Option<u64>, burst: Option<u64>, text: fn(u64) -> String| match (rate, burst) {
         (Some(rate), Some(burst)) => format!("{} a second, {} at once", text(rate), text(burst)),
         _ => "no limit".into(),
     };
-    println!("limits: operations: {}", limit(stats.iops, stats.iops_burst, |n| n.to_string()));
-    println!("limits: bytes: {}", limit(stats.bps, stats.bps_burst, bytes));
+    outln!("limits: operations: {}", limit(stats.iops, stats.iops_burst, |n| n.to_string()))?;
+    outln!("limits: bytes: {}", limit(stats.bps, stats.bps_burst, bytes))?;
     let mean = stats.delayed_ns.checked_div(stats.delayed).map_or("-".into(), time);
-    println!("limits: {} requests wait, {} have waited, {mean} on average", stats.held, stats.delayed);
+    outln!("limits: {} requests wait, {} have waited, {mean} on average", stats.held, stats.delayed)
 }
 
 fn new_table(header: &[&str]) -> Table {

@@ -3,6 +3,7 @@
 mod cli;
 mod ctl;
 mod exit;
+mod output;
 mod replay;
 mod table;
 
@@ -15,9 +16,11 @@ use clap::Parser as _;
 
 use host_std::serve::config::LogFormat;
 use host_std::serve::listen::Inherited;
+use host_std::serve::log;
 
 use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
 use crate::exit::{EXIT_STOPPED, EXIT_UNSAFE, EXIT_USAGE};
+use crate::output::outln;
 
 fn main() -> ExitCode {
     // SAFETY: the first thing that is done: nothing has opened a descriptor.
@@ -29,22 +32,28 @@ fn main() -> ExitCode {
         Some(Command::Serve(serve)) => run_serve(&serve, inherited),
         Some(Command::Ctl(ctl)) => ctl::run(&ctl),
         Some(Command::Probe(probe)) => {
-            log_to_stderr("error", LogFormat::Text);
+            log::init("error", LogFormat::Text);
             run_probe(&probe)
         }
         Some(Command::Replay(replay)) => {
-            log_to_stderr("error", LogFormat::Text);
+            log::init("error", LogFormat::Text);
             replay::run(&replay)
         }
         None => {
-            log_to_stderr("error", LogFormat::Text);
+            log::init("error", LogFormat::Text);
             run_table(&args)
         }
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("blk-host: {error:#}");
+    let status = outcome.unwrap_or_else(|error| {
+        if output::failure(&error) == Some(true) {
+            return ExitCode::SUCCESS;
+        }
+        log::flush();
+        output::complain(format_args!("{error:#}"));
         ExitCode::from(EXIT_USAGE)
-    })
+    });
+    log::flush();
+    status
 }
 
 /// For tests of what finds a defect in a server: the one named in `BLK_HOST_MUTANT` is switched on.
@@ -73,13 +82,13 @@ fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let table = table::run(args, &stop)?;
     if stop.load(Ordering::Relaxed) {
-        eprintln!("blk-host: stopped before the table was complete");
+        output::complain(format_args!("stopped before the table was complete"));
         return Ok(ExitCode::from(EXIT_STOPPED));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&table)?);
+        outln!("{}", serde_json::to_string_pretty(&table)?)?;
     } else {
-        table::render::print(&table);
+        table::render::print(&table)?;
     }
     Ok(if table.as_it_must_be { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
 }
@@ -87,9 +96,9 @@ fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
 fn run_probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
     let report = host_std::probe::probe(&args.path)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        outln!("{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        print!("{report}");
+        output::text_of(format_args!("{report}"))?;
     }
     Ok(ExitCode::from(report.verdict.exit_status()))
 }
@@ -104,21 +113,12 @@ fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode>
                 .socket
                 .as_ref()
                 .with_context(|| format!("{name}: --print-attach wants --socket PATH"))?;
-            print!("{}", host_std::serve::attach::lines(&name, device, path));
+            let lines = host_std::serve::attach::lines(&name, device, path);
+            output::text_of(format_args!("{lines}"))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    log_to_stderr("info", config.log_format);
+    log::init("info", config.log_format);
     let well = host_std::serve::run(&config, &place, inherited, !args.quiet)?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
-}
-
-/// Logs by the filter in `BLK_HOST_LOG`, or from `level` on.
-fn log_to_stderr(level: &str, format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BLK_HOST_LOG").unwrap_or_else(|_| level.into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
 }

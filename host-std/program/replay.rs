@@ -15,6 +15,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::output::{Failure, outln};
+
 /// How long a command runs before it shows how far it is.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -109,13 +111,13 @@ fn at(args: &ReplayArgs, log: &Arc<Log>, position: u64, out: &Path) -> anyhow::R
     write(args, &image, out)?;
     let bytes = image.sectors() << 9;
     if args.json {
-        println!("{}", json!({ "position": position, "image": out, "bytes": bytes }));
+        outln!("{}", json!({ "position": position, "image": out, "bytes": bytes }))?;
     } else {
-        println!(
+        outln!(
             "{}: the image after {position} of {} records, {bytes} bytes",
             out.display(),
             log.positions()
-        );
+        )?;
     }
     Ok(())
 }
@@ -132,7 +134,7 @@ fn one_state(
         format!("--state {position}:{number}: there are {known} states at this position; count from 0, or give a larger --per-position")
     })?;
     write(args, &state.image, out)?;
-    print_state(args, &state);
+    print_state(args, &state)?;
     Ok(())
 }
 
@@ -156,20 +158,20 @@ fn crash_states(args: &ReplayArgs, log: &Arc<Log>, wanted: u64) -> anyhow::Resul
             state.image.write_to(&dir.join(format!("{}-{}.img", state.position, state.number)))?;
         }
         if args.list || args.out_dir.is_some() {
-            bar.suspend(|| print_state(args, &state));
+            bar.suspend(|| print_state(args, &state))?;
         }
     }
     bar.finish_and_clear();
     if args.json && !args.list && args.out_dir.is_none() {
-        println!("{}", json!({ "states": count, "positions": positions, "seed": args.seed }));
+        outln!("{}", json!({ "states": count, "positions": positions, "seed": args.seed }))?;
     } else if !args.json {
-        println!("{count} crash states at {positions} positions, seed {}", args.seed);
+        outln!("{count} crash states at {positions} positions, seed {}", args.seed)?;
     }
     Ok(())
 }
 
 /// One line, in JSON too: there may be thousands.
-fn print_state(args: &ReplayArgs, state: &CrashState) {
+fn print_state(args: &ReplayArgs, state: &CrashState) -> Result<(), Failure> {
     let CrashState { position, number, description, .. } = state;
     let marks = state.marks();
     let last = marks.last().map(|mark| mark.text.as_str());
@@ -178,10 +180,10 @@ fn print_state(args: &ReplayArgs, state: &CrashState) {
             "position": position, "number": number, "description": description,
             "marks": marks.len(), "last_mark": last,
         });
-        println!("{line}");
+        outln!("{line}")
     } else {
         let last = last.map_or(String::new(), |text| format!(", the last: {text}"));
-        println!("{position}:{number}  {description}; {} marks before{last}", marks.len());
+        outln!("{position}:{number}  {description}; {} marks before{last}", marks.len())
     }
 }
 
@@ -314,26 +316,32 @@ const fn cache(info: &Info) -> &'static str {
 fn summary(args: &ReplayArgs, log: &Log) -> anyhow::Result<()> {
     let s = Summary::of(log);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&s)?);
+        outln!("{}", serde_json::to_string_pretty(&s)?)?;
         return Ok(());
     }
-    println!("{}: {} records, {} bytes", log.path().display(), s.positions, s.bytes);
+    outln!("{}: {} records, {} bytes", log.path().display(), s.positions, s.bytes)?;
     if s.cut_bytes != 0 {
-        println!("cut off     {} bytes of a record at the end; what is before it counts", s.cut_bytes);
+        outln!("cut off     {} bytes of a record at the end; what is before it counts", s.cut_bytes)?;
     }
-    println!("image       {} bytes, {} at the start", s.image_bytes, s.starts_with);
+    outln!("image       {} bytes, {} at the start", s.image_bytes, s.starts_with)?;
     if let (Some(cache), Some(block)) = (s.cache, s.logical_block_bytes) {
-        println!("storage     {cache}, blocks of {block} bytes");
+        outln!("storage     {cache}, blocks of {block} bytes")?;
     }
-    println!("sessions    {}, of which {} ended in order", s.sessions, s.ended);
-    println!(
+    outln!("sessions    {}, of which {} ended in order", s.sessions, s.ended)?;
+    outln!(
         "operations  {} reads, {} writes ({} bytes, {} with FUA), {} flushes, {} write-zeroes, {} discards",
-        s.reads, s.writes, s.written_bytes, s.fua, s.flushes, s.write_zeroes, s.discards
-    );
-    println!("            {} failed, {} never completed", s.failed, s.in_flight);
+        s.reads,
+        s.writes,
+        s.written_bytes,
+        s.fua,
+        s.flushes,
+        s.write_zeroes,
+        s.discards
+    )?;
+    outln!("            {} failed, {} never completed", s.failed, s.in_flight)?;
     match &s.last_mark {
-        Some(text) => println!("marks       {}, the last: {text}", s.marks),
-        None => println!("marks       none"),
+        Some(text) => outln!("marks       {}, the last: {text}", s.marks)?,
+        None => outln!("marks       none")?,
     }
     Ok(())
 }

@@ -305,7 +305,8 @@ fn a_second_signal_ends_it_at_once() {
     let mut client = server.client();
     client.write(0, &[7; 4096]).unwrap();
     server.signal(Signal::TERM);
-    std::thread::sleep(QUIET);
+    // Within half a second it is the same stop.
+    std::thread::sleep(3 * QUIET);
     assert!(server.child.try_wait().unwrap().is_none(), "it does not wait for the flush");
     server.signal(Signal::TERM);
     assert_eq!(server.wait().code(), Some(130));
@@ -559,13 +560,10 @@ fn the_control_socket_is_its_owners_and_survives_garbage() {
     endless.read_line(&mut answer).unwrap();
     assert!(answer.contains("bytes at most"), "{answer}");
     assert!(!matches!(endless.read(&mut [0]), Ok(1..)), "more came");
-    // One too many, and room again once others have gone.
+    // Of more than there may be the oldest go.
     let mut many: Vec<_> = (0..20).map(|_| server.connect()).collect();
-    let mut last = String::new();
-    many.last_mut().unwrap().read_line(&mut last).unwrap();
-    assert!(last.contains("connections already"), "{last}");
-    drop(many);
-    wait_for("room for a connection", || server.ctl(&["stats"]).status.success().then_some(()));
+    assert!(server.ctl(&["stats"]).status.success());
+    assert!(!matches!(many[0].read(&mut [0]), Ok(1..)), "it has been told something");
 }
 
 #[test]

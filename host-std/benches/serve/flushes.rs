@@ -64,7 +64,7 @@ fn own_count(server: &Running) -> anyhow::Result<Option<u64>> {
             let count = &stats["devices"][0]["images"][0]["host"]["fdatasync_calls"];
             Ok(Some(count.as_u64().context("the statistics have no fdatasync_calls")?))
         }
-        control::Reply::Error(error) => bail!("the control socket: {error}"),
+        refused => bail!("the control socket: {refused:?}"),
     }
 }
 

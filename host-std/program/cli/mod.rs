@@ -28,7 +28,7 @@ Examples:
 
 Exit status: 0 every cell is as it must be (probe: safe; serve: stopped in order), 1 a cell that must be safe is not
 (probe: unsafe; serve: a last flush failed; ctl: refused), 2 wrong usage or an error, 3 probe cannot tell, 130 stopped
-by a signal.";
+by a signal. If the reader of standard output has closed it, as `head` does, the program ends quietly with 0.";
 
 /// Disk device models whose every cache mode survives a power cut, shown and proven.
 ///

@@ -334,6 +334,8 @@ pub(crate) enum CtlCommand {
         #[arg(value_name = "TARGET:UNIT")]
         lun: String,
     },
+    /// Let the client go that is connected: the next one may come.
+    Disconnect,
     /// Print what happens, as it happens.
     Events,
 }

@@ -5,39 +5,40 @@ use comfy_table::{
 };
 
 use super::{Cell, Expected, Table};
+use crate::output::{Failure, outln};
 
 /// Prints the table, the counterexamples, and a line that says what it comes to.
-pub(crate) fn print(table: &Table) {
+pub(crate) fn print(table: &Table) -> Result<(), Failure> {
     if !table.cells.is_empty() {
-        println!("{}", grid(&table.cells));
+        outln!("{}", grid(&table.cells))?;
     }
     if table.cells.iter().any(|cell| cell.run.is_some()) {
-        println!(
+        outln!(
             "guest: requests issued, writes with FUA counted apart. host: fdatasync calls, and writes made with O_DSYNC or \
              RWF_DSYNC.\nkernel: flushes and FUA writes that reached a loop device under the same requests (needs root)."
-        );
+        )?;
     }
     if table.cells.iter().any(|cell| cell.proof.is_some()) {
-        println!(
+        outln!(
             "proof: every program of up to {} steps, every schedule, one host error, a power cut after every event.",
             table.length
-        );
+        )?;
     }
     if !table.history.is_empty() {
-        println!("\nThe same proof, shown the front ends of 2009:\n{}", grid(&table.history));
+        outln!("\nThe same proof, shown the front ends of 2009:\n{}", grid(&table.history))?;
     }
-    println!();
+    outln!("")?;
     for cell in table.cells.iter().chain(&table.history) {
         // One is enough to show that a declared cell is what its name says.
         let shown = if cell.expected == Expected::DeclaredUnsafe { 1 } else { usize::MAX };
         for (variant, events) in cell.proof.iter().flat_map(|proof| &proof.counterexamples).take(shown) {
-            println!("{} ({variant})", title(cell));
-            events.iter().for_each(|event| println!("    {event}"));
+            outln!("{} ({variant})", title(cell))?;
+            events.iter().try_for_each(|event| outln!("    {event}"))?;
         }
     }
     let verdict =
         if table.as_it_must_be { "Every cell is as it must be." } else { "A CELL IS NOT AS IT MUST BE." };
-    println!("\n{verdict} ({:.0} s)", table.seconds);
+    outln!("\n{verdict} ({:.0} s)", table.seconds)
 }
 
 fn title(cell: &Cell) -> String {

@@ -125,7 +125,8 @@ impl<S: Syscalls> FileBackend<S> {
 
     /// Latches for good.
     pub fn latch(&self, cause: LatchCause) {
-        self.shared().latch.set(cause);
+        let shared = self.shared();
+        shared.latch.set(shared.image.path(), cause);
     }
 
     /// Latches for the client of the moment, or, with `None`, no longer: see [`Backend::set_client_latch`].

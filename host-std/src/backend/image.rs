@@ -146,7 +146,7 @@ impl Image {
                 waited: Duration::ZERO,
                 or: ", or unmount it",
             },
-            errno => system(path, "open it again", "; is /proc mounted?")(errno),
+            errno => cannot_reopen(path)(errno),
         })?;
         if options.lock {
             image_lock::take(file.as_fd(), options.read_only).map_err(|errno| match errno {
@@ -263,11 +263,7 @@ impl Image {
     /// Each thread has one of its own: Linux reports a writeback error once *per open file description*, so that on a shared
     /// one, one thread's write could take the error that was another's to see (SEMANTICS, 6).
     pub(super) fn another(&self) -> Result<OwnedFd, OpenError> {
-        reopen(&self.path, &self.file, self.flags).map_err(system(
-            &self.path,
-            "open it again",
-            "; is /proc mounted?",
-        ))
+        reopen(&self.path, &self.file, self.flags).map_err(cannot_reopen(&self.path))
     }
 
     /// The descriptor that holds the locks, and the one for range operations. On a block device they empty the page cache, and dirty pages make that fail
@@ -329,6 +325,21 @@ fn system<'a>(
     remedy: &'static str,
 ) -> impl Fn(Errno) -> OpenError + use<'a> {
     move |errno| OpenError::System { path: path.into(), what, errno, remedy }
+}
+
+/// A file that is open could not be opened once more.
+fn cannot_reopen(path: &Path) -> impl Fn(Errno) -> OpenError + use<'_> {
+    move |errno| {
+        let remedy = match errno {
+            Errno::MFILE => "; raise the limit on open files: ulimit -n, or LimitNOFILE=",
+            Errno::NFILE => "; the host is out of open files: raise fs.file-max",
+            Errno::NOENT => "; is /proc mounted?",
+            Errno::STALE => "; another file has taken its place: start again",
+            Errno::ACCESS | Errno::PERM => "; check its permissions",
+            _ => "",
+        };
+        system(path, "open it again", remedy)(errno)
+    }
 }
 
 /// Opens what `file` is open on once more. Through /proc, where no rename can come in between; by its path where there

@@ -71,7 +71,10 @@ impl<S: Syscalls> IoThreads<S> {
                 IoThread::Worker => "blk-worker",
                 IoThread::Flusher => "blk-flusher",
             };
+            // What the threads log names what they were started for.
+            let span = tracing::Span::current();
             let begun = move || {
+                let _in_span = span.enter();
                 begin(what);
                 run();
             };

@@ -6,6 +6,7 @@
 //! Linux reports a writeback error once and then forgets it, with the data lost and its pages clean. So a second
 //! fdatasync that succeeds proves nothing, and the image stays failed until an operator has checked it and opens it again.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -76,8 +77,8 @@ impl Latch {
         self.set.load(Ordering::Acquire)
     }
 
-    /// Latches for good. The first cause stays.
-    pub(super) fn set(&self, cause: LatchCause) {
+    /// Latches `image` for good. The first cause stays.
+    pub(super) fn set(&self, image: &Path, cause: LatchCause) {
         let mut causes = lock(&self.causes);
         if causes.own.is_some() {
             return;
@@ -86,6 +87,7 @@ impl Latch {
         self.set.store(true, Ordering::Release);
         drop(causes);
         tracing::error!(
+            image = %image.display(),
             ?cause,
             "what was stable may be lost: from now on flushes and writes fail; check the image, then open it again"
         );
@@ -123,8 +125,8 @@ mod tests {
     fn the_first_cause_stays() {
         let latch = Latch::new();
         let first = LatchCause { what: Durable::Flush, errno: Some(Errno::IO), lba: Some(Lba(7)) };
-        latch.set(first);
-        latch.set(LatchCause { what: Durable::Write, errno: None, lba: None });
+        latch.set(Path::new("image"), first);
+        latch.set(Path::new("image"), LatchCause { what: Durable::Write, errno: None, lba: None });
         assert_eq!(latch.cause(), Some(first));
     }
 
@@ -138,7 +140,7 @@ mod tests {
         latch.set_client(None);
         assert_eq!((latch.is_set(), latch.cause()), (false, None));
         latch.set_client(Some(said));
-        latch.set(own);
+        latch.set(Path::new("image"), own);
         assert_eq!(latch.cause(), Some(own), "a client's word hides no failure");
         latch.set_client(None);
         assert_eq!((latch.is_set(), latch.cause()), (true, Some(own)));

@@ -88,7 +88,7 @@ impl<S: Syscalls> Shared<S> {
             Ok(()) if latch.is_set() => Err(IoErrorKind::Latched.into()),
             Ok(()) => Ok(()),
             Err(errno) => {
-                latch.set(LatchCause { what: Durable::Flush, errno: Some(errno), lba });
+                latch.set(self.image.path(), LatchCause { what: Durable::Flush, errno: Some(errno), lba });
                 Err(IoError { kind: kind(errno), lba })
             }
         }
@@ -130,7 +130,7 @@ impl<S: Syscalls> Shared<S> {
             && self.is_durable(fua)
             && errno != Some(Errno::FAULT)
         {
-            self.latch.set(LatchCause { what: Durable::Write, errno, lba });
+            self.latch.set(self.image.path(), LatchCause { what: Durable::Write, errno, lba });
         }
         Some(Err(IoError { kind: errno.map_or(IoErrorKind::Medium, kind), lba }))
     }
@@ -164,7 +164,8 @@ impl<S: Syscalls> Shared<S> {
     }
 
     fn truncated(&self, bytes: u64) {
-        self.latch.set(LatchCause { what: Durable::Truncated, errno: None, lba: Some(sector(bytes)) });
+        let cause = LatchCause { what: Durable::Truncated, errno: None, lba: Some(sector(bytes)) };
+        self.latch.set(self.image.path(), cause);
     }
 
     /// Whether a write is stable when it is done.

@@ -4,17 +4,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ata_model::{DriveConfig, PciIdeChip, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
+use tracing::Span;
 
 use super::config::{Address, AhciMessages, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig};
 use super::confined;
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
 use super::meter::{ImageStats, Meters};
+use super::open;
 use super::throttle::{LimitChange, ThrottleStats};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions, Handle};
 use crate::confine::{self, Role};
@@ -24,8 +25,6 @@ use crate::server::vfio_user::devices;
 use crate::server::{BlkOptions, Controller, IdleServer, Lun, ScsiOptions, Server, Stats};
 use crate::throttle::{Limiter, Throttled};
 
-/// How long an image may still be locked by a server that was killed: until the last of its operations has ended.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Failures that wait to be logged.
 const FAILURES: usize = 256;
 
@@ -91,10 +90,17 @@ pub(super) struct Device<S = Server> {
     pub(super) name: String,
     pub(super) config: DeviceConfig,
     pub(super) server: S,
+    /// Named by each line of the log that is about it.
+    pub(super) span: Span,
     controller: Controller,
     held_requests: Arc<HeldRequests>,
-    /// One change at a time.
+    /// One pause or resume at a time. It may take long, and so nobody else waits for it.
+    pausing: Mutex<()>,
+    /// Held for a moment only: `stats` wants it.
     state: Mutex<State>,
+    /// One change of the images at a time. As `pausing`.
+    plugging: Mutex<()>,
+    /// Held for a moment only, as `state`.
     images: Mutex<Vec<Image>>,
     bus: Arc<Bus>,
 }
@@ -120,6 +126,9 @@ impl Device<IdleServer> {
         config: DeviceConfig,
         bus: Arc<Bus>,
     ) -> anyhow::Result<(Self, Receiver<Failure>)> {
+        // Of the highest level: whatever is logged names the device. Threads take the span over.
+        let span = tracing::error_span!("device", name);
+        let entered = span.clone().entered();
         let (sender, failures): (SyncSender<_>, _) = sync_channel(FAILURES);
         let held_requests = Arc::new(HeldRequests::new(sender));
         let mut images = Vec::new();
@@ -128,7 +137,22 @@ impl Device<IdleServer> {
             .inspect_err(|_| images.iter().for_each(|image| image.file.undo_size()))?;
         let controller = server.controller();
         let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
-        Ok((Self { name, config, server, controller, held_requests, state, images, bus }, failures))
+        drop(entered);
+        let (pausing, plugging) = (Mutex::new(()), Mutex::new(()));
+        let device = Self {
+            name,
+            config,
+            server,
+            span,
+            controller,
+            held_requests,
+            pausing,
+            state,
+            plugging,
+            images,
+            bus,
+        };
+        Ok((device, failures))
     }
 
     /// It is not to be served after all: images that it made or extended are as they were.
@@ -138,52 +162,79 @@ impl Device<IdleServer> {
 
     /// Starts the threads.
     pub(super) fn start(self) -> anyhow::Result<Device> {
-        let Self { name, config, server, controller, held_requests, state, images, bus } = self;
+        let Self { name, config, server, span, controller, held_requests, .. } = self;
+        let Self { pausing, state, plugging, images, bus, .. } = self;
+        let entered = span.enter();
         for image in lock(&images).iter() {
+            let path = image.config.path.display();
+            let _in_span = tracing::error_span!("image", %path).entered();
             image.file.start(confined::io_thread)?;
         }
         let server = server.start(|| confine::thread(Role::Queue))?;
-        Ok(Device { name, config, server, controller, held_requests, state, images, bus })
+        drop(entered);
+        Ok(Device {
+            name,
+            config,
+            server,
+            span,
+            controller,
+            held_requests,
+            pausing,
+            state,
+            plugging,
+            images,
+            bus,
+        })
     }
 }
 
 impl Device {
     /// Handles a failure: the device is paused if a request is held.
     pub(super) fn failed(&self, failure: Failure) {
+        let _in_span = self.span.enter();
         let reason = failure.to_string();
         self.bus.publish(&Event::Failed { device: self.name.clone(), failure });
-        let mut state = lock(&self.state);
+        let _one_at_a_time = lock(&self.pausing);
         if !self.held_requests.wants_pause() {
             return;
         }
         self.controller.pause();
-        if *state == State::Running {
-            tracing::warn!(device = self.name, reason, "paused; make room, then: blk-host ctl resume");
-            *state = State::Paused { reason: reason.clone() };
+        if self.begin(State::Paused { reason: reason.clone() }) {
+            tracing::warn!(reason, "paused; make room, then: blk-host ctl resume");
             self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
         }
     }
 
     /// Takes no more requests.
     pub(super) fn pause(&self) {
-        let mut state = lock(&self.state);
+        let _in_span = self.span.enter();
+        let _one_at_a_time = lock(&self.pausing);
         self.controller.pause();
-        if *state == State::Running {
-            let reason = "an operator's command".to_owned();
-            *state = State::Paused { reason: reason.clone() };
-            tracing::info!(device = self.name, "paused");
+        let reason = "an operator's command".to_owned();
+        if self.begin(State::Paused { reason: reason.clone() }) {
+            tracing::info!("paused");
             self.bus.publish(&Event::Paused { device: self.name.clone(), reason });
         }
     }
 
+    /// Takes over a state. False if the device is running and stays so, or is paused and stays so, for the first reason.
+    fn begin(&self, next: State) -> bool {
+        let mut state = lock(&self.state);
+        let changes = (*state == State::Running) != (next == State::Running);
+        if changes {
+            *state = next;
+        }
+        changes
+    }
+
     /// Takes requests again, and tries those again that are held. Returns how many those were.
     pub(super) fn resume(&self) -> u32 {
-        let mut state = lock(&self.state);
+        let _in_span = self.span.enter();
+        let _one_at_a_time = lock(&self.pausing);
         let held = self.held_requests.held();
         // Told first: what fails again is told after it.
-        if *state != State::Running {
-            *state = State::Running;
-            tracing::info!(device = self.name, held, "resumed");
+        if self.begin(State::Running) {
+            tracing::info!(held, "resumed");
             self.bus.publish(&Event::Resumed { device: self.name.clone() });
         }
         self.held_requests.retry();
@@ -195,6 +246,7 @@ impl Device {
 
     /// Pauses, waits until nothing is in flight, and flushes the images: their files are at rest until a resume.
     pub(super) fn drain(&self) -> Result<(), Refusal> {
+        let _in_span = self.span.enter();
         self.pause();
         let held = self.held_requests.held();
         if held != 0 {
@@ -210,15 +262,18 @@ impl Device {
 
     /// Takes over an image's size, or extends it first. Returns the size.
     pub(super) fn resize(&self, image: usize, bytes: Option<u64>) -> Result<u64, Refusal> {
-        let images = lock(&self.images);
-        let count = images.len();
-        let image =
-            images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
-        let info = image.backend.resize(bytes).map_err(|error| error.to_string())?;
+        let _in_span = self.span.enter();
+        let (backend, path) = {
+            let images = lock(&self.images);
+            let count = images.len();
+            let image =
+                images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+            (Arc::clone(&image.backend), image.config.path.display().to_string())
+        };
+        let info = backend.resize(bytes).map_err(|error| error.to_string())?;
         let bytes = info.sectors.saturating_mul(u64::from(SECTOR_BYTES));
         self.controller.resized();
-        let path = image.config.path.display().to_string();
-        tracing::info!(device = self.name, image = path, bytes, "resized");
+        tracing::info!(image = path, bytes, "resized");
         self.bus.publish(&Event::Resized { device: self.name.clone(), image: path, bytes });
         Ok(bytes)
     }
@@ -231,6 +286,7 @@ impl Device {
 
     /// Changes the limits of an image. Returns what they are.
     pub(super) fn throttle(&self, image: usize, change: &LimitChange) -> Result<ThrottleStats, Refusal> {
+        let _in_span = self.span.enter();
         let images = lock(&self.images);
         let count = images.len();
         let image =
@@ -243,7 +299,7 @@ impl Device {
         let changed = change.apply(limits).map_err(|error| format!("{path}: {error}"))?;
         if changed != limits {
             limiter.set_limits(changed);
-            tracing::info!(device = self.name, image = %path, limits = ?changed, "limits of rate changed");
+            tracing::info!(image = %path, limits = ?changed, "limits of rate changed");
         }
         Ok(ThrottleStats::of(limiter))
     }
@@ -262,12 +318,14 @@ impl Device {
 
     /// Adds a logical unit.
     pub(super) fn hotplug(&self, config: &ImageConfig) -> Result<Address, Refusal> {
+        let _in_span = self.span.enter();
         if self.config.kind != DeviceKind::VirtioScsi {
             return Err("only a virtio-scsi device (over vhost-user) takes more units".into());
         }
         config.check("hotplug", self.config.kind).map_err(|error| error.to_string())?;
-        let mut images = lock(&self.images);
-        let free = |at: Address| images.iter().all(|image| image.address != at);
+        let _one_at_a_time = lock(&self.plugging);
+        let taken: Vec<_> = lock(&self.images).iter().map(|image| image.address).collect();
+        let free = |at: Address| !taken.contains(&at);
         let first_free = || (0..255).map(|lun| Address { target: 0, lun }).find(|&at| free(at));
         let address = config.lun.or_else(first_free).filter(|&at| free(at));
         let address = address.ok_or("that lun is in use; give another, such as lun=0:7")?;
@@ -277,24 +335,29 @@ impl Device {
         let plugged =
             started.and_then(|()| self.controller.hotplug(image.lun()).map_err(|error| error.to_string()));
         plugged.inspect_err(|_| image.file.undo_size())?;
-        images.push(image);
-        tracing::info!(device = self.name, %address, image = %config.path.display(), "plugged");
+        lock(&self.images).push(image);
+        tracing::info!(%address, image = %config.path.display(), "plugged");
         self.bus.publish(&Event::Plugged { device: self.name.clone(), lun: address.to_string() });
         Ok(address)
     }
 
     /// Removes a logical unit.
     pub(super) fn unplug(&self, address: Address) -> Result<(), Refusal> {
+        let _in_span = self.span.enter();
         if self.config.kind != DeviceKind::VirtioScsi {
             return Err("only a virtio-scsi device (over vhost-user) gives units up".into());
         }
-        let mut images = lock(&self.images);
-        if images.iter().all(|image| image.address != address) {
+        let _one_at_a_time = lock(&self.plugging);
+        if lock(&self.images).iter().all(|image| image.address != address) {
             return Err(format!("there is no lun {address}; blk-host ctl stats lists them"));
         }
         self.controller.unplug(address.target, address.lun).map_err(|error| error.to_string())?;
-        images.retain(|image| image.address != address);
-        tracing::info!(device = self.name, %address, "unplugged");
+        // Dropped without the lock: the image's threads end with it.
+        let mut images = lock(&self.images);
+        let unplugged = images.iter().position(|image| image.address == address).map(|at| images.remove(at));
+        drop(images);
+        drop(unplugged);
+        tracing::info!(%address, "unplugged");
         self.bus.publish(&Event::Unplugged { device: self.name.clone(), lun: address.to_string() });
         Ok(())
     }
@@ -309,6 +372,24 @@ impl Device {
             held: self.held_requests.held(),
             server: self.controller.stats(),
             images: lock(&self.images).iter().map(|image| image.report(self.config.kind)).collect(),
+        }
+    }
+
+    /// Lets the client go that is connected.
+    pub(super) fn disconnect(&self) {
+        let _in_span = self.span.enter();
+        tracing::info!("the client is let go by an operator's command");
+        self.controller.disconnect();
+    }
+
+    /// What a command, or the end, waits for now.
+    pub(super) fn waits_for(&self) -> String {
+        let stats = self.controller.stats();
+        match stats.queues.iter().map(|queue| u64::from(queue.in_flight)).sum::<u64>() {
+            0 if stats.connected => "waits for its threads, its client or an image".into(),
+            0 => "waits for an image, as for its lock or its flush".into(),
+            1 => "waits for a request in flight".into(),
+            requests => format!("waits for {requests} requests in flight"),
         }
     }
 
@@ -380,7 +461,9 @@ impl Image {
         address: Address,
         held_requests: &Arc<HeldRequests>,
     ) -> anyhow::Result<Self> {
-        let file = Arc::new(FileBackend::open_idle(&config.path, &config.file_options())?);
+        let span = tracing::error_span!("image", path = %config.path.display());
+        let _in_span = span.enter();
+        let file = Arc::new(open::open(&config.path, &config.file_options())?);
         Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
     }
 
@@ -458,7 +541,6 @@ impl ImageConfig {
             size: self.size.map(|size| size.0),
             workers: self.workers,
             engine: self.engine,
-            lock_wait: LOCK_WAIT,
             ..FileOptions::new(self.cache)
         }
     }

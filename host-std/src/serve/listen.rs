@@ -8,9 +8,10 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Dir, Mode, OFlags, open};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::config::ConfigError;
 use crate::confine::permissions::{SocketAccess, bind_socket};
@@ -76,8 +77,8 @@ pub fn bind(
             if !socket {
                 return Err(error(in_use, "there is another file: remove it, or give another path"));
             }
-            match UnixStream::connect(path) {
-                Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {}
+            match connect_at_once(path) {
+                Err(Errno::CONNREFUSED) => {}
                 _ => {
                     return Err(error(
                         in_use,
@@ -104,6 +105,14 @@ pub fn bind(
     Ok((listener, SocketFile { path: path.into(), inode }))
 }
 
+/// Connects without waiting: a listener whose backlog is full would have one wait for ever. `EAGAIN` from that one.
+fn connect_at_once(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 /// Descriptors that this process was started with.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<RawFd>);
@@ -115,8 +124,11 @@ impl Inherited {
     /// Nothing in this process owns an open descriptor yet: to be called at the start of `main`.
     #[must_use]
     pub unsafe fn at_start() -> Self {
-        let Ok(folder) = fs::read_dir("/proc/self/fd") else { return Self::default() };
-        let listed = folder.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        // Not by the standard library, which panics where the folder cannot be closed.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = open("/proc/self/fd", flags, Mode::empty()).and_then(Dir::new);
+        let Ok(folder) = folder else { return Self::default() };
+        let listed = folder.filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok());
         let mut open: Vec<RawFd> = listed.filter(|&fd| fd > 2).collect();
         // The folder's own has been closed.
         open.retain(|fd| Path::new(&format!("/proc/self/fd/{fd}")).symlink_metadata().is_ok());
@@ -165,6 +177,20 @@ mod tests {
         assert!(error.contains("another program listens there"), "{error}");
         drop((listener, file));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_does_not_hang_the_start() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = connect_at_once(&path) {
+            waiting.push(stream);
+        }
+        let error = bind(&path, &SocketAccess::default(), "socket").unwrap_err().to_string();
+        assert!(error.contains("another program listens there"), "{error}");
     }
 
     #[test]

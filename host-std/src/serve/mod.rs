@@ -9,8 +9,10 @@
 //! - [`config`]: what to serve; [`spec`]: an image and its options as one argument.
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
 //! - [`throttle`]: limits of rate.
+//! - `signals`: what asks for the end; `open`: images that are in use for a moment longer.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
 //! - `confined`: what the process gives up before the first thread starts.
+//! - [`log`]: lines on standard error, whatever becomes of it.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
 //!
 //! **Not there:** live change of the error policy, authentication on the control socket beyond the permissions of
@@ -24,9 +26,12 @@ mod device;
 pub mod error_policy;
 mod events;
 pub mod listen;
+pub mod log;
 pub mod meter;
 mod names;
+mod open;
 mod run;
+mod signals;
 pub mod spec;
 pub mod throttle;
 

@@ -1,15 +1,14 @@
 //! From start to stop.
 
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::process;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::attach;
 use super::config::{Config, ConfigError};
@@ -19,18 +18,25 @@ use super::device::Device;
 use super::error_policy::Failure;
 use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
+use super::log;
+use super::open::Stopped;
+use super::signals::Signals;
 use crate::confine::permissions::SocketAccess;
-use crate::confine::{self, Role, ServiceManager};
+use crate::confine::{self, Role, ServiceManager, limits};
 use crate::server::{IdleServer, ServeError};
 
 /// Stopped by a second signal, as shells report it for SIGINT.
 const EXIT_AT_ONCE: i32 = 130;
-/// Failures of a device that are logged each second; the rest is counted.
-const FAILURES_PER_SECOND: u32 = 10;
+/// Two signals within this time are one: timeout(1) sends one to the process, and one to its group.
+const ONE_STOP: Duration = Duration::from_millis(500);
+/// How often the end says what it waits for.
+const TELL_EVERY: Duration = Duration::from_secs(3);
+/// How long the lines that attach a guest may wait for a reader.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the main thread waits for.
 enum Happened {
-    Signal,
+    Signal(&'static str),
     Ended { device: String, result: Result<(), ServeError> },
 }
 
@@ -41,11 +47,31 @@ enum Happened {
 ///
 /// # Errors
 /// What the operator can remedy, before anything is served.
-pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: bool) -> anyhow::Result<bool> {
+pub fn run(config: &Config, place: &str, inherited: Inherited, announce: bool) -> anyhow::Result<bool> {
     config.check(place)?;
-    // First, so that no signal comes in between.
+    // First, so that no signal comes in between, and no thread is there that does not block them.
+    let signals = Signals::block().context("cannot block signals, to read them")?;
+    limits::ignore_file_size_signal().context("cannot ignore the signal SIGXFSZ")?;
+    // Not within the macro, which asks for its arguments only where the line is logged.
+    let descriptors = limits::raise_descriptors();
+    tracing::debug!("{descriptors}");
+    match start(config, inherited, announce, signals) {
+        Err(error) if error.is::<Stopped>() => {
+            tracing::info!("{error}: nothing was served");
+            Ok(true)
+        }
+        result => result,
+    }
+}
+
+/// Opens all, serves it, and waits for the end.
+fn start(
+    config: &Config,
+    mut inherited: Inherited,
+    announce: bool,
+    signals: Signals,
+) -> anyhow::Result<bool> {
     let (happened, events) = channel();
-    let signals = Signals::new([SIGINT, SIGTERM]).context("cannot install the signal handlers")?;
     let sockets = Sockets::open(config, &mut inherited)?;
     let manager = ServiceManager::connect().context("cannot reach the service manager (NOTIFY_SOCKET)")?;
     let bus = Arc::new(Bus::default());
@@ -54,6 +80,7 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     open_all(config, &bus, &mut idle).inspect_err(|_| refuse(&idle))?;
     // All is open, and no thread has been started: those that are started from here on are confined, too.
     let confined = Confined::enter(config).inspect_err(|_| refuse(&idle))?;
+    log::start_thread();
     let mut devices = Vec::new();
     for (device, failures) in idle {
         let device = Arc::new(device.start()?);
@@ -70,7 +97,12 @@ pub fn run(config: &Config, place: &str, mut inherited: Inherited, announce: boo
     }
     for (device, socket) in devices.iter().zip(sockets) {
         if announce && let Some(path) = socket.path() {
-            print!("{}", attach::lines(&device.name, &device.config, &path));
+            let lines = attach::lines(&device.name, &device.config, &path);
+            if let Err(error) = log::write_within(io::stdout(), lines.as_bytes(), Some(ANNOUNCE_TIMEOUT)) {
+                tracing::warn!(
+                    "standard output: cannot print the lines that attach a guest: {error}; give --quiet"
+                );
+            }
         }
         serve(Arc::clone(device), socket, happened.clone())?;
     }
@@ -97,24 +129,30 @@ fn wait(
     bus: &Bus,
     manager: Option<&ServiceManager>,
 ) -> bool {
-    let (mut left, mut well, mut stopping) = (devices.len(), true, false);
-    while left != 0 {
-        match events.recv() {
-            Ok(Happened::Signal) if stopping => {
+    let (mut left, mut well, mut stopping) = (devices.iter().collect::<Vec<_>>(), true, None::<Instant>);
+    while !left.is_empty() {
+        let happened = match stopping {
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(_) => events.recv_timeout(TELL_EVERY),
+        };
+        match happened {
+            Ok(Happened::Signal(_)) if stopping.is_some_and(|since| since.elapsed() < ONE_STOP) => {}
+            Ok(Happened::Signal(_)) if stopping.is_some() => {
                 tracing::warn!(
                     "stopped at once by a second signal: requests in flight are lost to the guest"
                 );
+                log::flush();
                 process::exit(EXIT_AT_ONCE);
             }
-            Ok(Happened::Signal) => {
-                stopping = true;
-                tracing::info!("stopping: requests in flight complete, images are flushed");
+            Ok(Happened::Signal(signal)) => {
+                stopping = Some(Instant::now());
+                tracing::info!(signal, "stopping: requests in flight complete, images are flushed");
                 tell(manager, "STOPPING=1");
                 bus.publish(&Event::Stopping);
                 devices.iter().for_each(|device| device.stop());
             }
             Ok(Happened::Ended { device, result }) => {
-                left -= 1;
+                left.retain(|left| left.name != device);
                 match result {
                     Ok(()) => tracing::info!(device, "ended"),
                     Err(error) => {
@@ -123,8 +161,14 @@ fn wait(
                     }
                 }
             }
+            Err(RecvTimeoutError::Timeout) => {
+                for device in &left {
+                    let _in_span = device.span.enter();
+                    tracing::info!("the end {}", device.waits_for());
+                }
+            }
             // Every thread is gone, which they are not while devices are left.
-            Err(_) => return false,
+            Err(RecvTimeoutError::Disconnected) => return false,
         }
     }
     well
@@ -179,6 +223,7 @@ impl Sockets {
 fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> anyhow::Result<()> {
     let name = device.name.clone();
     spawn(&format!("serve-{name}"), Role::Serve, move || {
+        let _in_span = device.span.enter();
         let result = match socket {
             Socket::Connected(stream) => device.server.serve_stream(stream),
             Socket::Listening(listener) if device.config.once => match device.server.accept(&listener) {
@@ -195,31 +240,16 @@ fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> any
 /// Logs what the host fails, and has the device paused where that is its policy.
 fn watch(device: Arc<Device>, failures: Receiver<Failure>) -> anyhow::Result<()> {
     spawn(&format!("watch-{}", device.name.clone()), Role::Watch, move || {
-        let (mut since, mut seen) = (Instant::now(), 0_u32);
+        let _in_span = device.span.enter();
         for failure in failures {
-            if since.elapsed() >= Duration::from_secs(1) {
-                if let Some(more @ 1..) = seen.checked_sub(FAILURES_PER_SECOND) {
-                    tracing::warn!(device = device.name, more, "failures that were not logged");
-                }
-                (since, seen) = (Instant::now(), 0);
-            }
-            seen = seen.saturating_add(1);
-            if seen <= FAILURES_PER_SECOND {
-                tracing::warn!(device = device.name, held = failure.held, %failure, "the host failed a request");
-            }
+            tracing::warn!(held = failure.held, %failure, "the host failed a request");
             device.failed(failure);
         }
     })
 }
 
-fn on_signal(mut signals: Signals, happened: Sender<Happened>) -> anyhow::Result<()> {
-    spawn("signals", Role::Main, move || {
-        for _ in signals.forever() {
-            if happened.send(Happened::Signal).is_err() {
-                return;
-            }
-        }
-    })
+fn on_signal(signals: Signals, happened: Sender<Happened>) -> anyhow::Result<()> {
+    spawn("signals", Role::Main, move || while happened.send(Happened::Signal(signals.wait())).is_ok() {})
 }
 
 fn spawn(name: &str, role: Role, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

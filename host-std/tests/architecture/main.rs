@@ -103,7 +103,7 @@ const CRATES: &[Crate] = &[
     Crate {
         folder: "host-std",
         root: "program/main.rs",
-        floors: &[&[""], &["ctl", "table"], &["cli"], &["replay"], &["exit"]],
+        floors: &[&[""], &["ctl", "table"], &["cli"], &["replay"], &["exit", "output"]],
     },
 ];
 

@@ -4,7 +4,8 @@
 //! `{"error": "..."}`, in the order of the requests.
 //!
 //! ```text
-//! {"command":"stats"}                              {"ok":{"version":"0.1.0","uptime_seconds":12,"sandbox":"...","devices":[...]}}
+//! {"command":"stats"}                              {"ok":{"version":"0.1.0","uptime_seconds":12,"sandbox":"...","log_lines_lost":0,
+//!                                                         "devices":[...]}}
 //! {"command":"pause"}                              {"ok":{}}
 //! {"command":"resume"}                             {"ok":{"retried":2}}
 //! {"command":"drain"}                              {"ok":{}}     nothing is in flight, the images are flushed, until a resume
@@ -15,14 +16,19 @@
 //! {"command":"mark","text":"fsync 7"}              {"ok":{"position":815}}
 //! {"command":"hotplug","image":"more.img,lun=0:3"} {"ok":{"lun":"0:3"}}
 //! {"command":"unplug","lun":"0:3"}                 {"ok":{}}
+//! {"command":"disconnect"}                         {"ok":{}}     the client is let go, and the next one may come
 //! {"command":"events"}                             {"ok":{}}, then {"event":"paused","device":"disk0",...} as it happens
 //! ```
 //!
 //! A line has 64 KiB at most; a longer one, or one that is not UTF-8, ends the connection. What is not a request is answered
-//! by an error, and the connection goes on. There are 16 connections at most. Whoever can open the socket's file is an operator: it is made
+//! by an error, and the connection goes on. Before an answer that takes longer there is a line `{"waiting":"..."}` every second,
+//! which says what it waits for. There are 16 connections at most; when one more comes, the one that has been idle for longest is
+//! let go. Whoever can open the socket's file is an operator: it is made
 //! for its owner alone.
 
+mod connections;
 mod server;
+mod waiting;
 
 use std::io::{self, BufRead, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -121,6 +127,12 @@ pub enum Request {
         /// Where it is.
         lun: Address,
     },
+    /// Let the client go that is connected.
+    Disconnect {
+        /// The device.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+    },
     /// Send events as they happen, on this connection.
     Events {},
 }
@@ -133,6 +145,8 @@ pub enum Reply {
     Ok(Value),
     /// Not done, and why.
     Error(String),
+    /// Not done yet: another line follows. What it waits for.
+    Waiting(String),
 }
 
 /// What `stats` answers.
@@ -145,6 +159,9 @@ pub struct Report {
     /// How it is confined.
     #[serde(default)]
     pub sandbox: String,
+    /// Lines of its log that standard error did not take.
+    #[serde(default)]
+    pub log_lines_lost: u64,
     /// Its devices.
     pub devices: Vec<DeviceStats>,
 }
@@ -197,11 +214,24 @@ impl Client {
     /// # Errors
     /// If the connection breaks, or what comes is no answer.
     pub fn ask(&mut self, request: &Request) -> io::Result<Reply> {
+        self.ask_patiently(request, |_| {})
+    }
+
+    /// The same, and tells what the answer waits for, every second that it does.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn ask_patiently(&mut self, request: &Request, mut waiting: impl FnMut(&str)) -> io::Result<Reply> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         self.from.get_mut().write_all(line.as_bytes())?;
-        let line = self.line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok(serde_json::from_str(&line)?)
+        loop {
+            let line = self.line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match serde_json::from_str(&line)? {
+                Reply::Waiting(what) => waiting(&what),
+                reply => return Ok(reply),
+            }
+        }
     }
 
     /// The next line, such as an event; `None` once the server is gone.

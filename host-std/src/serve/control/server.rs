@@ -3,7 +3,6 @@
 use std::io::{BufReader, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -12,10 +11,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::connections::{Activity, Connections, Place};
+use super::waiting::with_patience;
 use super::{CONNECTIONS_MAX, LineError, Reply, Report, Request, read_line};
 use crate::serve::confined::Confined;
 use crate::serve::device::{Device, Refusal};
 use crate::serve::events::{Bus, Event};
+use crate::serve::log;
 use crate::serve::spec::ImageSpec;
 
 /// How long a client may leave an answer unread before it is let go.
@@ -32,9 +34,8 @@ pub(in crate::serve) struct Control {
 impl Control {
     /// Answers connections, for as long as the process lives.
     pub(in crate::serve) fn listen(self: Arc<Self>, listener: &UnixListener) {
-        let open = Arc::new(AtomicUsize::new(0));
-        let ids = AtomicU64::new(0);
-        loop {
+        let open = Arc::new(Connections::default());
+        for id in 0.. {
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -44,28 +45,25 @@ impl Control {
                     continue;
                 }
             };
-            let place = Place::take(&open);
-            let (control, id) = (Arc::clone(&self), ids.fetch_add(1, Ordering::Relaxed));
-            let Some(place) = place else {
+            let control = Arc::clone(&self);
+            let Some(place) = open.take(id, &stream) else {
                 refuse(stream);
                 continue;
             };
-            let serve = move || {
-                let _place = place;
-                control.converse(stream, id);
-            };
+            let serve = move || control.converse(stream, id, &place);
             if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
                 tracing::warn!(%error, "the control socket cannot serve a connection");
             }
         }
     }
 
-    fn converse(&self, stream: UnixStream, id: u64) {
+    fn converse(&self, stream: UnixStream, id: u64, place: &Place) {
         let peers = stream.set_write_timeout(Some(WRITE_TIMEOUT)).and_then(|()| stream.try_clone());
         let Ok(writer) = peers else { return };
         let writer = Arc::new(Mutex::new(writer));
         let mut from = BufReader::new(stream);
         loop {
+            place.begin(Activity::Idle);
             let line = match read_line(&mut from) {
                 Ok(Some(line)) => line,
                 Ok(None) | Err(LineError::Io(_)) => break,
@@ -74,11 +72,13 @@ impl Control {
                     break;
                 }
             };
+            place.begin(Activity::Working);
             let reply = match serde_json::from_str(&line) {
                 Ok(Request::Events {}) => {
                     // Once is enough.
                     self.bus.unsubscribe(id);
                     let events = self.bus.subscribe(id);
+                    place.subscribed();
                     if !send(&writer, &Reply::Ok(json!({}))) {
                         break;
                     }
@@ -88,9 +88,10 @@ impl Control {
                         thread::Builder::new().name("events".into()).spawn(move || forward(&events, &writer));
                     continue;
                 }
-                Ok(request) => self.answer(request).map_or_else(Reply::Error, Reply::Ok),
+                Ok(request) => self.answer_patiently(request, &writer).map_or_else(Reply::Error, Reply::Ok),
                 Err(error) => Reply::Error(format!("not a request: {error}")),
             };
+            place.begin(Activity::Answering);
             if !send(&writer, &reply) {
                 break;
             }
@@ -98,6 +99,28 @@ impl Control {
         self.bus.unsubscribe(id);
         // The forwarder may still have a copy of the socket.
         let _ = from.get_ref().shutdown(Shutdown::Both);
+    }
+
+    /// Answers, and says every second what it waits for. What is only looked at waits for nothing.
+    fn answer_patiently(&self, request: Request, writer: &Mutex<UnixStream>) -> Result<Value, Refusal> {
+        let device = match &request {
+            Request::Pause { device }
+            | Request::Resume { device }
+            | Request::Drain { device }
+            | Request::Resize { device, .. }
+            | Request::Mark { device, .. }
+            | Request::Hotplug { device, .. }
+            | Request::Unplug { device, .. }
+            | Request::Disconnect { device } => self.device(device.as_deref())?,
+            Request::Stats { .. } | Request::Throttle { .. } | Request::Events {} => {
+                return self.answer(request);
+            }
+        };
+        let say = || {
+            // A client that has gone is found when it is answered.
+            send(writer, &Reply::Waiting(format!("{}: {}", device.name, device.waits_for())));
+        };
+        with_patience(|| self.answer(request), say).map_err(|error| format!("cannot do it: {error}"))?
     }
 
     fn answer(&self, request: Request) -> Result<Value, Refusal> {
@@ -137,6 +160,10 @@ impl Control {
             Request::Unplug { device, lun } => {
                 self.device(device.as_deref())?.unplug(lun).map(|()| json!({}))
             }
+            Request::Disconnect { device } => {
+                self.device(device.as_deref())?.disconnect();
+                Ok(json!({}))
+            }
             // Answered by the connection.
             Request::Events {} => Ok(json!({})),
         }
@@ -148,8 +175,9 @@ impl Control {
             None => self.devices.iter().map(|device| device.stats()).collect(),
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (uptime_seconds, log_lines_lost) = (self.since.elapsed().as_secs(), log::lines_lost());
         let sandbox = self.confined.to_string();
-        let report = Report { version, uptime_seconds: self.since.elapsed().as_secs(), sandbox, devices };
+        let report = Report { version, uptime_seconds, sandbox, log_lines_lost, devices };
         serde_json::to_value(report).map_err(|error| error.to_string())
     }
 
@@ -166,26 +194,9 @@ impl Control {
     }
 }
 
-/// One of the connections that there may be.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
-        let before = open.fetch_add(1, Ordering::Relaxed);
-        // Given back by the drop, also where it is one too many.
-        let place = Self(Arc::clone(open));
-        (before < CONNECTIONS_MAX).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 fn refuse(stream: UnixStream) {
-    let error = format!("there are {CONNECTIONS_MAX} connections already; close one");
+    let error =
+        format!("there are {CONNECTIONS_MAX} connections already, and all wait for an answer; close one");
     // A line of this size fits in the socket's buffer: it does not wait.
     send(&Mutex::new(stream), &Reply::Error(error));
 }

@@ -49,6 +49,7 @@ fn requests_are_what_the_front_page_says() {
             r#"{"command":"unplug","lun":"0:3"}"#,
             Request::Unplug { device: None, lun: "0:3".parse().unwrap() },
         ),
+        (r#"{"command":"disconnect"}"#, Request::Disconnect { device: None }),
         (r#"{"command":"events"}"#, Request::Events {}),
     ] {
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request, "{text}");
