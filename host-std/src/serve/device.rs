@@ -243,6 +243,14 @@ impl Device {
         position
     }
 
+    /// The device has stopped in order, and so have its recordings.
+    pub(super) fn end_recordings(&self) {
+        lock(&self.images)
+            .iter()
+            .filter_map(|image| image.recorder.as_ref())
+            .for_each(|recorder| recorder.end());
+    }
+
     /// Adds a logical unit.
     pub(super) fn hotplug(&self, config: &ImageConfig) -> Result<Address, Refusal> {
         if self.config.kind != DeviceKind::VirtioScsi {

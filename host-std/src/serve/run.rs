@@ -100,7 +100,11 @@ fn wait(devices: &[Arc<Device>], events: &Receiver<Happened>, bus: &Bus) -> bool
             Ok(Happened::Ended { device, result }) => {
                 left -= 1;
                 match result {
-                    Ok(()) => tracing::info!(device, "ended"),
+                    Ok(()) => {
+                        let ended = devices.iter().filter(|ended| ended.name == device);
+                        ended.for_each(|device| device.end_recordings());
+                        tracing::info!(device, "ended");
+                    }
                     Err(error) => {
                         tracing::error!(device, %error, "ended");
                         well = false;
