@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Address, AhciMessages, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig};
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
+use super::image_check;
 use super::meter::{ImageStats, Meters};
 use super::throttle::{LimitChange, ThrottleStats};
 use crate::backend::{Backend, Counts, FileBackend, FileOptions};
@@ -378,7 +379,9 @@ impl Image {
             lock_wait: LOCK_WAIT,
             ..FileOptions::new(config.cache)
         };
+        image_check::check_format(config)?;
         let file = Arc::new(FileBackend::open(&config.path, &options)?);
+        image_check::warn(config);
         Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
     }
 

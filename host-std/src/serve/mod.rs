@@ -8,7 +8,7 @@
 //!
 //! - [`config`]: what to serve; [`spec`]: an image and its options as one argument.
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
-//! - [`throttle`]: limits of rate.
+//! - [`throttle`]: limits of rate. `image_check`: what is looked at before an image is served.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
 //!
@@ -21,6 +21,7 @@ pub mod control;
 mod device;
 pub mod error_policy;
 mod events;
+mod image_check;
 pub mod listen;
 pub mod meter;
 mod names;
