@@ -143,6 +143,39 @@ fn a_file_in_memory_is_served_on_the_queues_own_thread() {
     }
 }
 
+/// However much is submitted before a poll, and although all of it could be copied at once.
+#[test]
+fn a_queues_own_thread_copies_a_mebibyte_between_two_polls() {
+    const HALF: u32 = 512 * 1024;
+    let places = [Some(Images::on_disk()), Images::in_memory()];
+    for images in places.iter().flatten() {
+        let path = images.image("image", IMAGE_BYTES);
+        let host = Watched::default();
+        let (backend, memory) = (on(&host, &path, CacheMode::WriteBack, IoEngine::Auto), memory());
+        let mut disk = backend.handle().unwrap();
+        for op in [read(0, 1024), write(0, 1024)] {
+            for _ in 0..2 {
+                host.forget();
+                for slot in 0..4 {
+                    disk.submit(&memory, tag(slot), op, &[guest(0, HALF)]).unwrap();
+                }
+                for _ in 0..4 {
+                    assert_eq!(next(&mut disk, &memory).result, Ok(()));
+                }
+                let here = ["read_now", "write_now", "read", "write"]
+                    .map(|call| host.made(true).iter().filter(|made| **made == call).count());
+                // A file system that takes no write at once is asked for none.
+                let here: usize = here.iter().sum();
+                let most = if matches!(op, Op::Read { .. }) { here == 2 } else { here <= 2 };
+                assert!(most && host.through_ring() == 0, "{op:?}: {here}");
+                assert!(host.made(false).len() >= 2, "workers do the rest");
+                // The next poll.
+                assert!(disk.poll(&memory).is_none());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_disks_file_is_never_waited_for_on_the_queues_own_thread() {
     let images = Images::on_disk();

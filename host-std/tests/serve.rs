@@ -568,12 +568,16 @@ fn the_control_socket_is_its_owners_and_survives_garbage() {
 
 #[test]
 fn a_recording_takes_marks() {
-    let server = Server::start("", &["--socket", "s", "--record", "log"]);
+    let mut server = Server::start("", &["--socket", "s", "--record", "log"]);
     server.client().write(0, &[1; 4096]).unwrap();
     let first = server.ctl_json(&["mark", "fsync 1"])["position"].as_u64().unwrap();
     let second = server.ctl_json(&["mark", "fsync 2"])["position"].as_u64().unwrap();
     assert!(second > first && first > 0, "{first} {second}");
     assert!(fs::read(server.path("log")).unwrap().windows(7).any(|bytes| bytes == b"fsync 2"));
+    assert_eq!(server.stop().code(), Some(0));
+    let summary = blk_host().args(["replay", "--json"]).arg(server.path("log")).output().unwrap();
+    let summary: Value = serde_json::from_slice(&summary.stdout).unwrap();
+    assert_eq!((&summary["sessions"], &summary["ended"]), (&json!(1), &json!(1)), "it stopped in order");
 }
 
 #[test]

@@ -158,3 +158,64 @@ fn takes_its_sockets_from_a_service_manager() {
     assert!(socket.exists(), "a supervisor's socket is not ours to remove");
     assert_eq!(std::fs::read(disk.image()).unwrap()[..BLOCK], [5; BLOCK]);
 }
+
+/// The first image is made, and the first device is ready, by the time that another is refused.
+#[test]
+fn a_start_that_is_refused_leaves_no_image_behind() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let old = dir.path().join("old");
+    std::fs::write(&old, [1; 4096]).unwrap();
+    let device = |name: &str, images: &[&str]| {
+        let images =
+            images.iter().map(|path| format!("[[device.image]]\npath = \"{path}\"\nsize = \"1M\"\n"));
+        format!("[[device]]\ntype = \"virtio-scsi\"\nsocket = \"{name}\"\n") + &images.collect::<String>()
+    };
+    for config in
+        [device("a", &["new", "old", "no/image"]), device("a", &["new", "old"]) + &device("b", &["no/image"])]
+    {
+        std::fs::write(dir.path().join("config"), config).unwrap();
+        let mut program = Program::new(env!("CARGO_BIN_EXE_blk-host"));
+        let output = program.current_dir(dir.path()).args(["serve", "--config", "config"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains("no/image") && text.contains("size=1M"), "{text}");
+        assert!(!dir.path().join("new").exists());
+        assert_eq!(old.metadata().unwrap().len(), 4096);
+    }
+}
+
+/// One line for each thing to know, with the image and the remedy.
+#[test]
+fn a_start_warns_of_what_loses_data_and_refuses_a_foreign_format() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let run = |image: &str| {
+        let mut program = Program::new(env!("CARGO_BIN_EXE_blk-host"));
+        // Refused at the end, when all has been looked at.
+        program.current_dir(dir.path()).args([
+            "serve",
+            "--device",
+            "virtio-scsi",
+            "--socket",
+            "s",
+            "--image",
+        ]);
+        let output = program.args([image, "--image", "no/image"]).output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let image = dir.path().join("image");
+    std::fs::write(&image, [b"QFI\xfb".as_slice(), &[0; 4092]].concat()).unwrap();
+    let text = run("image");
+    assert!(text.contains("image image") && text.contains("qcow2") && text.contains("format=raw"), "{text}");
+    let raw = run("image,format=raw,cache=unsafe");
+    assert!(raw.contains("no/image") && raw.contains("cache=unsafe: a crash"), "{raw}");
+    let large = run("new,size=4096T");
+    assert!(
+        large.contains("size= is more than its file system has") || large.contains("ulimit -f"),
+        "{large}"
+    );
+    if let Ok(memory) = tempfile::tempdir_in("/dev/shm") {
+        let path = memory.path().join("image");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let text = run(path.to_str().unwrap());
+        assert!(text.contains("what is flushed may be lost") && text.contains("tmpfs"), "{text}");
+    }
+}

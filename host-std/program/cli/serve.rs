@@ -25,6 +25,7 @@ at port n) and ide (primary master, primary slave, secondary master, secondary s
   engine=auto|threads|uring, workers=N    how the host is asked; default: auto
   logical-block=BYTES   512 to 65536
   size=SIZE             make the image, or extend it, to this size, for example 10G
+  format=raw            serve it although it begins like a qcow2, VMDK, VDI, VHDX or QED image
   lun=TARGET:UNIT       virtio-scsi: where it is found; default: 0:0, 0:1 and so on
   iops=N, bps=SIZE      most operations, most bytes a second, for all queues together, for example iops=500,bps=100M; 0: none yet,
                         but `blk-host ctl throttle` may set it

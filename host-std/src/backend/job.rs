@@ -14,6 +14,7 @@ use super::iovecs::IoVecs;
 use super::mutex::lock;
 use super::remote_buffer::RemoteBuffer;
 use crate::memory::Anchor;
+use crate::wake::signal;
 
 /// One operation. Allocated with its handle; it moves from the handle to a thread and back by pointer, so that exactly
 /// one of them has it.
@@ -114,8 +115,8 @@ impl CompletionQueue {
         self.count.store(arrived.jobs.len(), Ordering::Release);
         if std::mem::take(&mut arrived.armed) {
             arrived.signalled = true;
-            // Under the lock, so that `arm` reads what this wrote. It cannot fail: the counter is 0 or 1.
-            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+            // Under the lock, so that `arm` reads what this wrote.
+            signal(self.wake.as_fd());
         }
     }
 

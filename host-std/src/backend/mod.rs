@@ -21,7 +21,8 @@
 //! options, latch, counters, iovecs, limits, syscalls
 //! ```
 //!
-//! - Nothing that may wait for a device runs on the queue's thread. A file in memory counts as one that does not wait, although
+//! - Nothing that may wait for a device runs on the queue's thread, and no more than 1 MiB is copied there between two polls. A file
+//!   in memory counts as one that does not wait, although
 //!   the kernel may have swapped it out.
 //! - A job is allocated with its handle and moves by pointer: nothing is allocated, and nothing copied, for a request.
 //! - The kernel reads and writes guest memory in place. What `O_DIRECT` cannot take as it is goes through a bounce buffer, and so
@@ -45,6 +46,7 @@ mod image;
 mod image_info;
 mod image_lock;
 mod image_size;
+mod inline;
 mod io_threads;
 mod iovecs;
 mod job;

@@ -1,15 +1,74 @@
 //! Transfers of guest memory that is not mapped into this process: a buffer stands for it on the way to the kernel.
 
+use std::cell::Cell;
 use std::ptr::NonNull;
 
 use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::storage::IoErrorKind;
 use blk_core::units::GuestAddr;
 use vm_memory::mmap::MmapRegion;
 
-use crate::memory::{HostRange, copy_in, copy_out};
+use super::limits::TRANSFER_MAX_BYTES;
+use crate::memory::{HostMemory, HostRange, copy_in, copy_out};
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 64 * 1024;
+
+/// Most bytes of such buffers that a handle has at a time: room for one operation of any size.
+const PRIVATE_MAX_BYTES: u64 = TRANSFER_MAX_BYTES as u64;
+
+/// Why an operation is not begun.
+pub(super) enum Stop {
+    /// It has to wait for others of its handle.
+    Busy,
+    Error(IoErrorKind),
+}
+
+impl From<IoErrorKind> for Stop {
+    fn from(kind: IoErrorKind) -> Self {
+        Self::Error(kind)
+    }
+}
+
+/// The buffers that a handle's operations have, counted: a client that shares no memory could have as much of ours as it can name
+/// in its requests.
+#[derive(Default)]
+pub(super) struct PrivateMemory {
+    bytes: Cell<u64>,
+}
+
+impl PrivateMemory {
+    /// A place in the operation's buffer, which is made where there is none, for memory that is not mapped here.
+    #[cold]
+    pub(super) fn range<M: HostMemory + ?Sized>(
+        &self,
+        memory: &M,
+        buffer: &mut Option<Box<RemoteBuffer>>,
+        addr: GuestAddr,
+        len: usize,
+        bytes: u64,
+    ) -> Result<HostRange, Stop> {
+        if !memory.contains(addr, len as u64) {
+            return Err(IoErrorKind::Memory.into());
+        }
+        if buffer.is_none() {
+            let used = self.bytes.get();
+            // Nothing waits for ever: what is used belongs to operations in flight, and their end is told.
+            if used + bytes > PRIVATE_MAX_BYTES {
+                return Err(Stop::Busy);
+            }
+            // An operation of which nothing was begun: the guest may try again.
+            *buffer = Some(RemoteBuffer::new(bytes as usize).ok_or(IoErrorKind::Medium)?);
+            self.bytes.set(used + bytes);
+        }
+        buffer.as_mut().and_then(|buffer| buffer.part(memory, addr, len)).ok_or(IoErrorKind::Memory.into())
+    }
+
+    /// The operation has ended, and its buffer goes.
+    pub(super) fn give_back(&self, buffer: &RemoteBuffer) {
+        self.bytes.set(self.bytes.get() - buffer.mapping.size() as u64);
+    }
+}
 
 /// A buffer with a part for each piece of such memory that an operation names.
 pub(super) struct RemoteBuffer {

@@ -10,28 +10,25 @@ use std::time::Duration;
 use blk_core::memory::MemoryError;
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
-use blk_core::units::{GuestAddr, Tag};
+use blk_core::units::Tag;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::counters::add;
 use super::handle::Handle;
+use super::inline::{Calls, InlineBudget};
 use super::io_threads::IoThreads;
 use super::job::{CompletionQueue, Job};
 use super::limits::{SEGMENTS_MAX, TRANSFER_MAX_BYTES};
 use super::open_error::OpenError;
 use super::options::{FileOptions, IoEngine};
-use super::remote_buffer::RemoteBuffer;
+use super::remote_buffer::{PrivateMemory, RemoteBuffer, Stop};
 use super::ring::Ring;
 use super::shared::{Shared, Transfer};
 use super::staging::Staging;
 use super::syscalls::{LinuxSyscalls, Syscalls};
 use super::worker::Worker;
-use crate::memory::{HostMemory, HostRange};
-
-/// Most bytes that an operation on an image in memory may have to be done on the queue's own thread: as long as that takes
-/// (some 200 us), nothing else of the queue goes on.
-const INLINE_MAX_BYTES: u64 = 1024 * 1024;
+use crate::memory::HostMemory;
 
 /// A queue's handle to an image.
 ///
@@ -43,6 +40,7 @@ pub struct FileStorage<S: Syscalls = LinuxSyscalls> {
     /// Makes, on this thread, the calls that wait for nothing.
     inline: Worker<S>,
     calls: Calls,
+    inline_budget: InlineBudget,
     // Dropped before `threads`, which threads may have to go on with its jobs.
     ring: Option<Ring<S>>,
     /// Whether the ring is the best engine for writes, too.
@@ -56,21 +54,9 @@ pub struct FileStorage<S: Syscalls = LinuxSyscalls> {
     /// What polls hand out before they look for more: so that what goes on ending here holds up nothing that ends elsewhere.
     batch: VecDeque<Box<Job>>,
     staging: Staging,
+    private: PrivateMemory,
     info: Info,
     epoch: u64,
-}
-
-/// Which operations are done on the queue's own thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Calls {
-    None,
-    /// Those that the page cache takes at once.
-    Cached {
-        reads: bool,
-        writes: bool,
-    },
-    /// All: the image lies in memory.
-    All,
 }
 
 impl<S: Syscalls> FileStorage<S> {
@@ -89,7 +75,7 @@ impl<S: Syscalls> FileStorage<S> {
         shared.flushes.make_room(depth);
         let free =
             (0..options.depth).map(|number| Box::new(Job::new(number, Arc::clone(&completions)))).collect();
-        let calls = calls(&shared, options.engine);
+        let calls = Calls::of(&shared, options.engine);
         let ring = match options.engine {
             IoEngine::Threads => None,
             IoEngine::Auto if calls == Calls::All || !shared.syscalls.ring() => None,
@@ -108,6 +94,7 @@ impl<S: Syscalls> FileStorage<S> {
         Ok(Self {
             inline,
             calls,
+            inline_budget: InlineBudget::new(),
             ring,
             ring_writes,
             threads,
@@ -116,6 +103,7 @@ impl<S: Syscalls> FileStorage<S> {
             ended,
             batch,
             staging,
+            private: PrivateMemory::default(),
             info,
             epoch,
         })
@@ -180,25 +168,25 @@ impl<S: Syscalls> FileStorage<S> {
         memory: &M,
         job: &mut Job,
         segments: &[Segment],
-    ) -> Result<(), IoErrorKind> {
+    ) -> Result<(), Stop> {
         let info = &self.info;
         if let Some(extent) = job.op.extent() {
             if !extent.fits(self.shared().image.info.sectors()) {
-                return Err(IoErrorKind::OutOfRange);
+                return Err(IoErrorKind::OutOfRange.into());
             }
             job.at = extent.offset_bytes().ok_or(IoErrorKind::OutOfRange)?;
         }
         if job.op.mutates() && info.read_only {
-            return Err(IoErrorKind::ReadOnly);
+            return Err(IoErrorKind::ReadOnly.into());
         }
         let bytes = match job.op {
-            Op::Write { fua: true, .. } if !info.fua => return Err(IoErrorKind::Unsupported),
+            Op::Write { fua: true, .. } if !info.fua => return Err(IoErrorKind::Unsupported.into()),
             Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
             Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
         };
         let fits = bytes.is_some_and(|bytes| bytes <= u64::from(TRANSFER_MAX_BYTES));
         if !fits || segments.len() > usize::from(SEGMENTS_MAX) || total_bytes(segments) != bytes {
-            return Err(IoErrorKind::OutOfRange);
+            return Err(IoErrorKind::OutOfRange.into());
         }
         for segment in segments {
             match *segment {
@@ -208,7 +196,7 @@ impl<S: Syscalls> FileStorage<S> {
                         let at = addr.checked_add(done.into()).ok_or(IoErrorKind::Memory)?;
                         let left = (len - done) as usize;
                         let range = memory.host_range(at, left).map_or_else(
-                            || remote_range(memory, &mut job.remote, at, left, bytes.unwrap_or(0)),
+                            || self.private.range(memory, &mut job.remote, at, left, bytes.unwrap_or(0)),
                             Ok,
                         )?;
                         // SAFETY: `HostMemory` says that the range stays mapped as long as the anchor that the job takes below, and that
@@ -231,7 +219,7 @@ impl<S: Syscalls> FileStorage<S> {
             job.anchor = Some(memory.anchor());
         }
         match (&job.remote, job.op) {
-            (Some(remote), Op::Write { .. }) => remote.fetch(memory).map_err(|_| IoErrorKind::Memory),
+            (Some(remote), Op::Write { .. }) => remote.fetch(memory).map_err(|_| IoErrorKind::Memory.into()),
             _ => Ok(()),
         }
     }
@@ -257,10 +245,21 @@ impl<S: Syscalls> FileStorage<S> {
             Op::Read { .. } | Op::Write { .. } if job.iovecs.count() == 0 => return self.end(job, Ok(())),
             _ => {}
         }
-        let job = self.run_inline(job).and_then(|job| self.give_to_ring(job));
+        let job = if self.may_copy(job.op) {
+            self.run_inline(job).and_then(|job| self.give_to_ring(job))
+        } else {
+            Some(job)
+        };
         if let Some(job) = job {
             self.shared().work.push(job);
         }
+    }
+
+    /// Whether the kernel may copy an operation's bytes on this thread, as it does for a file in memory and for the page cache, also
+    /// when an io_uring is entered. Direct I/O copies nothing.
+    fn may_copy(&mut self, op: Op) -> bool {
+        let bytes = op.extent().and_then(|extent| extent.bytes());
+        self.shared().image.direct.is_some() || bytes.is_some_and(|bytes| self.inline_budget.take(bytes))
     }
 
     /// A flush of an image in memory has nothing to wait for. All others go to the flusher.
@@ -282,11 +281,7 @@ impl<S: Syscalls> FileStorage<S> {
     /// Does an operation on this thread if that waits for nothing; gives back what it did not finish.
     fn run_inline(&mut self, mut job: Box<Job>) -> Option<Box<Job>> {
         let result = match (self.calls, job.op) {
-            (Calls::All, op) => {
-                let bytes = op.extent().and_then(|extent| extent.bytes());
-                let short = bytes.is_some_and(|bytes| bytes <= INLINE_MAX_BYTES);
-                short.then(|| self.inline.execute(&mut job))
-            }
+            (Calls::All, _) => Some(self.inline.execute(&mut job)),
             (Calls::Cached { reads: true, .. }, Op::Read { .. }) => self.read_cached(&mut job),
             (Calls::Cached { writes: true, .. }, Op::Write { fua: false, .. }) => self.write_cached(&mut job),
             (Calls::None | Calls::Cached { .. }, _) => None,
@@ -380,47 +375,14 @@ impl<S: Syscalls> FileStorage<S> {
         if job.staged {
             self.staging.give_back(job.tag.slot);
         }
-        if let (Some(remote), Op::Read { extent }, Ok(())) = (job.remote.take(), job.op, job.result) {
+        let remote = job.remote.take().inspect(|remote| self.private.give_back(remote));
+        if let (Some(remote), Op::Read { extent }, Ok(())) = (remote, job.op, job.result) {
             let lba = Some(extent.start);
             job.result = deliver(&remote).map_err(|_| IoError { kind: IoErrorKind::Memory, lba });
         }
         let completion = Completion { tag: job.tag, result: job.result };
         self.free.push(job);
         Some(completion)
-    }
-}
-
-/// A place in the buffer for memory that is not mapped here.
-#[cold]
-fn remote_range<M: HostMemory + ?Sized>(
-    memory: &M,
-    buffer: &mut Option<Box<RemoteBuffer>>,
-    addr: GuestAddr,
-    len: usize,
-    bytes: u64,
-) -> Result<HostRange, IoErrorKind> {
-    if !memory.contains(addr, len as u64) {
-        return Err(IoErrorKind::Memory);
-    }
-    if buffer.is_none() {
-        // An operation of which nothing was begun: the guest may try again.
-        *buffer = Some(RemoteBuffer::new(bytes as usize).ok_or(IoErrorKind::Medium)?);
-    }
-    buffer.as_mut().and_then(|buffer| buffer.part(memory, addr, len)).ok_or(IoErrorKind::Memory)
-}
-
-/// What is done on the queues' threads.
-fn calls<S: Syscalls>(shared: &Shared<S>, engine: IoEngine) -> Calls {
-    let image = &shared.image;
-    if engine != IoEngine::Auto || !shared.syscalls.may_run_inline() {
-        Calls::None
-    } else if image.in_memory {
-        Calls::All
-    } else if image.direct.is_some() {
-        Calls::None
-    } else {
-        // A write that is to be stable waits for the device.
-        Calls::Cached { reads: true, writes: !image.dsync }
     }
 }
 
@@ -432,8 +394,18 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
     fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
         let mut job = self.free.pop().ok_or(Busy)?;
         (job.tag, job.op, job.staged) = (tag, op, false);
+        let prepared = match self.prepare(memory, &mut job, segments) {
+            Err(Stop::Busy) => {
+                // Another operation of this handle has the budget: when that has ended, the caller is told, and tries again.
+                job.end(Ok(()));
+                job.remote = None;
+                self.free.push(job);
+                return Err(Busy);
+            }
+            Err(Stop::Error(kind)) => Err(kind),
+            Ok(()) => Ok(()),
+        };
         self.count(op);
-        let prepared = self.prepare(memory, &mut job, segments);
         if job.staged {
             self.staging.borrow(tag.slot);
         }
@@ -447,6 +419,7 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
 
     fn poll(&mut self, memory: &M) -> Option<Completion> {
         if self.batch.is_empty() {
+            self.inline_budget = InlineBudget::new();
             self.collect();
             self.refresh();
             std::mem::swap(&mut self.ended, &mut self.batch);

@@ -151,6 +151,12 @@ impl Recorder {
         self.writer.mark(text).map_err(|_| RecordError::Broken { path: self.path.clone() })
     }
 
+    /// Ends the recording: the server has stopped in order. What comes after is not recorded, and not done. Dropping the recorder and all
+    /// its handles does the same; a process that exits drops nothing that its threads hold.
+    pub fn end(&self) {
+        self.writer.end();
+    }
+
     /// The position reached.
     #[must_use]
     pub fn position(&self) -> u64 {

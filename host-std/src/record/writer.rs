@@ -42,12 +42,14 @@ struct State {
     /// Records so far.
     sequence: u64,
     broken: bool,
+    /// The session's last record is written.
+    ended: bool,
 }
 
 impl Writer {
     /// Goes on at the end of `file`, after `sequence` records, with a new session.
     pub(super) fn begin(path: PathBuf, file: File, sequence: u64, info: Info) -> Result<Self, Broken> {
-        let state = State { file, pending: Vec::new(), sequence, broken: false };
+        let state = State { file, pending: Vec::new(), sequence, broken: false, ended: false };
         let writer = Self { path, state: Mutex::new(state) };
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let body = SessionBody {
@@ -115,6 +117,16 @@ impl Writer {
         Ok(state.sequence)
     }
 
+    /// The server has stopped in order. Nothing is recorded any more.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        if !state.ended {
+            // A failure has been logged; there is nobody left to tell.
+            let _ = state.append(&self.path, kind::END, 0, 0, [&[], &[]], When::Now);
+            state.ended = true;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it is held leaves a record half-written at worst, and `broken` is set before that.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,8 +135,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // A failure has been logged; there is nobody left to tell.
-        let _ = self.lock().append(&self.path, kind::END, 0, 0, [&[], &[]], When::Now);
+        self.end();
     }
 }
 
@@ -144,7 +155,7 @@ impl State {
         parts: [&[u8]; 2],
         when: When,
     ) -> Result<(), Broken> {
-        if self.broken {
+        if self.broken || self.ended {
             return Err(Broken);
         }
         let header = RecordHeader::new(self.sequence, kind, flags, handle, parts);

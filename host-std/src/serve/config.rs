@@ -257,6 +257,9 @@ pub struct ImageConfig {
     /// Make the image, or extend it, to this size. It is never made smaller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
+    /// What is in the file. Unless it is said, a file with the header of another format is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<ImageFormat>,
     /// Where the unit is found behind a virtio-scsi host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lun: Option<Address>,
@@ -311,6 +314,7 @@ impl ImageConfig {
             workers: workers(),
             logical_block: None,
             size: None,
+            format: None,
             lun: None,
             iops: None,
             iops_burst: None,
@@ -320,6 +324,14 @@ impl ImageConfig {
             fault: None,
         }
     }
+}
+
+/// What is in an image's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// The disk's sectors, one after the other, whatever they look like.
+    Raw,
 }
 
 /// A size in bytes; as text with K, M, G or T for powers of 1024.

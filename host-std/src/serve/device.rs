@@ -14,6 +14,7 @@ use super::config::{Address, AhciMessages, DeviceConfig, DeviceKind, IdeChip, Id
 use super::confined;
 use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
 use super::events::{Bus, Event};
+use super::image_check;
 use super::meter::{ImageStats, Meters};
 use super::open;
 use super::throttle::{LimitChange, ThrottleStats};
@@ -316,6 +317,14 @@ impl Device {
         position
     }
 
+    /// The device has stopped in order, and so have its recordings.
+    pub(super) fn end_recordings(&self) {
+        lock(&self.images)
+            .iter()
+            .filter_map(|image| image.recorder.as_ref())
+            .for_each(|recorder| recorder.end());
+    }
+
     /// Adds a logical unit.
     pub(super) fn hotplug(&self, config: &ImageConfig) -> Result<Address, Refusal> {
         let _in_span = self.span.enter();
@@ -463,7 +472,9 @@ impl Image {
     ) -> anyhow::Result<Self> {
         let span = tracing::error_span!("image", path = %config.path.display());
         let _in_span = span.enter();
+        image_check::check_format(config)?;
         let file = Arc::new(open::open(&config.path, &config.file_options())?);
+        image_check::warn(config);
         Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
     }
 

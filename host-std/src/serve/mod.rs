@@ -8,7 +8,7 @@
 //!
 //! - [`config`]: what to serve; [`spec`]: an image and its options as one argument.
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
-//! - [`throttle`]: limits of rate.
+//! - [`throttle`]: limits of rate. `image_check`: what is looked at before an image is served.
 //! - `signals`: what asks for the end; `open`: images that are in use for a moment longer.
 //! - `device`: one server with its images; [`control`]: the control socket and its protocol.
 //! - `confined`: what the process gives up before the first thread starts.
@@ -25,6 +25,7 @@ pub mod control;
 mod device;
 pub mod error_policy;
 mod events;
+mod image_check;
 pub mod listen;
 pub mod log;
 pub mod meter;

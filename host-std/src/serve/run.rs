@@ -154,7 +154,11 @@ fn wait(
             Ok(Happened::Ended { device, result }) => {
                 left.retain(|left| left.name != device);
                 match result {
-                    Ok(()) => tracing::info!(device, "ended"),
+                    Ok(()) => {
+                        let ended = devices.iter().filter(|ended| ended.name == device);
+                        ended.for_each(|device| device.end_recordings());
+                        tracing::info!(device, "ended");
+                    }
                     Err(error) => {
                         tracing::error!(device, %error, "ended");
                         well = false;

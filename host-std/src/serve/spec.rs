@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::config::{ConfigError, ImageConfig};
+use super::config::{ConfigError, ImageConfig, ImageFormat};
 use super::names::{cache, engine};
 
 /// An image as an argument gives it, and how many queues that asks for.
@@ -14,7 +14,7 @@ pub struct ImageSpec {
     pub queues: Option<u16>,
 }
 
-const KEYS: &str = "the options are cache, readonly, serial, queues, rerror, werror, engine, workers, logical-block, size, lun, \
+const KEYS: &str = "the options are cache, readonly, serial, queues, rerror, werror, engine, workers, logical-block, size, format, lun, \
                     iops, iops-burst, bps, bps-burst, record; a comma in a path is written twice";
 
 impl ImageSpec {
@@ -48,6 +48,7 @@ impl ImageSpec {
             "workers" => image.workers = parsed(key, value, number)?,
             "logical-block" => image.logical_block = Some(parsed(key, value, number)?),
             "size" => image.size = Some(parsed(key, value, FromStr::from_str)?),
+            "format" => image.format = Some(parsed(key, value, format)?),
             "lun" => image.lun = Some(parsed(key, value, FromStr::from_str)?),
             "iops" => image.iops = Some(parsed(key, value, number)?),
             "iops-burst" => image.iops_burst = Some(parsed(key, value, number)?),
@@ -96,6 +97,10 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+fn format(text: &str) -> Result<ImageFormat, String> {
+    if text == "raw" { Ok(ImageFormat::Raw) } else { Err("only raw images are served: give raw".into()) }
+}
+
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "give a whole number within the option's limits".into())
 }
@@ -106,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::backend::IoEngine;
-    use crate::serve::config::Size;
+    use crate::serve::config::{ImageFormat, Size};
     use crate::serve::error_policy::OnError;
 
     fn error(text: &str) -> String {
@@ -116,7 +121,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let text = "a,,b.img,cache=directsync,readonly,serial=S,queues=4,rerror=stop,werror=report,engine=uring,workers=2,\
-                    logical-block=4096,size=1M,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,record=x.log,fault=f";
+                    logical-block=4096,size=1M,format=raw,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,record=x.log,fault=f";
         let spec = ImageSpec::parse(text).unwrap();
         let expected = ImageConfig {
             path: "a,b.img".into(),
@@ -129,6 +134,7 @@ mod tests {
             workers: 2,
             logical_block: Some(4096),
             size: Some(Size(1 << 20)),
+            format: Some(ImageFormat::Raw),
             lun: Some("3:4".parse().unwrap()),
             iops: Some(5),
             iops_burst: Some(6),

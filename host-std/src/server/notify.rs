@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::wake::signal;
+
 /// An eventfd of ours.
 #[derive(Debug)]
 pub(super) struct Waker(OwnedFd);
@@ -15,8 +17,7 @@ impl Waker {
     }
 
     pub(super) fn wake(&self) {
-        // It fails only where the counter is full, and then it is readable.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        signal(self.0.as_fd());
     }
 
     /// It has woken us.

@@ -94,10 +94,9 @@ const CRATES: &[Crate] = &[
             ],
             &["server::images", "server::mutant", "server::stats"],
             &["confine", "fault", "probe", "record", "replay", "throttle"],
-            &["wake"],
             &["recording"],
             &["backend"],
-            &["memory"],
+            &["memory", "wake"],
         ],
     },
     Crate {
