@@ -15,8 +15,8 @@ impl Waker {
     }
 
     pub(super) fn wake(&self) {
-        // It fails only where the counter is full, and then it is readable.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        // It fails for good only where the counter is full, and then it is readable.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &1_u64.to_ne_bytes()));
     }
 
     /// It has woken us.
