@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use blk_core::op::Op;
 use blk_core::storage::IoError;
@@ -11,8 +11,8 @@ use blk_core::units::Tag;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::iovecs::IoVecs;
-use super::mutex::lock;
 use super::remote_buffer::RemoteBuffer;
+use super::sync::{AtomicUsize, Mutex, lock};
 use crate::memory::Anchor;
 
 /// One operation. Allocated with its handle; it moves from the handle to a thread and back by pointer, so that exactly
@@ -114,8 +114,8 @@ impl CompletionQueue {
         self.count.store(arrived.jobs.len(), Ordering::Release);
         if std::mem::take(&mut arrived.armed) {
             arrived.signalled = true;
-            // Under the lock, so that `arm` reads what this wrote. It cannot fail: the counter is 0 or 1.
-            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+            // Under the lock, so that `arm` reads what this wrote. It cannot fail for good: the counter is 0 or 1.
+            let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.wake, &1_u64.to_ne_bytes()));
         }
     }
 

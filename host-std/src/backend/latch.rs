@@ -4,10 +4,12 @@
 //! fdatasync that succeeds proves nothing, and the image stays failed until an operator has checked it and opens it again.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use blk_core::units::Lba;
 use rustix::io::Errno;
+
+use super::sync::AtomicU64;
 
 /// Which kind of durable operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub(super) struct Latch {
 const CLEAN: u64 = u64::MAX;
 
 impl Latch {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { cause: OnceLock::new(), dirty_low: AtomicU64::new(CLEAN) }
     }
 

@@ -49,6 +49,8 @@ mod iovecs;
 mod job;
 mod latch;
 mod limits;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod mutex;
 mod open_error;
 mod options;
@@ -60,6 +62,7 @@ mod ring;
 mod shared;
 mod staging;
 mod storage;
+mod sync;
 mod syscalls;
 mod transfer;
 mod worker;
