@@ -32,7 +32,7 @@ use rustix::io::Errno;
 
 use crate::backend::{Backend, Counts, Durable, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
-use crate::wake::TimedWake;
+use crate::timed_wake::TimedWake;
 
 /// What is to fail, and when. See the [module](self) for how it is written.
 #[derive(Clone, Debug, PartialEq)]

@@ -52,7 +52,8 @@ pub mod server;
 pub mod testing;
 #[cfg(feature = "server")]
 pub mod throttle;
+#[cfg(feature = "server")]
+mod timed_wake;
 #[cfg(feature = "program")]
 pub mod trace;
-#[cfg(feature = "server")]
 mod wake;

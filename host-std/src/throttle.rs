@@ -35,7 +35,7 @@ use blk_core::units::Tag;
 
 use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
-use crate::wake::TimedWake;
+use crate::timed_wake::TimedWake;
 use schedule::{Cost, Ns, Schedule};
 
 pub use schedule::{Limits, Rate};

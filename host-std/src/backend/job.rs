@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use blk_core::op::Op;
 use blk_core::storage::IoError;
@@ -11,8 +11,8 @@ use blk_core::units::Tag;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::iovecs::IoVecs;
-use super::mutex::lock;
 use super::remote_buffer::RemoteBuffer;
+use super::sync::{AtomicUsize, Mutex, lock};
 use crate::memory::Anchor;
 use crate::wake::signal;
 

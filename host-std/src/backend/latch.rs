@@ -7,13 +7,12 @@
 //! fdatasync that succeeds proves nothing, and the image stays failed until an operator has checked it and opens it again.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use blk_core::units::Lba;
 use rustix::io::Errno;
 
-use super::mutex::lock;
+use super::sync::{AtomicBool, AtomicU64, Mutex, lock};
 
 /// Which kind of durable operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +61,7 @@ struct Causes {
 const CLEAN: u64 = u64::MAX;
 
 impl Latch {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         let causes = Mutex::new(Causes { own: None, client: None });
         Self { causes, set: AtomicBool::new(false), dirty_low: AtomicU64::new(CLEAN) }
     }

@@ -52,6 +52,8 @@ mod iovecs;
 mod job;
 mod latch;
 mod limits;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod mutex;
 mod open_error;
 mod options;
@@ -63,6 +65,7 @@ mod ring;
 mod shared;
 mod staging;
 mod storage;
+mod sync;
 mod syscalls;
 mod transfer;
 mod worker;

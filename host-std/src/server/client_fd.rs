@@ -41,7 +41,11 @@ impl ClientFd {
     /// Wakes the client. What is full has a wake-up in it already.
     pub(super) fn signal(&self) {
         // A client that has gone is no error of ours: the connection's end says so.
-        let _ = rustix::io::write(&self.fd, &ONE);
+        if rustix::io::write(&self.fd, &ONE) == Err(Errno::INTR) {
+            // Once more: the client would wait for ever. Not for as long as it takes: it may make us wait here, and whoever
+            // frees us does it by this error.
+            let _ = rustix::io::write(&self.fd, &ONE);
+        }
     }
 
     /// Takes the wake-ups that are there.

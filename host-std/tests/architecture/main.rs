@@ -96,6 +96,7 @@ const CRATES: &[Crate] = &[
             &["confine", "fault", "probe", "record", "replay", "throttle"],
             &["recording"],
             &["backend"],
+            &["timed_wake"],
             &["memory", "wake"],
         ],
     },

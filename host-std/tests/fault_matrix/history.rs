@@ -104,8 +104,10 @@ fn unstable(done: &[Done], write: &Promise, at: u64, unseen: bool) -> Option<&'s
     for done in done.iter().filter(|done| write.submitted < done.left && done.left < write.acknowledged) {
         let (other, other_stable, left) = match &done.effect {
             Effect::Wrote { range, stable } => (range, *stable, done.left),
-            // By then it had ended.
-            Effect::Submitted { range, stable } => (range, *stable, write.acknowledged),
+            // When it ended is not seen. By its answer it had; a sync that is to be before the answer is after the submission at least.
+            Effect::Submitted { range, stable } => {
+                (range, *stable, if at == write.acknowledged { done.left } else { write.acknowledged })
+            }
             Effect::Synced | Effect::SyncFailed => continue,
         };
         if other.start < range.end && range.start < other.end {

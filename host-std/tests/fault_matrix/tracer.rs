@@ -288,9 +288,16 @@ impl Tracer {
         let number = thread.counts.entry(syscall).or_default();
         *number += 1;
         let call = Call { thread: name, syscall, number: *number };
-        let library = !self.in_main || !named || is_of_the_library(syscall, arguments);
+        let library = !self.in_main
+            || !named
+            || is_of_the_library(syscall, arguments)
+            // std::fs::ReadDir asserts that it goes well.
+            || (syscall == Sysno::close && is_directory(pid, arguments[0]));
         let target = if has_target(syscall) { target(pid, arguments[0]) } else { Target::default() };
-        let then = self.plan.as_ref().filter(|plan| plan.call == call).map(|plan| plan.action);
+        // By its number it may be another call than was recorded, which cannot fail in this way.
+        let possible = |plan: &&Plan| Action::all_of(syscall, target).any(|action| action == plan.action);
+        let plan = self.plan.as_ref().filter(|plan| plan.call == call).filter(possible);
+        let then = plan.map(|plan| plan.action);
         let entered = concerns_image(syscall).then(|| self.history.now());
         self.watched.change(|seen| {
             seen.made.push(Made { call, library, target });
@@ -422,6 +429,10 @@ impl Tracer {
 /// What a descriptor of a traced thread is.
 fn target(pid: Pid, fd: u64) -> Target {
     std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).map_or(Target::Other, |link| Target::of(&link))
+}
+
+fn is_directory(pid: Pid, fd: u64) -> bool {
+    std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|metadata| metadata.is_dir())
 }
 
 fn concerns_image(syscall: Sysno) -> bool {

@@ -1,6 +1,6 @@
 //! The thread of a queue, or of queues that share something: an event loop that sleeps when there is nothing to do.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -13,7 +13,7 @@ use crate::server::lifecycle::Lifecycle;
 use crate::server::mailbox::Inbox;
 use crate::server::mutant::{self, Mutant};
 use crate::server::stats::QueueCounters;
-use crate::server::virtio::{Negotiated, QueueGroup};
+use crate::server::virtio::{Negotiated, QueueGroup, Unit};
 use crate::server::vring::{InflightRecorder, Run, VringIo};
 
 /// How often a ring is looked at whose client gave no descriptor that would tell us to (SET_VRING_KICK without one).
@@ -78,20 +78,26 @@ impl Worker {
             lifecycle,
             epoll,
         };
-        worker.watch_images();
+        for fd in worker.rings.wake_fds() {
+            worker.watch_image(fd)?;
+        }
         Ok(worker)
     }
 
-    /// Lets every image wake the thread: those that did so before stay as they are.
-    fn watch_images(&self) {
+    /// Lets an image wake the thread, which would wait for ever otherwise.
+    fn watch_image(&self, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
         // By edges: it stays readable from one `arm` to the next, and is not armed when nothing is in flight.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        for fd in self.rings.wake_fds() {
-            match epoll::add(&self.epoll, fd, epoll::EventData::new_u64(IMAGE), flags) {
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(errno) => tracing::error!("an image cannot wake its thread: {errno}"),
-            }
-        }
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(IMAGE), flags)
+    }
+
+    /// Adds a unit. One that is refused takes its descriptor along.
+    fn plug(&mut self, unit: Unit) -> Result<usize, &'static str> {
+        self.watch_image(unit.wake_fd()).map_err(|errno| {
+            tracing::error!("a unit cannot be added: its image cannot wake the thread: {errno}");
+            "raise the limits on memory and on what epoll may watch (fs.epoll.max_user_watches)"
+        })?;
+        self.rings.plug(unit)
     }
 
     /// Works until it is told to end.
@@ -172,9 +178,7 @@ impl Worker {
             Command::Config { offset, bytes } => self.rings.write_config(offset, &bytes),
             Command::Resume(settings) => self.rings.resume(&settings),
             Command::Plug(unit, done) => {
-                let plugged = self.rings.plug(*unit);
-                self.watch_images();
-                let _ = done.send(plugged);
+                let _ = done.send(self.plug(*unit));
             }
             Command::Unplug { target, lun, done } => {
                 let _ = done.send(self.rings.unplug(target, lun));

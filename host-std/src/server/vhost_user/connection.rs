@@ -12,7 +12,7 @@ use super::device::VhostUserDevice;
 use super::handler::Handler;
 use super::header::Header;
 use super::raw_messages;
-use crate::server::lifecycle::NextClient;
+use crate::server::lifecycle::{Lifecycle, NextClient};
 
 /// Serves a client until it goes, then lets what is in flight complete.
 pub(super) fn serve_client(
@@ -33,11 +33,14 @@ pub(super) fn serve_client(
     let mut first = true;
     loop {
         let until = std::mem::take(&mut first).then(|| Instant::now() + patience);
-        if !(wait_for_something(&peek, &mut next, until) && wait_for_all(&peek, patience)) {
-            tracing::warn!("the client is let go: it has sent no whole message for {patience:?}");
+        let lifecycle = &*device.lifecycle;
+        let whole = wait_for_something(&peek, &mut next, lifecycle, until)
+            && wait_for_all(&peek, lifecycle, patience);
+        if lifecycle.is_stopping() {
             break;
         }
-        if device.lifecycle.is_stopping() {
+        if !whole {
+            tracing::warn!("the client is let go: it has sent no whole message for {patience:?}");
             break;
         }
         let header = Header::peek(&peek);
@@ -78,15 +81,22 @@ pub(super) fn serve_client(
     Ok(())
 }
 
-/// Waits for the beginning of a message, or the end of the connection. False if neither has come in time.
-fn wait_for_something(stream: &UnixStream, next: &mut NextClient<'_>, until: Option<Instant>) -> bool {
-    loop {
+/// Waits for the beginning of a message, the end of the connection, or that of the server. False if none has come in time.
+fn wait_for_something(
+    stream: &UnixStream,
+    next: &mut NextClient<'_>,
+    lifecycle: &Lifecycle,
+    until: Option<Instant>,
+) -> bool {
+    // The end of the server ends the connection too, but where that fails the client must not keep the server.
+    while !lifecycle.is_stopping() {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let message = PollFd::new(stream, PollFlags::IN);
         let listener = next.listener();
         let another = listener.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN));
-        let mut fds: Vec<_> = [Some(message), another].into_iter().flatten().collect();
+        let stop = PollFd::new(lifecycle.stop_waker(), PollFlags::IN);
+        let mut fds: Vec<_> = [Some(message), Some(stop), another].into_iter().flatten().collect();
         match poll(&mut fds, left.as_ref()) {
             Ok(0) => return false,
             // Interrupted, it looks again.
@@ -95,15 +105,17 @@ fn wait_for_something(stream: &UnixStream, next: &mut NextClient<'_>, until: Opt
             Ok(_) => next.tell_if_waiting(),
         }
     }
+    true
 }
 
-/// Waits for the rest of a message that has begun, or the end of the connection: the crate vhost would wait for it without end.
-/// False if it has not come in time. Nearly always it is there.
-fn wait_for_all(stream: &UnixStream, patience: Duration) -> bool {
+/// Waits for the rest of a message that has begun, the end of the connection, or that of the server: the crate vhost would wait
+/// for it without end. False if it has not come in time. Nearly always it is there.
+fn wait_for_all(stream: &UnixStream, lifecycle: &Lifecycle, patience: Duration) -> bool {
     let until = Instant::now() + patience;
     loop {
         let mut end = [PollFd::new(stream, PollFlags::RDHUP)];
-        if Header::peek_whole(stream) || matches!(poll(&mut end, Some(&NOW)), Ok(1..)) {
+        let stopping = lifecycle.is_stopping();
+        if stopping || Header::peek_whole(stream) || matches!(poll(&mut end, Some(&NOW)), Ok(1..)) {
             return true;
         }
         if Instant::now() >= until {

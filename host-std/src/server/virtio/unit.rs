@@ -1,5 +1,7 @@
 //! A logical unit between its options and its controller.
 
+use std::os::fd::BorrowedFd;
+
 use scsi_model::front::virtio_scsi::{Address, LUN_MAX};
 
 use crate::backend::Handle;
@@ -11,6 +13,13 @@ pub(in crate::server) struct Unit {
     pub(super) address: Address,
     pub(super) identity: scsi_model::Config,
     pub(super) handle: Box<dyn Handle>,
+}
+
+impl Unit {
+    /// Wakes whoever works on the unit.
+    pub(in crate::server) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.handle.wake_fd()
+    }
 }
 
 /// Makes a handle for a logical unit.

@@ -63,11 +63,14 @@ impl Worker {
                 return;
             }
             if watch != session.watched {
-                session.watched = watch;
                 // Not readable is not gone: that is told always.
                 let flags = if watch { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
                 let data = epoll::EventData::new_u64(CLIENT);
-                let _ = epoll::modify(&self.epoll, &*session.client.lock(), data, flags);
+                if epoll::modify(&self.epoll, &*session.client.lock(), data, flags).is_err() {
+                    // It would sleep while the client speaks: it looks again.
+                    return;
+                }
+                session.watched = watch;
             }
         }
         events.clear();
