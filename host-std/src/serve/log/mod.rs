@@ -7,7 +7,7 @@
 //! - Nothing here panics, and a thread that logs waits for nothing but a short lock: a standard error that is full, closed,
 //!   or read by nobody costs lines.
 //! - Lines that were lost are counted ([`lines_lost`]), and a line says so once standard error takes lines again.
-//! - A cause that repeats itself is cut short: [`rate`](self::rate) has the numbers.
+//! - A cause that repeats itself is cut short: `rate` has the numbers.
 //! - Before [`start_thread`] lines are written by the thread that logs, if standard error takes them at once.
 //!
 //! Nothing else knows the crate `tracing-subscriber`.
@@ -23,18 +23,17 @@ use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use self::queue::Queue;
+use self::queue::QUEUE;
 use self::rate::RateLimit;
 use super::config::LogFormat;
 
-pub use self::descriptor::write_within;
+pub use self::descriptor::{Broken, write_within};
 
 /// The variable whose filter goes before the default level.
 const FILTER: &str = "BLK_HOST_LOG";
 /// How long the end of the process may be delayed by lines that wait.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(800);
 
-static QUEUE: LazyLock<Queue> = LazyLock::new(Queue::default);
 static RATE_LIMIT: LazyLock<RateLimit> = LazyLock::new(RateLimit::default);
 
 /// Sends what is logged to standard error: what passes the filter in `BLK_HOST_LOG`, or else `level` and above. The first call

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::stderr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::descriptor::{Broken, write_within};
@@ -11,6 +11,9 @@ use super::descriptor::{Broken, write_within};
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
 /// How often lost lines are spoken of while more are lost, and how often the rate limit speaks.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// The one queue of the process: standard error is its own.
+pub(super) static QUEUE: LazyLock<Queue> = LazyLock::new(Queue::default);
 
 /// The queue. Any thread puts lines in; one takes them out.
 #[derive(Default)]

@@ -15,7 +15,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::QUEUE;
+use super::queue::QUEUE;
 
 /// Lines that pass at once.
 const BURST: u32 = 10;
