@@ -11,7 +11,8 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::{Error, State};
+use super::error::Error;
+use super::state::State;
 
 /// What the process may still do with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

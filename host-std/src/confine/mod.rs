@@ -37,19 +37,21 @@ pub mod limits;
 pub mod permissions;
 pub mod privileges;
 mod report;
+mod sandbox;
 mod service_manager;
+mod state;
 pub mod syscalls;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use self::error::Error;
 pub use self::filesystem::Grant;
 pub use self::privileges::User;
-pub use self::report::{Part, Report, State};
+pub use self::report::{Part, Report};
+pub use self::sandbox::Sandbox;
 pub use self::service_manager::ServiceManager;
+pub use self::state::State;
 pub use self::syscalls::Role;
 
 use self::filesystem::Rules;
@@ -57,47 +59,6 @@ use self::syscalls::Filters;
 
 /// How long the kernel may take to forget a thread that has ended.
 const REAPED_WITHIN: Duration = Duration::from_secs(1);
-
-/// Whether the process is confined: `--sandbox`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sandbox {
-    /// Not at all: for a debugger.
-    Off,
-    /// As far as the host can.
-    #[default]
-    Auto,
-    /// In full, or the start fails.
-    Require,
-}
-
-impl FromStr for Sandbox {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "off" => Ok(Self::Off),
-            "auto" => Ok(Self::Auto),
-            "require" => Ok(Self::Require),
-            _ => Err(Error::new(
-                format!("--sandbox={text}"),
-                "choose it",
-                "there is no such mode",
-                "give off, auto or require",
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Sandbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Auto => "auto",
-            Self::Require => "require",
-        })
-    }
-}
 
 /// What a confined process may still do.
 #[derive(Clone, Debug, Default)]

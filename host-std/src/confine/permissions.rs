@@ -12,7 +12,8 @@ use std::str::FromStr;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, chmod, chownat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
-use super::{Error, privileges};
+use super::error::Error;
+use super::privileges;
 
 /// Permissions of a file with a guest's data: its owner reads and writes it, and nobody else.
 pub const PRIVATE_MODE: u32 = 0o600;

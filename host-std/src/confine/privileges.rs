@@ -11,7 +11,8 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{Error, State};
+use super::error::Error;
+use super::state::State;
 
 /// A user and a group that exist, or are given by number: `--user NAME[:GROUP]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use libc::c_long;
 use seccompiler::{BackendError, SeccompRule};
 
 use super::roles::Role;
-use super::{Rules, has_bits, is, is_null};
+use super::rules::{Rules, has_bits, is, is_null};
 
 /// Linux, include/uapi/linux/fs.h: `_IO(0x12, 119)`.
 const BLKDISCARD: u32 = 0x1277;

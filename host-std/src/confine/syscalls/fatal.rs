@@ -3,7 +3,7 @@
 use libc::c_long;
 use seccompiler::BackendError;
 
-use super::{Rules, has_bits, is_not};
+use super::rules::{Rules, has_bits, is_not};
 
 /// Programs, other processes, namespaces, mounts, users, keys, the kernel's own code: each a usual
 /// next step of an attack.

@@ -20,21 +20,15 @@
 mod base;
 mod fatal;
 mod roles;
+mod rules;
 
-use std::collections::BTreeMap;
+use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-use libc::c_long;
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, apply_filter,
-};
-
-use super::{Sandbox, State};
+use self::rules::Rules;
+use super::sandbox::Sandbox;
+use super::state::State;
 
 pub use self::roles::Role;
-
-/// Calls, each with the rules of which one must hold; without rules, in any way.
-type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 /// The filters, compiled.
 #[derive(Debug)]
@@ -100,35 +94,6 @@ fn program(
 ) -> Result<BpfProgram, BackendError> {
     let arch = std::env::consts::ARCH.try_into()?;
     SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
-}
-
-/// A rule that holds if an argument of 32 bits is this.
-fn is(argument: u8, value: u32) -> Result<SeccompRule, BackendError> {
-    rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into())
-}
-
-/// A rule that holds if an argument of 32 bits is not this.
-fn is_not(argument: u8, value: u32) -> Result<SeccompRule, BackendError> {
-    rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value.into())
-}
-
-/// A rule that holds if the bits of `mask` in the lower half of an argument are these.
-fn has_bits(argument: u8, mask: u32, bits: u32) -> Result<SeccompRule, BackendError> {
-    rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask.into()), bits.into())
-}
-
-/// A rule that holds if an argument is a null pointer.
-fn is_null(argument: u8) -> Result<SeccompRule, BackendError> {
-    rule(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
-}
-
-fn rule(
-    argument: u8,
-    len: SeccompCmpArgLen,
-    op: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, len, op, value)?])
 }
 
 #[cfg(test)]
