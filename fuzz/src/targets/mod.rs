@@ -8,6 +8,7 @@ pub mod scsi_device;
 pub mod scsi_wire;
 pub mod sequencer;
 pub mod vfio_user;
+pub mod vhost_user;
 pub mod virtio_blk_device;
 pub mod virtio_blk_wire;
 pub mod virtio_scsi_device;
@@ -40,6 +41,7 @@ targets!(
     scsi_wire,
     sequencer,
     vfio_user,
+    vhost_user,
     virtio_blk_device,
     virtio_blk_wire,
     virtio_scsi_device,

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -48,7 +49,7 @@ pub(super) fn handle(device: &VhostUserDevice, handler: &mut Handler, stream: &U
     }
     let done = match header.request {
         SET_MEM_TABLE => set_mem_table(handler, &body, fds),
-        _ => set_backend_req_fd(device, handler, fds),
+        _ => set_backend_req_fd(device, handler, stream, fds),
     };
     if handler.was_answered(header) {
         let reply = Header { flags: VERSION | REPLY, bytes: 8, ..header };
@@ -113,13 +114,30 @@ fn set_mem_table(handler: &mut Handler, body: &[u8], fds: Vec<OwnedFd>) -> Resul
     handler.set_regions(regions)
 }
 
-fn set_backend_req_fd(device: &VhostUserDevice, handler: &Handler, fds: Vec<OwnedFd>) -> Result<()> {
+fn set_backend_req_fd(
+    device: &VhostUserDevice,
+    handler: &Handler,
+    stream: &UnixStream,
+    fds: Vec<OwnedFd>,
+) -> Result<()> {
     let [channel] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Error::IncorrectFds)?;
     let unix_stream = matches!(sockopt::socket_domain(&channel), Ok(AddressFamily::UNIX))
         && matches!(sockopt::socket_type(&channel), Ok(SocketType::STREAM));
     if !unix_stream || !handler.may_send_requests() {
         return Err(Error::InvalidMessage);
     }
-    device.set_request_channel(Some(channel));
+    let channel = UnixStream::from(channel);
+    if leads_to(&channel, stream) {
+        return Err(Error::InvalidMessage);
+    }
+    device.set_request_channel(Some(channel.into()));
     Ok(())
+}
+
+/// Whether `channel` is the other end of a socket of this server's, such as `stream`: a client that hands over its own end would
+/// never be seen to go. A pair of sockets has no names.
+fn leads_to(channel: &UnixStream, stream: &UnixStream) -> bool {
+    let (Ok(peer), Ok(own)) = (channel.peer_addr(), stream.local_addr()) else { return false };
+    own.as_pathname().is_some_and(|name| peer.as_pathname() == Some(name))
+        || own.as_abstract_name().is_some_and(|name| peer.as_abstract_name() == Some(name))
 }
