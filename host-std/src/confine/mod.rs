@@ -104,6 +104,10 @@ impl Confinement {
         let Self { policy, rules } = self;
         let Policy { sandbox, user, new_rings, .. } = policy;
         check_alone()?;
+        // rustix reads the auxiliary vector when it is first asked for something in it, and panics if it
+        // may not (1.1.6, linux_raw, `init_auxv`): a confined thread can neither ask the kernel for it nor
+        // open /proc/self/auxv.
+        rustix::param::page_size();
         let mut report = Report::new(sandbox);
         if sandbox != Sandbox::Off {
             report.add("capabilities", privileges::drop_bounding_set());

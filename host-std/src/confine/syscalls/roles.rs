@@ -55,8 +55,9 @@ impl Role {
             Self::Queue => {
                 &[EVENTS, OLD_EVENTS, SOCKETS, TRANSFER, SYNC, RING, STAT, OLD_STAT, MEMORY_FILE, DUP]
             }
-            Self::Worker => &[TRANSFER, SYNC],
-            Self::Flusher => &[SYNC],
+            // A file that was cut short is found by its size.
+            Self::Worker => &[TRANSFER, SYNC, STAT, OLD_STAT],
+            Self::Flusher => &[SYNC, STAT, OLD_STAT],
             Self::Control => &[
                 EVENTS,
                 OLD_EVENTS,
