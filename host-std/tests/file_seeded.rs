@@ -30,7 +30,13 @@ impl Random {
 struct Chaotic(Mutex<Random>);
 
 impl Chaotic {
-    fn transfer(&self, iovecs: &IoVecs, call: impl Fn(&IoVecs) -> Result<usize>) -> Result<usize> {
+    /// A write may move nothing. A read that does has met the end of a file that was cut short, which latches.
+    fn transfer(
+        &self,
+        write: bool,
+        iovecs: &IoVecs,
+        call: impl Fn(&IoVecs) -> Result<usize>,
+    ) -> Result<usize> {
         let (what, short) = {
             let mut random = self.0.lock().unwrap();
             (random.below(16), 512 * (1 + random.below(8) as usize))
@@ -38,8 +44,8 @@ impl Chaotic {
         match what {
             0 => Err(Errno::IO),
             1 => Err(Errno::NOSPC),
-            2 => Ok(0),
-            3..6 => Err(Errno::INTR),
+            2 if write => Ok(0),
+            2..6 => Err(Errno::INTR),
             6..12 => iovecs.with_prefix(short, call),
             _ => call(iovecs),
         }
@@ -57,11 +63,11 @@ impl Chaotic {
 
 impl Syscalls for Chaotic {
     fn read(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
-        self.transfer(into, |iovecs| LinuxSyscalls.read(fd, iovecs, offset))
+        self.transfer(false, into, |iovecs| LinuxSyscalls.read(fd, iovecs, offset))
     }
 
     fn write(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64, dsync: bool) -> Result<usize> {
-        self.transfer(from, |iovecs| LinuxSyscalls.write(fd, iovecs, offset, dsync))
+        self.transfer(true, from, |iovecs| LinuxSyscalls.write(fd, iovecs, offset, dsync))
     }
 
     fn fdatasync(&self, fd: BorrowedFd<'_>) -> Result<()> {
@@ -85,24 +91,24 @@ impl Syscalls for Chaotic {
     }
 
     fn read_now(&self, fd: BorrowedFd<'_>, into: &IoVecs, offset: u64) -> Result<usize> {
-        self.transfer(into, |iovecs| LinuxSyscalls.read_now(fd, iovecs, offset))
+        self.transfer(false, into, |iovecs| LinuxSyscalls.read_now(fd, iovecs, offset))
     }
 
     fn write_now(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64) -> Result<usize> {
-        self.transfer(from, |iovecs| LinuxSyscalls.write_now(fd, iovecs, offset))
+        self.transfer(true, from, |iovecs| LinuxSyscalls.write_now(fd, iovecs, offset))
     }
 
     fn ring(&self) -> bool {
         true
     }
 
-    fn ring_ended(&self, _write: bool, result: Result<usize>) -> Result<usize> {
+    fn ring_ended(&self, write: bool, result: Result<usize>) -> Result<usize> {
         let mut random = self.0.lock().unwrap();
         match random.below(16) {
             0 => Err(Errno::IO),
             1 => Err(Errno::NOSPC),
-            2 => Ok(0),
-            3 => Err(Errno::INTR),
+            2 if write => Ok(0),
+            2 | 3 => Err(Errno::INTR),
             4 => Err(Errno::AGAIN),
             // It is done all the same, once more.
             5..9 => result.map(|moved| moved.min(512 * (1 + random.below(8) as usize))),

@@ -9,6 +9,8 @@
 //! ```
 //!
 //! PCI devices are served over vfio-user: [`vfio_user`].
+//!
+#![doc = include_str!("../../tests/process.md")]
 
 mod client_fd;
 mod images;

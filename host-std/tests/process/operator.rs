@@ -28,6 +28,7 @@ fn stats_are_there_while_a_command_waits_and_it_says_what_for() {
             "--control",
             "control",
         ]);
+        command.arg("--hotplug-folder").arg(more.parent().unwrap());
         Server::start(dir, command.args(["--image", "image"]))
     };
     let mut operator = BufReader::new(UnixStream::connect(server.path("control")).unwrap());
