@@ -46,7 +46,7 @@ pub struct Config {
     /// Whether the process is confined once it has started.
     #[serde(default)]
     pub sandbox: Sandbox,
-    /// The user, and the group, that it becomes: NAME[:GROUP].
+    /// The user, and the group, that it becomes: `NAME` or `NAME:GROUP`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Permissions of the devices' sockets, in octal.
