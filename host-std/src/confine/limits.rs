@@ -25,8 +25,7 @@ pub fn raise_descriptors() -> Descriptors {
     raised.current = raised.maximum;
     // A soft limit up to the hard one is always permitted; if it is refused all the same, the old
     // one holds.
-    let _ = setrlimit(Resource::Nofile, raised);
-    let now = getrlimit(Resource::Nofile);
+    let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { before };
     Descriptors { before: before.current, now: now.current, hard: now.maximum }
 }
 

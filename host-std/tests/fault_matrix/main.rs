@@ -2,7 +2,7 @@
 //! failed in each way that its manual page names.
 //!
 //! `cargo test -p host-std --test fault_matrix -- --all --results FILE` runs all of it, which takes hours, keeps what came out, and
-//! goes on where it was stopped. Without arguments it runs a sample, from a seed that it prints.
+//! goes on where it was stopped. Without arguments it runs a sample, from the seed that it prints, the same each time; `--seed` takes another.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("the fault matrix changes registers of x86-64; build the other tests by name");
@@ -244,6 +244,9 @@ impl Case {
     }
 }
 
+/// The seed of a sample that is given none: a landing is not to hang on luck.
+const SEED: u64 = 20_261_130;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if !args.harness.want_this() {
@@ -307,7 +310,7 @@ fn run(args: &Args) -> Result<bool, String> {
         println!("{} cases; {} are done already", cases.len(), done.len());
         return execute(args, &cases, &mut results, None);
     }
-    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let seed = args.seed.unwrap_or(SEED);
     println!("a sample of {} cases: --seed {seed}", cases.len());
     fastrand::Rng::with_seed(seed).shuffle(&mut cases);
     // The library's own calls are many, and say little of the server.
