@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// The limit on open descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,15 +18,27 @@ pub struct Descriptors {
 
 /// Raises the soft limit on descriptors to the hard one. The soft limit is low for the sake of
 /// programs that use select(2).
-#[must_use]
-pub fn raise_descriptors() -> Descriptors {
-    let before = getrlimit(Resource::Nofile);
-    let mut raised = before;
-    raised.current = raised.maximum;
+///
+/// # Errors
+/// The kernel's, which has no reason for one.
+pub fn raise_descriptors() -> io::Result<Descriptors> {
+    let before = descriptor_limit()?;
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
     // A soft limit up to the hard one is always permitted; if it is refused all the same, the old
     // one holds.
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { before };
-    Descriptors { before: before.current, now: now.current, hard: now.maximum }
+    Ok(Descriptors { before: before.current, now: now.current, hard: now.maximum })
+}
+
+/// Rustix's `getrlimit` panics where the call fails, as a filter of system calls may have it.
+fn descriptor_limit() -> io::Result<Rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit` (getrlimit(2)), which `limit` is, and keeps no pointer.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let known = |value| (value != libc::RLIM_INFINITY).then_some(value);
+    Ok(Rlimit { current: known(limit.rlim_cur), maximum: known(limit.rlim_max) })
 }
 
 impl fmt::Display for Descriptors {

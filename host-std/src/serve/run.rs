@@ -52,9 +52,10 @@ pub fn run(config: &Config, place: &str, inherited: Inherited, announce: bool) -
     // First, so that no signal comes in between, and no thread is there that does not block them.
     let signals = Signals::block().context("cannot block signals, to read them")?;
     limits::ignore_file_size_signal().context("cannot ignore the signal SIGXFSZ")?;
-    // Not within the macro, which asks for its arguments only where the line is logged.
-    let descriptors = limits::raise_descriptors();
-    tracing::debug!("{descriptors}");
+    match limits::raise_descriptors() {
+        Ok(descriptors) => tracing::debug!("{descriptors}"),
+        Err(error) => tracing::warn!("cannot raise the limit on open files: {error}; see ulimit -n"),
+    }
     match start(config, inherited, announce, signals) {
         Err(error) if error.is::<Stopped>() => {
             tracing::info!("{error}: nothing was served");

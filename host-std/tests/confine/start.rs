@@ -118,7 +118,7 @@ fn a_socket_replaces_nothing() -> io::Result<()> {
 fn the_soft_limit_is_raised() -> io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum })?;
-    let descriptors = limits::raise_descriptors();
+    let descriptors = limits::raise_descriptors()?;
     assert_eq!((descriptors.before, descriptors.now, descriptors.hard), (Some(64), maximum, maximum));
     assert_eq!(getrlimit(Resource::Nofile).current, maximum);
     let text = descriptors.to_string();
