@@ -16,7 +16,7 @@ use host_std::testing::client::{Blk, Options, Request};
 use rustix::fs::FallocateFlags;
 
 use crate::report::BesideFlush;
-use crate::servers::{IMAGE_BYTES as SERVED_BYTES, Images, Running};
+use crate::servers::{Contender, IMAGE_BYTES as SERVED_BYTES, Images, Running};
 
 const FLUSH: Duration = Duration::from_millis(500);
 const IMAGE_BYTES: u64 = 16 << 20;
@@ -70,7 +70,7 @@ impl Syscalls for SlowFlush {
 
 /// The program, told to complete each flush half a second late.
 pub(crate) fn by_the_program(images: &Images, time: Duration) -> anyhow::Result<BesideFlush> {
-    let server = Running::ours(images, &format!(",fault=flush:{}ms", FLUSH.as_millis()))?;
+    let server = Running::ours(images, Contender::Ours, &format!(",fault=flush:{}ms", FLUSH.as_millis()))?;
     measure("blk-host serve, fault=flush:500ms", server.socket(), SERVED_BYTES, time)
 }
 

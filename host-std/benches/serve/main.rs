@@ -1,4 +1,5 @@
-//! `blk-host serve` against QEMU's storage daemon: two vhost-user servers, one client, one core.
+//! `blk-host serve` against QEMU's storage daemon, two vhost-user servers, and against itself with `--sandbox=off`: one
+//! client, one core.
 //!
 //! ```text
 //! cargo bench -p host-std --bench serve                        the table: medians of alternated runs, and their ratios
@@ -8,12 +9,13 @@
 //! ```
 //!
 //! Everything runs on one core, the client included: a server that wins by keeping another core busy wins nothing here,
-//! and what is measured is the work that a request costs. Runs of the two servers alternate within a row, so that a
-//! disturbed machine disturbs both; a ratio is the median of the ratios of neighbours.
+//! and what is measured is the work that a request costs. Runs of the servers alternate within a row, so that a
+//! disturbed machine disturbs all; a ratio is the median of the ratios of neighbours.
 //!
 //! It fails, whatever the machine's speed, if a request fails or comes back wrong, if flushes were fewer fdatasync calls than
 //! flushes, or if the 99th percentile of reads beside a flush of 500 ms reaches 5 ms in each of three tries. Ratios fail it
-//! only with `--at-least`.
+//! only with `--at-least` and
+//! `--confined-at-least`.
 
 mod delayed;
 mod fio;
@@ -58,9 +60,12 @@ struct Args {
     /// The core to run on.
     #[arg(long, value_name = "N", default_value_t = 0)]
     core: usize,
-    /// Fail if a ratio is below this.
+    /// Fail if a ratio to the other server is below this.
     #[arg(long, value_name = "RATIO")]
     at_least: Option<f64>,
+    /// Fail if the server does less than this, confined, of what it does with --sandbox=off.
+    #[arg(long, value_name = "RATIO")]
+    confined_at_least: Option<f64>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -95,7 +100,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 eprintln!("{}", report.last_line());
             }
             if row.operation == rows::Operation::WriteFlush {
-                for &contender in &contenders {
+                for &contender in contenders.iter().filter(|each| **each != Contender::Unconfined) {
                     let counted = flushes::count(&contender.start(&images)?)?;
                     report.add_flushes(place.name(), contender, counted);
                 }
@@ -117,6 +122,11 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         && ratio < least
     {
         broken.push(format!("the ratio {ratio:.2} is below {least:.2}"));
+    }
+    if let (Some(least), Some(ratio)) = (args.confined_at_least, report.confined())
+        && ratio < least
+    {
+        broken.push(format!("the ratio of confined to not is {ratio:.3}, below {least:.3}"));
     }
     for broken in &broken {
         eprintln!("serve: {broken}");

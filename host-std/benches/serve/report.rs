@@ -39,8 +39,16 @@ struct Line {
     place: &'static str,
     row: Row,
     servers: Vec<Median>,
-    /// Ours to theirs.
+    /// Ours to the other server.
     ratio: Option<f64>,
+    /// Ours, confined, to ours as it is not.
+    confined: Option<f64>,
+}
+
+impl Line {
+    fn of(&self, contender: Contender) -> Option<&Median> {
+        self.servers.iter().find(|median| median.contender == contender)
+    }
 }
 
 struct Median {
@@ -62,15 +70,17 @@ impl Report {
         contenders: &[Contender],
         samples: Vec<Vec<Sample>>,
     ) {
-        let ratio = match samples.as_slice() {
-            [ours, theirs] => {
-                Some(median(ours.iter().zip(theirs).map(|(our, their)| our.per_second / their.per_second)))
-            }
-            _ => None,
+        let of = |contender| {
+            contenders.iter().zip(&samples).find(|(each, _)| **each == contender).map(|(_, samples)| samples)
         };
+        let ours_to = |other| {
+            let neighbours = of(Contender::Ours)?.iter().zip(of(other)?);
+            Some(median(neighbours.map(|(our, their)| our.per_second / their.per_second)))
+        };
+        let (ratio, confined) = (ours_to(Contender::Qemu), ours_to(Contender::Unconfined));
         let servers = contenders
             .iter()
-            .zip(samples)
+            .zip(&samples)
             .map(|(&contender, samples)| {
                 let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value));
                 let sample = Sample {
@@ -82,7 +92,7 @@ impl Report {
                 Median { contender, sample }
             })
             .collect();
-        self.lines.push(Line { place, row, servers, ratio });
+        self.lines.push(Line { place, row, servers, ratio, confined });
     }
 
     pub(crate) fn add_flushes(&mut self, place: &'static str, contender: Contender, flushes: Flushes) {
@@ -108,6 +118,12 @@ impl Report {
         self.lines.iter().filter_map(|line| line.ratio).min_by(f64::total_cmp)
     }
 
+    /// The cost of confinement: the geometric mean of the ratios of all rows.
+    pub(crate) fn confined(&self) -> Option<f64> {
+        let logarithms: Vec<f64> = self.lines.iter().filter_map(|line| line.confined).map(f64::ln).collect();
+        (!logarithms.is_empty()).then(|| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp())
+    }
+
     /// What was added last, in short.
     pub(crate) fn last_line(&self) -> String {
         let Some(line) = self.lines.last() else { return String::new() };
@@ -117,7 +133,8 @@ impl Report {
             .map(|median| format!("{} {}", median.contender.name(), rate(line.row, median)));
         let rates: Vec<String> = rates.collect();
         let ratio = line.ratio.map_or(String::new(), |ratio| format!(", ratio {ratio:.2}"));
-        format!("{}, {}: {}{ratio}", line.place, line.row.name(), rates.join(", "))
+        let confined = line.confined.map_or(String::new(), |ratio| format!(", confined {ratio:.2}"));
+        format!("{}, {}: {}{ratio}{confined}", line.place, line.row.name(), rates.join(", "))
     }
 
     pub(crate) fn print(&self) {
@@ -129,20 +146,24 @@ impl Report {
             "blk-host",
             "qemu-storage-daemon",
             "ratio",
+            "confined",
             "server us",
             "kicks, wakes",
         ]);
         for line in &self.lines {
-            let mut rates = line.servers.iter().map(|median| rate(line.row, median));
+            let compared = || [Contender::Ours, Contender::Qemu].into_iter().filter_map(|each| line.of(each));
+            let mut rates = compared().map(|median| rate(line.row, median));
             let each = |value: fn(&Sample) -> String| -> String {
-                line.servers.iter().map(|median| value(&median.sample)).collect::<Vec<_>>().join(" / ")
+                compared().map(|median| value(&median.sample)).collect::<Vec<_>>().join(" / ")
             };
+            let ratio = |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
             let cells = [
                 line.place.to_owned(),
                 line.row.name(),
                 rates.next().unwrap_or_default(),
                 rates.next().unwrap_or_else(|| "-".into()),
-                line.ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+                ratio(line.ratio),
+                ratio(line.confined),
                 each(|sample| format!("{:.1}", sample.server_us)),
                 each(|sample| format!("{:.2}, {:.2}", sample.kicks, sample.wakes)),
             ];
@@ -157,6 +178,11 @@ impl Report {
             "Rates are medians; a ratio is the median of the ratios of neighbouring runs. Processor time, kicks and"
         );
         println!("wakes of the client are for one operation: ours / theirs.");
+        if let Some(confined) = self.confined() {
+            println!(
+                "Confined, the server does {confined:.3} of what it does with --sandbox=off (geometric mean of the rows)."
+            );
+        }
         for (place, contender, flushes) in &self.flushes {
             println!("Pairs on {place}, {}: {}", contender.name(), flushes.in_words());
         }
@@ -190,7 +216,8 @@ impl Report {
                         })
                     })
                     .collect();
-                json!({ "place": line.place, "row": line.row.name(), "servers": servers, "ratio": line.ratio })
+                json!({ "place": line.place, "row": line.row.name(), "servers": servers,
+                    "ratio": line.ratio, "confined": line.confined })
             })
             .collect();
         let beside = self.beside_flush.iter().map(|beside| {
@@ -213,6 +240,7 @@ impl Report {
         });
         let report = json!({
             "rows": lines,
+            "confined": self.confined(),
             "flushes": flushes.collect::<Vec<_>>(),
             "reads_beside_a_flush": beside.collect::<Vec<_>>(),
         });

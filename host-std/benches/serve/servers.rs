@@ -84,7 +84,7 @@ impl Images {
 
     /// Where a server is to listen; what an earlier one left there is gone.
     fn socket(&self, contender: Contender) -> anyhow::Result<PathBuf> {
-        let socket = self.dir.path().join(format!("{}.sock", contender.name()));
+        let socket = self.dir.path().join(format!("{contender:?}.sock"));
         for stale in [&socket, &socket.with_extension("control")] {
             match std::fs::remove_file(stale) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -97,40 +97,46 @@ impl Images {
     }
 
     fn image(&self, contender: Contender) -> PathBuf {
-        self.dir.path().join(format!("{}.img", contender.name()))
+        self.dir.path().join(format!("{contender:?}.img"))
     }
 }
 
 /// A server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
+    /// Confined, as it is by default.
     Ours,
+    Unconfined,
     Qemu,
 }
 
 impl Contender {
-    /// Ours, and what else there is.
+    /// Ours, confined and not, and what else there is.
     pub(crate) fn installed() -> Vec<Self> {
+        let mut all = vec![Self::Ours, Self::Unconfined];
         let runs = Command::new("qemu-storage-daemon").arg("--version").stdout(Stdio::null()).status();
         match runs {
-            Ok(status) if status.success() => vec![Self::Ours, Self::Qemu],
+            Ok(status) if status.success() => all.push(Self::Qemu),
             _ => {
-                eprintln!("serve: qemu-storage-daemon is not installed: there is nothing to compare with");
-                vec![Self::Ours]
+                eprintln!(
+                    "serve: qemu-storage-daemon is not installed: there is no other server to compare with"
+                );
             }
         }
+        all
     }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "blk-host",
+            Self::Unconfined => "blk-host --sandbox=off",
             Self::Qemu => "qemu-storage-daemon",
         }
     }
 
     pub(crate) fn start(self, images: &Images) -> anyhow::Result<Running> {
         match self {
-            Self::Ours => Running::ours(images, ""),
+            Self::Ours | Self::Unconfined => Running::ours(images, self, ""),
             Self::Qemu => {
                 let socket = images.socket(self)?;
                 let mut command = Command::new("qemu-storage-daemon");
@@ -157,14 +163,15 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Our server. `options` follow the image's: `,fault=...`.
-    pub(crate) fn ours(images: &Images, options: &str) -> anyhow::Result<Self> {
-        let socket = images.socket(Contender::Ours)?;
+    /// Our server, confined or not. `options` follow the image's: `,fault=...`.
+    pub(crate) fn ours(images: &Images, contender: Contender, options: &str) -> anyhow::Result<Self> {
+        let socket = images.socket(contender)?;
         let control = socket.with_extension("control");
         let cache = if images.direct { "none" } else { "writeback" };
-        let image = images.image(Contender::Ours);
+        let image = images.image(contender);
+        let sandbox = if contender == Contender::Unconfined { "off" } else { "auto" };
         let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
-        command.args(["serve", "--device", "virtio-blk", "--socket"]).arg(&socket);
+        command.args(["serve", "--sandbox", sandbox, "--device", "virtio-blk", "--socket"]).arg(&socket);
         command.arg("--control").arg(&control);
         command.arg("--image").arg(format!("{},cache={cache}{options}", image.display()));
         // Not each session that comes and goes, nor that faults are injected.
