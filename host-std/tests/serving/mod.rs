@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 
 pub mod garbage;
+pub mod vfio_garbage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -50,10 +51,25 @@ impl Server {
         self.process.id()
     }
 
+    /// What it has now.
+    pub fn holds(&self) -> Holdings {
+        let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", self.id())).unwrap().count();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says");
+        let memory_kib = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        Holdings { memory_kib, descriptors: count("fd"), threads: count("task") }
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         self.process.kill().expect("the process is ours");
         self.process.wait().expect("the process is ours");
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let process = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("the process is ours");
     }
 
     /// Waits until it has ended.
@@ -72,6 +88,14 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// What a server holds of the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Holdings {
+    pub memory_kib: u64,
+    pub descriptors: usize,
+    pub threads: usize,
 }
 
 /// An image, and the sockets of what serves it.
@@ -118,7 +142,9 @@ impl Disk {
         let _ = std::fs::remove_file(self.control());
         let comma = if image_options.is_empty() { "" } else { "," };
         let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
-        command.args(["serve", "--quiet", "--device", device, "--socket"]).arg(&socket);
+        let pci = ["ahci", "ide", "virtio-blk-pci", "virtio-scsi-pci"].contains(&device);
+        let protocol = if pci { "--vfio-user" } else { "--socket" };
+        command.args(["serve", "--quiet", "--device", device, protocol]).arg(&socket);
         command.arg("--image").arg(format!("{}{comma}{image_options}", self.image.display()));
         command.arg("--control").arg(self.control()).args(arguments);
         command.env("BLK_HOST_LOG", "off");
