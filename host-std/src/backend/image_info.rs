@@ -1,11 +1,10 @@
 //! What an image is now: its size may change while it is served.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use blk_core::storage::Info;
 
-use super::mutex::lock;
+use super::sync::{AtomicU64, Mutex, lock};
 
 /// An image's [`Info`], which a live resize replaces. Every handle keeps a copy, and takes a new one over when it polls.
 #[derive(Debug)]
@@ -17,7 +16,7 @@ pub(super) struct SharedInfo {
 }
 
 impl SharedInfo {
-    pub(super) const fn new(info: Info) -> Self {
+    pub(super) fn new(info: Info) -> Self {
         let sectors = AtomicU64::new(info.sectors);
         Self { info: Mutex::new(info), sectors, epoch: AtomicU64::new(0) }
     }

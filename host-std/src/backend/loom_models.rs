@@ -17,6 +17,7 @@ use loom::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::image::Image;
+use super::image_info::SharedInfo;
 use super::job::{CompletionQueue, Job};
 use super::latch::Latch;
 use super::options::FileOptions;
@@ -116,5 +117,27 @@ fn a_write_that_completes_once_a_flush_has_failed_is_not_ok() {
         }
         flusher.join().unwrap();
         shared.settle(write, Ok(())).unwrap_err();
+    });
+}
+
+/// A handle takes a new `Info` over where the count of changes says so, and checks every operation against the capacity.
+#[test]
+fn a_handle_that_sees_a_change_counted_sees_all_of_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4096).unwrap();
+    let path = file.path().to_owned();
+    loom::model(move || {
+        let image = Image::open(&path, &FileOptions::new(CacheMode::WriteBack)).unwrap();
+        let shared = Arc::new(SharedInfo::new(image.info.get()));
+        let resizer = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.resize(4).sectors)
+        };
+        let changed = shared.epoch() != 0;
+        let sectors = shared.sectors();
+        let info = shared.get();
+        assert!(!changed || (sectors == 4 && info.sectors == 4), "{sectors}, {info:?}");
+        assert_eq!(resizer.join().unwrap(), 4);
+        assert_eq!((shared.epoch(), shared.sectors(), shared.get().sectors), (1, 4, 4));
     });
 }
