@@ -2,12 +2,13 @@
 //! by asking who has them.
 
 mod bus_error;
+mod copy;
 mod dumps;
 mod mapping;
+mod regions;
 
 use std::any::Any;
 use std::cmp::Reverse;
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -16,26 +17,19 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::units::GuestAddr;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use self::regions::{Part, Region, Regions, is_writable};
+
+pub(crate) use copy::{copy_in, copy_out};
 
 pub use bus_error::BusErrors;
 pub use dumps::keep_out_of_core_dumps;
 pub use mapping::Mapping;
+pub use regions::{HostRange, RemoteMemory, RemoteWindow, Window};
 
 /// Keeps a mapping alive: the addresses that [`HostMemory::host_range`] returned stay mapped as long as it lives.
 pub type Anchor = Arc<dyn Any + Send + Sync>;
-
-/// Contiguous bytes of guest memory in this process.
-#[derive(Clone, Copy, Debug)]
-pub struct HostRange {
-    /// First byte.
-    pub start: NonNull<u8>,
-    /// Bytes from there on: 1 at least.
-    pub len: usize,
-}
 
 /// Guest memory of which the kernel can be given addresses.
 ///
@@ -186,45 +180,6 @@ impl MappedMemory {
     }
 }
 
-/// A part of a mapping, as guest memory.
-#[derive(Clone, Debug)]
-pub struct Window {
-    /// Where the guest has it.
-    pub addr: GuestAddr,
-    /// A mapping, readable and writable.
-    pub mapping: Arc<Mapping>,
-    /// Where the part begins in the mapping.
-    pub offset: usize,
-    /// Its bytes.
-    pub len: usize,
-}
-
-/// Memory of a guest that this process cannot map. Each access asks whoever has it, and waits for the answer.
-pub trait RemoteMemory: fmt::Debug + Send + Sync {
-    /// Copies `into.len()` bytes out of it.
-    ///
-    /// # Errors
-    /// [`MemoryError`] if they cannot be had; `into` is then unspecified.
-    fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError>;
-
-    /// Copies `from` into it.
-    ///
-    /// # Errors
-    /// [`MemoryError`] if it cannot be done; some of it may have been.
-    fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError>;
-}
-
-/// A part of guest memory that is not mapped here.
-#[derive(Clone, Debug)]
-pub struct RemoteWindow {
-    /// Where the guest has it.
-    pub addr: GuestAddr,
-    /// Its bytes.
-    pub len: u64,
-    /// Who has it.
-    pub memory: Arc<dyn RemoteMemory>,
-}
-
 fn memory_file(bytes: usize) -> rustix::io::Result<OwnedFd> {
     let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, bytes as u64)?;
@@ -243,80 +198,6 @@ impl From<GuestMemoryMmap> for MappedMemory {
         let table = mapping.iter().filter_map(Region::new).collect();
         Self::of(Regions { table, mapping, windows: Vec::new(), remote: Box::default() })
     }
-}
-
-#[derive(Debug)]
-struct Regions {
-    /// By address.
-    table: Box<[Region]>,
-    /// Owns what the table points to, together with `windows`.
-    mapping: GuestMemoryMmap,
-    #[expect(dead_code, reason = "owns what the table points to")]
-    windows: Vec<Window>,
-    /// By address; between those of the table.
-    remote: Box<[RemoteWindow]>,
-}
-
-impl Regions {
-    fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
-        let after = self.table.partition_point(|region| region.start <= addr.0);
-        self.table.get(after.checked_sub(1)?)?.rest(addr)
-    }
-
-    /// Who has the byte at `addr`, and how many from there on.
-    fn remote(&self, addr: GuestAddr) -> Option<(&dyn RemoteMemory, u64)> {
-        let after = self.remote.partition_point(|window| window.addr <= addr);
-        let window = self.remote.get(after.checked_sub(1)?)?;
-        let left = window.len.checked_sub(addr.0 - window.addr.0).filter(|left| *left != 0)?;
-        Some((&*window.memory, left))
-    }
-}
-
-/// A contiguous part of an access.
-enum Part<'a> {
-    Mapped(HostRange),
-    /// So many bytes at that address.
-    Remote(&'a dyn RemoteMemory, GuestAddr, usize),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Region {
-    start: u64,
-    len: u64,
-    host: NonNull<u8>,
-}
-
-// SAFETY: a `Region` is an address and a length. What it points to is only ever accessed through raw pointers, volatile
-// or atomic, and is meant to be changed by others; `Regions::mapping` keeps it mapped.
-unsafe impl Send for Region {}
-// SAFETY: as for `Send`: a shared `Region` gives out addresses, never references.
-unsafe impl Sync for Region {}
-
-impl Region {
-    /// The bytes from `addr` to the end of the region, if it lies within.
-    #[inline]
-    fn rest(&self, addr: GuestAddr) -> Option<HostRange> {
-        let offset = addr.0.wrapping_sub(self.start);
-        if offset >= self.len {
-            return None;
-        }
-        // The mapping is in this process's address space: its length, and an offset into it, fit a usize.
-        let (offset, len) = (offset as usize, self.len as usize);
-        // SAFETY: `offset` is less than the length of the region, which is one mapping from `host` on.
-        Some(HostRange { start: unsafe { self.host.add(offset) }, len: len - offset })
-    }
-
-    /// `None` for what is not mapped readable and writable: it is no memory to a device.
-    fn new(region: &GuestRegionMmap) -> Option<Self> {
-        let mapping = region.get_mmap();
-        let host = NonNull::new(mapping.as_ptr()).filter(|_| is_writable(&mapping))?;
-        Some(Self { start: region.start_addr().0, len: region.len(), host })
-    }
-}
-
-fn is_writable(mapping: &MmapRegion) -> bool {
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    mapping.prot() & access == access
 }
 
 impl MappedMemory {
@@ -462,204 +343,5 @@ unsafe impl HostMemory for MappedMemory {
     }
 }
 
-/// Copies memory that others may change meanwhile, each byte read once: in words where `from` is aligned for it.
-///
-/// # Safety
-/// `into.len()` bytes from `from` on are mapped and readable during the call.
-#[inline]
-pub(crate) unsafe fn copy_out(from: NonNull<u8>, into: &mut [u8]) {
-    let mut from = from.as_ptr().cast_const();
-    let mut into = into;
-    if from.cast::<u64>().is_aligned() {
-        let (words, tail) = into.as_chunks_mut::<8>();
-        for word in words {
-            // SAFETY: eight bytes of the range remain, and `from` is aligned for a word, as it is moved on by words only.
-            unsafe {
-                *word = from.cast::<u64>().read_volatile().to_ne_bytes();
-                from = from.add(8);
-            }
-        }
-        into = tail;
-    }
-    for byte in into {
-        // SAFETY: a byte of the range remains for each one left in `into`.
-        unsafe {
-            *byte = from.read_volatile();
-            from = from.add(1);
-        }
-    }
-}
-
-/// Copies into memory that others may access meanwhile, each byte written once: in words where `into` is aligned for it.
-///
-/// # Safety
-/// `from.len()` bytes from `into` on are mapped and writable during the call.
-#[inline]
-pub(crate) unsafe fn copy_in(from: &[u8], into: NonNull<u8>) {
-    let mut from = from;
-    let mut into = into.as_ptr();
-    if into.cast::<u64>().is_aligned() {
-        let (words, tail) = from.as_chunks::<8>();
-        for word in words {
-            // SAFETY: eight bytes of the range remain, and `into` is aligned for a word, as it is moved on by words only.
-            unsafe {
-                into.cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
-                into = into.add(8);
-            }
-        }
-        from = tail;
-    }
-    for byte in from {
-        // SAFETY: a byte of the range remains for each one left in `from`.
-        unsafe {
-            into.write_volatile(*byte);
-            into = into.add(1);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-
-    const A: GuestAddr = GuestAddr(0x1000);
-
-    fn two_regions() -> MappedMemory {
-        // Adjacent for the guest, apart in this process.
-        MappedMemory::anonymous(&[(A, 0x1000), (GuestAddr(0x2000), 0x1000), (GuestAddr(0x8000), 0x1000)])
-            .unwrap()
-    }
-
-    #[test]
-    fn copies_cross_from_one_region_into_the_next_and_stop_at_a_hole() {
-        let memory = two_regions();
-        let data: Vec<u8> = (0..=255).collect();
-        for start in [0x1f81, 0x1f80, 0x1000, 0x2f00] {
-            let mut back = [0; 256];
-            memory.write(GuestAddr(start), &data).unwrap();
-            memory.read(GuestAddr(start), &mut back).unwrap();
-            assert_eq!(back.as_slice(), data, "{start:#x}");
-        }
-        assert_eq!(memory.write(GuestAddr(0x2f01), &data), Err(MemoryError));
-        assert_eq!(memory.read(GuestAddr(0xfff), &mut [0]), Err(MemoryError));
-        assert!(memory.contains(A, 0x2000) && !memory.contains(A, 0x2001));
-        assert!(!memory.contains(GuestAddr(0x0), 1) && memory.contains(GuestAddr(0x8fff), 1));
-    }
-
-    #[test]
-    fn a_range_that_wraps_past_2_to_the_64_is_not_memory() {
-        let top = MappedMemory::anonymous(&[(GuestAddr(u64::MAX - 0xffff), 0x1000)]).unwrap();
-        assert!(top.contains(GuestAddr(u64::MAX - 0xffff), 0x1000));
-        assert!(!top.contains(GuestAddr(u64::MAX - 0xffff), u64::MAX));
-        assert_eq!(top.read(GuestAddr(u64::MAX), &mut [0; 2]), Err(MemoryError));
-        assert_eq!(two_regions().read(GuestAddr(u64::MAX), &mut [0; 2]), Err(MemoryError));
-    }
-
-    #[test]
-    fn indices_are_little_endian_aligned_and_inside_one_region() {
-        let memory = two_regions();
-        memory.store_u16_release(A, 0x1234).unwrap();
-        let mut bytes = [0; 2];
-        memory.read(A, &mut bytes).unwrap();
-        assert_eq!(bytes, [0x34, 0x12]);
-        assert_eq!(memory.load_u16_acquire(A), Ok(0x1234));
-        assert_eq!(memory.load_u16_acquire(GuestAddr(0x1001)), Err(MemoryError));
-        assert_eq!(memory.load_u16_acquire(GuestAddr(0x9000)), Err(MemoryError));
-    }
-
-    #[test]
-    fn an_anchor_outlives_the_memory_that_gave_it() {
-        let memory = MappedMemory::shared(&[(A, 0x1000)]).unwrap();
-        memory.write(A, b"kept").unwrap();
-        let range = memory.host_range(A, 4).unwrap();
-        let anchor = memory.anchor();
-        drop(memory);
-        let mut bytes = [0; 4];
-        // SAFETY: the anchor keeps the range mapped.
-        unsafe { copy_out(range.start, &mut bytes) };
-        assert_eq!(&bytes, b"kept");
-        drop(anchor);
-    }
-
-    #[test]
-    fn windows_are_parts_of_mappings_at_any_offset_and_never_overlap() {
-        let mapping = Arc::new(Mapping::from(MmapRegion::new(0x3000).unwrap()));
-        let window =
-            |addr, offset, len| Window { addr: GuestAddr(addr), mapping: Arc::clone(&mapping), offset, len };
-        let memory =
-            MappedMemory::windows(vec![window(0x9000, 0x1001, 0x333), window(0x1000, 0, 0x801)]).unwrap();
-        memory.write(GuestAddr(0x9332), &[7]).unwrap();
-        assert!(memory.contains(GuestAddr(0x1000), 0x801) && !memory.contains(GuestAddr(0x1000), 0x802));
-        assert_eq!(memory.write(GuestAddr(0x9333), &[7]), Err(MemoryError));
-        let overlap = MappedMemory::windows(vec![window(0x1000, 0, 0x801), window(0x1800, 0x1000, 0x10)]);
-        assert!(overlap.unwrap_err().to_string().contains("overlap"));
-        assert!(MappedMemory::windows(vec![window(0x1000, 0x2fff, 2)]).is_err());
-        assert!(MappedMemory::windows(vec![window(u64::MAX, 0, 2)]).is_err());
-    }
-
-    /// Memory of another process, which the test plays.
-    #[derive(Debug)]
-    struct Elsewhere(u64, Mutex<Vec<u8>>);
-
-    impl RemoteMemory for Elsewhere {
-        fn read(&self, addr: GuestAddr, into: &mut [u8]) -> Result<(), MemoryError> {
-            let at = (addr.0 - self.0) as usize;
-            into.copy_from_slice(&self.1.lock().unwrap()[at..at + into.len()]);
-            Ok(())
-        }
-
-        fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
-            let at = (addr.0 - self.0) as usize;
-            self.1.lock().unwrap()[at..at + from.len()].copy_from_slice(from);
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn accesses_cross_between_memory_that_is_mapped_and_memory_that_is_not() {
-        let mapping = Arc::new(Mapping::from(MmapRegion::new(0x2000).unwrap()));
-        let window = |addr, offset| Window {
-            addr: GuestAddr(addr),
-            mapping: Arc::clone(&mapping),
-            offset,
-            len: 0x1000,
-        };
-        let elsewhere = Arc::new(Elsewhere(0x2000, Mutex::new(vec![0; 0x1000])));
-        let remote = |addr, len| RemoteWindow {
-            addr: GuestAddr(addr),
-            len,
-            memory: Arc::clone(&elsewhere) as Arc<dyn RemoteMemory>,
-        };
-        let both = |addr, len| {
-            MappedMemory::with_remote(
-                vec![window(0x1000, 0), window(0x3000, 0x1000)],
-                vec![remote(addr, len)],
-            )
-        };
-        let memory = both(0x2000, 0x1000).unwrap();
-        let data: Vec<u8> = (0..0x1200).map(|n| (n % 251) as u8).collect();
-        memory.write(GuestAddr(0x1f00), &data).unwrap();
-        let mut back = vec![0; data.len()];
-        memory.read(GuestAddr(0x1f00), &mut back).unwrap();
-        assert_eq!(back, data);
-        assert_eq!(elsewhere.1.lock().unwrap()[..], data[0x100..0x1100]);
-        assert!(memory.contains(A, 0x3000) && !memory.contains(A, 0x3001));
-        assert!(memory.host_range(GuestAddr(0x2000), 1).is_none());
-        memory.store_u16_release(GuestAddr(0x2ffe), 0x1234).unwrap();
-        assert_eq!(memory.load_u16_acquire(GuestAddr(0x2ffe)), Ok(0x1234));
-        assert_eq!(memory.load_u16_acquire(GuestAddr(0x2fff)), Err(MemoryError));
-        for (addr, len) in
-            [(0x1fff, 2), (0x2000, 0x1001), (0x3fff, 1), (0xfff, 2), (0x2000, 0), (u64::MAX, 2)]
-        {
-            assert!(both(addr, len).is_err(), "{addr:#x} {len:#x}");
-        }
-    }
-
-    #[test]
-    fn regions_out_of_order_are_refused_with_the_remedy() {
-        let error = MappedMemory::anonymous(&[(GuestAddr(0x2000), 0x1000), (A, 0x1000)]).unwrap_err();
-        assert!(error.to_string().contains("ascending order"), "{error}");
-    }
-}
+mod tests;
