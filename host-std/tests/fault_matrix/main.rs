@@ -11,6 +11,7 @@ mod calls;
 mod guest;
 mod history;
 mod inside;
+mod interest;
 mod life;
 #[cfg(feature = "mutants")]
 mod mutants;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,10 +18,14 @@ use syscalls::{Errno, Sysno};
 
 use crate::calls::{Action, Call, Plan, Target, has_target, is_done_in_any_case, is_of_the_library};
 use crate::history::{Effect, History};
+use crate::interest;
 use crate::uring::Rings;
 
 /// How long a thread is held that is killed late: the others need less for what they have to do, if they do not wait for it.
 const HELD: Duration = Duration::from_millis(5);
+
+/// The event of a thread that a filter stops.
+const SECCOMP: i32 = libc::PTRACE_EVENT_SECCOMP;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,13 +188,8 @@ struct Tracer {
 }
 
 impl Tracer {
-    fn run(mut self, mut command: Command, started: &Sender<Result<Pid, String>>) {
-        // SAFETY: ptrace(PTRACE_TRACEME) is one system call, which may be made between fork and exec.
-        unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };
-        let program = command.get_program().to_owned();
-        let spawned = command.spawn().map_err(|error| {
-            format!("cannot run {} under ptrace: {error}; is ptrace permitted here?", program.display())
-        });
+    fn run(mut self, command: Command, started: &Sender<Result<Pid, String>>) {
+        let spawned = self.spawn(command);
         let begun = spawned.and_then(|child| self.attach(Pid::from_raw(child.id().cast_signed())));
         let failed = begun.is_err();
         // Whoever started this waits for it.
@@ -198,6 +197,20 @@ impl Tracer {
         if !failed {
             self.trace();
         }
+    }
+
+    fn spawn(&self, mut command: Command) -> Result<Child, String> {
+        let filter = self.plan.as_ref().map(|plan| interest::filter(plan.call.syscall)).transpose()?;
+        let begin = move || {
+            filter.as_ref().map_or(Ok(()), interest::enter)?;
+            ptrace::traceme().map_err(std::io::Error::from)
+        };
+        // SAFETY: `begin` makes three system calls, which may be made between fork and exec: it neither allocates nor locks.
+        unsafe { command.pre_exec(begin) };
+        let program = command.get_program().to_owned();
+        command.spawn().map_err(|error| {
+            format!("cannot run {} under ptrace: {error}; is ptrace permitted here?", program.display())
+        })
     }
 
     /// The process has stopped at its first instruction.
@@ -211,13 +224,20 @@ impl Tracer {
             | Options::PTRACE_O_TRACECLONE
             | Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK
+            | Options::PTRACE_O_TRACESECCOMP
             | Options::PTRACE_O_EXITKILL;
         ptrace::setoptions(pid, options).map_err(denied)?;
         self.process = pid;
         self.threads.insert(pid, Thread::default());
         self.take_name(pid);
-        ptrace::syscall(pid, None).map_err(denied)?;
+        self.resume(pid, None).map_err(denied)?;
         Ok(pid)
+    }
+
+    /// Lets a thread go on to the next call of interest, or to the end of the one that it is in.
+    fn resume(&self, pid: Pid, signal: Option<Signal>) -> nix::Result<()> {
+        let within = self.threads.get(&pid).is_some_and(|thread| thread.within.is_some());
+        if self.plan.is_none() || within { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) }
     }
 
     fn trace(&mut self) {
@@ -237,7 +257,7 @@ impl Tracer {
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.process => {
                     return self.watched.change(|seen| seen.exit = Some(Exit::Signal(signal)));
                 }
-                Ok(WaitStatus::PtraceSyscall(pid)) => {
+                Ok(WaitStatus::PtraceSyscall(pid) | WaitStatus::PtraceEvent(pid, _, SECCOMP)) => {
                     self.at_call(pid);
                     if self.is_held(pid) {
                         continue;
@@ -258,19 +278,27 @@ impl Tracer {
                 Ok(_) => continue,
             };
             // A process that was killed meanwhile is gone.
-            let _ = ptrace::syscall(pid, signal);
+            let _ = self.resume(pid, signal);
         }
     }
 
     fn at_call(&mut self, pid: Pid) {
         let Ok(info) = ptrace::syscall_info(pid) else { return };
+        let mut entered = |number, arguments| {
+            if let Some(syscall) = usize::try_from(number).ok().and_then(Sysno::new) {
+                self.entered(pid, syscall, arguments);
+            }
+        };
         match info.op {
             libc::PTRACE_SYSCALL_INFO_ENTRY => {
                 // SAFETY: `entry` is the union's member for this operation (ptrace(2), PTRACE_GET_SYSCALL_INFO).
                 let entry = unsafe { info.u.entry };
-                if let Some(syscall) = usize::try_from(entry.nr).ok().and_then(Sysno::new) {
-                    self.entered(pid, syscall, entry.args);
-                }
+                entered(entry.nr, entry.args);
+            }
+            libc::PTRACE_SYSCALL_INFO_SECCOMP => {
+                // SAFETY: `seccomp` is the union's member for this operation.
+                let stopped = unsafe { info.u.seccomp };
+                entered(stopped.nr, stopped.args);
             }
             libc::PTRACE_SYSCALL_INFO_EXIT => {
                 // SAFETY: `exit` is the union's member for this operation.
@@ -288,24 +316,12 @@ impl Tracer {
         let number = thread.counts.entry(syscall).or_default();
         *number += 1;
         let call = Call { thread: name, syscall, number: *number };
-        let library = !self.in_main
-            || !named
-            || is_of_the_library(syscall, arguments)
-            // std::fs::ReadDir asserts that it goes well.
-            || (syscall == Sysno::close && is_directory(pid, arguments[0]));
-        let target = if has_target(syscall) { target(pid, arguments[0]) } else { Target::default() };
-        // By its number it may be another call than was recorded, which cannot fail in this way.
-        let possible = |plan: &&Plan| Action::all_of(syscall, target).any(|action| action == plan.action);
-        let plan = self.plan.as_ref().filter(|plan| plan.call == call).filter(possible);
-        let then = plan.map(|plan| plan.action);
         let entered = concerns_image(syscall).then(|| self.history.now());
-        self.watched.change(|seen| {
-            seen.made.push(Made { call, library, target });
-            if then.is_some() {
-                seen.reached = true;
-                seen.reached_library = library;
-            }
-        });
+        // Of a life with a plan, one call is of interest: to look at the others takes as long as to live it.
+        let then = match &self.plan {
+            Some(plan) if plan.call != call => None,
+            _ => self.look_at(pid, call, named, arguments),
+        };
         let lasting = self.failing.filter(|&(kind, fd, _)| kind == syscall && fd == arguments[0]);
         let then = match (then, lasting) {
             (Some(Action::FailOn(errno)), _) => {
@@ -321,14 +337,38 @@ impl Tracer {
                 replace_call(pid);
                 let _ = kill(self.process, Signal::SIGKILL);
             }
-            Some(action @ Action::Fail(_)) if !is_done_in_any_case(syscall, action, target) => {
-                replace_call(pid)
+            Some(action @ Action::Fail(_))
+                if !is_done_in_any_case(syscall, action, target(pid, syscall, arguments[0])) =>
+            {
+                replace_call(pid);
             }
             Some(Action::KillAfter | Action::Fail(_) | Action::FailOn(_)) | None => {}
         }
         if let Some(thread) = self.threads.get_mut(&pid) {
             thread.within = Some(Within { syscall, arguments, entered, then });
         }
+    }
+
+    /// Notes a call, and returns what the plan has for it.
+    fn look_at(&self, pid: Pid, call: Call, named: bool, arguments: [u64; 6]) -> Option<Action> {
+        let syscall = call.syscall;
+        let library = !self.in_main
+            || !named
+            || is_of_the_library(syscall, arguments)
+            // std::fs::ReadDir asserts that it goes well.
+            || (syscall == Sysno::close && is_directory(pid, arguments[0]));
+        let target = target(pid, syscall, arguments[0]);
+        let planned = self.plan.as_ref().map(|plan| plan.action);
+        // By its number it may be another call than was recorded, which cannot fail in this way.
+        let then = planned.filter(|planned| Action::all_of(syscall, target).any(|action| action == *planned));
+        self.watched.change(|seen| {
+            seen.made.push(Made { call, library, target });
+            if then.is_some() {
+                seen.reached = true;
+                seen.reached_library = library;
+            }
+        });
+        then
     }
 
     /// Whether a thread stays where it is, until the process is killed.
@@ -426,8 +466,11 @@ impl Tracer {
     }
 }
 
-/// What a descriptor of a traced thread is.
-fn target(pid: Pid, fd: u64) -> Target {
+/// What the descriptor of a traced thread is, where its errors depend on that.
+fn target(pid: Pid, syscall: Sysno, fd: u64) -> Target {
+    if !has_target(syscall) {
+        return Target::default();
+    }
     std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).map_or(Target::Other, |link| Target::of(&link))
 }
 
