@@ -148,7 +148,7 @@ fn dma_into_what_is_not_memory_is_an_error_and_not_a_register_access() {
     assert!(rig.disks[0].log.is_empty());
 }
 
-/// PEERS 20: regions that overlap are filled in order, and a table under its own transfer is read as it is found.
+/// host-std/tests/defects.md, 20: regions that overlap are filled in order, and a table under its own transfer is read as it is found.
 #[test]
 fn regions_that_overlap_each_other_or_their_table_reach_nothing_but_memory() {
     let mut rig = one_drive(Cache::WriteBack);
@@ -199,7 +199,7 @@ impl GuestMemory for Changing {
     }
 }
 
-/// PEERS 20: a descriptor that is changed between its check and its use.
+/// host-std/tests/defects.md, 20: a descriptor that is changed between its check and its use.
 #[test]
 fn a_table_that_changes_between_two_looks_is_an_error_and_moves_nothing() {
     let mut rig = one_drive(Cache::WriteBack);

@@ -78,7 +78,7 @@ fn structures_in_what_is_not_memory_halt_the_port_and_nothing_else() {
     }
 }
 
-/// PEERS 20.
+/// host-std/tests/defects.md, 20.
 #[test]
 fn a_region_that_wraps_past_2_to_the_64_is_no_memory() {
     read_over(&[(u64::MAX - 1, 512)], HBFS);
@@ -128,7 +128,7 @@ fn an_overlong_table_moves_no_more_than_the_command() {
     }
 }
 
-/// PEERS 20: data that lands on the command list, on the table, and on the received FIS area.
+/// host-std/tests/defects.md, 20: data that lands on the command list, on the table, and on the received FIS area.
 #[test]
 fn regions_over_the_hbas_own_structures_reach_nothing_but_memory() {
     let mut rig = ahci(Cache::WriteBack);

@@ -38,7 +38,7 @@ fn a_write_cache_is_shown_exactly_where_there_is_one() {
     assert_eq!(rig.disks[0].log, [Op::Flush], "it asks whether everything is stable");
 }
 
-/// PEERS 1.
+/// host-std/tests/defects.md, 1.
 #[test]
 fn fua_writes_are_stable_when_they_end() {
     for native in [false, true] {
@@ -72,7 +72,7 @@ fn a_fua_write_is_busy_until_its_flush_is_done() {
     assert_eq!((rig.stop_dma(), rig.status()), (0x04, ERROR), "and the flush's error is the write's");
 }
 
-/// PEERS 7: with the cache off, the flush that makes a write stable fails, and that is how the write ends.
+/// host-std/tests/defects.md, 7: with the cache off, the flush that makes a write stable fails, and that is how the write ends.
 #[test]
 fn a_failed_sync_of_a_write_with_the_cache_off_is_its_error_and_ends_it() {
     let mut rig = one_drive(Cache::WriteBack);
@@ -96,7 +96,7 @@ fn a_failed_sync_of_a_write_with_the_cache_off_is_its_error_and_ends_it() {
     assert_eq!(rig.disks[0].log[1..], [write(3, 1, false), Op::Flush, write(4, 1, false), Op::Flush]);
 }
 
-/// PEERS 11.
+/// host-std/tests/defects.md, 11.
 #[test]
 fn turning_the_cache_off_flushes_and_makes_later_writes_stable() {
     let mut rig = one_drive(Cache::WriteBack);
@@ -122,7 +122,7 @@ fn a_cache_that_cannot_be_flushed_stays_on() {
     assert_eq!(wce(&mut rig), (1, 1));
 }
 
-/// PEERS 12.
+/// host-std/tests/defects.md, 12.
 #[test]
 fn a_flush_of_a_read_only_disk_succeeds_and_a_write_is_refused_before_data() {
     let mut rig = one_drive(Cache::WriteBack);
@@ -192,7 +192,7 @@ fn trim_checks_every_range_before_the_first_is_gone() {
     assert!(rig.disks[0].log.is_empty());
 }
 
-/// PEERS 18, CVE-2023-5088.
+/// host-std/tests/defects.md, 18, CVE-2023-5088.
 #[test]
 fn a_software_reset_waits_for_what_is_in_flight_and_writes_nothing_afterwards() {
     let mut rig = one_drive(Cache::WriteBack);

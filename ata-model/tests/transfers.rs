@@ -104,7 +104,7 @@ fn a_count_of_zero_is_256_sectors() {
     assert_eq!((data, rig.status()), (sectors(1, 256), READY));
 }
 
-/// PEERS 3: an address is multiplied only where that is checked, and no high address is a low one.
+/// host-std/tests/defects.md, 3: an address is multiplied only where that is checked, and no high address is a low one.
 #[test]
 fn addresses_beyond_the_end_are_refused_before_any_data() {
     let (last, huge) = (SECTORS - 1, 0xffff_ffff_ffff);
@@ -231,7 +231,7 @@ fn dma_moves_data_both_ways_and_raises_the_interrupt_after_it() {
     }
 }
 
-/// PEERS 19: a bus master that is off fetches nothing.
+/// host-std/tests/defects.md, 19: a bus master that is off fetches nothing.
 #[test]
 fn dma_waits_for_start_and_for_the_storage() {
     let mut rig = filled();

@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    // PEERS, defect 17.
+    // host-std/tests/defects.md, 17.
     #[test]
     fn a_failed_flush_latches_although_the_next_would_succeed() {
         let mut ram = vec![5; 8192];

@@ -100,7 +100,7 @@ pub struct Tag {
 mod tests {
     use super::*;
 
-    // PEERS, defect 3; OpenVMM 4046, cloud-hypervisor 8388.
+    // host-std/tests/defects.md, 3; OpenVMM 4046, cloud-hypervisor 8388.
     #[test]
     fn an_extent_that_wraps_fits_nowhere() {
         assert!(!Extent::new(u64::MAX, 2).fits(u64::MAX));

@@ -132,7 +132,7 @@ fn zeroes_and_discards_read_back_as_zero_on_part_of_a_page() {
     });
 }
 
-/// PEERS, defect 3; OpenVMM 4046; cloud-hypervisor 8388 and 7873.
+/// host-std/tests/defects.md, 3; OpenVMM 4046; cloud-hypervisor 8388 and 7873.
 #[test]
 fn what_lies_outside_the_disk_or_does_not_add_up_is_refused() {
     let images = Images::on_disk();
@@ -205,7 +205,7 @@ fn staging_is_out_of_reach_while_an_operation_uses_it() {
     assert_eq!(staging(&mut disk, 1), [0xee; 65536]);
 }
 
-/// PEERS, defect 12: OVMF fails to boot where this is an error.
+/// host-std/tests/defects.md, 12: OVMF fails to boot where this is an error.
 #[test]
 fn a_flush_on_a_read_only_disk_succeeds_and_a_write_does_not() {
     everywhere(|path, mode| {

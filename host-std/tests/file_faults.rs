@@ -225,7 +225,7 @@ impl Drop for Rig {
     }
 }
 
-/// PEERS, defect 10.
+/// host-std/tests/defects.md, 10.
 #[test]
 fn a_short_transfer_goes_on_and_one_that_stops_is_an_error() {
     for mode in [CacheMode::WriteBack, CacheMode::WriteThrough, CacheMode::None] {
@@ -291,7 +291,7 @@ fn errors_of_the_host_keep_their_meaning() {
     assert_eq!(rig.run(Op::Flush), None);
 }
 
-/// PEERS, defect 17: the second fdatasync succeeds, with the data gone; and 14: whoever flushes next is told of it, on
+/// host-std/tests/defects.md, 17: the second fdatasync succeeds, with the data gone; and 14: whoever flushes next is told of it, on
 /// any handle.
 #[test]
 fn a_flush_that_failed_once_and_would_now_succeed_fails_for_good() {
@@ -378,7 +378,7 @@ fn a_flush_names_the_lowest_sector_written_since_the_last_good_one() {
     assert_eq!((error.kind, error.lba), (IoErrorKind::NoSpace, Some(Lba(64))));
 }
 
-/// PEERS, defect 13. The write's pages may be among those that failed, and they may have come too late for it.
+/// host-std/tests/defects.md, 13. The write's pages may be among those that failed, and they may have come too late for it.
 #[test]
 fn a_write_in_flight_during_a_flush_is_named_by_it_and_left_to_the_next() {
     for fails_at_once in [true, false] {
@@ -405,7 +405,7 @@ fn a_write_in_flight_during_a_flush_is_named_by_it_and_left_to_the_next() {
     }
 }
 
-/// PEERS, defect 13: a flush that began before it is not its flush.
+/// host-std/tests/defects.md, 13: a flush that began before it is not its flush.
 #[test]
 fn a_flush_joins_the_next_fdatasync_and_never_the_one_that_runs() {
     let mut rig = Rig::new(CacheMode::WriteBack);
@@ -432,7 +432,7 @@ fn a_flush_joins_the_next_fdatasync_and_never_the_one_that_runs() {
     assert_eq!((counts.flushes, counts.fdatasync_calls), (6, 2));
 }
 
-/// PEERS, defect 15.
+/// host-std/tests/defects.md, 15.
 #[test]
 fn a_slow_fdatasync_holds_up_neither_submission_nor_reads_nor_writes() {
     let mut rig = Rig::new(CacheMode::WriteBack);

@@ -210,7 +210,7 @@ fn a_disks_file_is_never_waited_for_on_the_queues_own_thread() {
     }
 }
 
-/// PEERS, defect 15. Reads go on while the device takes its time to make data stable.
+/// host-std/tests/defects.md, 15. Reads go on while the device takes its time to make data stable.
 #[test]
 fn reads_go_on_while_a_flush_takes_half_a_second() {
     let images = Images::on_disk();

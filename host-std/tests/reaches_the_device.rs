@@ -150,7 +150,7 @@ fn under_strace(image: &Path, mode: CacheMode, engine: IoEngine) -> Option<Strin
     }
 }
 
-/// PEERS, defect 16: a leading emulator acknowledges the second write of `write; flush; write` before any sync of it.
+/// host-std/tests/defects.md, 16: a leading emulator acknowledges the second write of `write; flush; write` before any sync of it.
 ///
 /// strace sees no write that an io_uring makes: where that is the way, the kernel's tracing of the device is the proof
 /// (below, and kernel_trace.rs). Flushes are fdatasync on every way.

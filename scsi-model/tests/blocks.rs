@@ -76,7 +76,7 @@ fn the_last_block_is_in_range_and_nothing_beyond_it() {
     assert_eq!(rig.sense(&wraps, &[]), (5, 0x2100));
 }
 
-/// PEERS, 3.
+/// host-std/tests/defects.md, 3.
 #[test]
 fn block_2_to_the_55_is_not_block_0() {
     let mut rig = Rig::new();
@@ -128,7 +128,7 @@ fn a_transfer_is_at_most_as_long_as_page_b0_says() {
     assert_eq!((sense[2], sense[12], &sense[15..18]), (5, 0x24, &[0xc0, 0, 7][..]));
 }
 
-/// PEERS, 1: FUA reaches the storage. It does so whatever DPOFUA says, in every form that has the bit.
+/// host-std/tests/defects.md, 1: FUA reaches the storage. It does so whatever DPOFUA says, in every form that has the bit.
 #[test]
 fn fua_reaches_the_storage() {
     let mut rig = Rig::new();
@@ -143,7 +143,7 @@ fn fua_reaches_the_storage() {
     assert_eq!(rig.log(), [Op::Flush, read(0, 1)], "what a READ with FUA returns is stable");
 }
 
-/// PEERS, 7: the flush that makes a write stable fails, and that is how the write ends.
+/// host-std/tests/defects.md, 7: the flush that makes a write stable fails, and that is how the write ends.
 #[test]
 fn a_failed_sync_of_a_write_is_its_error_and_ends_it() {
     let fua: &[u8] = &[0x2a, 0x08, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -161,7 +161,7 @@ fn a_failed_sync_of_a_write_is_its_error_and_ends_it() {
     }
 }
 
-/// PEERS, 8.
+/// host-std/tests/defects.md, 8.
 #[test]
 fn write_and_verify_writes_and_verifies() {
     let mut rig = Rig::new();
@@ -228,7 +228,7 @@ fn compare_and_write_writes_only_where_all_of_it_matches() {
     assert_eq!(rig.sense(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0], &[]), (5, 0x2400));
 }
 
-/// PEERS, 12a: bit 3 of WRITE SAME is UNMAP, not FUA.
+/// host-std/tests/defects.md, 12a: bit 3 of WRITE SAME is UNMAP, not FUA.
 /// A device that is killed after the write of a COMPARE AND WRITE, and before its answer, has written what would be compared.
 #[test]
 fn a_compare_and_write_that_had_compared_is_not_compared_once_more() {
@@ -359,7 +359,7 @@ fn unmap_checks_every_descriptor_before_it_does_one() {
     assert_eq!(rig.log(), []);
 }
 
-/// PEERS, 20: a list that is changed between its check and its use.
+/// host-std/tests/defects.md, 20: a list that is changed between its check and its use.
 #[test]
 fn an_unmap_list_that_changes_after_its_check_is_not_read_again() {
     let mut rig = Rig::new();
@@ -408,7 +408,7 @@ fn synchronize_cache_flushes_and_checks_its_range() {
     assert_eq!((sense[0], sense[2], sense[12], sense[6]), (0xf0, 3, 0x0c, 77));
 }
 
-/// PEERS, 12.
+/// host-std/tests/defects.md, 12.
 #[test]
 fn a_read_only_disk_flushes_and_refuses_writes() {
     let mut disk = Disk::new(Cache::WriteBack);

@@ -113,7 +113,7 @@ fn a_logical_block_of_256_bytes_is_refused() {
     assert_eq!(rig.sense(&[0x15, 0x10, 0, 0, 12, 0], &list), (5, 0x2600));
 }
 
-/// PEERS, 4; CVE-2015-5158.
+/// host-std/tests/defects.md, 4; CVE-2015-5158.
 #[test]
 fn a_command_block_shorter_than_its_group_says_is_refused() {
     for row in TABLE {

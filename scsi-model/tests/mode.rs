@@ -71,7 +71,7 @@ fn the_changeable_bits_are_those_that_mode_select_changes() {
     assert_eq!(rig.sense_bytes(&cdb, &list)[12..18], [0x26, 0, 0, 0x8f, 0, 23]);
 }
 
-/// PEERS, 11.
+/// host-std/tests/defects.md, 11.
 #[test]
 fn turning_the_cache_off_flushes_and_makes_writes_stable() {
     let mut disk = Disk::new(Cache::WriteBack);

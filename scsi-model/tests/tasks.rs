@@ -195,7 +195,7 @@ fn a_long_task_stops_where_it_was_aborted() {
     assert_eq!(starts(&mut rig), [0]);
 }
 
-/// PEERS, 18; CVE-2023-5088: nothing of before a reset lands after it.
+/// host-std/tests/defects.md, 18; CVE-2023-5088: nothing of before a reset lands after it.
 #[test]
 fn a_reset_waits_for_what_is_in_flight() {
     let mut rig = Rig::new();

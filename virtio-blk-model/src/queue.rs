@@ -338,7 +338,7 @@ impl<const N: usize> Queue<N> {
     ) -> Result<Taken, Hold> {
         let refuse = |status| Ok(Taken::Answered(status, 1));
         let info = storage.info();
-        // PEERS, defect 5: a header that is too short is an error, not an accident.
+        // host-std/tests/defects.md, 5: a header that is too short is an error, not an accident.
         let Some(header) = chain.header() else { return refuse(Status::IoErr) };
         let read_only = policy.read_only || info.read_only;
         let (command, order) = match command::decode(&header, policy.features, info, read_only) {
@@ -349,7 +349,7 @@ impl<const N: usize> Queue<N> {
         let (sector, (segments, bytes)) = match command {
             Command::Read { sector } => (sector, chain.writable()),
             Command::Write { sector, .. } => (sector, chain.readable()),
-            // Also if it brings data, or none: PEERS, defect 6.
+            // Also if it brings data, or none: host-std/tests/defects.md, 6.
             Command::Flush => {
                 let request = Request::new(Op::Flush).ordered(order);
                 return self.submit(memory, storage, policy, &request, &[], driver(head, status, 1));

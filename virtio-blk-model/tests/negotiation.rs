@@ -57,7 +57,7 @@ fn zeroes_and_discards_obey_the_stable_rule_even_where_writes_are_stable() {
     }
 }
 
-// PEERS, defect 11, in its virtio form.
+// host-std/tests/defects.md, 11, in its virtio form.
 #[test]
 fn turning_the_cache_off_waits_for_writes_and_flushes_them() {
     let mut machine = with(Cache::WriteBack, modern());
@@ -250,7 +250,7 @@ fn a_barrier_over_a_storage_that_completes_at_once_needs_one_poll() {
     assert!(!progress.again && machine.reap(0).is_some());
 }
 
-/// PEERS, defect 20: a header that is changed between its check and its use. The operation is kept in the slot.
+/// host-std/tests/defects.md, 20: a header that is changed between its check and its use. The operation is kept in the slot.
 #[test]
 fn a_barrier_whose_header_changed_under_it_writes_where_it_said_first() {
     let mut machine = legacy(true, Features::all());
@@ -267,7 +267,7 @@ fn a_barrier_whose_header_changed_under_it_writes_where_it_said_first() {
     assert_eq!((machine.reap(0), machine.fetch(STATUS, 1)), (Some((head, 1)), vec![OK]));
 }
 
-/// PEERS, defect 20. The chain of a barrier is walked again after its flush: a driver that has changed it meanwhile finds it failed, and
+/// host-std/tests/defects.md, 20. The chain of a barrier is walked again after its flush: a driver that has changed it meanwhile finds it failed, and
 /// one that has broken it finds the queue broken.
 #[test]
 fn a_barrier_whose_chain_changed_under_it_is_an_error() {

@@ -33,7 +33,7 @@ fn assert_broken(machine: &mut Machine, error: QueueError) {
     assert_eq!(machine.request(IN, 1, &[(DATA, 512, WRITE)]), (OK, 513));
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn a_descriptor_loop_breaks_the_queue_until_reset() {
     let mut machine = machine();
@@ -53,7 +53,7 @@ fn a_loop_of_zero_length_descriptors_breaks_the_queue() {
     assert_broken(&mut machine, QueueError::TooLong);
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn an_indirect_table_in_an_indirect_table_breaks_the_queue() {
     let mut machine = machine();
@@ -62,7 +62,7 @@ fn an_indirect_table_in_an_indirect_table_breaks_the_queue() {
     assert_broken(&mut machine, QueueError::IndirectNested);
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn an_address_whose_end_wraps_breaks_the_queue() {
     let mut machine = machine();
@@ -70,7 +70,7 @@ fn an_address_whose_end_wraps_breaks_the_queue() {
     assert_broken(&mut machine, QueueError::Wraps);
 }
 
-// PEERS, defect 20: overlapping buffers.
+// host-std/tests/defects.md, 20: overlapping buffers.
 #[test]
 fn buffers_over_one_another_the_header_the_status_or_the_ring_hurt_their_driver_only() {
     let mut machine = machine();
@@ -86,7 +86,7 @@ fn buffers_over_one_another_the_header_the_status_or_the_ring_hurt_their_driver_
     assert_broken(&mut machine, QueueError::AvailableIndex);
 }
 
-// PEERS, defect 5: an empty write chain.
+// host-std/tests/defects.md, 5: an empty write chain.
 #[test]
 fn a_chain_without_room_for_a_status_breaks_the_queue() {
     let mut machine = machine();
@@ -146,7 +146,7 @@ fn a_ring_size_that_was_not_offered_breaks_the_queue() {
     }
 }
 
-// PEERS, defect 18 (CVE-2023-5088).
+// host-std/tests/defects.md, 18 (CVE-2023-5088).
 #[test]
 fn a_reset_waits_for_what_is_in_flight_and_touches_no_queue_afterwards() {
     let mut machine = machine();
@@ -182,7 +182,7 @@ fn the_machines_reset_line_waits_as_well() {
     assert_eq!(machine.get(register::STATUS), 0);
 }
 
-// PEERS, defect 19.
+// host-std/tests/defects.md, 19.
 #[test]
 fn after_a_reset_the_ring_begins_anew() {
     let mut machine = machine();
@@ -198,7 +198,7 @@ fn after_a_reset_the_ring_begins_anew() {
     assert_eq!(machine.fetch(DATA, 1), [9]);
 }
 
-// PEERS, defect 19: nothing is taken unless the driver is ready.
+// host-std/tests/defects.md, 19: nothing is taken unless the driver is ready.
 #[test]
 fn a_queue_is_left_alone_before_driver_ok() {
     let mut machine = Machine::<1>::off(Config::default(), vec![Disk::new(Cache::WriteBack)]);

@@ -78,7 +78,7 @@ fn a_request_may_be_in_an_indirect_table() {
     assert_eq!(machine.fetch(DATA, 512), [5; 512]);
 }
 
-// PEERS, defect 20: a chain longer than the device has room for.
+// host-std/tests/defects.md, 20: a chain longer than the device has room for.
 #[test]
 fn a_chain_of_more_buffers_than_there_is_room_for_is_an_io_error() {
     const LONG_TABLE: u64 = 0x1_0000;
@@ -102,7 +102,7 @@ fn a_chain_of_more_buffers_than_there_is_room_for_is_an_io_error() {
     }
 }
 
-// PEERS, defect 20: a list that is changed between its check and its use.
+// host-std/tests/defects.md, 20: a list that is changed between its check and its use.
 #[test]
 fn a_list_of_ranges_that_changes_after_its_check_is_not_read_again() {
     let mut machine = machine();
@@ -121,7 +121,7 @@ fn a_list_of_ranges_that_changes_after_its_check_is_not_read_again() {
     assert_eq!((machine.reap(0), machine.fetch(STATUS, 1)), (Some((head, 1)), vec![OK]));
 }
 
-// PEERS, defect 5.
+// host-std/tests/defects.md, 5.
 #[test]
 fn a_request_header_that_is_too_short_is_an_io_error() {
     let mut machine = machine();
@@ -136,7 +136,7 @@ fn a_request_header_that_is_too_short_is_an_io_error() {
     assert_eq!(machine.log(), []);
 }
 
-// PEERS, defect 5.
+// host-std/tests/defects.md, 5.
 #[test]
 fn a_write_without_data_is_an_io_error() {
     let mut machine = machine();
@@ -145,7 +145,7 @@ fn a_write_without_data_is_an_io_error() {
     assert_eq!(machine.log(), []);
 }
 
-// PEERS, defect 6, and rust-hypervisor-firmware, which flushes without having negotiated it.
+// host-std/tests/defects.md, 6, and rust-hypervisor-firmware, which flushes without having negotiated it.
 #[test]
 fn a_flush_with_data_or_without_reaches_the_host() {
     for features in [modern(), modern().difference(Features::FLUSH)] {
@@ -159,7 +159,7 @@ fn a_flush_with_data_or_without_reaches_the_host() {
     }
 }
 
-// PEERS, defect 7.
+// host-std/tests/defects.md, 7.
 #[test]
 fn a_failed_sync_of_a_write_through_write_is_reported_and_completes() {
     let features = modern().difference(Features::FLUSH | Features::CONFIG_WCE);
@@ -170,7 +170,7 @@ fn a_failed_sync_of_a_write_through_write_is_reported_and_completes() {
     assert_eq!(machine.log(), [write(0, 1), Op::Flush]);
 }
 
-// PEERS, defect 12 (cloud-hypervisor 7698), and cloud-hypervisor 7697: also where the driver did not accept RO.
+// host-std/tests/defects.md, 12 (cloud-hypervisor 7698), and cloud-hypervisor 7697: also where the driver did not accept RO.
 #[test]
 fn a_read_only_disk_takes_flushes_and_refuses_changes() {
     for (features, by_storage) in [(modern(), true), (modern().difference(Features::RO), false)] {
@@ -201,7 +201,7 @@ fn a_size_that_is_no_multiple_of_512_is_an_io_error() {
     assert_eq!(machine.request(IN, 0, &[(DATA, 100, WRITE), (DATA + 100, 412, WRITE)]), (OK, 513));
 }
 
-// PEERS, defect 3, and cloud-hypervisor 8388 (sector x 512 wraps), OpenVMM 4046 (sector + count wraps).
+// host-std/tests/defects.md, 3, and cloud-hypervisor 8388 (sector x 512 wraps), OpenVMM 4046 (sector + count wraps).
 #[test]
 fn a_sector_whose_offset_or_end_wraps_is_an_io_error() {
     let mut machine = machine();
@@ -356,7 +356,7 @@ fn more_segments_than_the_storage_takes_are_an_io_error() {
     assert_eq!(machine.request(IN, 0, &[piece(0), piece(1), piece(2)]), (IOERR, 1));
 }
 
-/// PEERS, defect 1: what is offered is done. Without REQ_FLAGS the word is ignored: legacy drivers put a priority there.
+/// host-std/tests/defects.md, 1: what is offered is done. Without REQ_FLAGS the word is ignored: legacy drivers put a priority there.
 #[test]
 fn the_experimental_fua_flag_counts_only_where_it_was_negotiated() {
     let fua = Features::REQ_FLAGS | Features::REQ_FLAGS_OUT_FUA;

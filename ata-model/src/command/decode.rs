@@ -123,8 +123,8 @@ pub enum Reject {
 
 /// Decodes a task file whose Command register has been written.
 ///
-/// A 28-bit command takes the current bytes of the registers and never the previous ones (PEERS 9); a 48-bit command
-/// takes both, its count included (PEERS 2). A count of zero is 256 or 65,536 blocks.
+/// A 28-bit command takes the current bytes of the registers and never the previous ones (host-std/tests/defects.md, 9); a 48-bit command
+/// takes both, its count included (host-std/tests/defects.md, 2). A count of zero is 256 or 65,536 blocks.
 ///
 /// # Errors
 /// [`Reject`]; nothing else can be wrong with the registers alone.
@@ -217,7 +217,7 @@ mod tests {
         decode(task, Geometry::DEFAULT).unwrap().1
     }
 
-    /// PEERS 2.
+    /// host-std/tests/defects.md, 2.
     #[test]
     fn a_count_of_0x0100_in_lba48_is_256_sectors() {
         let task = task(0x34, [(0, 0), (1, 0), (0, 7), (0, 0), (0, 0)]);
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(decoded(&task(0x20, stale)), Command::Read(Blocks { lba: 0, count: 256 }));
     }
 
-    /// PEERS 9.
+    /// host-std/tests/defects.md, 9.
     #[test]
     fn previous_register_bytes_reach_48_bit_commands_only() {
         let bytes = [(1, 0), (2, 3), (0x44, 0x11), (0x55, 0x22), (0x66, 0x33)];

@@ -76,7 +76,7 @@ pub struct Plan {
 
 /// Plans `request` for a guest that was told `guest` about its cache, on a storage described by `info`.
 ///
-/// Stable here means what SEMANTICS calls stable: done, and either FUA, or written while the cache was advertised as off,
+/// Stable here means what SEMANTICS.md of this crate calls stable: done, and either FUA, or written while the cache was advertised as off,
 /// or inside a barrier. Where the host's completed writes are stable already, nothing is added to a write; zeroes and
 /// discards are another matter, since `O_DSYNC` does not cover them.
 #[must_use]

@@ -522,7 +522,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             || active(Mutant::FlushSkippedByGeneration) && self.skips_flush()
     }
 
-    /// Among others QEMU's defect (PEERS, 16): the counter that says "something is dirty" is advanced after it was looked
+    /// Among others QEMU's defect (host-std/tests/defects.md, 16): the counter that says "something is dirty" is advanced after it was looked
     /// at.
     #[inline(always)]
     fn skips_flush(&mut self) -> bool {

@@ -88,7 +88,7 @@ fn operations(cache: Cache, fua: bool, guest: GuestCache, request: Request) -> V
     }
 }
 
-// PEERS, defects 1 and 16.
+// host-std/tests/defects.md, 1 and 16.
 #[test]
 fn each_promise_takes_the_host_operations_that_keep_it() {
     use Cache::{Unsafe, WriteBack, WriteThrough};
@@ -147,7 +147,7 @@ fn a_barrier_drains_older_and_holds_younger_requests() {
     assert!(submit(&mut queue, &mut disk, write, 'b').is_ok());
 }
 
-// PEERS, defect 7.
+// host-std/tests/defects.md, 7.
 #[test]
 fn a_failed_step_ends_the_request_with_its_error_and_skips_the_rest() {
     let mut disk = Manual::new(Cache::WriteBack, false);
@@ -249,7 +249,7 @@ fn a_refused_flush_is_offered_again_once_the_completions_have_made_room() {
     assert_eq!(disk.0.log, [WRITE, READ, Op::Flush], "no completion is left that would wake the owner");
 }
 
-// PEERS, defect 18 (CVE-2023-5088).
+// host-std/tests/defects.md, 18 (CVE-2023-5088).
 #[test]
 fn a_reset_waits_for_what_was_submitted_and_reports_none_of_it() {
     let mut disk = Manual::new(Cache::WriteBack, false);

@@ -1,7 +1,7 @@
 //! What a guest may rely on, from nothing but what its bus shows: submissions, completions and the advertised state of
 //! the write cache. Shares no code with the models, and knows of the disk only what a power cut could leave.
 //!
-//! SEMANTICS, section 2, in terms of steps `a`, `b` of the program: `a` *precedes* `b` if `a` had ended when `b` was
+//! SEMANTICS.md of this crate, in terms of steps `a`, `b` of the program: `a` *precedes* `b` if `a` had ended when `b` was
 //! submitted, or if a barrier stands between them. A mutation is *stable* once it ended OK and was FUA, or was written
 //! with the cache advertised as off, or a flush that it had ended before has ended OK.
 //!

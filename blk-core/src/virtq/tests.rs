@@ -119,7 +119,7 @@ fn popping_without_a_chain_does_nothing() {
     assert_eq!(rig.peek(), Ok(Some(2)));
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn a_descriptor_loop_is_cut_after_as_many_descriptors_as_the_ring_has() {
     let mut rig = Rig::new(false, false);
@@ -150,7 +150,7 @@ fn a_zero_length_descriptor_is_left_out() {
     assert_eq!(rig.walk(0).unwrap(), [(0x1000, 16, false)]);
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn an_indirect_table_is_walked_after_direct_descriptors() {
     let mut rig = Rig::new(true, false);
@@ -161,7 +161,7 @@ fn an_indirect_table_is_walked_after_direct_descriptors() {
     assert_eq!(rig.walk(0).unwrap(), [(0x1000, 16, false), (0x2000, 512, false), (0x3000, 1, true)]);
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn an_indirect_descriptor_out_of_order_breaks_the_queue() {
     let cases = [
@@ -190,7 +190,7 @@ fn an_indirect_table_beyond_memory_or_2_to_the_64_breaks_the_queue() {
     }
 }
 
-// PEERS, defect 20.
+// host-std/tests/defects.md, 20.
 #[test]
 fn a_buffer_whose_end_wraps_past_2_to_the_64_breaks_the_queue() {
     let mut rig = Rig::new(false, false);
@@ -323,7 +323,7 @@ fn with_event_idx_only_the_batch_that_passes_the_event_interrupts() {
     assert!(!rig.complete_and_publish(4));
 }
 
-// PEERS, defect 19: lost wake-ups.
+// host-std/tests/defects.md, 19: lost wake-ups.
 #[test]
 fn rearming_finds_the_chain_that_came_before_the_driver_could_see_it() {
     let mut rig = Rig::new(false, true);

@@ -261,7 +261,7 @@ impl Image {
     /// Another open file description of the same image, opened in the same way.
     ///
     /// Each thread has one of its own: Linux reports a writeback error once *per open file description*, so that on a shared
-    /// one, one thread's write could take the error that was another's to see (SEMANTICS, 6).
+    /// one, one thread's write could take the error that was another's to see (blk-core/SEMANTICS.md, "The latch").
     pub(super) fn another(&self) -> Result<OwnedFd, OpenError> {
         reopen(&self.path, &self.file, self.flags).map_err(cannot_reopen(&self.path))
     }

@@ -1,4 +1,4 @@
-//! The latch: after one failed durable operation nothing is promised any more (SEMANTICS, 6).
+//! The latch: after one failed durable operation nothing is promised any more (blk-core/SEMANTICS.md, "The latch").
 //!
 //! It has two causes, and holds while there is one: the image's own, which stays for good, and the client's, which says only that a
 //! client brought the latch along from an earlier server. What a client says it can have forged, so that goes when the client goes.

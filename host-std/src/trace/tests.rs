@@ -158,7 +158,7 @@ fn punched_holes_are_seen_as_write_zeroes_or_discards_and_flush_nothing() {
     assert!(counts.write_zeroes + counts.discards >= 1, "{counts:?}");
 }
 
-/// SEMANTICS of /sys/block/X/queue/write_cache: after `write through` the kernel sends no flush, and the probe says so.
+/// Of /sys/block/X/queue/write_cache: after `write through` the kernel sends no flush, and the probe says so.
 #[test]
 fn a_write_through_queue_gets_no_flush_and_the_probe_reports_it() {
     let Some((_backing, device, file)) = image(false) else { return };

@@ -8,7 +8,7 @@ use crate::sense::Sense;
 /// Decodes a command block.
 ///
 /// The length follows from the operation code's group and is checked against what was given before any field is looked at
-/// (CVE-2015-5158; PEERS, 4). Reserved bits and fields that the table does not list must be zero, NACA among them.
+/// (CVE-2015-5158; host-std/tests/defects.md, 4). Reserved bits and fields that the table does not list must be zero, NACA among them.
 ///
 /// # Errors
 /// The sense data of the CHECK CONDITION. An unknown operation code is not an error here but [`Command::Unknown`].

@@ -178,7 +178,7 @@ pub(super) fn synchronize_cache(cdb: &Cdb) -> Decoded {
 }
 
 pub(super) fn write_same(cdb: &Cdb) -> Decoded {
-    // Bit 3 is UNMAP here, not FUA (PEERS, 12a).
+    // Bit 3 is UNMAP here, not FUA (host-std/tests/defects.md, 12a).
     let (flags, blocks) = range(cdb);
     if flags & ANCHOR != 0 {
         return Err(Sense::cdb_field(1, Some(4)));

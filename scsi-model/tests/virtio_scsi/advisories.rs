@@ -1,4 +1,4 @@
-//! Defects and advisories of other devices (PEERS.md), where this one could have them.
+//! Defects and advisories of other devices (host-std/tests/defects.md), where this one could have them.
 
 use crate::machine::*;
 use crate::rig::{BLOCK, TAGS};
@@ -80,7 +80,7 @@ fn a_chain_that_changes_after_it_was_taken() {
     assert!(machine.is_broken());
 }
 
-/// PEERS, defect 20: a chain that bites its tail, or points outside.
+/// host-std/tests/defects.md, 20: a chain that bites its tail, or points outside.
 #[test]
 fn a_chain_that_is_none_breaks_its_ring() {
     for (next, flags) in [(0, NEXT), (RING, NEXT), (0, INDIRECT), (0, INDIRECT | NEXT)] {

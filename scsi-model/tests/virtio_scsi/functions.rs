@@ -132,7 +132,7 @@ fn a_nexus_reset_ends_the_tasks_of_every_unit_of_its_target() {
     assert_eq!(machine.fetch(other.response + 11, 1), [OK]);
 }
 
-/// PEERS, defect 18, CVE-2023-5088: what a reset takes away does not land on top of what comes after it.
+/// host-std/tests/defects.md, 18, CVE-2023-5088: what a reset takes away does not land on top of what comes after it.
 #[test]
 fn a_unit_reset_waits_and_what_comes_after_it_is_newer() {
     let (mut machine, [(old, _), ..]) = busy();

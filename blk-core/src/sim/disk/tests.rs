@@ -116,7 +116,7 @@ fn zeroes_and_discards_are_volatile_even_under_o_dsync() {
     }
 }
 
-// PEERS, defect 13.
+// host-std/tests/defects.md, 13.
 #[test]
 fn a_flush_covers_what_was_polled_before_it_was_submitted_on_any_handle() {
     let mut bench = Bench::new(DiskConfig { handles: 2, ..DiskConfig::new(CacheMode::WriteBack) });

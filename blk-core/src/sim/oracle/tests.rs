@@ -82,7 +82,7 @@ fn a_completed_write_is_volatile_until_a_flush_that_followed_it_is_done() {
     assert_eq!(history.cut(&[A], &[INITIAL]), Ok(()));
 }
 
-// PEERS, defect 13.
+// host-std/tests/defects.md, 13.
 #[test]
 fn a_flush_does_not_cover_a_write_that_was_in_flight_when_it_was_submitted() {
     let mut history = History::new(true);

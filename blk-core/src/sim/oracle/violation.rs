@@ -17,7 +17,7 @@ pub enum Why {
     Flushed(u8),
 }
 
-/// A promise that does not hold. The invariants I1 to I8 are those of SEMANTICS, section 2. Steps go by their letter.
+/// A promise that does not hold. The invariants I1 to I8 are those of SEMANTICS.md of this crate. Steps go by their letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// I1: a power cut can bring back what a stable mutation had overwritten.

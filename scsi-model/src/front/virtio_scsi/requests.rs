@@ -147,7 +147,7 @@ pub(super) fn take<M: GuestMemory + ?Sized>(
     Ok(decode(&chain, Place { ring: index, head }, sizes))
 }
 
-/// The request in a chain: `None` if it has no room for its header (PEERS, defect 5) or for sense data, or data both ways.
+/// The request in a chain: `None` if it has no room for its header (host-std/tests/defects.md, 5) or for sense data, or data both ways.
 fn decode(chain: &Chain<COPIED_BYTES>, place: Place, sizes: Sizes) -> Option<Request> {
     let (head, block) = RequestHead::read_from_prefix(&chain.header).ok()?;
     let out_bytes = chain.readable.checked_sub(sizes.request_bytes()).filter(|_| chain.legible)?;
