@@ -9,7 +9,7 @@ mod table;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -81,16 +81,16 @@ fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
             .context("cannot install the signal handlers")?;
     }
     let table = table::run(args, &stop)?;
-    if stop.load(Ordering::Relaxed) {
-        output::complain(format_args!("stopped before the table was complete"));
-        return Ok(ExitCode::from(EXIT_STOPPED));
-    }
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&table)?)?;
     } else {
-        table::render::print(&table)?;
+        table::render::print(&table, args.wide)?;
     }
-    Ok(if table.as_it_must_be { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSAFE) })
+    Ok(match table.as_it_must_be {
+        _ if table.stopped => ExitCode::from(EXIT_STOPPED),
+        Some(false) => ExitCode::from(EXIT_UNSAFE),
+        Some(true) | None => ExitCode::SUCCESS,
+    })
 }
 
 fn run_probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {

@@ -122,6 +122,7 @@ impl BlockTrace {
         let (tracefs, mount) = tracefs()?;
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        remove_orphans(&tracefs.join("instances"));
         let instance = tracefs.join(format!("instances/blk-host-{}-{number}", std::process::id()));
         fs::create_dir(&instance).map_err(|source| tracefs_error(&instance, source))?;
         let trace = Self { instance, event, device: format!("{major},{minor}"), _mount: mount };
@@ -186,6 +187,20 @@ impl Drop for BlockTrace {
         let _ = self.write("tracing_on", "0");
         let _ = self.write(&format!("events/block/{}/enable", self.event), "0");
         let _ = fs::remove_dir(&self.instance);
+    }
+}
+
+/// Removes the instances of processes that were killed. One that is in use stays.
+fn remove_orphans(instances: &Path) {
+    for entry in fs::read_dir(instances).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix("blk-host-")?.split('-').next());
+        let process = process.and_then(|process| process.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            let _ = fs::write(entry.path().join("tracing_on"), "0");
+            let _ = fs::write(entry.path().join("events/enable"), "0");
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 

@@ -40,13 +40,18 @@ pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Create the image here instead of in a temporary directory; it must not exist, and is removed at the end.
+    /// Make the image here instead of in TMPDIR or /var/tmp. The path must not exist; it is gone again at once, and the image
+    /// with the program, whatever ends it.
     #[arg(long, value_name = "PATH")]
     pub(crate) image: Option<PathBuf>,
 
     /// Print JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Print all columns, in more than 80.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) wide: bool,
 
     /// Only this front end (may be given several times).
     #[arg(long, value_enum, value_name = "FRONT")]
@@ -68,11 +73,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "image")]
     pub(crate) prove_only: bool,
 
-    /// Only drive the image: explore nothing.
+    /// Only drive the image: explore and prove nothing.
     #[arg(long, conflicts_with_all = ["prove_only", "exhaustive"])]
     pub(crate) run_only: bool,
 
-    /// Show no progress bar.
+    /// Tell no progress.
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }

@@ -1,9 +1,10 @@
 //! One half of a cell: a guest driver writes, flushes and reads back a real image, and what reached the kernel is counted.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, ensure};
 use ata_model::{Channel, DriveConfig, PciAhci, PciIde, PciIdeChip, PciIdeMode};
@@ -23,7 +24,9 @@ use serde::Serialize;
 use virtio_blk_model::device::Config as VirtioConfig;
 use virtio_blk_model::front::mmio::Mmio;
 
-const IMAGE_BYTES: u64 = 8 << 20;
+use super::place::Place;
+
+pub(super) const IMAGE_BYTES: u64 = 8 << 20;
 const REQUEST_BYTES: usize = 4096;
 const WRITES: u32 = 48;
 const FLUSH_EVERY: u32 = 8;
@@ -67,107 +70,67 @@ impl From<Counts> for Reached {
     }
 }
 
-/// Where images are made.
-pub(crate) struct Place {
-    image: PathBuf,
-    /// Removed with everything in it when dropped.
-    _directory: Option<tempfile::TempDir>,
-    owned: bool,
-}
-
-impl Place {
-    /// At `image`, or in a temporary directory on a real filesystem.
-    pub(crate) fn new(image: Option<&Path>) -> anyhow::Result<Self> {
-        if let Some(image) = image {
-            // Created here and now, so that nobody's file is ever written over.
-            let made = OpenOptions::new().write(true).create_new(true).open(image);
-            made.with_context(|| {
-                format!(
-                    "--image {}: give a path that does not exist yet, in a writable directory",
-                    image.display()
-                )
-            })?;
-            return Ok(Self { image: image.to_owned(), _directory: None, owned: true });
-        }
-        // /tmp is often a tmpfs, where nothing is durable; /var/tmp is not.
-        let parent =
-            if Path::new("/var/tmp").is_dir() { PathBuf::from("/var/tmp") } else { std::env::temp_dir() };
-        let directory = tempfile::Builder::new().prefix("blk-host-").tempdir_in(&parent);
-        let directory = directory
-            .with_context(|| format!("{}: cannot make a directory; give --image PATH", parent.display()))?;
-        Ok(Self { image: directory.path().join("disk.img"), _directory: Some(directory), owned: false })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.owned {
-            let _ = std::fs::remove_file(&self.image);
-        }
-    }
-}
-
-/// Runs one cell at `place`.
-pub(crate) fn run(front: Front, mode: CacheMode, place: &Place) -> anyhow::Result<Run> {
-    let image = place.image.as_path();
-    make_image(image)?;
-    let mut run =
-        drive(front, mode, image).with_context(|| format!("{} in mode {}", front.name(), mode.name()))?;
-    run.kernel = traced(front, mode, image)
-        .with_context(|| format!("{} in mode {} on a loop device", front.name(), mode.name()))?;
-    Ok(run)
-}
-
-/// A fully written image: holes would need metadata of their own.
-fn make_image(path: &Path) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(path)?;
-        let chunk = vec![0xee; 1 << 20];
-        (0..IMAGE_BYTES / chunk.len() as u64).try_for_each(|_| file.write_all(&chunk))?;
-        file.sync_all()
-    };
-    write().with_context(|| format!("{}: cannot make an image of {} MiB", path.display(), IMAGE_BYTES >> 20))
+/// Runs one cell on an image; `None` if it is to stop.
+pub(crate) fn run(
+    front: Front,
+    mode: CacheMode,
+    place: &Place,
+    stop: &AtomicBool,
+) -> anyhow::Result<Option<Run>> {
+    let image = place.path();
+    place.fill()?;
+    let name = || format!("{} in mode {}", front.name(), mode.name());
+    let Some(mut run) = drive(front, mode, &image, stop).with_context(name)? else { return Ok(None) };
+    run.kernel = traced(front, mode, &image, stop).with_context(|| format!("{} on a loop device", name()))?;
+    Ok(Some(run))
 }
 
 /// The same workload on a loop device over the image, under kernel tracing; `None` where that cannot be had.
-fn traced(front: Front, mode: CacheMode, image: &Path) -> anyhow::Result<Option<host_std::trace::Counts>> {
+fn traced(
+    front: Front,
+    mode: CacheMode,
+    image: &Path,
+    stop: &AtomicBool,
+) -> anyhow::Result<Option<host_std::trace::Counts>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
     let Ok(device) = LoopDevice::attach(image, false) else { return Ok(None) };
     let (major, minor) = device.dev();
     let Ok(trace) = BlockTrace::start(major, minor) else { return Ok(None) };
-    drive(front, mode, device.path())?;
+    if drive(front, mode, device.path(), stop)?.is_none() {
+        return Ok(None);
+    }
     Ok(Some(trace.stop().context("cannot read the kernel's trace")?))
 }
 
-fn drive(front: Front, mode: CacheMode, path: &Path) -> anyhow::Result<Run> {
+fn drive(front: Front, mode: CacheMode, path: &Path, stop: &AtomicBool) -> anyhow::Result<Option<Run>> {
     let backend = FileBackend::open(path, &FileOptions::new(mode))?;
     let handle = backend.handle()?;
     let memory = MappedMemory::anonymous(&[(GuestAddr(0), GUEST_MEMORY_BYTES)])?;
-    let (issued, write_cache, expected) = match front {
+    let done = match front {
         Front::IdePio => {
             let channel = Channel::new([Some(DriveConfig::new("BLK-HOST", "0001")), None]);
-            workload(&mut Ide::new(Machine::new(channel, memory, vec![handle]), Transfer::Pio)?)?
+            workload(&mut Ide::new(Machine::new(channel, memory, vec![handle]), Transfer::Pio)?, stop)?
         }
         Front::PciIde => {
             let drives = [Some(DriveConfig::new("BLK-HOST", "0001")), None, None, None];
             let device = PciIde::new(drives, PciIdeChip::Piix3, PciIdeMode::Native);
             let function = PciFunction::<_, 1>::new(device, MsixOwner::Function);
-            workload(&mut Ide::new(Machine::new(function, memory, vec![handle]), Transfer::Dma)?)?
+            workload(&mut Ide::new(Machine::new(function, memory, vec![handle]), Transfer::Dma)?, stop)?
         }
         Front::Ahci | Front::AhciNcq => {
             let commands = if front == Front::Ahci { Commands::Dma } else { Commands::Queued };
             let device = PciAhci::<1>::new([Some(DriveConfig::new("BLK-HOST", "0001"))]);
             let function = PciFunction::<_, 1>::new(device, MsixOwner::Function);
-            workload(&mut Ahci::new(Machine::new(function, memory, vec![handle]), commands)?)?
+            workload(&mut Ahci::new(Machine::new(function, memory, vec![handle]), commands)?, stop)?
         }
         Front::Scsi => {
             let config = scsi_model::Config::new("BLKHOST", "DISK", "1", "0001");
             let unit = LogicalUnit::<4>::new(config, FileStorage::info(&handle));
             let unit =
                 unit.map_err(|_| anyhow::anyhow!("{}: not the geometry of a SCSI disk", path.display()))?;
-            workload(&mut Scsi::new(Unit::new(unit, memory, handle))?)?
+            workload(&mut Scsi::new(Unit::new(unit, memory, handle))?, stop)?
         }
         Front::VirtioScsi => {
             let config = scsi_model::Config::new("BLKHOST", "DISK", "1", "0001");
@@ -177,30 +140,34 @@ fn drive(front: Front, mode: CacheMode, path: &Path) -> anyhow::Result<Run> {
             let inserted = host.insert(address, config, FileStorage::info(&handle));
             inserted.map_err(|_| anyhow::anyhow!("{}: not the geometry of a SCSI disk", path.display()))?;
             let carrier = VirtioScsi::new(Machine::new(device, memory, vec![handle]))?;
-            workload(&mut Scsi::new(carrier)?)?
+            workload(&mut Scsi::new(carrier)?, stop)?
         }
         Front::VirtioBlk => {
             let device = Mmio::<1, 64>::new(VirtioConfig::default());
-            workload(&mut VirtioBlk::new(Machine::new(device, memory, vec![handle]))?)?
+            workload(&mut VirtioBlk::new(Machine::new(device, memory, vec![handle]))?, stop)?
         }
     };
+    let Some((issued, write_cache, expected)) = done else { return Ok(None) };
     let host = Reached::from(backend.counts());
     drop(backend);
     let verified_bytes = verify(path, &expected)?;
-    Ok(Run { guest: issued, write_cache, host, kernel: None, verified_bytes })
+    Ok(Some(Run { guest: issued, write_cache, host, kernel: None, verified_bytes }))
 }
 
 /// Block number and contents of everything written.
 type Written = std::collections::BTreeMap<u64, u32>;
 
-/// Writes blocks in a scattered order, some twice, flushing now and then; reads everything back.
-fn workload(guest: &mut dyn GuestDisk) -> anyhow::Result<(Issued, bool, Written)> {
+/// Writes blocks in a scattered order, some twice, flushing now and then; reads everything back. `None` if it is to stop.
+fn workload(guest: &mut dyn GuestDisk, stop: &AtomicBool) -> anyhow::Result<Option<(Issued, bool, Written)>> {
     let mut issued = Issued::default();
     let mut written = Written::new();
     let blocks = guest.sectors() / 8;
     ensure!(blocks == IMAGE_BYTES / REQUEST_BYTES as u64, "the guest sees {} sectors", guest.sectors());
     let write_cache = guest.write_cache()?;
     for step in 0..WRITES {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         // A multiplicative walk over three quarters as many blocks as there are writes: the rest are overwrites.
         let block = u64::from(step * 7 % (WRITES * 3 / 4)) * 53 % blocks;
         let fua = guest.has_fua() && step % FUA_EVERY == FUA_EVERY - 1;
@@ -219,7 +186,7 @@ fn workload(guest: &mut dyn GuestDisk) -> anyhow::Result<(Issued, bool, Written)
         issued.reads += 1;
         ensure!(back == contents(block, step), "block {block} reads back as something else");
     }
-    Ok((issued, write_cache, written))
+    Ok(Some((issued, write_cache, written)))
 }
 
 /// What step `step` writes to `block`: each 8 bytes name both and their own place.

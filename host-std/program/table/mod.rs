@@ -1,20 +1,25 @@
 //! The integrity table: for each front end and cache mode a real run and a proof.
 
 mod drive;
+mod place;
+mod progress;
 mod prove;
 pub(crate) mod render;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use anyhow::Context as _;
 use blk_core::storage::CacheMode;
 use host_std::proof::{Era, Front};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Serialize, Serializer};
 
 use crate::cli::Args;
-use drive::{Place, Run};
-use prove::{Bounds, Proof};
+use drive::Run;
+use place::Place;
+use progress::Progress;
+use prove::{Bounds, Explorers, Proof};
 
 /// What a proof must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -78,14 +83,17 @@ pub(crate) struct Table {
     /// Longest program explored.
     pub(crate) length: u8,
     pub(crate) seconds: f64,
-    pub(crate) as_it_must_be: bool,
+    /// It was ended by a signal before it was complete.
+    pub(crate) stopped: bool,
+    /// Whether every cell is what it must be; `None` if a cell was not proven, and none is wrong.
+    pub(crate) as_it_must_be: Option<bool>,
 }
 
 /// The modes that there were in 2009.
 const MODES_OF_2009: [CacheMode; 3] = [CacheMode::WriteThrough, CacheMode::WriteBack, CacheMode::None];
 
 /// Runs and proves what `args` asks for; ends early, with what there is, once `stop` is set.
-pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<Table> {
+pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Table> {
     let started = Instant::now();
     let mut cells = cells(args);
     let bounds = Bounds::new(if args.exhaustive { 4 } else { args.length });
@@ -103,36 +111,44 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<Table> {
         all.flat_map(|(index, cell)| prove::jobs(index, cell.front, cell.mode, cell.era, bounds)).collect()
     };
     let runs = if args.prove_only { 0 } else { cells.len() };
-    let bar = progress_bar(args.quiet, jobs.len() + runs);
+    let progress = Arc::new(Progress::new(args.quiet, jobs.len() + runs));
     // The runs wait for the disk, the proofs for the processor.
-    let mut proofs = std::thread::scope(|scope| {
-        let proofs = scope.spawn(|| prove::run(jobs, &bar, stop));
-        if let Some(place) = &place
-            && let Err(error) = run_cells(&mut cells, place, &bar, stop)
-        {
-            stop.store(true, Ordering::Relaxed);
-            return Err(error);
-        }
-        proofs.join().map_err(|_| anyhow::anyhow!("the explorer panicked"))
-    })?;
+    let explorers = Explorers::start(jobs, &progress, stop).context("cannot start the explorer's threads")?;
+    if let Some(place) = &place {
+        run_cells(&mut cells, place, &progress, stop)?;
+    }
+    let mut proofs = explorers.wait()?;
     for (index, cell) in cells.iter_mut().chain(&mut history).enumerate() {
         cell.proof = proofs.remove(&index);
     }
-    bar.finish_and_clear();
-    // A cell that nobody proved has not been shown to be anything.
-    let proven = |cell: &Cell| args.run_only || cell.proof.as_ref().is_some_and(|proof| proof.programs > 0);
-    let as_it_must_be = cells.iter().chain(&history).all(|cell| proven(cell) && cell.as_it_must_be());
+    progress.end();
+    let as_it_must_be = verdict(cells.iter().chain(&history));
     let seconds = started.elapsed().as_secs_f64();
-    Ok(Table { cells, history, length: bounds.length, seconds, as_it_must_be })
+    let stopped = stop.load(Ordering::Relaxed);
+    Ok(Table { cells, history, length: bounds.length, seconds, stopped, as_it_must_be })
 }
 
-fn run_cells(cells: &mut [Cell], place: &Place, bar: &ProgressBar, stop: &AtomicBool) -> anyhow::Result<()> {
+/// False if a cell is not what it must be, `None` if that is not known of each: it was not proven.
+fn verdict<'a>(mut cells: impl Iterator<Item = &'a Cell> + Clone) -> Option<bool> {
+    if !cells.clone().all(Cell::as_it_must_be) {
+        return Some(false);
+    }
+    let proven = |cell: &Cell| cell.proof.as_ref().is_some_and(|proof| proof.programs > 0);
+    cells.all(proven).then_some(true)
+}
+
+fn run_cells(
+    cells: &mut [Cell],
+    place: &Place,
+    progress: &Progress,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
     for cell in cells {
-        if stop.load(Ordering::Relaxed) {
+        cell.run = drive::run(cell.front, cell.mode, place, stop)?;
+        if cell.run.is_none() {
             break;
         }
-        cell.run = Some(drive::run(cell.front, cell.mode, place)?);
-        bar.inc(1);
+        progress.step();
     }
     Ok(())
 }
@@ -150,15 +166,4 @@ fn cells(args: &Args) -> Vec<Cell> {
 fn history() -> Vec<Cell> {
     let fronts = [Front::PciIde, Front::VirtioBlk].into_iter();
     fronts.flat_map(|front| MODES_OF_2009.map(|mode| Cell::new(front, mode, Era::Of2009))).collect()
-}
-
-fn progress_bar(quiet: bool, steps: usize) -> ProgressBar {
-    if quiet {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(steps as u64);
-    let style = ProgressStyle::with_template("{bar:30} {pos:>3}/{len} {elapsed:>4} {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }

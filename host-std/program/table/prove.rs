@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use blk_core::sim::{self, DiskConfig, Report};
 use blk_core::storage::CacheMode;
 use host_std::proof::{Era, Front, GuestKind, guests};
-use indicatif::ProgressBar;
 use serde::Serialize;
+
+use super::progress::Progress;
 
 /// What the explorer found of one cell, all of its variants together.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -76,53 +79,118 @@ pub(crate) fn jobs(index: usize, front: Front, mode: CacheMode, era: Era, bounds
     jobs
 }
 
-/// Runs all jobs, as many at a time as there are cores, and returns each cell's proof. A cell that was not finished when
-/// `stop` was set has none.
-pub(crate) fn run(jobs: Vec<Job>, bar: &ProgressBar, stop: &AtomicBool) -> BTreeMap<usize, Proof> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len().max(1));
-    // Later cells have the richer fronts: the longest explorations first, so that the threads end together.
-    let queue = Mutex::new(jobs);
-    let proofs = Mutex::new(BTreeMap::<usize, Proof>::new());
-    let unfinished = Mutex::new(Vec::new());
-    let states = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(job) = take(&queue) {
-                    let mut counted = 0;
-                    let report = job.guest.explore(job.bounds, &mut |progress| {
-                        let all =
-                            states.fetch_add(progress.states.saturating_sub(counted), Ordering::Relaxed);
-                        counted = progress.states;
-                        bar.set_message(format!("exploring: {} states", all));
-                        if stop.load(Ordering::Relaxed) {
-                            ControlFlow::Break(())
-                        } else {
-                            ControlFlow::Continue(())
-                        }
-                    });
-                    bar.inc(1);
-                    if matches!(report.verdict, sim::Verdict::Stopped) {
-                        lock(&unfinished).push(job.cell);
-                        continue;
-                    }
-                    lock(&proofs).entry(job.cell).or_default().add(job.variant(), report);
+/// Explorations under way, on as many threads as there are cores.
+pub(crate) struct Explorers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// Later cells have the richer fronts: the longest explorations first, so that the threads end together.
+    queue: Mutex<Vec<Job>>,
+    proofs: Mutex<BTreeMap<usize, Proof>>,
+    /// Jobs of each cell that are not done.
+    left: Mutex<BTreeMap<usize, usize>>,
+    threads: Mutex<usize>,
+    ended: Condvar,
+    progress: Arc<Progress>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Explorers {
+    pub(crate) fn start(
+        jobs: Vec<Job>,
+        progress: &Arc<Progress>,
+        stop: &Arc<AtomicBool>,
+    ) -> std::io::Result<Self> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+        let mut left = BTreeMap::new();
+        for job in &jobs {
+            *left.entry(job.cell).or_default() += 1;
+        }
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(jobs),
+            proofs: Mutex::default(),
+            left: Mutex::new(left),
+            threads: Mutex::new(count),
+            ended: Condvar::new(),
+            progress: Arc::clone(progress),
+            stop: Arc::clone(stop),
+        });
+        let spawn = |_| {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("explorer".into()).spawn(move || shared.explore())
+        };
+        let threads = (0..count).map(spawn).collect::<Result<_, _>>()?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Waits for the end, or until it is to stop, and returns the proofs of the cells that are done. A thread that is stopped is
+    /// not waited for: to give back the memory of what it explored takes seconds.
+    pub(crate) fn wait(self) -> anyhow::Result<BTreeMap<usize, Proof>> {
+        let Self { shared, threads } = self;
+        let mut running = lock(&shared.threads);
+        while *running != 0 && !shared.stop.load(Ordering::Relaxed) {
+            let waited = shared.ended.wait_timeout(running, LOOK_EVERY);
+            running = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let ended = *running == 0;
+        drop(running);
+        if ended {
+            for thread in threads {
+                thread.join().map_err(|_| anyhow::anyhow!("the explorer panicked"))?;
+            }
+        }
+        let mut proofs = std::mem::take(&mut *lock(&shared.proofs));
+        let left = lock(&shared.left);
+        proofs.retain(|cell, _| left.get(cell).is_none_or(|jobs| *jobs == 0));
+        Ok(proofs)
+    }
+}
+
+/// How often it is seen that the explorers are to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+impl Shared {
+    fn explore(&self) {
+        // Also if it panics.
+        let _counted = Counted(self);
+        while let Some(job) = self.next() {
+            let mut counted = 0;
+            let report = job.guest.explore(job.bounds, &mut |explored| {
+                self.progress.states(explored.states.saturating_sub(counted));
+                counted = explored.states;
+                if self.stop.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
                 }
             });
+            if matches!(report.verdict, sim::Verdict::Stopped) {
+                return;
+            }
+            self.progress.step();
+            lock(&self.proofs).entry(job.cell).or_default().add(job.variant(), report);
+            if let Some(left) = lock(&self.left).get_mut(&job.cell) {
+                *left -= 1;
+            }
         }
-    });
-    let mut proofs = proofs.into_inner().unwrap_or_else(PoisonError::into_inner);
-    for cell in lock(&unfinished).iter() {
-        proofs.remove(cell);
     }
-    proofs
+
+    fn next(&self) -> Option<Job> {
+        lock(&self.queue).pop().filter(|_| !self.stop.load(Ordering::Relaxed))
+    }
 }
 
-fn take(queue: &Mutex<Vec<Job>>) -> Option<Job> {
-    lock(queue).pop()
+struct Counted<'a>(&'a Shared);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.threads) -= 1;
+        self.0.ended.notify_all();
+    }
 }
 
-/// A thread that panicked takes the program down when the scope ends; what it left is not looked at.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,70 @@
+//! Where images are made: files without a name, so that nothing is left whatever ends the program.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::drive::IMAGE_BYTES;
+
+/// An image that is there as long as this is.
+pub(super) struct Place {
+    image: File,
+    /// Where it was made, for people.
+    shown: PathBuf,
+}
+
+impl Place {
+    /// An image at `path`, or in a directory for temporary files.
+    pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Self::in_directory(&temporary()) };
+        // Made here and now, so that nobody's file is ever written over.
+        let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let image = made.with_context(|| {
+            format!(
+                "--image {}: give a path that does not exist yet, in a writable directory",
+                path.display()
+            )
+        })?;
+        std::fs::remove_file(path)
+            .with_context(|| format!("--image {}: cannot remove it", path.display()))?;
+        Ok(Self { image, shown: path.to_owned() })
+    }
+
+    fn in_directory(directory: &Path) -> anyhow::Result<Self> {
+        let image = tempfile::tempfile_in(directory).with_context(|| {
+            format!("{}: cannot make a file; set TMPDIR, or give --image PATH", directory.display())
+        })?;
+        Ok(Self { image, shown: directory.join("(an image without a name)") })
+    }
+
+    /// A path by which this process opens the image.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.image.as_raw_fd()))
+    }
+
+    /// Writes all of the image: holes would need metadata of their own.
+    pub(super) fn fill(&self) -> anyhow::Result<()> {
+        let write = || -> std::io::Result<()> {
+            let mut image = &self.image;
+            image.rewind()?;
+            let chunk = vec![0xee; 1 << 20];
+            (0..IMAGE_BYTES / chunk.len() as u64).try_for_each(|_| image.write_all(&chunk))?;
+            image.sync_all()
+        };
+        write().with_context(|| {
+            format!("{}: cannot write an image of {} MiB", self.shown.display(), IMAGE_BYTES >> 20)
+        })
+    }
+}
+
+/// As TMPDIR says. Without it /var/tmp, as /tmp is often a tmpfs, where nothing is durable.
+fn temporary() -> PathBuf {
+    let durable = Path::new("/var/tmp");
+    if std::env::var_os("TMPDIR").is_none() && durable.is_dir() {
+        return durable.to_owned();
+    }
+    std::env::temp_dir()
+}
