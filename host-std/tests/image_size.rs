@@ -5,13 +5,18 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Mutex;
 
 use blk_core::storage::CacheMode;
 use common::*;
 use host_std::backend::{FileBackend, FileOptions, OpenError};
 use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const BYTES: u64 = IMAGE_BYTES as u64;
+
+/// The umask and the limits are the process's, and so are for one test at a time.
+static PROCESS: Mutex<()> = Mutex::new(());
 
 fn sized(bytes: u64) -> FileOptions {
     FileOptions { size: Some(bytes), ..FileOptions::new(CacheMode::WriteBack) }
@@ -29,6 +34,7 @@ fn refuse(path: &Path, options: &FileOptions, parts: &[&str]) {
 
 #[test]
 fn an_image_is_made_for_its_owner_alone_or_extended_and_never_made_smaller() {
+    let _alone = PROCESS.lock();
     let images = Images::on_disk();
     let path = images.0.path().join("new");
     for mask in [0, 0o777] {
@@ -44,8 +50,21 @@ fn an_image_is_made_for_its_owner_alone_or_extended_and_never_made_smaller() {
     assert_eq!(FileBackend::open(&path, &sized(BYTES)).unwrap().info().sectors * 512, 3 * BYTES);
 }
 
+/// Has too few descriptors for the threads of an image, and enough for all that comes before.
+fn with_few_descriptors(act: impl FnOnce()) {
+    let before = getrlimit(Resource::Nofile);
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open: Vec<u64> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // Some that the process was started with may have high numbers.
+    let eighth = (0..).filter(|number| !open.contains(number)).nth(7).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(eighth + 1), ..before }).unwrap();
+    act();
+    setrlimit(Resource::Nofile, before).unwrap();
+}
+
 #[test]
 fn a_refusal_leaves_nothing_behind() {
+    let _alone = PROCESS.lock();
     let images = Images::on_disk();
     let path = images.image("image", IMAGE_BYTES);
     let new = images.0.path().join("new");
@@ -64,6 +83,8 @@ fn a_refusal_leaves_nothing_behind() {
         refuse(path, &FileOptions { workers: 0, ..sized(2 * BYTES) }, &["workers"]);
         refuse(path, &FileOptions { read_only: true, ..sized(2 * BYTES) }, &["size", "read_only"]);
         refuse(path, &sized(1 << 62), &["size=4194304T", "ulimit -f"]);
+        let threads = FileOptions { workers: 64, ..sized(2 * BYTES) };
+        with_few_descriptors(|| refuse(path, &threads, &["open it again", "ulimit -n"]));
         assert_eq!(path.metadata().map(|metadata| metadata.len()).ok(), was);
     }
     refuse(&missing, &sized(1 << 30), &["size=1G", "make its folder"]);

@@ -1,12 +1,15 @@
 //! `blk-host serve --device virtio-scsi`, as a supervisor, an operator and a driver meet it.
 
+mod common;
 mod serving;
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command as Program;
 use std::time::Duration;
 
+use common::{Images, Loop};
 use host_std::testing::client::{ClientError, Command, Options, Scsi, ScsiPayload, cdb};
 use scsi_model::front::virtio_scsi::Address;
 use scsi_model::front::virtio_scsi::wire::{Response, event};
@@ -183,39 +186,73 @@ fn a_start_that_is_refused_leaves_no_image_behind() {
     }
 }
 
+/// Starts on an image and one that is missing, so that it is refused when all has been looked at. Returns what it says.
+fn refused_start(folder: &Path, image: &str) -> String {
+    let mut program = Program::new(env!("CARGO_BIN_EXE_blk-host"));
+    program.args([
+        "serve",
+        "--device",
+        "virtio-scsi",
+        "--socket",
+        "s",
+        "--image",
+        image,
+        "--image",
+        "no/image",
+    ]);
+    let output = program.current_dir(folder).output().unwrap();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// One line for each thing to know, with the image and the remedy.
 #[test]
 fn a_start_warns_of_what_loses_data_and_refuses_a_foreign_format() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let run = |image: &str| {
-        let mut program = Program::new(env!("CARGO_BIN_EXE_blk-host"));
-        // Refused at the end, when all has been looked at.
-        program.current_dir(dir.path()).args([
-            "serve",
-            "--device",
-            "virtio-scsi",
-            "--socket",
-            "s",
-            "--image",
-        ]);
-        let output = program.args([image, "--image", "no/image"]).output().unwrap();
-        String::from_utf8_lossy(&output.stderr).into_owned()
+    let image = dir.path().join("disk.img");
+    let begins_with =
+        |header: &[u8]| std::fs::write(&image, [header, &[0; 512]].concat()[..512].repeat(8)).unwrap();
+    let vdi = [&[0; 0x40][..], &[0x7f, 0x10, 0xda, 0xbe]].concat();
+    for (header, format) in [(&b"QFI\xfb"[..], "qcow2"), (b"KDMV", "VMDK"), (&vdi, "VDI")] {
+        begins_with(header);
+        let text = refused_start(dir.path(), "disk.img");
+        let parts = ["image disk.img", format, "format=raw"];
+        assert!(parts.iter().all(|part| text.contains(part)) && !text.contains("no/image"), "{text}");
+        let raw = refused_start(dir.path(), "disk.img,format=raw");
+        assert!(raw.contains("no/image") && !raw.contains(format), "{raw}");
+    }
+    let warns_once = |image: &str, parts: [&str; 2]| {
+        let text = refused_start(dir.path(), image);
+        let path = image.split(',').next().unwrap();
+        let lines = text.lines().filter(|line| parts.iter().chain([&path]).all(|part| line.contains(part)));
+        assert_eq!(lines.count(), 1, "{parts:?}: {text}");
+        assert!(text.contains("no/image"), "{text}");
     };
-    let image = dir.path().join("image");
-    std::fs::write(&image, [b"QFI\xfb".as_slice(), &[0; 4092]].concat()).unwrap();
-    let text = run("image");
-    assert!(text.contains("image image") && text.contains("qcow2") && text.contains("format=raw"), "{text}");
-    let raw = run("image,format=raw,cache=unsafe");
-    assert!(raw.contains("no/image") && raw.contains("cache=unsafe: a crash"), "{raw}");
-    let large = run("new,size=4096T");
-    assert!(
-        large.contains("size= is more than its file system has") || large.contains("ulimit -f"),
-        "{large}"
+    begins_with(b"LUKS\xba\xbe");
+    warns_once("disk.img", ["has a LUKS header", "cryptsetup open"]);
+    begins_with(b"");
+    warns_once(
+        "disk.img,cache=unsafe",
+        ["cache=unsafe: a crash of the host loses", "give another cache mode"],
     );
-    if let Ok(memory) = tempfile::tempdir_in("/dev/shm") {
-        let path = memory.path().join("image");
-        std::fs::write(&path, [0; 4096]).unwrap();
-        let text = run(path.to_str().unwrap());
-        assert!(text.contains("what is flushed may be lost") && text.contains("tmpfs"), "{text}");
+    if let Some(device) = Loop::over(&image, 512) {
+        warns_once("disk.img", ["is the backing file of a loop device", device.0.to_str().unwrap()]);
+    }
+    let room = rustix::fs::statvfs(dir.path()).unwrap();
+    let size = room.f_blocks * room.f_frsize + MIB;
+    // A file of 8 TiB is possible everywhere.
+    if size < 1 << 43 {
+        warns_once(
+            &format!("new,size={size}"),
+            ["size= is more than its file system has", "give a smaller one"],
+        );
+        assert!(!dir.path().join("new").exists());
+    }
+    if let Some(memory) = Images::in_memory() {
+        let path = memory.image("image", 4096);
+        warns_once(path.to_str().unwrap(), ["what is flushed may be lost", "tmpfs"]);
+    }
+    let text = refused_start(dir.path(), "disk.img");
+    for doubt in ["LUKS", "cache=unsafe", "loop device", "size="] {
+        assert!(!text.contains(doubt), "{text}");
     }
 }

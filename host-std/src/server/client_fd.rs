@@ -127,6 +127,11 @@ mod tests {
         let socket = ClientFd::new(ours).unwrap();
         while send(&socket, &[0; 4096], SendFlags::DONTWAIT).is_ok() {}
         socket.signal();
+        // The other end has sent nothing.
+        socket.take();
+        // A socket's signal does not wait although the client undoes that.
+        fcntl_setfl(&socket, OFlags::empty()).unwrap();
+        socket.signal();
         drop(theirs);
         socket.signal();
         socket.take();

@@ -146,6 +146,13 @@ impl Lifecycle {
         *lock(&self.client) = None;
     }
 
+    /// Whether the client that is served has closed its connection, or we have.
+    pub(super) fn client_has_gone(&self) -> bool {
+        let client = lock(&self.client);
+        let gone = |client| matches!(poll(&mut [PollFd::new(client, PollFlags::RDHUP)], Some(&NOW)), Ok(1..));
+        client.as_ref().is_some_and(gone)
+    }
+
     /// Ends the connection of the client that is there: whoever serves it sees its socket closed.
     pub(super) fn hang_up(&self) {
         if let Some(client) = &*lock(&self.client) {

@@ -1,12 +1,13 @@
 //! Interrupts: the pin, which masks itself, and messages.
 
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blk_core::bus::Width;
 use host_std::server::vfio_user::protocol::IrqFlags;
 use host_std::testing::client::vfio_user::CONFIG;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::ahci::{ABAR, Ahci, INTX, MSI, MSIX, refused};
 use super::{Disk, pattern};
@@ -64,6 +65,47 @@ pub(crate) fn the_pin_masks_itself_with_each_signal() {
     ahci.issue(0, 0, false, super::ahci::DATA, 512);
     assert!(ahci.client.wait(ahci.irq.as_fd(), super::PATIENCE).unwrap());
     ahci.finish(1).unwrap();
+}
+
+/// The client has taken the signal, so that there is none to take back: the device does not wait for one.
+#[test]
+fn the_pin_is_taken_back_from_an_empty_eventfd_that_blocks() {
+    let disk = Disk::new();
+    let _served = disk.serve("");
+    let mut ahci = Ahci::new(disk.connect(), INTX);
+    ahci.irq = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let fds = [ahci.irq.as_fd()];
+    ahci.client.set_irqs(INTX, IrqFlags::EVENTFD | IrqFlags::TRIGGER, 0..1, &[], &fds).unwrap();
+    ahci.issue(0, 0, false, super::ahci::DATA, 512);
+    assert!(ahci.client.wait(ahci.irq.as_fd(), super::PATIENCE).unwrap());
+    assert_eq!(counted(&ahci), 1);
+    let pending = ahci.get(0x110);
+    ahci.client.write(ABAR, 0x110, Width::Dword, pending.into()).unwrap();
+    ahci.client.write(ABAR, 0x08, Width::Dword, 1).unwrap();
+    assert!(!level(&mut ahci));
+}
+
+/// The client makes it full, and wait, whenever the device has undone that.
+#[test]
+fn a_full_eventfd_that_waits_holds_up_neither_a_stop_nor_the_next_client() {
+    for stop in [false, true] {
+        let disk = Disk::new();
+        let served = disk.serve("");
+        let mut ahci = Ahci::new(disk.connect(), MSI);
+        quiet(&mut ahci);
+        rustix::io::write(&ahci.irq, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        fcntl_setfl(&ahci.irq, OFlags::empty()).unwrap();
+        ahci.issue(0, 0, false, super::ahci::DATA, 512);
+        std::thread::sleep(Duration::from_millis(50));
+        let begun = Instant::now();
+        if stop {
+            served.stop().unwrap();
+        } else {
+            drop(ahci);
+            disk.connect().device_info().unwrap();
+        }
+        assert!(begun.elapsed() < super::PATIENCE, "stop: {stop}: it took {:?}", begun.elapsed());
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a client hands over to be woken by: an interrupt is never lost, and nothing that the client does with its descriptors
 //! holds the device up.
 
-use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use host_std::testing::client::Request;
@@ -29,6 +29,13 @@ fn as_eventfd(fd: impl Into<OwnedFd>) -> EventFd {
     unsafe { EventFd::from_raw_fd(fd.into().into_raw_fd()) }
 }
 
+/// A copy of the client's end of its connection.
+fn own_end(frontend: &Frontend) -> OwnedFd {
+    // SAFETY: the descriptor is the frontend's, which is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(frontend.as_raw_fd()) };
+    fd.try_clone_to_owned().unwrap()
+}
+
 /// A server that was killed between the used index and the interrupt has left a guest that waits for the interrupt.
 #[test]
 fn a_ring_that_starts_interrupts_its_guest() {
@@ -53,6 +60,28 @@ fn a_new_call_descriptor_is_signalled() {
     assert!(signalled(&call));
 }
 
+/// A full eventfd that blocks, as a client that never looks at it may leave it: the device goes on, also without it.
+#[test]
+fn a_full_call_descriptor_costs_no_request_and_can_be_replaced() {
+    let disk = Disk::new();
+    let _served = disk.serve(1, "");
+    let mut guest = disk.connect(options(1));
+    let (call, handed_over) = pair(EventfdFlags::empty());
+    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    guest.session_mut().message(|frontend| frontend.set_vring_call(0, &handed_over)).unwrap();
+    let answered = |guest: &mut Blk| {
+        guest.submit(0, Request::Flush).unwrap();
+        guest.session_mut().kick(0).unwrap();
+        // Nobody is told of it.
+        until("it is answered", || take_done(guest, 0) == 1);
+    };
+    (0..2).for_each(|_| answered(&mut guest));
+    let (next, handed_over) = pair(EventfdFlags::NONBLOCK);
+    guest.session_mut().message(|frontend| frontend.set_vring_call(0, &handed_over)).unwrap();
+    assert!(signalled(&next));
+    answered(&mut guest);
+}
+
 /// The client's own end of the connection above all: with a copy of it in our hands, its closing would not be seen.
 #[test]
 fn a_socket_to_be_woken_by_ends_the_client() {
@@ -61,11 +90,14 @@ fn a_socket_to_be_woken_by_ends_the_client() {
         |frontend, fd| frontend.set_vring_call(0, fd),
         |frontend, fd| frontend.set_vring_err(0, fd),
     ];
-    for set in set {
+    for (set, own) in set.into_iter().flat_map(|set| [(set, true), (set, false)]) {
         let disk = Disk::new();
         let _served = disk.serve(1, "");
         let mut guest = disk.connect(options(1).without_protocol(VhostUserProtocolFeatures::REPLY_ACK));
-        let fd = as_eventfd(UnixStream::connect(disk.path("socket")).unwrap());
+        let fd = match own {
+            true => as_eventfd(guest.session_mut().message(|frontend| Ok(own_end(frontend))).unwrap()),
+            false => as_eventfd(UnixStream::connect(disk.path("socket")).unwrap()),
+        };
         let _ = guest.session_mut().message(|frontend| set(frontend, &fd));
         assert!(
             guest.session_mut().message(|frontend| frontend.get_queue_num()).is_err(),

@@ -16,7 +16,7 @@ use crate::server::mailbox::{Mailbox, mailbox};
 use crate::server::options::ServerError;
 use crate::server::stats::{QueueCounters, Stats};
 
-/// How often it is looked whether another client waits.
+/// How often it is looked whether another client waits, and whether this one is gone.
 const LOOK_FOR_OTHERS: Duration = Duration::from_secs(1);
 
 /// A PCI device and the way to its thread.
@@ -66,6 +66,10 @@ impl DeviceLifecycle for VfioUserDevice {
         // The thread drops `done` where it cannot serve the client.
         while ended.recv_timeout(LOOK_FOR_OTHERS) == Err(RecvTimeoutError::Timeout) {
             next.tell_if_waiting();
+            // Its thread may hang in a descriptor of its, and cannot see that it has gone.
+            if self.lifecycle.client_has_gone() {
+                self.mailbox.interrupt();
+            }
         }
         self.lifecycle.disconnect();
         Ok(())
