@@ -98,9 +98,10 @@ fn loop_device_over(path: &Path) -> Option<String> {
     })
 }
 
+/// `None` also where there is no limit, as on a tmpfs without one: it has 0 blocks (Linux, mm/shmem.c, `shmem_statfs`).
 fn file_system_bytes(path: &Path) -> Option<u64> {
     let facts = path.metadata().ok()?.is_file().then(|| rustix::fs::statvfs(path))?.ok()?;
-    facts.f_blocks.checked_mul(facts.f_frsize)
+    facts.f_blocks.checked_mul(facts.f_frsize).filter(|bytes| *bytes != 0)
 }
 
 #[cfg(test)]
