@@ -54,5 +54,5 @@ pub mod front;
 pub mod sim;
 pub mod wire;
 
-pub use drive::{Drive, DriveConfig};
+pub use drive::{Drive, DriveConfig, StagingTooSmall};
 pub use front::{Channel, Hba, IdeController, PciAhci, PciIde, PciIdeChip, PciIdeMode};
