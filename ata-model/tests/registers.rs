@@ -13,6 +13,7 @@
 
 mod rig;
 
+use ata_model::DriveConfig;
 use ata_model::command::{Row, TABLE};
 use blk_core::bus::Width;
 use blk_core::op::Op;
@@ -393,4 +394,16 @@ fn a_byte_wide_access_of_the_data_register_moves_nothing() {
     rig.issue(cmd(0x20).count(1));
     assert_eq!((rig.input(0, 0), rig.read(0, 0, Width::Qword)), (0xff, u64::MAX));
     assert_eq!((rig.status(), rig.read_words(512)), (DRQ, rig::pattern(1, 512)));
+}
+
+#[test]
+fn a_drive_says_its_firmware_revision() {
+    for (config, revision) in [
+        (DriveConfig::new("DISK", "1"), b"1.0     "),
+        (DriveConfig::new("DISK", "1").with_firmware("2.5\n rc10"), b"2.5  rc1"),
+    ] {
+        let words = isa_channel([Some(config), None]).identify(0x40);
+        let text: Vec<u8> = words[23..27].iter().flat_map(|word| word.to_be_bytes()).collect();
+        assert_eq!(text, revision);
+    }
 }

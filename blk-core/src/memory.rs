@@ -1,6 +1,7 @@
 //! Guest memory, as a model sees it: bytes copied in and out once, never references.
 
 use core::cell::Cell;
+use core::fmt;
 use core::sync::atomic::{Ordering, fence};
 
 use crate::op::Segment;
@@ -10,6 +11,14 @@ use crate::units::GuestAddr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct MemoryError;
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the range is not guest memory that may be accessed")
+    }
+}
+
+impl core::error::Error for MemoryError {}
 
 /// Memory that a guest shares with its devices.
 ///

@@ -27,7 +27,27 @@ pub const fn plain_info(bytes: u64, cache: Cache) -> Info {
     }
 }
 
-/// A disk in memory.
+/// A disk in memory, with `N` operations in flight at most.
+///
+/// ```
+/// use blk_core::memory::CellMemory;
+/// use blk_core::op::{Op, Segment};
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::storage::{Cache, Storage};
+/// use blk_core::units::{Extent, GuestAddr, Tag};
+///
+/// let (mut ram, mut image) = ([7; 4096], [0; 1 << 16]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// // Without staging buffers, which virtio-blk does not need.
+/// let mut disk = RamDisk::<1>::new(Ram::new(&mut image).with_cache(Cache::WriteBack), &mut []);
+///
+/// let write = Op::Write { extent: Extent::new(3, 1), fua: false };
+/// disk.submit(&memory, Tag::default(), write, &[Segment::Guest { addr: GuestAddr(0), len: 512 }])?;
+/// let done = disk.poll(&memory).unwrap();
+/// assert_eq!((done.tag, done.result), (Tag::default(), Ok(())));
+/// assert_eq!(disk.medium().bytes()[3 * 512..4 * 512], [7; 512]);
+/// # Ok::<(), blk_core::storage::Busy>(())
+/// ```
 pub type RamDisk<'a, const N: usize> = Synchronous<'a, Ram<'a>, N>;
 
 /// The memory of a [`RamDisk`].
@@ -246,6 +266,13 @@ mod tests {
         assert_eq!(run(&mut disk, &memory, write(0, 1), &[PAGE]), Err(IoErrorKind::OutOfRange));
         assert_eq!(run(&mut disk, &memory, write(0, 2), &[STAGED]), Err(IoErrorKind::Memory));
         assert!(disk.medium().bytes().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "of 2 slots has 1023 bytes of staging and needs 1024")]
+    fn staging_that_is_no_block_for_each_slot_is_refused() {
+        let (mut bytes, mut staging) = (vec![0; 2048], vec![0; 1023]);
+        let _ = RamDisk::<2>::new(Ram::new(&mut bytes), &mut staging);
     }
 
     #[test]

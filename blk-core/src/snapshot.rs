@@ -7,6 +7,8 @@
 //! in the storage, and no snapshot of the device brings them back. Staging buffers belong to the storage too; a
 //! device that can be quiet with data in one says so and saves it.
 
+use core::fmt;
+
 use crc::{CRC_32_ISCSI, Crc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -33,6 +35,20 @@ pub enum SnapshotError {
     /// The snapshot is of another device type or version.
     WrongKind(Kind),
 }
+
+impl fmt::Display for SnapshotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BufferTooShort => f.write_str("the buffer is too short for the state"),
+            Self::Damaged => f.write_str("the snapshot is damaged, cut off, or none at all"),
+            Self::WrongKind(Kind { name, version }) => {
+                write!(f, "the snapshot is of another device: {}, version {version}", name.escape_ascii())
+            }
+        }
+    }
+}
+
+impl core::error::Error for SnapshotError {}
 
 /// Writes `state` into `buffer` and returns the part that it fills.
 ///

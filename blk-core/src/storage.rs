@@ -1,5 +1,7 @@
 //! The storage under a model: its contract, and the truth about its cache.
 
+use core::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::op::{Op, Segment};
@@ -132,6 +134,14 @@ impl CacheMode {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Busy;
 
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the storage takes nothing until an operation has completed")
+    }
+}
+
+impl core::error::Error for Busy {}
+
 /// Why an operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -152,6 +162,24 @@ pub enum IoErrorKind {
     Unsupported,
 }
 
+impl fmt::Display for IoErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Medium => "the medium or the host failed the operation",
+            Self::NoSpace => "the host has no space left",
+            Self::ReadOnly => "the storage is read-only",
+            Self::OutOfRange => {
+                "the operation goes beyond the storage, or its segments are not as long as it"
+            }
+            Self::Memory => "a segment is not memory that may be accessed",
+            Self::Latched => "an earlier durable operation failed; check the image, then open it anew",
+            Self::Unsupported => "the storage does not do this operation",
+        })
+    }
+}
+
+impl core::error::Error for IoErrorKind {}
+
 /// A failed operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -169,6 +197,17 @@ impl IoError {
         Self { kind, lba: None }
     }
 }
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.lba {
+            Some(lba) => write!(f, "sector {}: {}", lba.0, self.kind),
+            None => self.kind.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for IoError {}
 
 impl From<IoErrorKind> for IoError {
     fn from(kind: IoErrorKind) -> Self {

@@ -66,11 +66,24 @@ pub struct Synchronous<'a, D, const N: usize> {
 
 impl<'a, D: Medium, const N: usize> Synchronous<'a, D, N> {
     /// Puts `medium` behind the storage contract. `staging` serves PIO, VERIFY and WRITE SAME, and is divided into `N`
-    /// buffers, one for each slot of the model; it may be empty for a front that needs none.
+    /// buffers, one for each slot of the model: `N` times 4096 bytes suit every command. It may be
+    /// empty for a front that needs none, which is virtio-blk.
+    ///
+    /// # Panics
+    /// If `staging` is neither empty nor large enough for a logical block in each slot. No slot,
+    /// `N` = 0, does not compile.
     pub fn new(medium: D, staging: &'a mut [u8]) -> Self {
+        const { assert!(N > 0, "Synchronous<D, N>: N is 1 at least, or no operation could be taken") }
         let mut info = *medium.info();
         info.fua = false;
         info.staging_bytes = u32::try_from(slot_bytes(staging.len(), N)).unwrap_or(u32::MAX) & !0x1ff;
+        assert!(
+            staging.is_empty() || info.staging_bytes >= info.logical_block_bytes,
+            "a RAM disk or other synchronous storage of {N} slots has {} bytes of staging and needs {}, a \
+             logical block for each slot; give it as many, or none if its front needs none",
+            staging.len(),
+            (N as u64).saturating_mul(info.logical_block_bytes.into()),
+        );
         Self { medium, staging, info, done: Deque::new(), latched: false }
     }
 

@@ -1,5 +1,7 @@
 //! What went wrong, and its two encodings.
 
+use core::fmt;
+
 use blk_core::storage::{IoError, IoErrorKind};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
@@ -96,6 +98,16 @@ pub struct Sense {
     /// Where the guest erred.
     pub field: Option<Field>,
 }
+
+/// The numbers, as tools print them: key, code, qualifier.
+impl fmt::Display for Sense {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [code, qualifier] = self.code.0.to_be_bytes();
+        write!(f, "{:?} ({:x}h/{code:02x}h/{qualifier:02x}h)", self.key, self.key as u8)
+    }
+}
+
+impl core::error::Error for Sense {}
 
 impl Sense {
     /// Nothing to report.

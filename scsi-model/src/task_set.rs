@@ -1,5 +1,7 @@
 //! Which task may start: SAM-5 clause 8, for one I_T nexus.
 
+use core::fmt;
+
 use blk_core::mutant::{Mutant, active};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
@@ -41,6 +43,14 @@ pub struct Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TaskSetFull;
+
+impl fmt::Display for TaskSetFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the task set is full")
+    }
+}
+
+impl core::error::Error for TaskSetFull {}
 
 /// How a task stands to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

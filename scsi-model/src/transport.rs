@@ -1,5 +1,6 @@
 //! What a logical unit asks of the transport that carries its commands: the guest memory of a task's data.
 
+use core::fmt;
 use core::ops::Range;
 
 use blk_core::memory::{GuestMemory, MemoryError};
@@ -27,6 +28,14 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DataError;
+
+impl fmt::Display for DataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the data buffer of the task cannot be accessed")
+    }
+}
+
+impl core::error::Error for DataError {}
 
 impl From<MemoryError> for DataError {
     fn from(MemoryError: MemoryError) -> Self {

@@ -233,6 +233,7 @@ impl<const Q: usize, const N: usize> VirtioType for Blk<Q, N> {
     const TYPE: u32 = 2;
     /// SCSI storage controller, as other machines have it: there is no code for a disk of this kind (PCI 3.0, appendix D).
     const PCI_CLASS: u32 = 0x01_0000;
+    const QUEUES: usize = Q;
 
     fn queue_count(&self) -> u16 {
         self.control.config.queues

@@ -1,5 +1,7 @@
 //! What a guest's task file asks for: [`decode`] is pure, and decides everything that the registers decide.
 
+use core::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::geometry::Geometry;
@@ -120,6 +122,17 @@ pub enum Reject {
     /// A CHS address that the translation does not have.
     NoSuchAddress,
 }
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "no such opcode",
+            Self::NoSuchAddress => "a CHS address that the translation does not have",
+        })
+    }
+}
+
+impl core::error::Error for Reject {}
 
 /// Decodes a task file whose Command register has been written.
 ///

@@ -1,5 +1,7 @@
 //! Why a command failed, and the one place where that becomes register contents.
 
+use core::fmt;
+
 use blk_core::storage::{Info, IoError, IoErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,19 @@ pub enum Failure {
         reading: bool,
     },
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aborted => f.write_str("the command, or a field of it, is not supported"),
+            Self::NoSuchAddress => f.write_str("an address is beyond the end of the disk"),
+            Self::Io { error, reading: true } => write!(f, "a read failed: {error}"),
+            Self::Io { error, reading: false } => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Failure {}
 
 /// A failure as the registers show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,7 +28,7 @@ mod smart;
 mod start_command;
 mod state;
 
-pub use config::DriveConfig;
+pub use config::{DriveConfig, StagingTooSmall};
 pub use execute::Step;
 pub(crate) use extents::chunk_sectors;
 pub(crate) use failure::report_address;

@@ -1,5 +1,7 @@
 //! The queue of a drive: its commands by tag, and whether it takes any.
 
+use core::fmt;
+
 use blk_core::storage::{IoError, IoErrorKind};
 use blk_core::units::Extent;
 use serde::{Deserialize, Serialize};
@@ -73,6 +75,17 @@ pub struct QueueError {
     /// How the host is told.
     pub reply: Reply,
 }
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tag {
+            Some(tag) => write!(f, "queued command {tag}: {}", self.failure),
+            None => write!(f, "a command that cannot be queued: {}", self.failure),
+        }
+    }
+}
+
+impl core::error::Error for QueueError {}
 
 /// How a host is told that a queue has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -25,7 +25,35 @@ const FLOATING: u8 = 0x7f;
 /// | `Bar(1)`, 4 bytes | at offset 2 Alternate Status/Device Control |
 /// | `Bar(4)`, 8 bytes | the bus master, if there is one |
 ///
-/// Interrupt line 0 is INTRQ. An 8-bit access to Data moves nothing and reads as ones. Storage handle n is device n's.
+/// Interrupt line 0 is INTRQ. An 8-bit access to Data moves nothing and reads as ones. Storage
+/// handle n is device n's, with a staging buffer of a logical block or more
+/// ([`DriveConfig::check_storage`]).
+///
+/// ```
+/// use ata_model::{Channel, DriveConfig};
+/// use blk_core::bus::{Device, Region, Width};
+/// use blk_core::memory::CellMemory;
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::units::GuestAddr;
+///
+/// let (mut ram, mut image, mut staging) = ([0; 512], [0; 1 << 16], [0; 4096]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// let mut disks = [RamDisk::<1>::new(Ram::new(&mut image), &mut staging)];
+/// let mut channel = Channel::new([Some(DriveConfig::new("RAM DISK", "0001")), None]);
+///
+/// // WRITE SECTOR(S), one at LBA 7: Device, Count, LBA Low, Command; then 256 words through the Data register.
+/// for (offset, value) in [(6, 0xe0), (2, 1), (3, 7), (7, 0x30)] {
+///     channel.write(Region::Bar(0), offset, Width::Byte, value, &memory, &mut disks[..]);
+/// }
+/// for _ in 0..256 {
+///     channel.write(Region::Bar(0), 0, Width::Word, 0x5a5a, &memory, &mut disks[..]);
+/// }
+/// while channel.poll(&memory, &mut disks[..]).again {}
+/// let status = channel.read(Region::Bar(0), 7, Width::Byte, &memory, &mut disks[..]);
+/// assert_eq!(status.value, 0x50, "ready, without an error");
+/// assert_eq!(status.irq.line(0), Some(false), "reading Status clears the interrupt");
+/// assert_eq!(disks[0].medium().bytes()[7 * 512..8 * 512], [0x5a; 512]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Channel {
     pub(super) units: [Option<Unit>; 2],

@@ -32,11 +32,34 @@ const PAIR: u32 = 4 << 4 | 8;
 /// |---|---|
 /// | `Bar(5)`, [`Self::BAR_BYTES`] | the registers of [`Hba`] |
 /// | `Bar(4)`, 32 bytes | at 10h the index, at 14h the data: the register at that index |
-///
 /// | `Bar(0)`, [`Self::MESSAGES_BYTES`] | with MSI-X: its table, at 800h its pending bits |
 ///
 /// One MSI message, INTA, or a message for each port by MSI-X, which an ICH9 does not have: a driver that uses it reads and writes a
 /// register less for each interrupt. In configuration space also power management, the Serial ATA capability, MAP and PCS.
+///
+/// ```
+/// use ata_model::{DriveConfig, PciAhci};
+/// use blk_core::bus::{Device, Region, Width};
+/// use blk_core::memory::CellMemory;
+/// use blk_core::pci::{MsixOwner, PciFunction};
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::units::GuestAddr;
+///
+/// let (mut ram, mut image, mut staging) = ([0; 512], [0; 1 << 16], [0; 32 * 512]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// let mut disks = [RamDisk::<32>::new(Ram::new(&mut image), &mut staging)];
+/// // Two ports, one with a drive: an MSI-X table of two entries.
+/// let ahci = PciAhci::new([Some(DriveConfig::new("RAM DISK", "0001")), None]);
+/// let mut function = PciFunction::<PciAhci<2>, 2>::new(ahci, MsixOwner::Function);
+///
+/// // Firmware places BAR 5 and enables memory and bus mastering.
+/// for (register, value) in [(0x24, 0xfe00_0000), (0x04, 6)] {
+///     function.write(Region::Config, register, Width::Dword, value, &memory, &mut disks[..]);
+/// }
+/// assert_eq!(function.config().bar(5), Some((0xfe00_0000, PciAhci::<2>::BAR_BYTES)));
+/// let ports = function.read(Region::Bar(5), 0x0c, Width::Dword, &memory, &mut disks[..]);
+/// assert_eq!(ports.value, 0b11, "PI");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PciAhci<const P: usize> {
     hba: Hba<P>,
@@ -55,16 +78,18 @@ impl<const P: usize> PciAhci<P> {
     /// Bytes of BAR 0, with MSI-X.
     pub const MESSAGES_BYTES: u32 = 4096;
 
-    /// A function after power-on, with a drive or none at each port. With 2 to 31 ports it has MSI-X, for which
-    /// [`PciFunction`](blk_core::pci::PciFunction) needs as many entries.
+    /// A function after power-on, with a drive or none at each port. With 2 to 31 ports it has
+    /// MSI-X: its [`PciFunction`](blk_core::pci::PciFunction) then needs `P` entries, which the
+    /// compiler checks.
     #[must_use]
     pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
         let mut hba = Hba::new(drives);
         hba.set_bus_master(false);
-        Self { hba, index: 0, message_per_port: P > 1 && P < 32 }
+        Self { hba, index: 0, message_per_port: Self::VECTORS != 0 }
     }
 
-    /// The function without MSI-X, as the ICH9's is.
+    /// The function without MSI-X, as the ICH9's is. Its
+    /// [`PciFunction`](blk_core::pci::PciFunction) needs no fewer entries.
     #[must_use]
     pub fn with_one_message(mut self) -> Self {
         self.message_per_port = false;
@@ -107,6 +132,9 @@ impl<const P: usize> PciAhci<P> {
 }
 
 impl<const P: usize> Endpoint for PciAhci<P> {
+    /// One for each port: interrupt lines are enough for 31. With one port MSI does.
+    const VECTORS: usize = if P > 1 && P < 32 { P } else { 0 };
+
     fn function(&self) -> Function {
         let ports = u32::try_from(P).unwrap_or(PCS_PORTS).min(PCS_PORTS);
         let enabled = 1_u32.checked_shl(ports).unwrap_or(0).saturating_sub(1) << 16;

@@ -55,6 +55,33 @@ pub enum PciIdeMode {
 ///
 /// INTA is high while one of the channels interrupts; [`Self::intrq`] tells which.
 /// The firmware's part of the bus master's status, which drives can do DMA, is done at reset.
+///
+/// ```
+/// use ata_model::{DriveConfig, PciIde, PciIdeChip, PciIdeMode};
+/// use blk_core::bus::{Device, Region, Width};
+/// use blk_core::memory::CellMemory;
+/// use blk_core::pci::{MsixOwner, PciFunction};
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::units::GuestAddr;
+///
+/// let (mut ram, mut image, mut staging) = ([0; 512], [0; 1 << 16], [0; 4096]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// // The primary master. Handles of missing drives may be left out at the end.
+/// let mut disks = [RamDisk::<1>::new(Ram::new(&mut image), &mut staging)];
+/// let drives = [Some(DriveConfig::new("RAM DISK", "0001")), None, None, None];
+/// let ide = PciIde::new(drives, PciIdeChip::Piix4, PciIdeMode::Compatibility);
+/// // It has no MSI-X, so the table has no entries.
+/// let mut function = PciFunction::<PciIde, 0>::new(ide, MsixOwner::Function);
+///
+/// // Firmware places BAR 4, the bus master, and enables ports and bus mastering.
+/// for (register, value) in [(0x20, 0xc000), (0x04, 5)] {
+///     function.write(Region::Config, register, Width::Dword, value, &memory, &mut disks[..]);
+/// }
+/// assert_eq!(function.config().bar(4), Some((0xc000, 16)));
+/// // Port 1F7h, which the embedder decodes: the Status of the master is ready.
+/// let status = function.read(Region::Bar(0), 7, Width::Byte, &memory, &mut disks[..]);
+/// assert_eq!(status.value, 0x50);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PciIde {
     controller: IdeController,

@@ -1,5 +1,7 @@
 //! Sees each request of one queue through its plan: drains, flushes, FUA, in fixed slots.
 
+use core::fmt;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_big_array::BigArray;
 
@@ -22,6 +24,19 @@ pub enum Hold {
     /// A reset waits for what was submitted.
     Resetting,
 }
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => "the storage is busy",
+            Self::Full => "every slot is in use",
+            Self::Barrier => "a barrier waits for older requests, or younger ones for it",
+            Self::Resetting => "a reset waits for what was submitted",
+        })
+    }
+}
+
+impl core::error::Error for Hold {}
 
 impl From<Busy> for Hold {
     fn from(Busy: Busy) -> Self {
@@ -83,6 +98,32 @@ struct Slot<T> {
 /// ```text
 /// submit -> Busy/Full/Barrier/Resetting: leave the request unpopped, try again after the next completion
 ///        -> slot: [flush] -> (wanting) -> operation -> [flush] -> Done -> release | advance to another operation
+/// ```
+///
+/// ```
+/// use blk_core::memory::CellMemory;
+/// use blk_core::op::Op;
+/// use blk_core::order::{GuestCache, Hold, Order, Request, Sequencer};
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::units::{Extent, GuestAddr};
+///
+/// let (mut ram, mut image) = ([0; 512], [0; 1 << 16]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// let mut disk = RamDisk::<2>::new(Ram::new(&mut image), &mut []);
+/// let mut sequencer = Sequencer::<(), 2>::new();
+///
+/// let zero = Request::new(Op::WriteZeroes { extent: Extent::new(0, 8), may_unmap: false });
+/// let barrier = zero.ordered(Order::Barrier);
+/// let mut submit = |sequencer: &mut Sequencer<(), 2>, request| {
+///     sequencer.submit(&memory, &mut disk, request, GuestCache::WriteBack, &[], ())
+/// };
+/// let slot = submit(&mut sequencer, &zero)?;
+/// // A barrier waits for what is older; its owner keeps it and offers it again.
+/// assert_eq!(submit(&mut sequencer, &barrier), Err(Hold::Barrier));
+/// let done = sequencer.poll(&memory, &mut disk).unwrap();
+/// assert_eq!((done.slot, done.result), (slot, Ok(())));
+/// sequencer.release(slot);
+/// # Ok::<(), Hold>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(bound(serialize = "T: Serialize", deserialize = "T: DeserializeOwned"))]

@@ -11,7 +11,7 @@ const ENTRY_BYTES: u64 = 16;
 /// Vector Control bit 0: Mask.
 const MASKED: u32 = 1;
 
-/// A table of `V` vectors, 64 at most.
+/// A table of `V` vectors, 64 at most; with none, what a function without MSI-X has.
 ///
 /// All vectors are masked after a reset (6.8.2.9). A masked vector's interrupt is kept as a pending bit, and its message
 /// is due when it is unmasked.
@@ -35,7 +35,7 @@ impl<const V: usize> Default for MsixTable<V> {
 }
 
 impl<const V: usize> MsixTable<V> {
-    const FITS: () = assert!(V >= 1 && V <= 64, "pending bits are one u64");
+    const FITS: () = assert!(V <= 64, "MsixTable<V>: V is 64 at most, since the pending bits are one u64");
 
     /// A table after reset.
     #[must_use]

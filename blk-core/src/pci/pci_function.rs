@@ -25,6 +25,10 @@ pub struct Permissions {
 /// one that is due. It may report both, and the function takes the one that is enabled. A device whose function has no
 /// interrupt pin has wires of its own, which are passed on as they are.
 pub trait Endpoint {
+    /// Most entries of an MSI-X table that its function can have; 0 if it never has one. A
+    /// [`PciFunction`] with fewer does not compile.
+    const VECTORS: usize = 0;
+
     /// What its function is. Constant.
     fn function(&self) -> Function;
 
@@ -47,7 +51,24 @@ pub enum MsixOwner {
     Embedder,
 }
 
-/// A device `D` behind its configuration space; `V` entries of an MSI-X table at most, 31 or fewer.
+/// A device `D` behind its configuration space, with an MSI-X table of `V` entries: as many as the
+/// device has at most ([`Endpoint::VECTORS`]) or more, up to 31; 0 for a device without MSI-X.
+///
+/// A table that is too small is an error of the compiler:
+///
+/// ```compile_fail,E0080
+/// # use blk_core::{bus::*, pci::*};
+/// struct Nvm;
+///
+/// impl Endpoint for Nvm {
+///     const VECTORS: usize = 2;
+/// #   fn function(&self) -> Function { unreachable!() }
+/// #   fn permit(&mut self, _: Permissions) {}
+///     // ...
+/// }
+///
+/// let _function = PciFunction::<Nvm, 1>::new(Nvm, MsixOwner::Function);
+/// ```
 ///
 /// | range | what |
 /// |---|---|
@@ -66,12 +87,22 @@ pub struct PciFunction<D, const V: usize> {
 }
 
 impl<D: Endpoint, const V: usize> PciFunction<D, V> {
-    const FITS: () = assert!(V <= 31, "line 0 is the pin, and lines are bits of a u32");
+    const FITS: () = {
+        assert!(
+            V <= 31,
+            "PciFunction<D, V>: V is 31 at most, since interrupt lines are bits of a u32 and line 0 is the pin"
+        );
+        assert!(
+            V >= D::VECTORS,
+            "PciFunction<D, V>: V is less than D::VECTORS, so interrupts of the device would have no MSI-X entry; \
+             give V = D::VECTORS or more, up to 31"
+        );
+    };
 
     /// A function after power-on.
     #[must_use]
     pub fn new(device: D, owner: MsixOwner) -> Self {
-        let () = Self::FITS;
+        const { Self::FITS }
         let config = ConfigSpace::new(device.function());
         Self { config, msix: MsixTable::new(), owner, permissions: Permissions::default(), device }
     }

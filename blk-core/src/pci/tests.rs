@@ -175,6 +175,15 @@ fn a_masked_vector_is_pending_until_it_is_unmasked() {
 }
 
 #[test]
+fn a_table_without_entries_has_no_messages() {
+    let mut table = MsixTable::<0>::new();
+    table.write(0, Width::Dword, 1);
+    table.raise(0);
+    assert_eq!((table.read(0, Width::Dword), table.read_pending(0, Width::Qword)), (0, 0));
+    assert_eq!((table.take(false), table.message(0)), (None, None));
+}
+
+#[test]
 fn the_table_is_read_as_it_was_written_in_dwords_and_qwords_only() {
     let mut table = MsixTable::<2>::new();
     table.write(28, Width::Dword, u64::MAX);
@@ -198,6 +207,8 @@ struct Toy {
 }
 
 impl Endpoint for Toy {
+    const VECTORS: usize = 2;
+
     fn function(&self) -> Function {
         let mut bars = [Bar::Absent; 6];
         bars[1] = Bar::Memory32 { bytes: 0x1000 };

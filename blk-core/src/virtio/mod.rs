@@ -63,8 +63,10 @@ pub trait VirtioType {
     const TYPE: u32;
     /// The class code on PCI: base class, subclass, programming interface.
     const PCI_CLASS: u32;
+    /// Most queues that one can have.
+    const QUEUES: usize;
 
-    /// Queues that it has.
+    /// Queues that it has: [`Self::QUEUES`] at most.
     fn queue_count(&self) -> u16;
 
     /// What broke a queue of it: the first that is broken.

@@ -368,6 +368,12 @@ impl<D: VirtioType> VirtioPci<D> {
 }
 
 impl<D: VirtioType> Endpoint for VirtioPci<D> {
+    /// One for each queue and one for the configuration, as far as [`VECTORS_MAX`] reaches.
+    const VECTORS: usize = {
+        let vectors = D::QUEUES.saturating_add(1);
+        if vectors < VECTORS_MAX as usize { vectors } else { VECTORS_MAX as usize }
+    };
+
     fn function(&self) -> Function {
         // VIRTIO 1.3, 4.1.2.1: a device that is not transitional has revision 1 and a subsystem of 40h at least.
         let device = u16::try_from(D::TYPE).map_or(DEVICE_BASE, |device| DEVICE_BASE.wrapping_add(device));

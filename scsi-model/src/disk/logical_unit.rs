@@ -1,5 +1,7 @@
 //! A logical unit: its task set, and the poll that executes it.
 
+use core::fmt;
+
 use blk_core::memory::GuestMemory;
 use blk_core::order::{Done, GuestCache, Sequencer};
 use blk_core::storage::{Info, IoError, Storage};
@@ -32,6 +34,14 @@ pub enum Polled {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Unsupported;
 
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a SCSI disk needs logical blocks of 512 to 4096 bytes, a power of two, and a whole number of them")
+    }
+}
+
+impl core::error::Error for Unsupported {}
+
 /// A disk with a task set of `N` tasks. Plain data: memory, storage and transport come in with each call.
 ///
 /// ```text
@@ -39,6 +49,51 @@ pub struct Unsupported;
 /// ```
 ///
 /// One I_T nexus: all tasks count as one initiator's.
+///
+/// ```
+/// use blk_core::memory::CellMemory;
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::storage::Storage;
+/// use blk_core::units::GuestAddr;
+/// use core::ops::Range;
+/// use scsi_model::{Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Outcome, Polled};
+/// use scsi_model::{SegmentList, Task, Transport};
+///
+/// /// A transport of commands without data.
+/// struct NoData;
+///
+/// impl Transport for NoData {
+///     fn segments(&mut self, _: u64, _: Direction, _: Range<u64>, _: &mut SegmentList) -> Result<(), DataError> {
+///         Err(DataError)
+///     }
+/// }
+///
+/// let (mut ram, mut image) = ([0; 512], [0; 1 << 16]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// let mut disk = RamDisk::<4>::new(Ram::new(&mut image), &mut []);
+/// let info = *Storage::<CellMemory>::info(&disk);
+/// let mut unit = LogicalUnit::<4>::new(Config::new("BLK", "RAM DISK", "1", "0001"), &info)?;
+///
+/// // TEST UNIT READY twice: first the unit attention of its power-on, then GOOD.
+/// let task = |tag| Task {
+///     tag,
+///     attribute: Attribute::Simple,
+///     cdb: Cdb::new(&[0; 6]),
+///     data_out_bytes: 0,
+///     data_in_bytes: 0,
+/// };
+/// let mut run = |tag| {
+///     unit.enqueue(task(tag)).unwrap();
+///     loop {
+///         if let Polled::Ended(ended) = unit.poll(&memory, &mut disk, &mut NoData) {
+///             break ended.outcome;
+///         }
+///     }
+/// };
+/// assert!(matches!(run(1), Outcome::CheckCondition(_)));
+/// assert!(matches!(run(2), Outcome::Good));
+/// # Ok::<(), scsi_model::Unsupported>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LogicalUnit<const N: usize> {
     unit: Unit,

@@ -37,13 +37,41 @@ use registers::{CAP, GHC_AE, GHC_HR, GHC_IE, PORT_BYTES, PORTS_AT, VERSION, host
 ///
 /// Interrupt line 0 is INTx. Line 1 is the one MSI message; or, after [`Self::set_message_per_port`], line `1 + n` is port n's: each
 /// change of it, always to high, is a message to be sent. Who uses the pin ignores the others. Storage handle n is port n's,
-/// with up to 32 operations in flight; an empty port's is not used.
+/// with up to 32 operations in flight and a staging buffer of a logical block or more for each
+/// ([`DriveConfig::check_storage`]); an empty port's is not used.
 ///
 /// Registers are 32 bits wide. A read of another width returns the bytes that it names, a write changes those alone, as
 /// byte enables have it. What is reserved reads as zero and ignores writes.
 ///
 /// **Not there:** port multipliers, enclosure management, command completion coalescing, link power states, device sleep,
 /// ATAPI, BIST, staggered spin-up.
+///
+/// ```
+/// use ata_model::{DriveConfig, Hba};
+/// use blk_core::bus::{Device, Region, Width};
+/// use blk_core::memory::{CellMemory, GuestMemory};
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::units::GuestAddr;
+///
+/// let (mut ram, mut image, mut staging) = ([0; 4096], [0; 1 << 16], [0; 32 * 512]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// let mut disks = [RamDisk::<32>::new(Ram::new(&mut image), &mut staging)];
+/// let mut hba = Hba::new([Some(DriveConfig::new("RAM DISK", "0001"))]);
+///
+/// // FLUSH CACHE EXT in slot 0 of the list at 0: a header of 5 dwords with its table at 500h, where the FIS is.
+/// for (address, bytes) in [(0, 5), (8, 0x500), (0x500, 0x40 << 56 | 0xea_8027_u64)] {
+///     memory.write(GuestAddr(address), &bytes.to_le_bytes())?;
+/// }
+/// // PxFB, the port's errors, PxCMD.FRE, PxCMD.ST, PxCI.
+/// for (register, value) in [(0x108, 0x400), (0x130, 0xffff_ffff), (0x118, 0x10), (0x118, 0x11), (0x138, 1)] {
+///     hba.write(Region::Bar(5), register, Width::Dword, value, &memory, &mut disks[..]);
+///     while hba.poll(&memory, &mut disks[..]).again {}
+/// }
+/// let [issued, task_file] =
+///     [0x138, 0x120].map(|at| hba.read(Region::Bar(5), at, Width::Dword, &memory, &mut disks[..]).value);
+/// assert_eq!((issued, task_file), (0, 0x50), "the command has ended, and well");
+/// # Ok::<(), blk_core::memory::MemoryError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hba<const P: usize> {
     #[serde(with = "BigArray")]

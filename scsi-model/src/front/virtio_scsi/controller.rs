@@ -1,5 +1,7 @@
 //! The controller: its rings, its logical units, and the poll that drives both.
 
+use core::fmt;
+
 use blk_core::storage::{Info, Storage};
 use blk_core::virtq::Queue;
 use serde::{Deserialize, Serialize};
@@ -42,6 +44,18 @@ pub enum NotInserted {
     /// The storage's geometry cannot be a SCSI disk's.
     Geometry(Unsupported),
 }
+
+impl fmt::Display for NotInserted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the controller has as many logical units as its type allows"),
+            Self::Address => f.write_str("the address is in use, or its LUN is above 16383"),
+            Self::Geometry(unsupported) => unsupported.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for NotInserted {}
 
 /// A unit and the requests that it has: its tasks are named by their places in the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

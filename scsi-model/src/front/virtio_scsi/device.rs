@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::controller::{Config, Controller};
 use super::policy::Policy;
+use super::rings::REQUEST;
 use super::wire::{DEVICE_SCSI, Features};
 
 /// Rings at most: [`Controller`] sees to it.
@@ -19,12 +20,38 @@ const RINGS_MAX: usize = 64;
 pub type Mmio<const Q: usize, const L: usize, const N: usize> = blk_core::virtio::mmio::Mmio<Scsi<Q, L, N>>;
 
 /// A virtio-scsi device for a [`PciFunction`](blk_core::pci::PciFunction) with
-/// [`VECTORS_MAX`](blk_core::virtio::pci::VECTORS_MAX) vectors.
+/// a vector for each queue and one for the configuration, up to
+/// [`VECTORS_MAX`](blk_core::virtio::pci::VECTORS_MAX).
 pub type Pci<const Q: usize, const L: usize, const N: usize> =
     blk_core::virtio::pci::VirtioPci<Scsi<Q, L, N>>;
 
 /// A [`Controller`] with negotiation and device status: VIRTIO 1.3, 2.1 and 2.2. Storage is a slice with a handle for each
 /// unit. Units are put into the [controller](Self::controller_mut) when the embedder likes.
+///
+/// ```
+/// use blk_core::bus::{Device, Region, Width};
+/// use blk_core::memory::CellMemory;
+/// use blk_core::ram::{Ram, RamDisk};
+/// use blk_core::storage::Storage;
+/// use blk_core::units::GuestAddr;
+/// use blk_core::virtio::mmio::register;
+/// use scsi_model::front::virtio_scsi::{Address, Config, Mmio, Scsi};
+///
+/// let (mut ram, mut image, mut staging) = ([0; 512], [0; 1 << 16], [0; 16 * 512]);
+/// let memory = CellMemory::new(GuestAddr(0), &mut ram);
+/// let mut disks = [RamDisk::<16>::new(Ram::new(&mut image), &mut staging)];
+/// // One request queue, one unit with 16 tasks, at LUN 0 of target 0.
+/// let mut scsi = Scsi::<1, 1, 16>::new(Config::default());
+/// let identity = scsi_model::Config::new("BLK", "RAM DISK", "1", "0001");
+/// let info = Storage::<CellMemory>::info(&disks[0]);
+/// scsi.controller_mut().insert(Address { target: 0, lun: 0 }, identity, info)?;
+///
+/// let mut device = Mmio::new(scsi);
+/// let mut read = |offset| device.read(Region::Bar(0), offset, Width::Dword, &memory, &mut disks[..]).value;
+/// assert_eq!(read(register::DEVICE_ID), 8);
+/// assert_eq!(read(register::CONFIG), 1, "num_queues: request queues");
+/// # Ok::<(), scsi_model::front::virtio_scsi::NotInserted>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Scsi<const Q: usize, const L: usize, const N: usize> {
     controller: Controller<Q, L, N>,
@@ -112,6 +139,7 @@ impl<const Q: usize, const L: usize, const N: usize> VirtioType for Scsi<Q, L, N
     const TYPE: u32 = DEVICE_SCSI;
     /// SCSI storage controller (PCI 3.0, appendix D).
     const PCI_CLASS: u32 = 0x01_0000;
+    const QUEUES: usize = Q.saturating_add(REQUEST);
 
     fn queue_count(&self) -> u16 {
         u16::try_from(self.controller.ring_count()).unwrap_or(u16::MAX)
