@@ -199,6 +199,7 @@ fn print_image(image: &ImageReport) -> Result<(), Failure> {
     }
     outln!("{table}")?;
     image.throttle.iter().try_for_each(print_limits)?;
+    print_budgets(image)?;
     let host = &image.host;
     outln!(
         "host: {} fdatasync, {} O_DSYNC and {} RWF_DSYNC writes; tried again after errors: {}",
@@ -207,6 +208,18 @@ fn print_image(image: &ImageReport) -> Result<(), Failure> {
         host.fua_writes,
         operations.retries
     )
+}
+
+fn print_budgets(image: &ImageReport) -> Result<(), Failure> {
+    let budgets = &image.budgets;
+    let mut table = new_table(&["budget", "used", "peak", "limit"]);
+    let of_all = [("bytes in flight", budgets.bytes_in_flight), ("private memory", budgets.private_memory)];
+    let of_recording = image.recording_memory.map(|memory| ("memory of the recording", memory));
+    for (name, of) in of_all.into_iter().chain(of_recording) {
+        row(&mut table, name, &[bytes(of.used), bytes(of.peak), bytes(of.limit)]);
+    }
+    outln!("{table}")?;
+    outln!("budgets: {} requests wait, {} have had to", budgets.waiting, budgets.delayed)
 }
 
 fn print_limits(stats: &ThrottleStats) -> Result<(), Failure> {

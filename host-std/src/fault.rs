@@ -406,6 +406,10 @@ impl Handle for FaultyHandle {
         self.wake.as_fd()
     }
 
+    fn begin_turn(&mut self) {
+        self.inner.begin_turn();
+    }
+
     fn drain(&mut self, on: bool) {
         self.inner.drain(on);
     }

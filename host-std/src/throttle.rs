@@ -334,6 +334,10 @@ impl Handle for ThrottledHandle {
         self.wake.as_fd()
     }
 
+    fn begin_turn(&mut self) {
+        self.inner.begin_turn();
+    }
+
     fn drain(&mut self, on: bool) {
         self.draining = on;
         self.inner.drain(on);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use blk_core::storage::Info;
 
+use super::budget::{BudgetReport, Budgets};
 use super::counters::Counts;
 use super::handle::{Backend, Handle};
 use super::image::Image;
@@ -66,8 +67,17 @@ impl<S: Syscalls> FileBackend<S> {
             let remedy = "an image that is opened read_only is neither made nor extended";
             return Err(OpenError::Option { path: path.into(), option: "size", value, remedy });
         }
+        let budgets = [
+            ("in_flight_bytes_max", options.in_flight_bytes_max),
+            ("private_bytes_max", options.private_bytes_max),
+        ];
+        if let Some(&(option, value)) = budgets.iter().find(|(_, bytes)| *bytes == 0) {
+            let remedy = "give 1 byte or more: an operation that is larger is done alone";
+            return Err(OpenError::Option { path: path.into(), option, value, remedy });
+        }
         let image = Image::open(path, options)?;
-        let threads = IoThreads::new(syscalls, image, options.workers)?;
+        let budgets = Budgets::new(options.in_flight_bytes_max, options.private_bytes_max);
+        let threads = IoThreads::new(syscalls, image, options.workers, budgets)?;
         threads.shared.image.opened();
         Ok(Self { threads: Arc::new(threads), options: *options })
     }
@@ -114,6 +124,12 @@ impl<S: Syscalls> FileBackend<S> {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.shared().counters.snapshot()
+    }
+
+    /// What the operations of all handles use now, and have used at most.
+    #[must_use]
+    pub fn budgets(&self) -> BudgetReport {
+        self.shared().budgets.report()
     }
 
     /// Why the backend has latched, if it has: from then on flushes and writes fail, until the image has been checked and

@@ -22,6 +22,10 @@ pub trait Handle: Storage<MappedMemory> + Send {
     /// Readable once an operation has ended after [`Self::arm`]. Not to be read from: `arm` does that.
     fn wake_fd(&self) -> BorrowedFd<'_>;
 
+    /// The thread has looked at its other work, and comes back to this: until the next turn, what is copied on it has a bound. A
+    /// device polls its storage many times in a turn. Without turns the bound is from one poll that finds nothing to the next.
+    fn begin_turn(&mut self) {}
+
     /// The device drains: for a reset, a ring that stops, a client that is gone, the end of the server. Until this is called with
     /// false, layers hold nothing back: a failed request that an error policy held ends with its error, to be polled, and one that a limit of
     /// rate held begins.

@@ -47,6 +47,11 @@ impl InlineBudget {
         Self(BYTES_MAX)
     }
 
+    /// What is left.
+    pub(super) const fn left(&self) -> u64 {
+        self.0
+    }
+
     /// Takes `bytes` off. False, and nothing is taken, if there are not so many left.
     pub(super) const fn take(&mut self, bytes: u64) -> bool {
         match self.0.checked_sub(bytes) {

@@ -11,6 +11,7 @@ use blk_core::storage::{IoError, IoErrorKind};
 use rustix::io::Errno;
 
 use super::bounce_buffer::Bounce;
+use super::budget::Budgets;
 use super::image::Image;
 use super::job::Job;
 use super::mutex::lock;
@@ -43,8 +44,8 @@ struct Threads {
 
 impl<S: Syscalls> IoThreads<S> {
     /// Opens all that the threads work with.
-    pub(super) fn new(syscalls: S, image: Image, workers: u16) -> Result<Self, OpenError> {
-        let shared = Arc::new(Shared::new(syscalls, image, workers));
+    pub(super) fn new(syscalls: S, image: Image, workers: u16, budgets: Budgets) -> Result<Self, OpenError> {
+        let shared = Arc::new(Shared::new(syscalls, image, workers, budgets));
         let mut threads = Threads::default();
         let file = shared.image.another()?;
         let flusher = Flusher { shared: Arc::clone(&shared), file };

@@ -10,6 +10,7 @@ use blk_core::storage::IoError;
 use blk_core::units::Tag;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::budget::{Budgets, Waiter};
 use super::iovecs::IoVecs;
 use super::remote_buffer::RemoteBuffer;
 use super::sync::{AtomicUsize, Mutex, lock};
@@ -30,14 +31,19 @@ pub(super) struct Job {
     /// Whether `iovecs` names the staging buffer of `tag.slot`.
     pub(super) staged: bool,
     pub(super) anchor: Option<Anchor>,
-    /// The bytes of a transfer whose memory is not mapped here.
+    /// Some of its memory is not mapped here: it needs private memory.
+    pub(super) private: bool,
+    /// The private memory, once it has begun.
     pub(super) remote: Option<Box<RemoteBuffer>>,
     pub(super) result: Result<(), IoError>,
+    /// Bytes that it has in flight, taken from the budget.
+    pub(super) in_flight_bytes: u64,
+    budgets: Arc<Budgets>,
     pub(super) completions: Arc<CompletionQueue>,
 }
 
 impl Job {
-    pub(super) fn new(number: u16, completions: Arc<CompletionQueue>) -> Self {
+    pub(super) fn new(number: u16, completions: Arc<CompletionQueue>, budgets: Arc<Budgets>) -> Self {
         Self {
             number,
             tag: Tag { slot: 0, generation: 0 },
@@ -46,17 +52,26 @@ impl Job {
             iovecs: IoVecs::new(),
             staged: false,
             anchor: None,
+            private: false,
             remote: None,
             result: Ok(()),
+            in_flight_bytes: 0,
+            budgets,
             completions,
         }
     }
 
-    /// Ends the operation: its memory is let go.
+    /// Ends the operation: its memory is let go, and what it had of the budget.
     pub(super) fn end(&mut self, result: Result<(), IoError>) {
+        self.give_back();
         self.result = result;
         self.iovecs.clear();
         self.anchor = None;
+    }
+
+    /// Gives back what it has of the budget of bytes in flight.
+    pub(super) fn give_back(&mut self) {
+        self.budgets.give_back(&self.budgets.in_flight, std::mem::take(&mut self.in_flight_bytes));
     }
 
     /// Ends the operation and hands the job back to its handle.
@@ -82,6 +97,8 @@ struct Arrived {
     jobs: VecDeque<Box<Job>>,
     /// The handle asked to be woken, and has not been.
     armed: bool,
+    /// There may be room in a budget that the handle waits for, and it has not been told.
+    room: bool,
     /// The eventfd has been written and not read since.
     signalled: bool,
     /// The handle is gone: jobs are dropped.
@@ -92,7 +109,7 @@ impl CompletionQueue {
     pub(super) fn new(depth: usize, staging: Anchor) -> rustix::io::Result<Self> {
         let jobs = VecDeque::with_capacity(depth);
         Ok(Self {
-            arrived: Mutex::new(Arrived { jobs, armed: false, signalled: false, closed: false }),
+            arrived: Mutex::new(Arrived { jobs, armed: false, room: false, signalled: false, closed: false }),
             count: AtomicUsize::new(0),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             _staging: staging,
@@ -113,9 +130,13 @@ impl CompletionQueue {
         }
         arrived.jobs.push_back(job);
         self.count.store(arrived.jobs.len(), Ordering::Release);
+        self.wake_if_armed(&mut arrived);
+    }
+
+    /// Under the lock, so that `arm` reads what this writes.
+    fn wake_if_armed(&self, arrived: &mut Arrived) {
         if std::mem::take(&mut arrived.armed) {
             arrived.signalled = true;
-            // Under the lock, so that `arm` reads what this wrote.
             signal(self.wake.as_fd());
         }
     }
@@ -129,15 +150,15 @@ impl CompletionQueue {
         }
     }
 
-    /// Asks for the eventfd to be signalled when the next job arrives. Returns false if one has arrived already.
-    /// `signalled` says whether somebody else may have signalled it.
+    /// Asks for the eventfd to be signalled when the next job arrives, or there is room in a budget that the handle waits for.
+    /// Returns false if either was so already. `signalled` says whether somebody else may have signalled it.
     pub(super) fn arm(&self, signalled: bool) -> bool {
         let mut arrived = lock(&self.arrived);
         if std::mem::take(&mut arrived.signalled) || signalled {
             // It is non-blocking: nobody else need have.
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
-        arrived.armed = arrived.jobs.is_empty();
+        arrived.armed = arrived.jobs.is_empty() && !std::mem::take(&mut arrived.room);
         arrived.armed
     }
 
@@ -148,5 +169,13 @@ impl CompletionQueue {
         let jobs = std::mem::take(&mut arrived.jobs);
         drop(arrived);
         drop(jobs);
+    }
+}
+
+impl Waiter for CompletionQueue {
+    fn wake(&self) {
+        let mut arrived = lock(&self.arrived);
+        arrived.room = true;
+        self.wake_if_armed(&mut arrived);
     }
 }

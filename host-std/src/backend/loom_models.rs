@@ -16,6 +16,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::budget::Budgets;
 use super::image::Image;
 use super::image_info::SharedInfo;
 use super::job::{CompletionQueue, Job};
@@ -30,7 +31,8 @@ fn is_readable(queue: &CompletionQueue) -> bool {
 }
 
 fn complete(queue: &Arc<CompletionQueue>, number: u16) -> thread::JoinHandle<()> {
-    let job = Box::new(Job::new(number, Arc::clone(queue)));
+    let budgets = Arc::new(Budgets::new(u64::MAX, u64::MAX));
+    let job = Box::new(Job::new(number, Arc::clone(queue), budgets));
     thread::spawn(move || job.complete(Ok(())))
 }
 
@@ -98,7 +100,7 @@ fn a_write_that_completes_once_a_flush_has_failed_is_not_ok() {
     let extent = Extent::new(0, 1);
     loom::model(move || {
         let image = Image::open(&path, &FileOptions::new(CacheMode::WriteBack)).unwrap();
-        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1));
+        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1, Budgets::new(u64::MAX, u64::MAX)));
         let told = Arc::new(AtomicBool::new(false));
         let flusher = {
             let (shared, told) = (Arc::clone(&shared), Arc::clone(&told));

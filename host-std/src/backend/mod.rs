@@ -13,11 +13,12 @@
 //! What its files know of each other, from the top down:
 //!
 //! ```text
-//! file        the image that is served          storage    a queue's handle to it
+//! file        the image that is served          storage, admission   a queue's handle to it
 //! io_threads  workers, the flusher              ring       io_uring
 //! transfer, range, bounce                       what a worker does
 //! shared      what all of them share
 //! image       opened, locked, measured          job, queue what waits, what has ended
+//! budget      what operations may use at a time
 //! options, latch, counters, iovecs, limits, syscalls
 //! ```
 //!
@@ -25,6 +26,8 @@
 //!   in memory counts as one that does not wait, although
 //!   the kernel may have swapped it out.
 //! - A job is allocated with its handle and moves by pointer: nothing is allocated, and nothing copied, for a request.
+//! - Bytes in flight and private memory have budgets, which all handles of an image share; an operation that is beyond one waits in
+//!   its handle (`budget`).
 //! - The kernel reads and writes guest memory in place. What `O_DIRECT` cannot take as it is goes through a bounce buffer, and so
 //!   does memory that is not mapped into this process.
 //! - A handle's io_uring is entered once for all that was submitted before a poll; completions are taken without a system call.
@@ -36,8 +39,10 @@
 //! Not here: image formats; taking back what is in flight (`Storage::fence` promises only where nothing is); buffers
 //! registered with the ring, which would pin the guest's memory.
 
+mod admission;
 mod bounce;
 mod bounce_buffer;
+mod budget;
 mod convert;
 mod counters;
 mod file;
@@ -70,6 +75,9 @@ mod syscalls;
 mod transfer;
 mod worker;
 
+#[cfg(feature = "program")]
+pub(crate) use budget::{Budget, Charge};
+pub use budget::{BudgetReport, BudgetUse};
 pub use counters::Counts;
 pub use file::FileBackend;
 pub use handle::{Backend, Handle};

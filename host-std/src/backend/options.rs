@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use blk_core::storage::CacheMode;
 
+use super::limits::TRANSFER_MAX_BYTES;
+
 /// What makes reads and writes. (Flushes, range operations and what direct I/O does not take as it is always have threads; see
 /// the [module](super).)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,6 +35,11 @@ impl IoEngine {
     pub const ALL: [Self; 3] = [Self::Auto, Self::Threads, Self::Ring];
 }
 
+/// Far more than what keeps a disk busy: at 10 GB/s, what it moves in 25 ms.
+const IN_FLIGHT_BYTES: u64 = 256 << 20;
+/// Room for one operation of any size.
+const PRIVATE_BYTES: u64 = TRANSFER_MAX_BYTES as u64;
+
 /// How an image is opened and served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileOptions {
@@ -50,6 +57,10 @@ pub struct FileOptions {
     pub workers: u16,
     /// Operations in flight, and staging buffers, of each handle. 1 to 128.
     pub depth: u16,
+    /// Bytes of reads and writes in flight, of all handles together: what is beyond waits. A larger operation is done alone.
+    pub in_flight_bytes_max: u64,
+    /// Memory, of all handles together, for the data of requests whose own memory is not mapped into this process; as above.
+    pub private_bytes_max: u64,
     /// Lock the image against other programs.
     pub lock: bool,
     /// How long to wait for the lock, or the device, if another program has it. One that was killed gives it up when the last
@@ -62,7 +73,8 @@ pub struct FileOptions {
 }
 
 impl FileOptions {
-    /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, the fastest engine.
+    /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, 256 MiB in flight and as much
+    /// private memory, the fastest engine.
     #[must_use]
     pub const fn new(mode: CacheMode) -> Self {
         Self {
@@ -72,6 +84,8 @@ impl FileOptions {
             size: None,
             workers: 4,
             depth: 128,
+            in_flight_bytes_max: IN_FLIGHT_BYTES,
+            private_bytes_max: PRIVATE_BYTES,
             lock: true,
             lock_wait: Duration::ZERO,
             native_fua: true,

@@ -1,26 +1,24 @@
 //! Transfers of guest memory that is not mapped into this process: a buffer stands for it on the way to the kernel.
 
-use std::cell::Cell;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::storage::IoErrorKind;
 use blk_core::units::GuestAddr;
+use rustix::mm::Advice;
 use vm_memory::mmap::MmapRegion;
 
-use super::limits::TRANSFER_MAX_BYTES;
+use super::budget::Budgets;
 use crate::memory::{HostMemory, HostRange, copy_in, copy_out};
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 64 * 1024;
 
-/// Most bytes of such buffers that a handle has at a time: room for one operation of any size.
-const PRIVATE_MAX_BYTES: u64 = TRANSFER_MAX_BYTES as u64;
-
 /// Why an operation is not begun.
 pub(super) enum Stop {
-    /// It has to wait for others of its handle.
-    Busy,
+    /// It has to wait for room in a budget.
+    Wait,
     Error(IoErrorKind),
 }
 
@@ -30,63 +28,56 @@ impl From<IoErrorKind> for Stop {
     }
 }
 
-/// The buffers that a handle's operations have, counted: a client that shares no memory could have as much of ours as it can name
-/// in its requests.
-#[derive(Default)]
-pub(super) struct PrivateMemory {
-    bytes: Cell<u64>,
+/// Which way the bytes of such memory go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// A write's bytes come here.
+    Fetch,
+    /// A read's bytes go to where they belong, and the buffer's pages back to the kernel: that of a large one takes long.
+    Deliver,
+    /// The pages go back to the kernel.
+    GiveUp,
 }
 
-impl PrivateMemory {
-    /// A place in the operation's buffer, which is made where there is none, for memory that is not mapped here.
-    #[cold]
-    pub(super) fn range<M: HostMemory + ?Sized>(
-        &self,
-        memory: &M,
-        buffer: &mut Option<Box<RemoteBuffer>>,
-        addr: GuestAddr,
-        len: usize,
-        bytes: u64,
-    ) -> Result<HostRange, Stop> {
-        if !memory.contains(addr, len as u64) {
-            return Err(IoErrorKind::Memory.into());
-        }
-        if buffer.is_none() {
-            let used = self.bytes.get();
-            // Nothing waits for ever: what is used belongs to operations in flight, and their end is told.
-            if used + bytes > PRIVATE_MAX_BYTES {
-                return Err(Stop::Busy);
-            }
-            // An operation of which nothing was begun: the guest may try again.
-            *buffer = Some(RemoteBuffer::new(bytes as usize).ok_or(IoErrorKind::Medium)?);
-            self.bytes.set(used + bytes);
-        }
-        buffer.as_mut().and_then(|buffer| buffer.part(memory, addr, len)).ok_or(IoErrorKind::Memory.into())
-    }
-
-    /// The operation has ended, and its buffer goes.
-    pub(super) fn give_back(&self, buffer: &RemoteBuffer) {
-        self.bytes.set(self.bytes.get() - buffer.mapping.size() as u64);
-    }
-}
-
-/// A buffer with a part for each piece of such memory that an operation names.
+/// A buffer with a part for each piece of such memory that an operation names. It is taken from the budget of private memory, and
+/// given back when it is dropped: a client that shares no memory could else have as much of ours as it can name in its requests.
 pub(super) struct RemoteBuffer {
     mapping: MmapRegion,
     /// Address and length of each part, in the order of the buffer.
     parts: Vec<(GuestAddr, usize)>,
+    /// Bytes of the buffer that are parts.
     used: usize,
+    /// Bytes that have been copied, the parts that all of them are of, and those of the next part.
+    copied: usize,
+    copied_parts: usize,
+    copied_of_next: usize,
+    budgets: Arc<Budgets>,
 }
 
 impl RemoteBuffer {
     /// A buffer for an operation of so many bytes.
-    pub(super) fn new(bytes: usize) -> Option<Box<Self>> {
-        let mapping = MmapRegion::new(bytes).ok()?;
-        Some(Box::new(Self { mapping, parts: Vec::new(), used: 0 }))
+    pub(super) fn new(bytes: u64, budgets: &Arc<Budgets>) -> Result<Box<Self>, Stop> {
+        if !budgets.private.take(bytes) {
+            return Err(Stop::Wait);
+        }
+        let Ok(mapping) = MmapRegion::new(bytes as usize) else {
+            budgets.give_back(&budgets.private, bytes);
+            // Nothing was begun: the guest may try again.
+            return Err(IoErrorKind::Medium.into());
+        };
+        Ok(Box::new(Self {
+            mapping,
+            parts: Vec::new(),
+            used: 0,
+            copied: 0,
+            copied_parts: 0,
+            copied_of_next: 0,
+            budgets: Arc::clone(budgets),
+        }))
     }
 
     /// The next part of the buffer, for `len` bytes at `addr`, if that is memory and there is room.
-    pub(super) fn part<M: GuestMemory + ?Sized>(
+    pub(super) fn part<M: HostMemory + ?Sized>(
         &mut self,
         memory: &M,
         addr: GuestAddr,
@@ -108,42 +99,69 @@ impl RemoteBuffer {
         within.then(|| NonNull::new(unsafe { self.mapping.as_ptr().add(offset) })).flatten()
     }
 
-    /// Brings a write's bytes here.
-    pub(super) fn fetch<M: GuestMemory + ?Sized>(&self, memory: &M) -> Result<(), MemoryError> {
-        self.each(|addr, start, bytes| {
-            memory.read(addr, bytes)?;
-            // SAFETY: `each` names so many bytes of the mapping.
-            unsafe { copy_in(bytes, start) };
-            Ok(())
-        })
+    /// Whether all bytes have been copied.
+    pub(super) const fn is_copied(&self) -> bool {
+        self.copied == self.used
     }
 
-    /// Brings a read's bytes to where they belong.
-    pub(super) fn deliver<M: GuestMemory + ?Sized>(&self, memory: &M) -> Result<(), MemoryError> {
-        self.each(|addr, start, bytes| {
-            // SAFETY: `each` names so many bytes of the mapping.
-            unsafe { copy_out(start, bytes) };
-            memory.write(addr, bytes)
-        })
+    /// From the first byte again.
+    pub(super) const fn rewind(&mut self) {
+        (self.copied, self.copied_parts, self.copied_of_next) = (0, 0, 0);
     }
 
-    /// Calls `each` with an address, a place in the buffer and as many bytes as belong to both, piece by piece.
-    fn each(
-        &self,
-        mut each: impl FnMut(GuestAddr, NonNull<u8>, &mut [u8]) -> Result<(), MemoryError>,
-    ) -> Result<(), MemoryError> {
-        let mut bytes = vec![0; PIECE.min(self.used)];
-        let mut offset = 0;
-        for &(addr, len) in &self.parts {
-            let mut done = 0;
-            while done < len {
-                let piece = &mut bytes[..PIECE.min(len - done)];
-                let addr = addr.checked_add(done as u64).ok_or(MemoryError)?;
-                each(addr, self.at(offset + done).ok_or(MemoryError)?, piece)?;
-                done += piece.len();
-            }
-            offset += len;
+    /// Gives the pages that end in a part of the buffer back to the kernel: nothing reads them any more.
+    fn give_up_pages(&self, start: usize, end: usize) {
+        let page = rustix::param::page_size();
+        // The page that the part shares with the one before it was left to this one.
+        let (start, end) = (start - start % page, end - end % page);
+        if start < end
+            && let Some(at) = self.at(start)
+        {
+            // SAFETY: whole pages of the mapping, which is ours alone and private; no operation uses them any more, and what is read
+            // there later is zeroes. If it fails, the mapping's end frees them.
+            let _ = unsafe { rustix::mm::madvise(at.as_ptr().cast(), end - start, Advice::LinuxDontNeed) };
         }
-        Ok(())
+    }
+
+    /// Copies the next bytes, `max` at most and not all at once. Returns how many.
+    pub(super) fn copy<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        way: Way,
+        max: usize,
+    ) -> Result<usize, MemoryError> {
+        let Some(&(addr, len)) = self.parts.get(self.copied_parts) else { return Ok(0) };
+        let done = self.copied_of_next;
+        let bytes = (len - done).min(if way == Way::GiveUp { max } else { PIECE.min(max) });
+        let addr = addr.checked_add(done as u64).ok_or(MemoryError)?;
+        let start = self.at(self.copied).ok_or(MemoryError)?;
+        let mut piece = vec![0; if way == Way::GiveUp { 0 } else { bytes }];
+        match way {
+            Way::GiveUp => {}
+            Way::Fetch => {
+                memory.read(addr, &mut piece)?;
+                // SAFETY: the parts lie in the mapping one after the other, and so many bytes of the next one follow `start`.
+                unsafe { copy_in(&piece, start) };
+            }
+            Way::Deliver => {
+                // SAFETY: as above.
+                unsafe { copy_out(start, &mut piece) };
+                memory.write(addr, &piece)?;
+            }
+        }
+        if way != Way::Fetch {
+            self.give_up_pages(self.copied, self.copied + bytes);
+        }
+        (self.copied, self.copied_of_next) = (self.copied + bytes, done + bytes);
+        if self.copied_of_next == len {
+            (self.copied_parts, self.copied_of_next) = (self.copied_parts + 1, 0);
+        }
+        Ok(bytes)
+    }
+}
+
+impl Drop for RemoteBuffer {
+    fn drop(&mut self) {
+        self.budgets.give_back(&self.budgets.private, self.mapping.size() as u64);
     }
 }

@@ -285,6 +285,7 @@ mod tests {
 
     use super::*;
     use crate::backend::FileOptions;
+    use crate::backend::budget::Budgets;
     use crate::backend::image::Image;
     use crate::backend::syscalls::LinuxSyscalls;
 
@@ -305,7 +306,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let image = Image::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
-        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1));
+        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1, Budgets::new(u64::MAX, u64::MAX)));
         let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let own = shared.image.another().unwrap();
         let mut ring = Ring::new(Arc::clone(&shared), own, 4, wake.as_fd()).unwrap();

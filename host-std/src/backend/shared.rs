@@ -1,13 +1,14 @@
 //! What the handles and the threads of an image share, and what each of them does to it.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use blk_core::op::Op;
 use blk_core::storage::{IoError, IoErrorKind};
 use blk_core::units::{Lba, SECTOR_BYTES};
 use rustix::io::Errno;
 
+use super::budget::Budgets;
 use super::convert::{kind, sector};
 use super::counters::{Counters, add};
 use super::image::{Image, Kind};
@@ -23,6 +24,8 @@ pub(super) struct Shared<S> {
     pub(super) image: Image,
     pub(super) latch: Latch,
     pub(super) counters: Counters,
+    /// What the handles' operations use.
+    pub(super) budgets: Arc<Budgets>,
     /// Jobs for the workers.
     pub(super) work: Queue,
     /// Jobs for the flusher.
@@ -42,12 +45,13 @@ pub(super) enum Transfer {
 
 impl<S: Syscalls> Shared<S> {
     /// For an image with so many workers, and nothing under way.
-    pub(super) fn new(syscalls: S, image: Image, workers: u16) -> Self {
+    pub(super) fn new(syscalls: S, image: Image, workers: u16, budgets: Budgets) -> Self {
         let large_blocks = image.direct.is_some_and(|direct| direct.offset > SECTOR_BYTES);
         let ranges = large_blocks.then(|| RangeLock::new(workers.into()));
         let (latch, counters) = (Latch::new(), Counters::default());
         let (work, flushes) = (Queue::new(), Queue::new());
-        Self { syscalls, image, latch, counters, work, flushes, syncing: Mutex::new(()), ranges }
+        let (budgets, syncing) = (Arc::new(budgets), Mutex::new(()));
+        Self { syscalls, image, latch, counters, budgets, work, flushes, syncing, ranges }
     }
 
     /// Before an operation other than a flush is begun: none that changes the image is, once it has latched.

@@ -7,22 +7,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blk_core::memory::MemoryError;
-use blk_core::op::{Op, Segment, total_bytes};
+use blk_core::op::{Op, Segment};
 use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
 use blk_core::units::Tag;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::budget::{Budgets, Waiter};
 use super::counters::add;
 use super::handle::Handle;
 use super::inline::{Calls, InlineBudget};
 use super::io_threads::IoThreads;
 use super::job::{CompletionQueue, Job};
-use super::limits::{SEGMENTS_MAX, TRANSFER_MAX_BYTES};
+use super::limits::RING_BYTES_MAX;
 use super::open_error::OpenError;
 use super::options::{FileOptions, IoEngine};
-use super::remote_buffer::{PrivateMemory, RemoteBuffer, Stop};
 use super::ring::Ring;
 use super::shared::{Shared, Transfer};
 use super::staging::Staging;
@@ -38,7 +37,7 @@ use crate::memory::HostMemory;
 /// A handle may be dropped with operations in flight: they land, and their memory stays mapped until then.
 pub struct FileStorage<S: Syscalls = LinuxSyscalls> {
     /// Makes, on this thread, the calls that wait for nothing.
-    inline: Worker<S>,
+    pub(super) inline: Worker<S>,
     calls: Calls,
     inline_budget: InlineBudget,
     // Dropped before `threads`, which threads may have to go on with its jobs.
@@ -50,13 +49,35 @@ pub struct FileStorage<S: Syscalls = LinuxSyscalls> {
     /// Jobs not in use, which move between owners by pointer. There are as many jobs as the handle is deep.
     free: Vec<Box<Job>>,
     /// Ended, and not seen by a poll.
-    ended: VecDeque<Box<Job>>,
+    pub(super) ended: VecDeque<Box<Job>>,
     /// What polls hand out before they look for more: so that what goes on ending here holds up nothing that ends elsewhere.
     batch: VecDeque<Box<Job>>,
-    staging: Staging,
-    private: PrivateMemory,
-    info: Info,
+    pub(super) staging: Staging,
+    pub(super) room: Room,
+    pub(super) info: Info,
     epoch: u64,
+}
+
+/// What waits for room in a budget, and what is on its way to or from private memory.
+pub(super) struct Room {
+    /// The handle, as it stands in line.
+    pub(super) waiter: Arc<dyn Waiter>,
+    /// Taken and not begun, in order.
+    pub(super) waiting: VecDeque<WaitingJob>,
+    /// Lists of segments, to be used again.
+    pub(super) spare: Vec<Vec<Segment>>,
+    /// Writes whose bytes come, reads whose bytes go, and whatever has ended and gives its private memory up: some at a time.
+    pub(super) copies: VecDeque<Box<Job>>,
+    /// What may be copied or given up in this turn of the thread.
+    pub(super) copy_budget: InlineBudget,
+    /// The thread says where its turns begin.
+    turns: bool,
+}
+
+pub(super) struct WaitingJob {
+    pub(super) job: Box<Job>,
+    /// Guest addresses of what needs private memory, looked up when it begins; else none.
+    pub(super) segments: Vec<Segment>,
 }
 
 impl<S: Syscalls> FileStorage<S> {
@@ -73,8 +94,10 @@ impl<S: Syscalls> FileStorage<S> {
         let completions = Arc::new(CompletionQueue::new(depth, staging.anchor()).map_err(limits)?);
         shared.work.make_room(depth);
         shared.flushes.make_room(depth);
-        let free =
-            (0..options.depth).map(|number| Box::new(Job::new(number, Arc::clone(&completions)))).collect();
+        let budgets = || Arc::clone(&shared.budgets);
+        let free = (0..options.depth)
+            .map(|number| Box::new(Job::new(number, Arc::clone(&completions), budgets())))
+            .collect();
         let calls = Calls::of(&shared, options.engine);
         let ring = match options.engine {
             IoEngine::Threads => None,
@@ -91,6 +114,14 @@ impl<S: Syscalls> FileStorage<S> {
         // An image in memory has no blocks to keep apart, and needs no bounce buffer.
         let inline = Worker { shared, file, id: usize::MAX, bounce: Cell::new(None) };
         let [ended, batch] = [(); 2].map(|()| VecDeque::with_capacity(depth));
+        let room = Room {
+            waiter: Arc::<CompletionQueue>::clone(&completions),
+            waiting: VecDeque::new(),
+            spare: Vec::new(),
+            copies: VecDeque::new(),
+            copy_budget: InlineBudget::new(),
+            turns: false,
+        };
         Ok(Self {
             inline,
             calls,
@@ -103,7 +134,7 @@ impl<S: Syscalls> FileStorage<S> {
             ended,
             batch,
             staging,
-            private: PrivateMemory::default(),
+            room,
             info,
             epoch,
         })
@@ -143,7 +174,7 @@ impl<S: Syscalls> FileStorage<S> {
     /// is there to be polled: then nothing would wake the caller.
     pub fn arm(&mut self) -> bool {
         let signalled = self.ring.as_ref().is_some_and(Ring::may_have_signalled);
-        let polled = self.ended.is_empty() && self.batch.is_empty();
+        let polled = self.ended.is_empty() && self.batch.is_empty() && self.room.copies.is_empty();
         polled && self.completions.arm(signalled) && self.ring.as_mut().is_none_or(Ring::arm)
     }
 
@@ -158,70 +189,12 @@ impl<S: Syscalls> FileStorage<S> {
         matches!(poll(&mut [PollFd::new(&wake, PollFlags::IN)], timeout.as_ref()), Ok(1..))
     }
 
-    fn shared(&self) -> &Shared<S> {
+    pub(super) fn shared(&self) -> &Shared<S> {
         &self.inline.shared
     }
 
-    /// Checks an operation and puts its memory into the job.
-    fn prepare<M: HostMemory + ?Sized>(
-        &self,
-        memory: &M,
-        job: &mut Job,
-        segments: &[Segment],
-    ) -> Result<(), Stop> {
-        let info = &self.info;
-        if let Some(extent) = job.op.extent() {
-            if !extent.fits(self.shared().image.info.sectors()) {
-                return Err(IoErrorKind::OutOfRange.into());
-            }
-            job.at = extent.offset_bytes().ok_or(IoErrorKind::OutOfRange)?;
-        }
-        if job.op.mutates() && info.read_only {
-            return Err(IoErrorKind::ReadOnly.into());
-        }
-        let bytes = match job.op {
-            Op::Write { fua: true, .. } if !info.fua => return Err(IoErrorKind::Unsupported.into()),
-            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
-            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
-        };
-        let fits = bytes.is_some_and(|bytes| bytes <= u64::from(TRANSFER_MAX_BYTES));
-        if !fits || segments.len() > usize::from(SEGMENTS_MAX) || total_bytes(segments) != bytes {
-            return Err(IoErrorKind::OutOfRange.into());
-        }
-        for segment in segments {
-            match *segment {
-                Segment::Guest { addr, len } => {
-                    let mut done = 0;
-                    while done < len {
-                        let at = addr.checked_add(done.into()).ok_or(IoErrorKind::Memory)?;
-                        let left = (len - done) as usize;
-                        let range = memory.host_range(at, left).map_or_else(
-                            || self.private.range(memory, &mut job.remote, at, left, bytes.unwrap_or(0)),
-                            Ok,
-                        )?;
-                        // SAFETY: `HostMemory` says that the range stays mapped as long as the anchor that the job takes below, and that
-                        // no reference to it exists; a remote buffer lives as long as the job has it, until its completion is
-                        // polled. `Job::complete` clears the list before either is let go.
-                        unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
-                        done += range.len as u32;
-                    }
-                }
-                Segment::Staging { offset, len } => {
-                    let range = self.staging.range(job.tag.slot, offset, len).ok_or(IoErrorKind::Memory)?;
-                    // SAFETY: the job's completions keeps the staging buffers mapped. `Staging::slice` gives out no reference while
-                    // a job that is marked `staged` is in flight, and one that it gave out borrows the handle, as does this.
-                    unsafe { job.iovecs.push(range) }.map_err(|_| IoErrorKind::OutOfRange)?;
-                    job.staged = true;
-                }
-            }
-        }
-        if job.iovecs.count() != 0 {
-            job.anchor = Some(memory.anchor());
-        }
-        match (&job.remote, job.op) {
-            (Some(remote), Op::Write { .. }) => remote.fetch(memory).map_err(|_| IoErrorKind::Memory.into()),
-            _ => Ok(()),
-        }
+    pub(super) fn budgets(&self) -> &Arc<Budgets> {
+        &self.shared().budgets
     }
 
     fn count(&self, op: Op) {
@@ -238,7 +211,7 @@ impl<S: Syscalls> FileStorage<S> {
     }
 
     /// Sends an operation that was checked on its way.
-    fn start(&mut self, job: Box<Job>) {
+    pub(super) fn start(&mut self, job: Box<Job>) {
         match job.op {
             Op::Flush => return self.flush(job),
             // Nothing to move.
@@ -341,11 +314,12 @@ impl<S: Syscalls> FileStorage<S> {
             Op::Write { .. } => self.ring_writes && shared.ranges.is_none(),
             Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => false,
         };
-        if fits && !shared.needs_bounce(&job.iovecs, job.at) { ring.push(job) } else { Some(job) }
+        let small = job.iovecs.bytes() <= RING_BYTES_MAX as usize;
+        if fits && small && !shared.needs_bounce(&job.iovecs, job.at) { ring.push(job) } else { Some(job) }
     }
 
     /// Ends a job that no thread has to see. It is reported by the next poll, like any other.
-    fn end(&mut self, mut job: Box<Job>, result: Result<(), IoError>) {
+    pub(super) fn end(&mut self, mut job: Box<Job>, result: Result<(), IoError>) {
         job.end(result);
         self.ended.push_back(job);
     }
@@ -366,23 +340,21 @@ impl<S: Syscalls> FileStorage<S> {
         }
     }
 
-    /// The oldest operation that has ended. `deliver` brings what was read to memory that is not mapped here.
-    fn take_ended(
-        &mut self,
-        deliver: impl FnOnce(&RemoteBuffer) -> Result<(), MemoryError>,
-    ) -> Option<Completion> {
-        let mut job = self.batch.pop_front()?;
-        if job.staged {
-            self.staging.give_back(job.tag.slot);
+    /// The oldest operation that has ended, and whose data is where it belongs.
+    fn take_ended(&mut self) -> Option<Completion> {
+        loop {
+            let job = self.batch.pop_front()?;
+            if job.remote.is_some() {
+                self.room.copies.push_back(job);
+                continue;
+            }
+            if job.staged {
+                self.staging.give_back(job.tag.slot);
+            }
+            let completion = Completion { tag: job.tag, result: job.result };
+            self.free.push(job);
+            return Some(completion);
         }
-        let remote = job.remote.take().inspect(|remote| self.private.give_back(remote));
-        if let (Some(remote), Op::Read { extent }, Ok(())) = (remote, job.op, job.result) {
-            let lba = Some(extent.start);
-            job.result = deliver(&remote).map_err(|_| IoError { kind: IoErrorKind::Memory, lba });
-        }
-        let completion = Completion { tag: job.tag, result: job.result };
-        self.free.push(job);
-        Some(completion)
     }
 }
 
@@ -394,26 +366,8 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
     fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
         let mut job = self.free.pop().ok_or(Busy)?;
         (job.tag, job.op, job.staged) = (tag, op, false);
-        let prepared = match self.prepare(memory, &mut job, segments) {
-            Err(Stop::Busy) => {
-                // Another operation of this handle has the budget: when that has ended, the caller is told, and tries again.
-                job.end(Ok(()));
-                job.remote = None;
-                self.free.push(job);
-                return Err(Busy);
-            }
-            Err(Stop::Error(kind)) => Err(kind),
-            Ok(()) => Ok(()),
-        };
         self.count(op);
-        if job.staged {
-            self.staging.borrow(tag.slot);
-        }
-        let lba = op.extent().map(|extent| extent.start);
-        match prepared.map_err(|kind| IoError { kind, lba }).and_then(|()| self.shared().admit(op)) {
-            Err(error) => self.end(job, Err(error)),
-            Ok(()) => self.start(job),
-        }
+        self.take_on(memory, job, segments);
         Ok(())
     }
 
@@ -422,9 +376,14 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
             self.inline_budget = InlineBudget::new();
             self.collect();
             self.refresh();
+            self.make_progress(memory);
             std::mem::swap(&mut self.ended, &mut self.batch);
         }
-        self.take_ended(|remote| remote.deliver(memory))
+        let completion = self.take_ended();
+        if completion.is_none() && !self.room.turns {
+            self.room.copy_budget = InlineBudget::new();
+        }
+        completion
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
@@ -436,7 +395,10 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
         self.collect();
         self.batch.append(&mut self.ended);
         let quiet = self.in_use() == self.batch.len();
-        while quiet && self.take_ended(|_| Ok(())).is_some() {}
+        if quiet {
+            self.batch.iter_mut().for_each(|job| job.remote = None);
+            while self.take_ended().is_some() {}
+        }
         quiet
     }
 }
@@ -449,6 +411,11 @@ impl<S: Syscalls> Handle for FileStorage<S> {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.as_fd()
     }
+
+    fn begin_turn(&mut self) {
+        self.room.turns = true;
+        self.room.copy_budget = InlineBudget::new();
+    }
 }
 
 impl<S: Syscalls> AsFd for FileStorage<S> {
@@ -459,7 +426,9 @@ impl<S: Syscalls> AsFd for FileStorage<S> {
 }
 
 impl<S: Syscalls> Drop for FileStorage<S> {
+    /// What waits was never begun: nobody was told of it.
     fn drop(&mut self) {
+        self.leave_the_line();
         self.completions.close();
     }
 }

@@ -6,10 +6,11 @@ use blk_core::memory::GuestMemory as _;
 use blk_core::op::Segment;
 use blk_core::units::GuestAddr;
 
+use crate::backend::Charge;
 use crate::memory::{MappedMemory, MappingError};
 
-/// Buffers not in use that are kept for each size.
-const KEPT: usize = 32;
+/// Bytes of buffers not in use that are kept.
+const KEPT_BYTES: usize = 4 << 20;
 /// Smallest buffer: a page.
 const SMALLEST: usize = 4096;
 
@@ -18,6 +19,7 @@ pub(super) struct Buffer {
     memory: MappedMemory,
     size: usize,
     len: u32,
+    _charge: Charge,
 }
 
 impl Buffer {
@@ -34,26 +36,30 @@ impl Buffer {
 #[derive(Default)]
 pub(super) struct Buffers {
     free: BTreeMap<usize, Vec<MappedMemory>>,
+    free_bytes: usize,
 }
 
 impl Buffers {
-    /// A buffer that holds `data`, which is not empty.
-    pub(super) fn holding(&mut self, data: &[u8]) -> Result<Buffer, MappingError> {
+    /// A buffer that holds `data`, which is not empty, and for which `charge` was taken.
+    pub(super) fn holding(&mut self, data: &[u8], charge: Charge) -> Result<Buffer, MappingError> {
         let size = data.len().next_power_of_two().max(SMALLEST);
         let memory = match self.free.get_mut(&size).and_then(Vec::pop) {
-            Some(memory) => memory,
+            Some(memory) => {
+                self.free_bytes -= size;
+                memory
+            }
             None => MappedMemory::anonymous(&[(GuestAddr(0), size)])?,
         };
         // It is as large as the data at least.
         let _ = memory.write(GuestAddr(0), data);
-        Ok(Buffer { memory, size, len: data.len() as u32 })
+        Ok(Buffer { memory, size, len: data.len() as u32, _charge: charge })
     }
 
     /// To be called once nothing reads the buffer any more: its operation has completed.
     pub(super) fn give_back(&mut self, buffer: Buffer) {
-        let free = self.free.entry(buffer.size).or_default();
-        if free.len() < KEPT {
-            free.push(buffer.memory);
+        if self.free_bytes + buffer.size <= KEPT_BYTES {
+            self.free_bytes += buffer.size;
+            self.free.entry(buffer.size).or_default().push(buffer.memory);
         }
     }
 }

@@ -10,9 +10,16 @@ use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
 use blk_core::units::Tag;
 
 use super::buffers::{Buffer, Buffers};
+use super::split::PIECE_BYTES;
 use super::writer::Writer;
-use crate::backend::Handle;
+use crate::backend::{Budget, Charge, Handle};
 use crate::memory::MappedMemory;
+
+/// Most bytes that a handle copies and records in a turn of its thread: meanwhile nothing else of the device goes on. One write it
+/// always takes.
+const TURN_BYTES_MAX: u64 = PIECE_BYTES;
+/// What the room for a write's data keeps from one write to the next.
+const DATA_BYTES_KEPT: usize = 1024 * 1024;
 
 pub(super) struct RecordedHandle {
     inner: Box<dyn Handle>,
@@ -25,6 +32,14 @@ pub(super) struct RecordedHandle {
     buffers: Buffers,
     /// The host was busy, and nothing has completed since: it is not asked, and nothing recorded, again.
     full: bool,
+    /// What the writes in flight, of all handles, have of memory.
+    memory: Arc<Budget>,
+    /// Bytes recorded in this turn.
+    recorded: u64,
+    /// A write was put off until the next turn.
+    put_off: bool,
+    /// The thread says where its turns begin.
+    turns: bool,
     /// A write's data on its way from the guest to the recording and the host.
     data: Vec<u8>,
 }
@@ -40,7 +55,7 @@ struct InFlight {
 }
 
 impl RecordedHandle {
-    pub(super) fn new(inner: Box<dyn Handle>, writer: Arc<Writer>, number: u32) -> Self {
+    pub(super) fn new(inner: Box<dyn Handle>, writer: Arc<Writer>, memory: Arc<Budget>, number: u32) -> Self {
         Self {
             inner,
             writer,
@@ -49,6 +64,10 @@ impl RecordedHandle {
             refused: VecDeque::new(),
             buffers: Buffers::default(),
             full: false,
+            memory,
+            recorded: 0,
+            put_off: false,
+            turns: false,
             data: Vec::new(),
         }
     }
@@ -86,29 +105,30 @@ impl RecordedHandle {
         Ok(())
     }
 
-    /// Ends an operation that the host does not get. The next poll reports it.
-    fn refuse(&mut self, tag: Tag, op: Op, kind: IoErrorKind) {
-        let lba = op.extent().map(|extent| extent.start);
-        self.refused.push_back(Completion { tag, result: Err(IoError { kind, lba }) });
-    }
-}
-
-impl Storage<MappedMemory> for RecordedHandle {
-    fn info(&self) -> &Info {
-        self.inner.info()
+    /// Takes memory for the data of a write. `None` if it has to wait for another of this handle.
+    fn take_memory(&mut self, bytes: u64) -> Option<Charge> {
+        // Others may have it all, whose completions do not wake this handle: one write of each goes beyond.
+        let charge = Charge::take(&self.memory, bytes, self.in_flight.is_empty());
+        self.full |= charge.is_none();
+        charge
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
-        if self.full && !self.in_flight.is_empty() {
-            return Err(Busy);
-        }
+    /// Records an operation, and gives it to the host.
+    fn record(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+        charge: Charge,
+    ) -> Result<(), Busy> {
         if let Err(kind) = self.gather(memory, tag, op, segments) {
             self.refuse(tag, op, kind);
             return Ok(());
         }
         let buffer = match self.data.as_slice() {
             [] => None,
-            data => match self.buffers.holding(data) {
+            data => match self.buffers.holding(data, charge) {
                 Ok(buffer) => Some(buffer),
                 Err(_) if self.in_flight.is_empty() => {
                     self.refuse(tag, op, IoErrorKind::Medium);
@@ -146,11 +166,47 @@ impl Storage<MappedMemory> for RecordedHandle {
         Ok(())
     }
 
+    /// Ends an operation that the host does not get. The next poll reports it.
+    fn refuse(&mut self, tag: Tag, op: Op, kind: IoErrorKind) {
+        let lba = op.extent().map(|extent| extent.start);
+        self.refused.push_back(Completion { tag, result: Err(IoError { kind, lba }) });
+    }
+}
+
+impl Storage<MappedMemory> for RecordedHandle {
+    fn info(&self) -> &Info {
+        self.inner.info()
+    }
+
+    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+        if self.full && !self.in_flight.is_empty() {
+            return Err(Busy);
+        }
+        // More than the host takes is refused.
+        let bytes = written_bytes(op).min(self.inner.info().transfer_max_bytes.into());
+        if self.recorded != 0 && self.recorded.saturating_add(bytes) > TURN_BYTES_MAX {
+            self.put_off = true;
+            return Err(Busy);
+        }
+        let Some(charge) = self.take_memory(bytes) else { return Err(Busy) };
+        self.recorded += bytes;
+        let result = self.record(memory, tag, op, segments, charge);
+        self.data.clear();
+        self.data.shrink_to(DATA_BYTES_KEPT);
+        result
+    }
+
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
         if let Some(refused) = self.refused.pop_front() {
             return Some(refused);
         }
-        let mut completion = self.inner.poll(memory)?;
+        let Some(mut completion) = self.inner.poll(memory) else {
+            if !self.turns {
+                // What was put off may be submitted again before the next poll that finds nothing.
+                self.put_off &= std::mem::take(&mut self.recorded) != 0;
+            }
+            return None;
+        };
         self.full = false;
         let Some(ended) = self.in_flight.remove(&completion.tag) else { return Some(completion) };
         if let Some(buffer) = ended.buffer {
@@ -188,14 +244,28 @@ impl Storage<MappedMemory> for RecordedHandle {
 
 impl Handle for RecordedHandle {
     fn arm(&mut self) -> bool {
-        self.refused.is_empty() && self.inner.arm()
+        self.refused.is_empty() && !self.put_off && self.inner.arm()
     }
 
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.inner.wake_fd()
     }
 
+    fn begin_turn(&mut self) {
+        self.turns = true;
+        (self.recorded, self.put_off) = (0, false);
+        self.inner.begin_turn();
+    }
+
     fn drain(&mut self, on: bool) {
         self.inner.drain(on);
+    }
+}
+
+/// Bytes that a write brings.
+fn written_bytes(op: Op) -> u64 {
+    match op {
+        Op::Write { extent, .. } => extent.bytes().unwrap_or(u64::MAX),
+        _ => 0,
     }
 }

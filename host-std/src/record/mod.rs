@@ -11,7 +11,7 @@
 //! [storage contract](blk_core::storage::Storage) decides what a flush covers: exactly the changes whose completions are
 //! recorded before the flush is. The data of a write is copied out of the guest's memory once, and that copy is both recorded
 //! and written: a guest that changes it meanwhile changes neither. Of a read, the range and the result are recorded and not the
-//! data. The file survives `kill -9` of the server; it is not made stable against a power cut of the host that records.
+//! data. A write of more than 1 MiB is done, and recorded, in pieces. The file survives `kill -9` of the server; it is not made stable against a power cut of the host that records.
 //!
 //! A recording that cannot be written (its file system is full) fails flushes and writes from then on: what it would miss is
 //! not done. A server that is restarted appends a new session to the same file, after cutting off what its predecessor left
@@ -22,6 +22,7 @@
 mod buffers;
 mod handle;
 mod read_image;
+mod split;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -36,17 +37,21 @@ use std::time::{Duration, Instant};
 use blk_core::storage::{Info, IoErrorKind};
 use zerocopy::IntoBytes as _;
 
-use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
+use crate::backend::{Backend, Budget, BudgetUse, Counts, Handle, LatchCause, OpenError};
 use crate::confine::permissions::open_or_make_private;
 pub use crate::recording::Contents;
 use crate::recording::format::FileHeader;
 use crate::recording::{Log, LogError};
 
 use handle::RecordedHandle;
+use split::SplitHandle;
 use writer::Writer;
 
 /// How long the recording of a server that was killed may still be locked: until the kernel has closed its files.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// Memory for the data of writes in flight.
+const MEMORY_BYTES: u64 = 256 << 20;
 
 /// A recording could not be begun or written.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +94,7 @@ pub struct Recorder {
     inner: Arc<dyn Backend>,
     path: PathBuf,
     writer: Arc<Writer>,
+    memory: Arc<Budget>,
     handles: AtomicU32,
 }
 
@@ -139,7 +145,20 @@ impl Recorder {
         };
         let begun = Writer::begin(path.clone(), file, records, info);
         let writer = Arc::new(begun.map_err(|_| RecordError::Broken { path: path.clone() })?);
-        Ok(Self { inner, path, writer, handles: AtomicU32::new(0) })
+        let memory = Arc::new(Budget::new(MEMORY_BYTES));
+        Ok(Self { inner, path, writer, memory, handles: AtomicU32::new(0) })
+    }
+
+    /// Bounds the memory for the data of writes in flight, of all handles together: what is beyond waits. By default that is 256 MiB.
+    #[must_use]
+    pub fn with_memory(self, bytes: u64) -> Self {
+        Self { memory: Arc::new(Budget::new(bytes)), ..self }
+    }
+
+    /// What the writes in flight have of that memory.
+    #[must_use]
+    pub fn memory(&self) -> BudgetUse {
+        self.memory.report()
     }
 
     /// Notes something that happened outside, such as what a guest said on its console. Returns the first position of which
@@ -190,7 +209,9 @@ impl Backend for Recorder {
     fn handle(&self) -> Result<Box<dyn Handle>, OpenError> {
         let inner = self.inner.handle()?;
         let number = self.handles.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(RecordedHandle::new(inner, Arc::clone(&self.writer), number)))
+        let (writer, memory) = (Arc::clone(&self.writer), Arc::clone(&self.memory));
+        let recorded = RecordedHandle::new(inner, writer, memory, number);
+        Ok(Box::new(SplitHandle::new(Box::new(recorded))))
     }
 
     fn info(&self) -> Info {

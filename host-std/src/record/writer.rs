@@ -160,13 +160,18 @@ impl State {
         }
         let header = RecordHeader::new(self.sequence, kind, flags, handle, parts);
         self.pending.extend_from_slice(header.as_bytes());
-        for part in parts {
-            self.pending.extend_from_slice(part);
+        let [body, data] = parts;
+        self.pending.extend_from_slice(body);
+        // What is large is not copied once more: it is written from where it is.
+        let apart = data.len() >= LAZY_BYTES;
+        if !apart {
+            self.pending.extend_from_slice(data);
         }
         self.sequence += 1;
-        if when == When::Now || self.pending.len() >= LAZY_BYTES {
+        if apart || when == When::Now || self.pending.len() >= LAZY_BYTES {
             self.broken = true;
-            if let Err(error) = self.file.write_all(&self.pending) {
+            let rest: &[u8] = if apart { data } else { &[] };
+            if let Err(error) = self.file.write_all(&self.pending).and_then(|()| self.file.write_all(rest)) {
                 tracing::error!(
                     recording = %path.display(), %error,
                     "cannot be written: from now on flushes and writes fail; make room, then restart the server"
@@ -175,8 +180,6 @@ impl State {
             }
             self.broken = false;
             self.pending.clear();
-            // One large write does not hold its memory for ever.
-            self.pending.shrink_to(1 << 20);
         }
         Ok(())
     }

@@ -275,6 +275,12 @@ pub struct ImageConfig {
     /// Bytes that may be moved at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bps_burst: Option<Size>,
+    /// Most bytes of reads and writes in flight: what is beyond waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inflight: Option<Size>,
+    /// Most memory of this process for the data of requests whose own memory the client does not share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private_memory: Option<Size>,
     /// Record what the host is given into this file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<PathBuf>,
@@ -320,6 +326,8 @@ impl ImageConfig {
             iops_burst: None,
             bps: None,
             bps_burst: None,
+            inflight: None,
+            private_memory: None,
             record: None,
             fault: None,
         }
@@ -587,6 +595,12 @@ impl ImageConfig {
         let place = format!("{place}: image {}", self.path.display());
         self.faults()?;
         self.limits()?;
+        for (option, size) in [("inflight", self.inflight), ("private-memory", self.private_memory)] {
+            if size == Some(Size(0)) {
+                let what = format!("{option}=0 would let nothing through");
+                return Err(ConfigError::new(place, what, "leave it out, or give a size, such as 64M"));
+            }
+        }
         if self.lun.is_some() && !kind.has_units() {
             let what = format!("lun with {}", kind.name());
             return Err(ConfigError::new(place, what, "leave it out, or use virtio-scsi"));

@@ -18,7 +18,7 @@ use super::image_check;
 use super::meter::{ImageStats, Meters};
 use super::open;
 use super::throttle::{LimitChange, ThrottleStats};
-use crate::backend::{Backend, Counts, FileBackend, FileOptions, Handle};
+use crate::backend::{Backend, BudgetReport, BudgetUse, Counts, FileBackend, FileOptions, Handle};
 use crate::confine::{self, Role};
 use crate::fault::Faulty;
 use crate::record::Recorder;
@@ -79,6 +79,12 @@ pub struct ImageReport {
     /// Its limits of rate, and what they did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttle: Option<ThrottleStats>,
+    /// What its operations use now, and have used at most.
+    #[serde(default)]
+    pub budgets: BudgetReport,
+    /// Memory for the data of writes that are being recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recording_memory: Option<BudgetUse>,
     /// The system calls that the backend made of those.
     pub host: Counts,
 }
@@ -494,7 +500,8 @@ impl Image {
             // Read through threads that are gone before the process is confined.
             let reading = FileOptions { read_only: true, lock: false, size: None, ..config.file_options() };
             let reader = || Ok(Arc::new(FileBackend::open(&config.path, &reading)?) as Arc<dyn Backend>);
-            let opened = Arc::new(Recorder::open_with(backend, reader, path.clone())?);
+            let opened = Recorder::open_with(backend, reader, path.clone())?;
+            let opened = Arc::new(opened.with_memory(config.file_options().private_bytes_max));
             recorder = Some(Arc::clone(&opened));
             backend = opened;
         }
@@ -539,6 +546,8 @@ impl Image {
             latched: self.backend.latched().map(|cause| format!("{cause:?}")),
             operations: self.meters.stats(),
             throttle: self.limiter.as_ref().map(ThrottleStats::of),
+            budgets: self.file.budgets(),
+            recording_memory: self.recorder.as_ref().map(|recorder| recorder.memory()),
             host: self.backend.counts(),
         }
     }
@@ -546,13 +555,16 @@ impl Image {
 
 impl ImageConfig {
     fn file_options(&self) -> FileOptions {
+        let defaults = FileOptions::new(self.cache);
         FileOptions {
             read_only: self.readonly,
             logical_block_bytes: self.logical_block,
             size: self.size.map(|size| size.0),
             workers: self.workers,
             engine: self.engine,
-            ..FileOptions::new(self.cache)
+            in_flight_bytes_max: self.inflight.map_or(defaults.in_flight_bytes_max, |size| size.0),
+            private_bytes_max: self.private_memory.map_or(defaults.private_bytes_max, |size| size.0),
+            ..defaults
         }
     }
 }

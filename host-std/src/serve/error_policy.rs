@@ -367,6 +367,10 @@ impl Handle for PolicedHandle {
         self.inner.wake_fd()
     }
 
+    fn begin_turn(&mut self) {
+        self.inner.begin_turn();
+    }
+
     fn drain(&mut self, on: bool) {
         self.draining = on;
         self.inner.drain(on);

@@ -15,7 +15,7 @@ pub struct ImageSpec {
 }
 
 const KEYS: &str = "the options are cache, readonly, serial, queues, rerror, werror, engine, workers, logical-block, size, format, lun, \
-                    iops, iops-burst, bps, bps-burst, record; a comma in a path is written twice";
+                    iops, iops-burst, bps, bps-burst, inflight, private-memory, record; a comma in a path is written twice";
 
 impl ImageSpec {
     /// Takes an argument apart.
@@ -54,6 +54,8 @@ impl ImageSpec {
             "iops-burst" => image.iops_burst = Some(parsed(key, value, number)?),
             "bps" => image.bps = Some(parsed(key, value, FromStr::from_str)?),
             "bps-burst" => image.bps_burst = Some(parsed(key, value, FromStr::from_str)?),
+            "inflight" => image.inflight = Some(parsed(key, value, FromStr::from_str)?),
+            "private-memory" => image.private_memory = Some(parsed(key, value, FromStr::from_str)?),
             "record" => image.record = Some(parsed(key, value, |text| Ok(text.into()))?),
             "fault" => image.fault = Some(parsed(key, value, |text| Ok(text.to_owned()))?),
             "queues" => self.queues = Some(parsed(key, value, number)?),
@@ -121,7 +123,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let text = "a,,b.img,cache=directsync,readonly,serial=S,queues=4,rerror=stop,werror=report,engine=uring,workers=2,\
-                    logical-block=4096,size=1M,format=raw,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,record=x.log,fault=f";
+                    logical-block=4096,size=1M,format=raw,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,inflight=9M,private-memory=10M,record=x.log,fault=f";
         let spec = ImageSpec::parse(text).unwrap();
         let expected = ImageConfig {
             path: "a,b.img".into(),
@@ -140,6 +142,8 @@ mod tests {
             iops_burst: Some(6),
             bps: Some(Size(7 << 10)),
             bps_burst: Some(Size(8 << 10)),
+            inflight: Some(Size(9 << 20)),
+            private_memory: Some(Size(10 << 20)),
             record: Some("x.log".into()),
             fault: Some("f".into()),
         };

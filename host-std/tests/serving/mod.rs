@@ -154,6 +154,20 @@ impl Disk {
         Server::start(&mut command, &socket).expect("blk-host was built")
     }
 
+    /// The same as a PCI device.
+    pub fn serve_pci(&self, device: &str, image_options: &str) -> Server {
+        let socket = self.dir.path().join("socket");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
+        command.args(["serve", "--quiet", "--device", device, "--vfio-user"]).arg(&socket);
+        command.arg("--image").arg(format!("{},{image_options}", self.image.display()));
+        command.arg("--control").arg(self.control()).env("BLK_HOST_LOG", "off");
+        let server = Server::start(&mut command, &socket).expect("blk-host was built");
+        while !socket.exists() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        server
+    }
+
     /// Runs `blk-host ctl`, and returns what it prints.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));

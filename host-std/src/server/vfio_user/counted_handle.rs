@@ -2,7 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{Busy, Completion, Info, Storage};
@@ -23,6 +24,8 @@ pub struct CountedHandle {
     /// What each operation in flight moves, by its tag.
     moving: Vec<(Tag, u64)>,
     flush: Flush,
+    /// The image was busy the last time: it knows when to try again, also where nothing is in flight.
+    refused: bool,
 }
 
 /// A flush of our own, which the device does not see.
@@ -37,17 +40,61 @@ enum Flush {
 const OURS: Tag = Tag { slot: u16::MAX, generation: 0 };
 
 /// Of all ports of a device.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct OperationCounts {
     shut: AtomicBool,
     /// Operations that have begun, and that have ended, wrapping.
     begun: AtomicU32,
     ended: AtomicU32,
+    /// When the thread is to take no more requests in its present turn, in ns from `origin` on; `u64::MAX` for never.
+    turn_until: AtomicU64,
+    /// It has taken one in this turn, and has refused one because of the time.
+    taken: AtomicBool,
+    put_off: AtomicBool,
+    origin: Instant,
+}
+
+impl Default for OperationCounts {
+    fn default() -> Self {
+        Self {
+            shut: AtomicBool::new(false),
+            begun: AtomicU32::new(0),
+            ended: AtomicU32::new(0),
+            turn_until: AtomicU64::new(u64::MAX),
+            taken: AtomicBool::new(false),
+            put_off: AtomicBool::new(false),
+            origin: Instant::now(),
+        }
+    }
 }
 
 impl OperationCounts {
     pub(super) fn set_shut(&self, shut: bool) {
         self.shut.store(shut, Ordering::Relaxed);
+    }
+
+    /// A turn of the thread begins, which takes requests for no longer than `time`, if that is given, but always takes one.
+    pub(super) fn begin_turn(&self, time: Option<Duration>) {
+        let until = time.map_or(u64::MAX, |time| nanoseconds(self.origin.elapsed() + time));
+        self.turn_until.store(until, Ordering::Relaxed);
+        self.taken.store(false, Ordering::Relaxed);
+        self.put_off.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a request was put off that the next turn takes.
+    pub(super) fn has_put_off(&self) -> bool {
+        self.put_off.load(Ordering::Relaxed)
+    }
+
+    fn is_turn_over(&self) -> bool {
+        let until = self.turn_until.load(Ordering::Relaxed);
+        let over = until != u64::MAX
+            && self.taken.load(Ordering::Relaxed)
+            && nanoseconds(self.origin.elapsed()) >= until;
+        if over {
+            self.put_off.store(true, Ordering::Relaxed);
+        }
+        over
     }
 
     pub(super) fn is_shut(&self) -> bool {
@@ -66,6 +113,10 @@ impl OperationCounts {
     }
 }
 
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// One thread has all ports.
 fn count(counter: &AtomicU32) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -77,7 +128,7 @@ impl CountedHandle {
         state: Arc<OperationCounts>,
         counters: Arc<QueueCounters>,
     ) -> Self {
-        Self { inner, state, counters, moving: Vec::with_capacity(64), flush: Flush::None }
+        Self { inner, state, counters, moving: Vec::with_capacity(64), flush: Flush::None, refused: false }
     }
 
     /// Begins a flush of the image. Nothing of this port is in flight. False if the image is busy.
@@ -125,10 +176,12 @@ impl Storage<MappedMemory> for CountedHandle {
     }
 
     fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
-        if self.state.is_shut() {
+        if self.state.is_shut() || self.state.is_turn_over() {
             return Err(Busy);
         }
-        self.inner.submit(memory, tag, op, segments)?;
+        let submitted = self.inner.submit(memory, tag, op, segments);
+        self.refused = submitted.is_err();
+        submitted?;
         self.count(op);
         let bytes = total_bytes(segments).unwrap_or(0);
         match op {
@@ -137,6 +190,7 @@ impl Storage<MappedMemory> for CountedHandle {
             _ => {}
         }
         self.counters.in_flight.add(1);
+        self.state.taken.store(true, Ordering::Relaxed);
         count(&self.state.begun);
         Ok(())
     }
@@ -171,7 +225,7 @@ impl Storage<MappedMemory> for CountedHandle {
 
 impl Handle for CountedHandle {
     fn arm(&mut self) -> bool {
-        let idle = self.counters.in_flight.get() == 0 && self.flush != Flush::Begun;
+        let idle = self.counters.in_flight.get() == 0 && self.flush != Flush::Begun && !self.refused;
         idle || self.inner.arm()
     }
 
@@ -179,7 +233,47 @@ impl Handle for CountedHandle {
         self.inner.wake_fd()
     }
 
+    fn begin_turn(&mut self) {
+        self.inner.begin_turn();
+    }
+
     fn drain(&mut self, on: bool) {
         self.inner.drain(on);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blk_core::storage::CacheMode;
+
+    use super::*;
+    use crate::backend::{FileBackend, FileOptions};
+
+    #[test]
+    fn a_turn_that_is_over_takes_one_request_and_says_that_there_are_more() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let backend = FileBackend::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
+        let state = Arc::new(OperationCounts::default());
+        let mut handles = [(); 2].map(|()| {
+            let inner = Box::new(backend.handle().unwrap());
+            CountedHandle::new(inner, Arc::clone(&state), Arc::default())
+        });
+        let memory = MappedMemory::default();
+        let mut slots = 0..;
+        let mut flush = |port: usize| {
+            let tag = Tag { slot: slots.next().unwrap(), generation: 0 };
+            handles[port].submit(&memory, tag, Op::Flush, &[])
+        };
+        // However long the first one took to be found.
+        state.begin_turn(Some(Duration::ZERO));
+        assert_eq!([flush(0), flush(0), flush(1)], [Ok(()), Err(Busy), Err(Busy)]);
+        assert!(state.has_put_off());
+        state.begin_turn(Some(Duration::from_secs(1000)));
+        assert_eq!([flush(0), flush(1)], [Ok(()); 2]);
+        assert!(!state.has_put_off());
+        state.begin_turn(None);
+        assert_eq!([flush(0), flush(1)], [Ok(()); 2]);
+        assert_eq!(state.in_flight(), 5);
     }
 }

@@ -98,6 +98,11 @@ impl Table {
         }
     }
 
+    /// Whether some of it is the client's alone.
+    pub(super) fn has_private(&self) -> bool {
+        self.0.values().any(|mapping| matches!(mapping.backing, Backing::Client))
+    }
+
     /// The guest's memory.
     pub(super) fn memory(&self, client: &Arc<Client>) -> MappedMemory {
         let (mut windows, mut remote) = (Vec::new(), Vec::new());

@@ -36,6 +36,7 @@ impl Worker {
             drop(connection);
             if self.state.in_flight() != 0 {
                 self.due = true;
+                self.begin_turn();
                 self.poll_device();
             }
             self.irqs.signal(self.state.requests(), now >= quiet);

@@ -23,6 +23,9 @@ use crate::server::mutant::{self, Mutant};
 /// begin as much as one poll does.
 const MESSAGES_MAX: usize = 16;
 const WRITES_MAX: usize = 16;
+/// How long requests are taken before the thread looks at its other work, where the client is asked by message for each
+/// descriptor: a ring of requests of the most segments is thousands of messages.
+const TURN_TIME: Duration = Duration::from_millis(5);
 
 impl Worker {
     /// Takes what the client has sent, up to a bound. Returns whether there is more.
@@ -348,6 +351,7 @@ impl Worker {
     fn take_memory(&mut self) {
         if let Some(session) = &self.session {
             self.memory = self.table.memory(&session.client);
+            self.turn_time = self.table.has_private().then_some(TURN_TIME);
             self.counts.memory_tables.add(1);
         }
     }

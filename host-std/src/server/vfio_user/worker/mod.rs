@@ -29,6 +29,7 @@ impl Worker {
                 }
                 self.handle_command(command);
             }
+            self.begin_turn();
             let more = self.serve();
             let again = self.poll_device();
             self.lifecycle.check_memory();
@@ -125,6 +126,7 @@ impl Worker {
             }
             self.table = Table::default();
             self.memory = MappedMemory::default();
+            self.turn_time = None;
             leaving.stage = Stage::Flush(Flushing::default());
         }
         let Stage::Flush(flushing) = &mut leaving.stage else { return false };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blk_core::bus::{Region, Width};
 use rustix::event::epoll;
@@ -17,7 +17,7 @@ use super::super::irq::Irqs;
 use super::super::pci_device::PciDevice;
 use super::super::protocol::{DmaUnmap, Header};
 use super::idle_state::IdleState;
-use crate::backend::Handle as _;
+use crate::backend::Handle;
 use crate::memory::MappedMemory;
 use crate::server::lifecycle::Lifecycle;
 use crate::server::mailbox::Inbox;
@@ -79,6 +79,8 @@ pub(in crate::server::vfio_user) struct Worker {
     pub(super) state: Arc<OperationCounts>,
     pub(super) memory: MappedMemory,
     pub(super) table: Table,
+    /// How long requests are taken in a turn of the thread.
+    pub(super) turn_time: Option<Duration>,
     pub(super) irqs: Irqs,
     pub(super) session: Option<ClientSession>,
     pub(super) leaving: Option<Leaving>,
@@ -166,6 +168,7 @@ impl Worker {
             state,
             memory: MappedMemory::default(),
             table: Table::default(),
+            turn_time: None,
             session: None,
             leaving: None,
             holds: 0,
@@ -191,6 +194,12 @@ impl Worker {
         self.state.set_shut((self.holds != 0 && self.leaving.is_none()) || unmapping);
     }
 
+    /// The thread has looked at all its work, and begins anew: what it does for the guest until then has a bound.
+    pub(super) fn begin_turn(&mut self) {
+        self.state.begin_turn(self.turn_time);
+        self.ports.iter_mut().for_each(Handle::begin_turn);
+    }
+
     /// Polls the device, if it has something to do. Returns whether to come back at once.
     pub(super) fn poll_device(&mut self) -> bool {
         self.set_shut();
@@ -212,7 +221,8 @@ impl Worker {
             self.set_fault(fault);
         }
         // With its storage shut and nothing in flight it can only ask again for what it does not get.
-        self.due = progress.again && !(self.state.is_shut() && self.state.in_flight() == 0);
+        let again = progress.again || self.state.has_put_off();
+        self.due = again && !(self.state.is_shut() && self.state.in_flight() == 0);
         self.due
     }
 
