@@ -122,7 +122,8 @@ fn bytes_are_limited_over_all_queues_and_a_request_larger_than_the_burst_is_serv
     let server = disk.serve("bps=1M,bps-burst=4K,queues=2", &[]);
     let mut guest = Blk::connect(server.socket(), options(2)).unwrap();
     let start = Instant::now();
-    // 1 MiB and a little: the last one begins when the others have been paid for.
+    // 1 MiB and a little: the last one begins when the others have been paid for, but for the burst. It may be a large one, as
+    // the queues' turns are not those of their requests.
     for queue in [0, 1] {
         submit(&mut guest, queue, 2, write(256 << 10));
     }
@@ -131,7 +132,7 @@ fn bytes_are_limited_over_all_queues_and_a_request_larger_than_the_burst_is_serv
         assert!(guest.wait(queue).unwrap().is_ok());
     }
     let time = start.elapsed();
-    assert!(time >= Duration::from_millis(990), "{time:?}");
+    assert!(time >= Duration::from_millis(740), "{time:?}");
     assert!(time < Duration::from_secs(3), "{time:?}");
 }
 
