@@ -23,6 +23,7 @@ pub mod confine;
 #[cfg(feature = "server")]
 pub mod fault;
 pub mod memory;
+mod mutex;
 #[cfg(feature = "program")]
 pub mod probe;
 #[cfg(feature = "program")]

@@ -26,7 +26,7 @@ mod schedule;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use blk_core::op::{Op, Segment};
@@ -35,6 +35,7 @@ use blk_core::units::Tag;
 
 use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
+use crate::mutex::lock;
 use crate::timed_wake::TimedWake;
 use schedule::{Cost, Ns, Schedule};
 
@@ -191,7 +192,7 @@ impl Limiter {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -24,9 +24,8 @@ use serde::Serialize;
 use virtio_blk_model::device::Config as VirtioConfig;
 use virtio_blk_model::front::mmio::Mmio;
 
-use super::place::Place;
+use super::place::{IMAGE_BYTES, Place};
 
-pub(super) const IMAGE_BYTES: u64 = 8 << 20;
 const REQUEST_BYTES: usize = 4096;
 const WRITES: u32 = 48;
 const FLUSH_EVERY: u32 = 8;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::drive::IMAGE_BYTES;
+/// Bytes of an image.
+pub(super) const IMAGE_BYTES: u64 = 8 << 20;
 
 /// An image that is there as long as this is.
 pub(super) struct Place {

@@ -18,9 +18,9 @@ use super::image_info::SharedInfo;
 use super::image_lock;
 use super::image_size::{self, Before};
 use super::limits::{ALIGN_MAX, SEGMENTS_MAX, STAGING_BYTES, TRANSFER_MAX_BYTES};
-use super::mutex::lock;
 use super::open_error::OpenError;
 use super::options::FileOptions;
+use crate::mutex::lock;
 
 /// What kind of file the image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

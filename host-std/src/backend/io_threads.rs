@@ -14,11 +14,11 @@ use super::bounce_buffer::Bounce;
 use super::budget::Budgets;
 use super::image::Image;
 use super::job::Job;
-use super::mutex::lock;
 use super::open_error::OpenError;
 use super::shared::Shared;
 use super::syscalls::Syscalls;
 use super::worker::Worker;
+use crate::mutex::lock;
 
 /// A thread that an image has beside those of its queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,7 +59,6 @@ mod latch;
 mod limits;
 #[cfg(all(test, loom))]
 mod loom_models;
-mod mutex;
 mod open_error;
 mod options;
 mod queue;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::job::Job;
-use super::mutex::lock;
+use crate::mutex::lock;
 
 /// First in, first out, from any thread to any of the threads that serve it.
 pub(super) struct Queue {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use super::mutex::lock;
+use crate::mutex::lock;
 
 /// Ranges of the file that workers change, each one for itself: while a block is read, changed and written back, no write
 /// to it, not even to another part of it, may come in between, or it would be undone.

@@ -8,7 +8,7 @@ mod real {
     pub(in crate::backend) use std::sync::Mutex;
     pub(in crate::backend) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
-    pub(in crate::backend) use crate::backend::mutex::lock;
+    pub(in crate::backend) use crate::mutex::lock;
 }
 
 #[cfg(all(test, loom))]

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use blk_core::op::Op;
 use blk_core::storage::{Info, IoError};
 use zerocopy::IntoBytes as _;
 
+use crate::mutex::lock;
 use crate::recording::format::{
     CompleteBody, InfoBody, RecordHeader, SessionBody, SubmitBody, WithdrawnBody, flag, kind,
 };
@@ -129,7 +130,7 @@ impl Writer {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it is held leaves a record half-written at worst, and `broken` is set before that.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::op::{Op, Segment, total_bytes};
@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::image::Image;
 use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
+use crate::mutex::lock;
 
 const SECTOR: usize = SECTOR_BYTES as usize;
 /// Bytes of a staging buffer.
@@ -134,7 +135,7 @@ impl Backend for OverlayBackend {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.disk)
     }
 }
 

@@ -1,30 +1,23 @@
 //! A device: a server over its images, and the operator's hand on both.
 
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use ata_model::{DriveConfig, PciIdeChip, PciIdeMode};
+use ata_model::{PciIdeChip, PciIdeMode};
 use blk_core::units::SECTOR_BYTES;
 use serde::{Deserialize, Serialize};
 use tracing::Span;
 
 use super::config::{Address, AhciMessages, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig};
 use super::confined;
-use super::error_policy::{ErrorPolicy, ErrorPolicyBackend, Failure, HeldRequests};
+use super::error_policy::{Failure, HeldRequests};
 use super::events::{Bus, Event};
-use super::image_check;
-use super::meter::{ImageStats, Meters};
-use super::open;
+use super::image::{Image, ImageReport, flush};
 use super::throttle::{LimitChange, ThrottleStats};
-use crate::backend::{Backend, BudgetReport, BudgetUse, Counts, FileBackend, FileOptions, Handle};
 use crate::confine::{self, Role};
-use crate::fault::Faulty;
-use crate::record::Recorder;
+use crate::mutex::lock;
 use crate::server::vfio_user::devices;
-use crate::server::{BlkOptions, Controller, IdleServer, Lun, ScsiOptions, Server, Stats};
-use crate::throttle::{Limiter, Throttled};
+use crate::server::{BlkOptions, Controller, IdleServer, ScsiOptions, Server, Stats};
 
 /// Failures that wait to be logged.
 const FAILURES: usize = 256;
@@ -61,42 +54,13 @@ pub struct DeviceStats {
     pub images: Vec<ImageReport>,
 }
 
-/// What an operator is told of an image.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ImageReport {
-    /// The image.
-    pub path: PathBuf,
-    /// The cache mode.
-    pub cache: String,
-    /// Where it is found, behind a virtio-scsi host.
-    pub lun: Option<Address>,
-    /// Its size.
-    pub bytes: u64,
-    /// Whether a durable operation has failed, so that flushes and writes fail until the image has been checked.
-    pub latched: Option<String>,
-    /// The operations that the device made of the guest's requests.
-    pub operations: ImageStats,
-    /// Its limits of rate, and what they did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub throttle: Option<ThrottleStats>,
-    /// What its operations use now, and have used at most.
-    #[serde(default)]
-    pub budgets: BudgetReport,
-    /// Memory for the data of writes that are being recorded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recording_memory: Option<BudgetUse>,
-    /// The system calls that the backend made of those.
-    pub host: Counts,
-}
-
 /// Why an operator's command was not done.
 pub(super) type Refusal = String;
 
-/// A device that is served; with an [`IdleServer`], one whose threads have not been started.
-pub(super) struct Device<S = Server> {
+/// A device that is served.
+pub(super) struct Device {
     pub(super) name: String,
     pub(super) config: DeviceConfig,
-    pub(super) server: S,
     /// Named by each line of the log that is about it.
     pub(super) span: Span,
     controller: Controller,
@@ -112,27 +76,17 @@ pub(super) struct Device<S = Server> {
     bus: Arc<Bus>,
 }
 
-struct Image {
-    config: ImageConfig,
-    address: Address,
-    /// What lies below all layers.
-    file: Arc<FileBackend>,
-    backend: Arc<dyn Backend>,
-    /// For flushes of the operator's. Kept from the start: a user that the process has become may not be permitted to open the
-    /// image.
-    flusher: Arc<Mutex<Box<dyn Handle>>>,
-    meters: Arc<Meters>,
-    limiter: Option<Arc<Limiter>>,
-    recorder: Option<Arc<Recorder>>,
+/// A device whose threads have not been started.
+pub(super) struct IdleDevice {
+    pub(super) device: Arc<Device>,
+    server: IdleServer,
+    /// What the host fails.
+    failures: Receiver<Failure>,
 }
 
-impl Device<IdleServer> {
-    /// Opens the images and makes the server; starts no thread. What the host fails is told by the receiver.
-    pub(super) fn open(
-        name: String,
-        config: DeviceConfig,
-        bus: Arc<Bus>,
-    ) -> anyhow::Result<(Self, Receiver<Failure>)> {
+impl IdleDevice {
+    /// Opens the images and makes the server.
+    pub(super) fn open(name: String, config: DeviceConfig, bus: Arc<Bus>) -> anyhow::Result<Self> {
         // Of the highest level: whatever is logged names the device. Threads take the span over.
         let span = tracing::error_span!("device", name);
         let entered = span.clone().entered();
@@ -142,60 +96,42 @@ impl Device<IdleServer> {
         let server = open_all(&config, &held_requests, &mut images)
             .and_then(|()| idle_server(&config, &images))
             .inspect_err(|_| images.iter().for_each(|image| image.file.undo_size()))?;
-        let controller = server.controller();
-        let (state, images) = (Mutex::new(State::Running), Mutex::new(images));
         drop(entered);
-        let (pausing, plugging) = (Mutex::new(()), Mutex::new(()));
-        let device = Self {
+        let device = Device {
             name,
             config,
-            server,
             span,
-            controller,
+            controller: server.controller(),
             held_requests,
-            pausing,
-            state,
-            plugging,
-            images,
+            pausing: Mutex::new(()),
+            state: Mutex::new(State::Running),
+            plugging: Mutex::new(()),
+            images: Mutex::new(images),
             bus,
         };
-        Ok((device, failures))
-    }
-
-    /// It is not to be served after all: images that it made or extended are as they were.
-    pub(super) fn refuse(&self) {
-        lock(&self.images).iter().for_each(|image| image.file.undo_size());
+        Ok(Self { device: Arc::new(device), server, failures })
     }
 
     /// Starts the threads.
-    pub(super) fn start(self) -> anyhow::Result<Device> {
-        let Self { name, config, server, span, controller, held_requests, .. } = self;
-        let Self { pausing, state, plugging, images, bus, .. } = self;
-        let entered = span.enter();
-        for image in lock(&images).iter() {
+    pub(super) fn start(self) -> anyhow::Result<(Server, Receiver<Failure>)> {
+        let Self { device, server, failures } = self;
+        let _in_span = device.span.enter();
+        for image in lock(&device.images).iter() {
             let path = image.config.path.display();
             let _in_span = tracing::error_span!("image", %path).entered();
             image.file.start(confined::io_thread)?;
         }
         let server = server.start(|| confine::thread(Role::Queue))?;
-        drop(entered);
-        Ok(Device {
-            name,
-            config,
-            server,
-            span,
-            controller,
-            held_requests,
-            pausing,
-            state,
-            plugging,
-            images,
-            bus,
-        })
+        Ok((server, failures))
     }
 }
 
 impl Device {
+    /// It is not to be served after all: images that it made or extended are as they were.
+    pub(super) fn refuse(&self) {
+        lock(&self.images).iter().for_each(|image| image.file.undo_size());
+    }
+
     /// Handles a failure: the device is paused if a request is held.
     pub(super) fn failed(&self, failure: Failure) {
         let _in_span = self.span.enter();
@@ -468,145 +404,4 @@ fn idle_server(config: &DeviceConfig, images: &[Image]) -> anyhow::Result<IdleSe
         (_, None) => anyhow::bail!("no image for {name}"),
     };
     Ok(IdleServer::pci(name, device, handles)?)
-}
-
-impl Image {
-    fn open(
-        config: &ImageConfig,
-        address: Address,
-        held_requests: &Arc<HeldRequests>,
-    ) -> anyhow::Result<Self> {
-        let span = tracing::error_span!("image", path = %config.path.display());
-        let _in_span = span.enter();
-        image_check::check_format(config)?;
-        let file = Arc::new(open::open(&config.path, &config.file_options())?);
-        image_check::warn(config);
-        Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
-    }
-
-    /// The layers over an open image.
-    fn over(
-        file: Arc<FileBackend>,
-        config: &ImageConfig,
-        address: Address,
-        held_requests: &Arc<HeldRequests>,
-    ) -> anyhow::Result<Self> {
-        let mut backend: Arc<dyn Backend> = Arc::<FileBackend>::clone(&file);
-        if let Some(plan) = config.faults()? {
-            backend = Arc::new(Faulty::new(backend, plan));
-        }
-        let mut recorder = None;
-        if let Some(path) = &config.record {
-            // Read through threads that are gone before the process is confined.
-            let reading = FileOptions { read_only: true, lock: false, size: None, ..config.file_options() };
-            let reader = || Ok(Arc::new(FileBackend::open(&config.path, &reading)?) as Arc<dyn Backend>);
-            let opened = Recorder::open_with(backend, reader, path.clone())?;
-            let opened = Arc::new(opened.with_memory(config.file_options().private_bytes_max));
-            recorder = Some(Arc::clone(&opened));
-            backend = opened;
-        }
-        // Above the recorder, which tells what the host was given, and when. Below the error policy: a request that is tried again is
-        // an operation again, and the latencies that the policy measures are those that the guest sees.
-        let mut limiter = None;
-        if let Some(limits) = config.limits()? {
-            let throttled = Throttled::new(backend, limits);
-            limiter = Some(Arc::clone(throttled.limiter()));
-            backend = Arc::new(throttled);
-        }
-        let policy = ErrorPolicy { read: config.rerror, write: config.werror };
-        let name = config.path.display().to_string();
-        let policed = ErrorPolicyBackend::new(backend, policy, Arc::clone(held_requests), &name);
-        let meters = Arc::clone(policed.meters());
-        let flusher = Arc::new(Mutex::new(policed.handle()?));
-        let (config, backend) = (config.clone(), Arc::new(policed));
-        Ok(Self { config, address, file, backend, flusher, meters, limiter, recorder })
-    }
-
-    fn lun(&self) -> Lun {
-        let serial = self.config.serial.as_deref().unwrap_or_default();
-        Lun {
-            target: self.address.target,
-            lun: self.address.lun,
-            config: scsi_model::Config::new("BLKHOST", "DISK", env!("CARGO_PKG_VERSION"), serial),
-            backend: Arc::clone(&self.backend),
-        }
-    }
-
-    fn drive(&self) -> DriveConfig {
-        DriveConfig::new("BLKHOST DISK", self.config.serial.as_deref().unwrap_or_default())
-    }
-
-    fn report(&self, kind: DeviceKind) -> ImageReport {
-        let info = self.backend.info();
-        ImageReport {
-            path: self.config.path.clone(),
-            cache: self.config.cache.name().to_owned(),
-            lun: kind.has_units().then_some(self.address),
-            bytes: info.sectors.saturating_mul(u64::from(SECTOR_BYTES)),
-            latched: self.backend.latched().map(|cause| format!("{cause:?}")),
-            operations: self.meters.stats(),
-            throttle: self.limiter.as_ref().map(ThrottleStats::of),
-            budgets: self.file.budgets(),
-            recording_memory: self.recorder.as_ref().map(|recorder| recorder.memory()),
-            host: self.backend.counts(),
-        }
-    }
-}
-
-impl ImageConfig {
-    fn file_options(&self) -> FileOptions {
-        let defaults = FileOptions::new(self.cache);
-        FileOptions {
-            read_only: self.readonly,
-            logical_block_bytes: self.logical_block,
-            size: self.size.map(|size| size.0),
-            workers: self.workers,
-            engine: self.engine,
-            in_flight_bytes_max: self.inflight.map_or(defaults.in_flight_bytes_max, |size| size.0),
-            private_bytes_max: self.private_memory.map_or(defaults.private_bytes_max, |size| size.0),
-            ..defaults
-        }
-    }
-}
-
-/// Flushes through a handle that nobody else uses: it covers what all handles have completed.
-fn flush(handle: &mut dyn Handle) -> Result<(), Refusal> {
-    use blk_core::op::Op;
-    use blk_core::units::{GuestAddr, Tag};
-
-    let memory =
-        crate::memory::MappedMemory::anonymous(&[(GuestAddr(0), 4096)]).map_err(|e| e.to_string())?;
-    // Somebody waits: it is not held back by a limit.
-    handle.drain(true);
-    let tag = Tag { slot: 0, generation: 0 };
-    handle.submit(&memory, tag, Op::Flush, &[]).map_err(|_| "the image is busy".to_owned())?;
-    loop {
-        if let Some(completion) = handle.poll(&memory) {
-            return completion
-                .result
-                .map_err(|error| format!("the flush failed ({:?}); check the image", error.kind));
-        }
-        if handle.arm() {
-            let wake = handle.wake_fd();
-            // A signal, or a spurious wake: looked at again.
-            let _ = rustix::event::poll(
-                &mut [rustix::event::PollFd::new(&wake, rustix::event::PollFlags::IN)],
-                None,
-            );
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.image, self.operation)?;
-        if let Some(lba) = self.lba {
-            write!(f, " at sector {lba}")?;
-        }
-        write!(f, ": {}", self.error)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
 //! What the images did and how long it took: counted by each handle on its own cache lines, added up when asked.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::mutex::lock;
 use blk_core::op::Op;
 use serde::{Deserialize, Serialize};
 
@@ -180,7 +181,7 @@ impl Meters {
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> ImageStats {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.all);
         let mut sum = all.gone.clone();
         all.open.iter().for_each(|meter| meter.add_to(&mut sum));
         sum
@@ -195,13 +196,13 @@ impl Meters {
             range: Kind::new(),
             retries: AtomicU64::new(0),
         });
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).open.push(Arc::clone(&meter));
+        lock(&self.all).open.push(Arc::clone(&meter));
         meter
     }
 
     /// The handle is gone.
     pub(super) fn leave(&self, meter: &Arc<Meter>) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         all.open.retain(|open| !Arc::ptr_eq(open, meter));
         meter.add_to(&mut all.gone);
     }

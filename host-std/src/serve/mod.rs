@@ -10,7 +10,7 @@
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
 //! - [`throttle`]: limits of rate. `image_check`: what is looked at before an image is served.
 //! - `signals`: what asks for the end; `open`: images that are in use for a moment longer.
-//! - `device`: one server with its images; [`control`]: the control socket and its protocol.
+//! - `device`: one server with its images; `image`: a file and the layers over it; [`control`]: the control socket and its protocol.
 //! - `confined`: what the process gives up before the first thread starts.
 //! - [`log`]: lines on standard error, whatever becomes of it.
 //! - [`listen`]: sockets, our own and a supervisor's; [`attach`]: how a guest is attached; [`run()`]: from start to stop.
@@ -25,6 +25,7 @@ pub mod control;
 mod device;
 pub mod error_policy;
 mod events;
+mod image;
 mod image_check;
 pub mod listen;
 pub mod log;
@@ -36,6 +37,7 @@ mod signals;
 pub mod spec;
 pub mod throttle;
 
-pub use device::{DeviceStats, ImageReport, State};
+pub use device::{DeviceStats, State};
 pub use events::Event;
+pub use image::ImageReport;
 pub use run::run;

@@ -14,7 +14,7 @@ use super::attach;
 use super::config::{Config, ConfigError};
 use super::confined::{self, Confined};
 use super::control::Control;
-use super::device::Device;
+use super::device::{Device, IdleDevice};
 use super::error_policy::Failure;
 use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
@@ -23,7 +23,7 @@ use super::open::Stopped;
 use super::signals::Signals;
 use crate::confine::permissions::SocketAccess;
 use crate::confine::{self, Role, ServiceManager, limits};
-use crate::server::{IdleServer, ServeError};
+use crate::server::{ServeError, Server};
 
 /// Stopped by a second signal, as shells report it for SIGINT.
 const EXIT_AT_ONCE: i32 = 130;
@@ -72,31 +72,66 @@ fn start(
     announce: bool,
     signals: Signals,
 ) -> anyhow::Result<bool> {
-    let (happened, events) = channel();
     let sockets = Sockets::open(config, &mut inherited)?;
     let manager = ServiceManager::connect().context("cannot reach the service manager (NOTIFY_SOCKET)")?;
     let bus = Arc::new(Bus::default());
     let mut idle = Vec::new();
-    let refuse = |idle: &[Idle]| idle.iter().for_each(|(device, _)| device.refuse());
-    open_all(config, &bus, &mut idle).inspect_err(|_| refuse(&idle))?;
+    let opened = open_all(config, &bus, &mut idle);
+    let devices: Vec<_> = idle.iter().map(|idle| Arc::clone(&idle.device)).collect();
+    let mut refused = devices.clone();
+    let serving = opened
+        .and_then(|()| serve_all(config, idle, sockets, &bus, signals, announce, &mut refused))
+        .inspect_err(|_| refused.iter().for_each(|device| device.refuse()))?;
+    tracing::info!(devices = devices.len(), "ready");
+    tell(manager.as_ref(), "READY=1");
+    confine::thread(Role::Main);
+    Ok(wait(&devices, &serving.events, &bus, manager.as_ref()))
+}
+
+fn open_all(config: &Config, bus: &Arc<Bus>, idle: &mut Vec<IdleDevice>) -> anyhow::Result<()> {
+    for (index, device) in config.devices.iter().enumerate() {
+        idle.push(IdleDevice::open(device.name(index), device.clone(), Arc::clone(bus))?);
+    }
+    Ok(())
+}
+
+/// What is kept until the end.
+struct Serving {
+    events: Receiver<Happened>,
+    _servers: Vec<Arc<Server>>,
+    _files: Vec<SocketFile>,
+}
+
+/// Confines the process, and starts its threads. A device that is served is no longer among the `refused`.
+fn serve_all(
+    config: &Config,
+    idle: Vec<IdleDevice>,
+    sockets: Sockets,
+    bus: &Arc<Bus>,
+    signals: Signals,
+    announce: bool,
+    refused: &mut Vec<Arc<Device>>,
+) -> anyhow::Result<Serving> {
     // All is open, and no thread has been started: those that are started from here on are confined, too.
-    let confined = Confined::enter(config).inspect_err(|_| refuse(&idle))?;
+    let confined = Confined::enter(config)?;
     log::start_thread();
-    let mut devices = Vec::new();
-    for (device, failures) in idle {
-        let device = Arc::new(device.start()?);
-        watch(Arc::clone(&device), failures)?;
-        devices.push(device);
+    let (happened, events) = channel();
+    let devices: Vec<_> = idle.iter().map(|idle| Arc::clone(&idle.device)).collect();
+    let mut servers = Vec::new();
+    for (device, idle) in devices.iter().zip(idle) {
+        let (server, failures) = idle.start()?;
+        watch(Arc::clone(device), failures)?;
+        servers.push(Arc::new(server));
     }
     on_signal(signals, happened.clone())?;
-    let Sockets { devices: sockets, control, files: _files } = sockets;
+    let Sockets { devices: sockets, control, files } = sockets;
     if let Some(listener) = control {
         let control =
-            Control { devices: devices.clone(), bus: Arc::clone(&bus), since: Instant::now(), confined };
+            Control { devices: devices.clone(), bus: Arc::clone(bus), since: Instant::now(), confined };
         let control = Arc::new(control);
         spawn("control", Role::Control, move || control.listen(&listener))?;
     }
-    for (device, socket) in devices.iter().zip(sockets) {
+    for ((device, server), socket) in devices.iter().zip(&servers).zip(sockets) {
         if announce && let Some(path) = socket.path() {
             let lines = attach::lines(&device.name, &device.config, &path);
             if let Err(error) = log::write_within(io::stdout(), lines.as_bytes(), Some(ANNOUNCE_TIMEOUT)) {
@@ -105,22 +140,10 @@ fn start(
                 );
             }
         }
-        serve(Arc::clone(device), socket, happened.clone())?;
+        serve(Arc::clone(device), Arc::clone(server), socket, happened.clone())?;
+        refused.retain(|refused| !Arc::ptr_eq(refused, device));
     }
-    drop(happened);
-    tracing::info!(devices = devices.len(), "ready");
-    tell(manager.as_ref(), "READY=1");
-    confine::thread(Role::Main);
-    Ok(wait(&devices, &events, &bus, manager.as_ref()))
-}
-
-type Idle = (Device<IdleServer>, Receiver<Failure>);
-
-fn open_all(config: &Config, bus: &Arc<Bus>, idle: &mut Vec<Idle>) -> anyhow::Result<()> {
-    for (index, device) in config.devices.iter().enumerate() {
-        idle.push(Device::open(device.name(index), device.clone(), Arc::clone(bus))?);
-    }
-    Ok(())
+    Ok(Serving { events, _servers: servers, _files: files })
 }
 
 /// Waits for the end of all devices.
@@ -225,17 +248,22 @@ impl Sockets {
 }
 
 /// Serves a device on a thread of its own.
-fn serve(device: Arc<Device>, socket: Socket, happened: Sender<Happened>) -> anyhow::Result<()> {
+fn serve(
+    device: Arc<Device>,
+    server: Arc<Server>,
+    socket: Socket,
+    happened: Sender<Happened>,
+) -> anyhow::Result<()> {
     let name = device.name.clone();
     spawn(&format!("serve-{name}"), Role::Serve, move || {
         let _in_span = device.span.enter();
         let result = match socket {
-            Socket::Connected(stream) => device.server.serve_stream(stream),
-            Socket::Listening(listener) if device.config.once => match device.server.accept(&listener) {
-                Some(stream) => device.server.serve_stream(stream),
+            Socket::Connected(stream) => server.serve_stream(stream),
+            Socket::Listening(listener) if device.config.once => match server.accept(&listener) {
+                Some(stream) => server.serve_stream(stream),
                 None => Ok(()),
             },
-            Socket::Listening(listener) => device.server.serve(&listener),
+            Socket::Listening(listener) => server.serve(&listener),
         };
         // Nobody listens if the process ends.
         let _ = happened.send(Happened::Ended { device: name, result });

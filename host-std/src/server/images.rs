@@ -1,8 +1,9 @@
 //! The images of a device, each at the place of its unit.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::backend::Backend;
+use crate::mutex::lock;
 
 /// An image and what its unit is called: 22 bits, 0 where there is only one.
 #[derive(Clone)]
@@ -20,7 +21,7 @@ impl Images {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Option<Image>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The client has gone, and with it what it said of latches.

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,6 +14,7 @@ use super::notify::Waker;
 use super::options::{Lun, ServerError, no_unit};
 use super::stats::Stats;
 use crate::memory::BusErrors;
+use crate::mutex::lock;
 
 /// What the server and its operator ask of a device and its threads, whatever the protocol.
 ///
@@ -226,8 +227,4 @@ impl Lifecycle {
             ..Stats::default()
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -98,7 +98,7 @@ const CRATES: &[Crate] = &[
             &["recording"],
             &["backend"],
             &["timed_wake"],
-            &["memory", "wake"],
+            &["memory", "mutex", "wake"],
         ],
     },
     Crate {

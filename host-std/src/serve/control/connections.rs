@@ -2,10 +2,11 @@
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::CONNECTIONS_MAX;
+use crate::mutex::lock;
 
 /// A client that takes no answer for so long may be let go for another.
 const SLOW: Duration = Duration::from_secs(1);
@@ -68,7 +69,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

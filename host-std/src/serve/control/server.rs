@@ -4,7 +4,7 @@ use std::io::{BufReader, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::connections::{Activity, Connections, Place};
 use super::waiting::with_patience;
 use super::{CONNECTIONS_MAX, LineError, Reply, Report, Request, read_line};
+use crate::mutex::lock;
 use crate::serve::confined::Confined;
 use crate::serve::device::{Device, Refusal};
 use crate::serve::events::{Bus, Event};
@@ -213,5 +214,5 @@ fn forward(events: &Receiver<Event>, writer: &Mutex<UnixStream>) {
 fn send(writer: &Mutex<UnixStream>, what: &impl Serialize) -> bool {
     let Ok(mut line) = serde_json::to_vec(what) else { return false };
     line.push(b'\n');
-    writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line).is_ok()
+    lock(&writer).write_all(&line).is_ok()
 }

@@ -1,6 +1,7 @@
 //! What the images of a device and its operator tell each other: how many requests are held, and that they may be tried again.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
@@ -19,6 +20,16 @@ pub struct Failure {
     pub error: Cow<'static, str>,
     /// Whether the request is held, so that the device has to be paused; else the guest was told.
     pub held: bool,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.image, self.operation)?;
+        if let Some(lba) = self.lba {
+            write!(f, " at sector {lba}")?;
+        }
+        write!(f, ": {}", self.error)
+    }
 }
 
 /// What the handles of a device share with its operator: the images of a virtio-scsi host share one.

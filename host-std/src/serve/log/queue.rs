@@ -6,6 +6,7 @@ use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::descriptor::{Broken, write_within};
+use crate::mutex::lock;
 
 /// Bytes that may wait. More are lost.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
@@ -140,7 +141,7 @@ impl Queue {
 
     /// A thread that panics holds no lock of this queue.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

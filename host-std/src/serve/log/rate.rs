@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
@@ -16,6 +16,7 @@ use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::queue::QUEUE;
+use crate::mutex::lock;
 
 /// Lines that pass at once.
 const BURST: u32 = 10;
@@ -39,7 +40,7 @@ impl RateLimit {
     /// Says what has been left out since the last time.
     pub(super) fn tell(&self) {
         let mut left_out = Vec::new();
-        for ((_, device), bucket) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        for ((_, device), bucket) in lock(&self.0).iter_mut() {
             let lines = std::mem::take(&mut bucket.left_out);
             if lines != 0 {
                 left_out.push((device.clone(), lines, std::mem::take(&mut bucket.sample)));
@@ -53,7 +54,7 @@ impl RateLimit {
 
     /// Whether a line passes. `sample` is asked for where it is the first that does not.
     fn admit(&self, cause: Cause, now: Instant, sample: impl FnOnce() -> String) -> bool {
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = lock(&self.0);
         let bucket = buckets.entry(cause).or_insert_with(|| Bucket::full(now));
         if bucket.take(now) {
             return true;

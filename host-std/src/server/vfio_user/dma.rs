@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use blk_core::memory::MemoryError;
 use blk_core::units::GuestAddr;
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::connection::Connection;
 use super::protocol::{DmaFlags, DmaMap, DmaUnmap, MAPPINGS_MAX, PAGE_BYTES, UNMAP_ALL};
 use crate::memory::{self, BusErrors, MappedMemory, RemoteMemory, RemoteWindow, Window};
+use crate::mutex::lock;
 use crate::server::mapping;
 
 /// The mappings, by address.
@@ -140,7 +141,7 @@ impl Client {
 
     /// Not to be held while the device works.
     pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Connection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

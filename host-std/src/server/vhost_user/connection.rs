@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,6 +12,7 @@ use super::device::VhostUserDevice;
 use super::handler::Handler;
 use super::header::Header;
 use super::raw_messages;
+use crate::mutex::lock;
 use crate::server::lifecycle::{Lifecycle, NextClient};
 
 /// Serves a client until it goes, then lets what is in flight complete.
@@ -127,7 +128,3 @@ fn wait_for_all(stream: &UnixStream, lifecycle: &Lifecycle, patience: Duration) 
 }
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::header::send_config_change;
+use crate::mutex::lock;
 use crate::server::lifecycle::Lifecycle;
 use crate::server::mailbox::Mailbox;
 use crate::server::mutant::{self, Mutant};
@@ -142,7 +143,7 @@ impl VhostUserDevice {
     }
 
     pub(super) fn set_request_channel(&self, channel: Option<OwnedFd>) {
-        *self.requests.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        *lock(&self.requests) = channel;
     }
 
     /// Tells the client that the configuration space has changed.
@@ -154,7 +155,7 @@ impl VhostUserDevice {
         if self.backend.writeback_offset().is_none() || !self.lifecycle.stats().connected {
             return;
         }
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let requests = lock(&self.requests);
         let sent = requests.as_ref().ok_or_else(|| "it takes no requests from its backend".to_owned());
         if let Err(why) = sent.and_then(send_config_change) {
             tracing::warn!("the client is not told that the device has changed: {why}");

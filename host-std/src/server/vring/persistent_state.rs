@@ -2,12 +2,13 @@
 //! cache above all, and whether an image has latched. It is kept in the trailer of the in-flight region, one word a unit.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 
 use super::inflight::Region;
 use crate::backend::{Durable, LatchCause};
+use crate::mutex::lock;
 use crate::server::images::Images;
 
 /// What a word says of a unit. It is stored as a whole: bit 0 whether there is a setting, 1-3 the setting, 4-5 latch, 6-17
@@ -115,7 +116,7 @@ impl PersistentState {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<u8>>> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.settings)
     }
 
     /// The lock on `settings` keeps stores in order.

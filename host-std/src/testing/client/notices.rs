@@ -11,6 +11,7 @@ use vhost::vhost_user::{FrontendReqHandler, HandlerResult, VhostUserFrontendReqH
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::error::ClientError;
+use crate::mutex::lock;
 
 /// Counts the server's notices.
 #[derive(Debug, Default)]
@@ -21,12 +22,12 @@ pub(super) struct Changes {
 
 impl Changes {
     pub(super) fn count(&self) -> u64 {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.count)
     }
 
     /// Waits until more than `known` notices came. Returns how many.
     pub(super) fn wait(&self, known: u64, timeout: Duration) -> u64 {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = lock(&self.count);
         let waited = self.changed.wait_timeout_while(count, timeout, |count| *count <= known);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
@@ -34,7 +35,7 @@ impl Changes {
 
 impl VhostUserFrontendReqHandler for Changes {
     fn handle_config_change(&self) -> HandlerResult<u64> {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *lock(&self.count) += 1;
         self.changed.notify_all();
         Ok(0)
     }

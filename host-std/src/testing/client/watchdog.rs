@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::error::ClientError;
+use crate::mutex::lock;
 
 /// Shuts a socket down when an answer on it takes too long.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ enum Watch {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watch)
     }
 
     fn set(&self, watch: Watch) {
