@@ -283,3 +283,17 @@ impl<M: ?Sized, S: Storage<M> + ?Sized> Storage<M> for &mut S {
         (**self).fence()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn an_error_says_where_and_what() {
+        let full = IoError { kind: IoErrorKind::NoSpace, lba: Some(Lba(7)) };
+        assert_eq!(full.to_string(), "sector 7: the host has no space left");
+        assert_eq!(IoError::new(IoErrorKind::ReadOnly).to_string(), "the storage is read-only");
+    }
+}

@@ -248,6 +248,12 @@ mod tests {
     use blk_core::units::Lba;
 
     #[test]
+    fn sense_is_printed_by_its_numbers() {
+        let printed = std::string::ToString::to_string(&Sense::cdb_field(2, None));
+        assert_eq!(printed, "IllegalRequest (5h/24h/00h)");
+    }
+
+    #[test]
     fn both_formats_carry_key_code_information_and_field() {
         let sense = Sense { information: Some(0x1_0000_0002), ..Sense::cdb_field(2, Some(5)) };
         let fixed = sense.encode(false);
