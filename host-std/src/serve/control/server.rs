@@ -214,5 +214,5 @@ fn forward(events: &Receiver<Event>, writer: &Mutex<UnixStream>) {
 fn send(writer: &Mutex<UnixStream>, what: &impl Serialize) -> bool {
     let Ok(mut line) = serde_json::to_vec(what) else { return false };
     line.push(b'\n');
-    lock(&writer).write_all(&line).is_ok()
+    lock(writer).write_all(&line).is_ok()
 }
