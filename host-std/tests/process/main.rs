@@ -7,6 +7,7 @@ mod signals;
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn blk_host() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blk-host"));
     command.stdin(Stdio::null()).env_remove("BLK_HOST_LOG").env_remove("NO_COLOR");
+    // Tests that run under nohup ignore it, and what they start would.
+    // SAFETY: `signal` is one system call, which may be made between fork and exec, and SIG_DFL is no handler.
+    let listen = || match unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: `listen` makes one system call.
+    unsafe { command.pre_exec(listen) };
     command
 }
 
