@@ -33,7 +33,7 @@ use crate::calls::{Action, Call, Plan, Target};
 use crate::results::{Line, Recorded, Results};
 
 /// How long a sample takes, without `--sample`.
-const SAMPLE_TIME: Duration = Duration::from_secs(40);
+const SAMPLE_TIME: Duration = Duration::from_secs(25);
 /// How often a life is lived whose plan's call did not come.
 const ATTEMPTS: u32 = 3;
 /// Lives that are recorded, as not each makes all calls.
@@ -66,7 +66,7 @@ struct Args {
     #[arg(long)]
     seed: Option<u64>,
 
-    /// So many cases, instead of as many as 40 s allow.
+    /// So many cases, instead of as many as 25 s allow.
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
 
