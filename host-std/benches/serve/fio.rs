@@ -11,7 +11,7 @@ use crate::rows::{Operation, Row, Sample};
 use crate::servers::{IMAGE_BYTES, Running};
 
 /// Runs a row for a while.
-pub(crate) fn run(fio: &Path, server: &mut Running, row: Row, time: Duration) -> anyhow::Result<Sample> {
+pub(crate) fn run(fio: &Path, server: &Running, row: Row, time: Duration) -> anyhow::Result<Sample> {
     let busy = server.processor_time()?;
     let mut command = Command::new(fio);
     command.args([

@@ -9,13 +9,12 @@
 //! ```
 //!
 //! Everything runs on one core, the client included: a server that wins by keeping another core busy wins nothing here,
-//! and what is measured is the work that a request costs. Runs of the servers alternate within a row, so that a
-//! disturbed machine disturbs all; a ratio is the median of the ratios of neighbours.
+//! and what is measured is the work that a request costs. All serve the same image, one after the other. Runs alternate
+//! within a row, so that a disturbed machine disturbs all; a ratio is the median of the ratios of neighbours.
 //!
 //! It fails, whatever the machine's speed, if a request fails or comes back wrong, if flushes were fewer fdatasync calls than
 //! flushes, or if the 99th percentile of reads beside a flush of 500 ms reaches 5 ms in each of three tries. Ratios fail it
-//! only with `--at-least` and
-//! `--confined-at-least`.
+//! only with `--at-least` and `--confined-at-least`.
 
 mod delayed;
 mod fio;
@@ -31,7 +30,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use rows::{Row, Sample};
-use servers::{Contender, Place, Running};
+use servers::{Contender, Place};
 
 /// Compares `blk-host serve` with qemu-storage-daemon on one core.
 #[derive(Debug, Parser)]
@@ -162,14 +161,18 @@ impl Plan {
         contenders: &[Contender],
         images: &servers::Images,
     ) -> anyhow::Result<Vec<Vec<Sample>>> {
-        let mut running: Vec<Running> =
-            contenders.iter().map(|contender| contender.start(images)).collect::<anyhow::Result<_>>()?;
         let mut samples = vec![Vec::new(); contenders.len()];
         for round in 0..=self.rounds {
-            for (server, samples) in running.iter_mut().zip(&mut samples) {
+            let mut turn: Vec<_> = contenders.iter().zip(&mut samples).collect();
+            // A run finds the processor's caches as the one before it left them.
+            if round % 2 == 1 {
+                turn.reverse();
+            }
+            for (contender, samples) in turn {
+                let server = contender.start(images)?;
                 let sample = match &args.fio {
-                    Some(fio) => fio::run(fio, server, row, self.time)?,
-                    None => rows::run(server, row, self.time)?,
+                    Some(fio) => fio::run(fio, &server, row, self.time)?,
+                    None => rows::run(&server, row, self.time)?,
                 };
                 // The first round warms up.
                 if round != 0 {

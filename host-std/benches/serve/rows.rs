@@ -60,7 +60,7 @@ pub(crate) fn all(direct: bool) -> impl Iterator<Item = Row> {
 }
 
 /// Runs a row for a while.
-pub(crate) fn run(server: &mut Running, row: Row, time: Duration) -> anyhow::Result<Sample> {
+pub(crate) fn run(server: &Running, row: Row, time: Duration) -> anyhow::Result<Sample> {
     let options = Options { transfer_bytes: row.bytes, segment_bytes: row.bytes, ..Options::default() };
     let mut disk = Blk::connect(server.socket(), options)?;
     ensure!(disk.sectors() * 512 == IMAGE_BYTES, "the server does not show the whole image");
