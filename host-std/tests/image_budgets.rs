@@ -108,6 +108,23 @@ fn a_handle_with_nothing_in_flight_is_woken_when_another_gives_room_back() {
     }
 }
 
+/// What it takes of the one budget and gives back, as the other has no room, is no news to the handle itself.
+#[test]
+fn a_handle_that_waits_for_private_memory_sleeps() {
+    let images = Images::on_disk();
+    let backend = with_budgets(&images, 1 << 20, u64::from(PIECE));
+    let [mut one, mut other] = [(); 2].map(|()| backend.handle().unwrap());
+    // Nobody polls it: it keeps its private memory.
+    let memory = reached_by_messages(&Arc::default());
+    submit(&mut one, &memory, 1..2);
+    submit(&mut other, &memory, 1..2);
+    assert_eq!(backend.budgets().waiting, 1);
+    let looks = (0..10).take_while(|_| other.poll(&memory).is_none() && !other.arm()).count();
+    assert!(looks <= 1, "it is polled again and again");
+    drain(&mut one, &memory, 1);
+    drain(&mut other, &memory, 1);
+}
+
 #[test]
 fn what_moves_nothing_passes_what_waits_for_room() {
     let images = Images::on_disk();

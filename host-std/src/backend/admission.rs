@@ -84,8 +84,8 @@ impl<S: Syscalls> FileStorage<S> {
     ) -> Option<Box<Job>> {
         let room = self.take_room(memory, &mut job, segments);
         if let Err(Stop::Wait) = room {
-            job.give_back();
-            job.remote = None;
+            let (budgets, bytes) = (self.budgets(), std::mem::take(&mut job.in_flight_bytes));
+            budgets.put_back(&budgets.in_flight, bytes, &self.room.waiter);
             return Some(job);
         }
         let kind = |stop| if let Stop::Error(kind) = stop { kind } else { IoErrorKind::Medium };

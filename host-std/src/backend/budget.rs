@@ -156,6 +156,18 @@ impl Budgets {
         }
     }
 
+    /// Gives back what a handle took before it found that it has to wait. To itself that is no news, and would wake it for ever;
+    /// another may have found no room meanwhile.
+    pub(super) fn put_back(&self, budget: &Budget, bytes: u64, who: &Arc<dyn Waiter>) {
+        if bytes == 0 {
+            return;
+        }
+        budget.give_back(bytes);
+        if !self.may_take(who) {
+            self.wake_first();
+        }
+    }
+
     /// Joins the line, if the handle is not in it. It is to try once more then: either that sees what was given back before, or
     /// whoever gives something back sees the line.
     pub(super) fn join(&self, who: &Arc<dyn Waiter>) {

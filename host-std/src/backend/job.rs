@@ -63,15 +63,10 @@ impl Job {
 
     /// Ends the operation: its memory is let go, and what it had of the budget.
     pub(super) fn end(&mut self, result: Result<(), IoError>) {
-        self.give_back();
+        self.budgets.give_back(&self.budgets.in_flight, std::mem::take(&mut self.in_flight_bytes));
         self.result = result;
         self.iovecs.clear();
         self.anchor = None;
-    }
-
-    /// Gives back what it has of the budget of bytes in flight.
-    pub(super) fn give_back(&mut self) {
-        self.budgets.give_back(&self.budgets.in_flight, std::mem::take(&mut self.in_flight_bytes));
     }
 
     /// Ends the operation and hands the job back to its handle.
