@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use ahci::{Ahci, MSI};
 use fastrand::Rng;
 use host_std::memory::MappedMemory;
-use host_std::testing::client::vfio_user::VfioUser;
 use host_std::testing::client::{Blk, Options, Payload, Request};
 use serving::{Disk, Server, Shadow};
 
@@ -95,23 +94,12 @@ fn vhost_user_clients_are_all_served_and_nothing_of_them_is_kept() {
 fn vfio_user_clients_are_all_served_and_nothing_of_them_is_kept() {
     let disk = Disk::new(BYTES as u64);
     let server = disk.serve_as("ahci", "", &[], None);
-    let connect = |server: &Server| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            // A server that has just been started may not listen yet.
-            match VfioUser::connect(server.socket(), PATIENCE) {
-                Ok(client) => return client,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    drop(connect(&server));
+    drop(server.connect_vfio_user());
     row(server, |server, random, shadow| {
         if random.u8(..8) == 0 {
             return half_a_message(server, random);
         }
-        let mut guest = Ahci::new(connect(server), MSI);
+        let mut guest = Ahci::new(server.connect_vfio_user(), MSI);
         shadow.verify_by(|sector, back| back.copy_from_slice(&guest.read(sector, back.len()).unwrap()));
         let (block, other) = (random.usize(..BYTES / BLOCK), random.usize(..BYTES / BLOCK));
         guest.write(block as u64 * SECTORS, &shadow.next(block)).unwrap();

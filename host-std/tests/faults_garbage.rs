@@ -92,28 +92,17 @@ fn garbage_over_vfio_user_harms_neither_the_server_nor_the_next_client() {
     let mut random = random();
     let disk = Disk::new(1 << 20);
     let mut server = disk.serve_as("ahci", "", &[], None);
-    // A server that has just been started may not listen yet.
-    let connect = |server: &Server| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match VfioUser::connect(server.socket(), PATIENCE) {
-                Ok(client) => return client,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    drop(connect(&server));
+    drop(server.connect_vfio_user());
     send_garbage(
         &mut server,
         &mut random,
         |server, random| {
             let stranger = || VfioUser::new(UnixStream::connect(server.socket()).unwrap(), PATIENCE).unwrap();
-            let mut client = if random.u8(..8) == 0 { stranger() } else { connect(server) };
+            let mut client = if random.u8(..8) == 0 { stranger() } else { server.connect_vfio_user() };
             vfio_garbage::send(&mut client, random);
         },
         |server, data| {
-            let mut guest = Ahci::new(connect(server), MSI);
+            let mut guest = Ahci::new(server.connect_vfio_user(), MSI);
             guest.write(8, data).unwrap();
             guest.read(8, data.len()).unwrap()
         },

@@ -6,9 +6,14 @@ pub mod vfio_garbage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use host_std::testing::client::Blk;
+use host_std::testing::client::vfio_user::VfioUser;
 use tempfile::TempDir;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server process, killed when it is dropped.
 pub struct Server {
@@ -45,6 +50,18 @@ impl Server {
 
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// A vfio-user client. A server that has just been started may not listen yet.
+    pub fn connect_vfio_user(&self) -> VfioUser {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match VfioUser::connect(&self.socket, PATIENCE) {
+                Ok(client) => return client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn id(&self) -> u32 {
