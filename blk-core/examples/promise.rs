@@ -57,8 +57,8 @@ fn main() {
                 sequencer.release(done.slot);
             }
             // After a flush that had to come first, the slot wants its segments again.
-            if let Some((slot, _)) = sequencer.wanting() {
-                let _ = sequencer.supply(&memory, &mut disk, slot, segments);
+            if let Some((slot, _)) = sequencer.needs_segments() {
+                let _ = sequencer.supply_segments(&memory, &mut disk, slot, segments);
             }
         }
     }

@@ -32,6 +32,7 @@
 extern crate std;
 
 pub mod bus;
+pub mod latch;
 pub mod memory;
 pub mod mutant;
 pub mod op;
@@ -41,7 +42,6 @@ pub mod ram;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;
-pub mod sticky;
 pub mod storage;
 pub mod sync;
 pub mod units;

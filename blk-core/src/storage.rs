@@ -257,7 +257,7 @@ pub trait Storage<M: ?Sized> {
 
     /// Promises, if it returns true, that nothing submitted before lands any more, in memory or on the disk, and that
     /// no completion of it will be delivered. A storage that cannot promise this returns false.
-    fn fence(&mut self) -> bool {
+    fn cancel_in_flight(&mut self) -> bool {
         false
     }
 }
@@ -279,8 +279,8 @@ impl<M: ?Sized, S: Storage<M> + ?Sized> Storage<M> for &mut S {
         (**self).staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        (**self).fence()
+    fn cancel_in_flight(&mut self) -> bool {
+        (**self).cancel_in_flight()
     }
 }
 

@@ -85,7 +85,7 @@ fn a_full_disk_queue_delays_and_breaks_nothing() {
 #[test]
 fn a_reset_that_fences_instead_of_waiting_is_safe() {
     let mut cell = Cell::new(CacheMode::WriteBack, LENGTH);
-    cell.disk.fence = true;
+    cell.disk.cancels = true;
     assert_safe(&run::<2>(&cell, Driver::Whole));
 }
 

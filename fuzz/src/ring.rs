@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{Buffer, Setup};
+use blk_core::virtq::{Buffer, RingSetup};
 
 use crate::memory::Memory;
 
@@ -33,8 +33,8 @@ impl Layout {
     }
 
     /// What goes into the device's registers.
-    pub const fn setup(&self) -> Setup {
-        Setup {
+    pub const fn setup(&self) -> RingSetup {
+        RingSetup {
             size: self.size,
             descriptors: GuestAddr(self.descriptors),
             driver: GuestAddr(self.driver),

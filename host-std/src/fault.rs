@@ -381,8 +381,8 @@ impl Storage<MappedMemory> for FaultyHandle {
         self.inner.staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        if !self.inner.fence() {
+    fn cancel_in_flight(&mut self) -> bool {
+        if !self.inner.cancel_in_flight() {
             return false;
         }
         self.delayed.clear();

@@ -305,14 +305,14 @@ impl Storage<MappedMemory> for ThrottledHandle {
         self.inner.staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        let fenced = self.inner.fence();
-        if fenced {
+    fn cancel_in_flight(&mut self) -> bool {
+        let cancelled = self.inner.cancel_in_flight();
+        if cancelled {
             self.limiter.held.fetch_sub(self.held.len() as u64, Ordering::Relaxed);
             self.held.clear();
             self.refused = false;
         }
-        fenced
+        cancelled
     }
 }
 

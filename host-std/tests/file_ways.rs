@@ -378,19 +378,19 @@ fn a_fence_is_promised_only_where_nothing_is_in_flight() {
     let host = Watched { sync_takes: Duration::from_millis(300), ..Watched::default() };
     let (backend, memory) = (on(&host, &path, CacheMode::WriteBack, IoEngine::Auto), memory());
     let mut disk = backend.handle().unwrap();
-    let fence = |disk: &mut _| Storage::<MappedMemory>::fence(disk);
-    assert!(fence(&mut disk), "nothing was submitted");
+    let cancel = |disk: &mut _| Storage::<MappedMemory>::cancel_in_flight(disk);
+    assert!(cancel(&mut disk), "nothing was submitted");
     disk.submit(&memory, tag(5), read(0, 128), &[blk_core::op::Segment::Staging { offset: 0, len: 65536 }])
         .unwrap();
     disk.submit(&memory, tag(1), Op::Flush, &[]).unwrap();
-    assert!(!fence(&mut disk), "the flusher has one");
+    assert!(!cancel(&mut disk), "the flusher has one");
     assert_eq!(disk.in_use(), 2, "and nothing is forgotten");
     assert_eq!(next(&mut disk, &memory).tag, tag(5));
     assert_eq!(next(&mut disk, &memory).tag, tag(1));
     disk.submit(&memory, tag(5), read(0, 128), &[blk_core::op::Segment::Staging { offset: 0, len: 65536 }])
         .unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !fence(&mut disk) {
+    while !cancel(&mut disk) {
         assert!(Instant::now() < deadline, "it ends at some time");
     }
     assert!(disk.poll(&memory).is_none() && disk.in_use() == 0, "no completion of it is delivered");

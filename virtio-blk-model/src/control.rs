@@ -10,7 +10,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::chain::SEGMENTS_MAX;
 use crate::command::{self, RANGE_SECTORS_MAX, RANGES_MAX};
-use crate::queue::Policy;
+use crate::queue::DeviceView;
 use crate::wire::{ConfigSpace, DeviceStatus, Features};
 
 /// Which of the two interfaces of VIRTIO 1.3 the device has.
@@ -72,7 +72,7 @@ pub(crate) enum Change {
     Resetting,
 }
 
-/// The part of a device that its queues only see as a [`Policy`].
+/// The part of a device that its queues only see as a [`DeviceView`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Control {
     pub(crate) config: Config,
@@ -81,11 +81,11 @@ pub struct Control {
     driver_features: u64,
     /// As they were agreed.
     features: Features,
-    /// What `writeback` is, on a storage that has a volatile cache; and the policy follows.
+    /// `writeback` of configuration space, on a storage that has a volatile cache. The view follows it.
     cache_on: bool,
     volatile: bool,
     pub(crate) change: Change,
-    /// Counts the changes of policy and of configuration space.
+    /// Number of changes of the view and of configuration space.
     epoch: u32,
     /// The capacity as it was last seen; 0 before that.
     sectors: u64,
@@ -93,7 +93,7 @@ pub struct Control {
 
 impl Control {
     /// A device after power-on, of the type that has `queues` queues: for a transport without a device status, whose embedder
-    /// makes the [`Policy`] itself.
+    /// makes the [`DeviceView`] itself.
     #[must_use]
     pub fn new(config: Config, queues: usize) -> Self {
         let queues_max = u16::try_from(queues).unwrap_or(u16::MAX);
@@ -147,8 +147,8 @@ impl Control {
     /// What the queues have to know.
     #[must_use]
     #[inline]
-    pub fn policy(&self) -> Policy {
-        Policy {
+    pub fn view(&self) -> DeviceView {
+        DeviceView {
             features: self.features,
             cache: if self.cache_on && self.volatile {
                 GuestCache::WriteBack

@@ -150,7 +150,7 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
         let mut polled = Polled::default();
         let (control, queues) = self.split_mut();
         for (index, (queue, handle)) in queues.iter_mut().zip(storage.iter_mut()).enumerate() {
-            let progress = queue.poll(memory, handle, || control.policy());
+            let progress = queue.poll(memory, handle, || control.view());
             if progress.interrupt {
                 polled.mark_used(index);
             }

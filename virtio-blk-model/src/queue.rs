@@ -1,11 +1,11 @@
-//! A request queue: a ring and the requests in flight. A unit of its own, so that a host can give each its thread.
+//! Request queue: a ring and its requests in flight. It is separate from the device, so that each can have its own thread.
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::order::{Done, GuestCache, Hold, Order, Request, Sequencer};
+use blk_core::order::{Deferred, Done, GuestCache, Order, Request, Sequencer};
 use blk_core::storage::{IoError, IoErrorKind, Storage};
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{self, InFlight, QueueError};
+use blk_core::virtq::{self, InflightTracker, QueueError};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -13,13 +13,13 @@ use crate::chain::{Chain, Segments, copy_in, copy_out};
 use crate::command::{self, Command, RANGES_MAX};
 use crate::wire::{Features, RangeSegment, Status};
 
-/// What a queue has to know of the device to take a request: a snapshot, small enough to be copied for each.
+/// Snapshot of the device state that a queue needs to take a request. It is copied for each.
 ///
-/// Where queues have threads of their own, the device publishes a new one with a higher epoch, and a change is complete
-/// when every queue [is quiet](Queue::is_quiet) in that epoch.
+/// Where queues have threads of their own, the device publishes a new snapshot with a higher epoch. The change is complete when
+/// every queue [is quiet](Queue::is_quiet) in that epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Policy {
+pub struct DeviceView {
     /// The negotiated features.
     #[cfg_attr(feature = "defmt", defmt(Debug2Format))]
     pub features: Features,
@@ -108,7 +108,7 @@ pub struct Queue<const N: usize> {
     slots: Sequencer<Owner, N>,
     /// One request of several ranges at a time; the next one waits in the ring.
     ranges: Option<Ranges>,
-    /// The epoch of the policy seen last.
+    /// The epoch of the view seen last.
     epoch: u32,
     /// How the flush that turns the cache off ended, until it is asked for.
     flushed: Option<bool>,
@@ -165,16 +165,15 @@ impl<const N: usize> Queue<N> {
 
     /// Takes completions and requests until there are no more, or as many as the ring has entries.
     ///
-    /// `policy` is asked after the available index was read, each time, so that a request made after a change is taken
-    /// under it.
+    /// `view` is called after each read of the available index, so that a request made after a change is taken under it.
     #[inline]
     pub fn poll<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: impl Fn() -> Policy,
+        view: impl Fn() -> DeviceView,
     ) -> QueueProgress {
-        self.poll_logged(memory, storage, policy, &mut ())
+        self.poll_logged(memory, storage, view, &mut ())
     }
 
     /// [`Self::poll`], with a log of the chains in flight from which a later device can go on, and which is told what happens.
@@ -183,8 +182,8 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: impl Fn() -> Policy,
-        log: &mut (impl InFlight + Observer),
+        view: impl Fn() -> DeviceView,
+        log: &mut (impl InflightTracker + Observer),
     ) -> QueueProgress {
         if self.slots.is_resetting() {
             // Once it is over, the queue has yet to see a change that waits for all of them.
@@ -193,7 +192,7 @@ impl<const N: usize> Queue<N> {
         // A driver may set a size of 0; the ring is off or broken then.
         let mut budget = self.ring.setup().size.max(1);
         // An error has broken the ring, which says so by itself; completions go on being taken.
-        let drained = self.run(memory, storage, &policy, &mut budget, log).unwrap_or(true);
+        let drained = self.run(memory, storage, &view, &mut budget, log).unwrap_or(true);
         let interrupt = self.ring.publish(memory, log).unwrap_or(false);
         QueueProgress { interrupt, again: !drained }
     }
@@ -201,12 +200,12 @@ impl<const N: usize> Queue<N> {
     /// Submits the flush that turns the cache off. The queue, like all others, is to be quiet.
     ///
     /// # Errors
-    /// [`Hold`] if it cannot be taken now.
+    /// [`Deferred`] if it cannot be taken now.
     pub fn flush<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-    ) -> Result<(), Hold> {
+    ) -> Result<(), Deferred> {
         let request = Request::new(Op::Flush).ordered(Order::Barrier);
         let cache = GuestCache::WriteBack;
         self.slots.submit(memory, storage, &request, cache, &[], Owner::CacheOff).map(drop)
@@ -260,18 +259,19 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: &impl Fn() -> Policy,
+        view: &impl Fn() -> DeviceView,
         budget: &mut u16,
-        log: &mut (impl InFlight + Observer),
+        log: &mut (impl InflightTracker + Observer),
     ) -> Result<bool, QueueError> {
-        self.ring.look(memory)?;
+        self.ring.fetch_avail_idx(memory)?;
         loop {
             let before = *budget;
             while let Some(done) = self.slots.poll(memory, storage) {
                 self.end(memory, storage, done, log)?;
             }
-            let supplied = self.slots.wanting().is_some() && self.supply(memory, storage, log)?;
-            let held = self.take_known(memory, storage, &policy(), budget, log)?;
+            let supplied =
+                self.slots.needs_segments().is_some() && self.supply_segments(memory, storage, log)?;
+            let waits = self.process_available(memory, storage, &view(), budget, log)?;
             if *budget == 0 {
                 return Ok(false);
             }
@@ -279,26 +279,26 @@ impl<const N: usize> Queue<N> {
                 // A synchronous storage has completed it by now.
                 continue;
             }
-            if held || !self.ring.rearm(memory)? {
+            if waits || !self.ring.enable_notification(memory)? {
                 return Ok(true);
             }
         }
     }
 
-    /// Takes requests until no more are known, the budget is used up, or one has to wait; returns whether one does.
+    /// Takes requests until none is left, the budget is used up, or one has to wait. Returns whether one has to wait.
     #[inline]
-    fn take_known<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+    fn process_available<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: &Policy,
+        view: &DeviceView,
         budget: &mut u16,
-        log: &mut (impl InFlight + Observer),
+        log: &mut (impl InflightTracker + Observer),
     ) -> Result<bool, QueueError> {
-        self.epoch = policy.epoch;
-        while *budget != 0 && self.ring.knows_more(log) {
+        self.epoch = view.epoch;
+        while *budget != 0 && self.ring.has_fetched(log) {
             let Some(head) = self.ring.peek(memory, log)? else { return Ok(false) };
-            if !policy.open || self.slots.is_full() {
+            if !view.open || self.slots.is_full() {
                 return Ok(true);
             }
             let mut segments = Segments::new();
@@ -308,7 +308,7 @@ impl<const N: usize> Queue<N> {
                 return Err(self.ring.break_with(QueueError::Unanswerable));
             };
             let mut seen = Seen::default();
-            match self.take(memory, storage, policy, &chain, &mut seen, (head, status)) {
+            match self.take(memory, storage, view, &chain, &mut seen, (head, status)) {
                 Ok(Taken::Submitted) => {
                     self.ring.pop(log, head);
                     log.began(seen.command, seen.bytes);
@@ -331,17 +331,17 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: &Policy,
+        view: &DeviceView,
         chain: &Chain<'_>,
         seen: &mut Seen,
         (head, status): (u16, GuestAddr),
-    ) -> Result<Taken, Hold> {
+    ) -> Result<Taken, Deferred> {
         let refuse = |status| Ok(Taken::Answered(status, 1));
         let info = storage.info();
         // host-std/tests/defects.md, 5: a header that is too short is an error, not an accident.
         let Some(header) = chain.header() else { return refuse(Status::IoErr) };
-        let read_only = policy.read_only || info.read_only;
-        let (command, order) = match command::decode(&header, policy.features, info, read_only) {
+        let read_only = view.read_only || info.read_only;
+        let (command, order) = match command::decode(&header, view.features, info, read_only) {
             Ok(decoded) => decoded,
             Err(status) => return refuse(status),
         };
@@ -352,10 +352,10 @@ impl<const N: usize> Queue<N> {
             // Also if it brings data, or none: host-std/tests/defects.md, 6.
             Command::Flush => {
                 let request = Request::new(Op::Flush).ordered(order);
-                return self.submit(memory, storage, policy, &request, &[], driver(head, status, 1));
+                return self.submit(memory, storage, view, &request, &[], driver(head, status, 1));
             }
             Command::Discard | Command::WriteZeroes => {
-                return self.take_ranges(memory, storage, policy, (command, order), chain, (head, status));
+                return self.take_ranges(memory, storage, view, (command, order), chain, (head, status));
             }
             Command::GetId => return Ok(self.identify(memory, chain)),
             Command::Unknown { .. } => return refuse(Status::Unsupported),
@@ -374,7 +374,7 @@ impl<const N: usize> Queue<N> {
         };
         let request = Request::new(op).with_fua(fua).ordered(order);
         let owner = driver(head, status, data.saturating_add(1));
-        self.submit(memory, storage, policy, &request, segments, owner)
+        self.submit(memory, storage, view, &request, segments, owner)
     }
 
     #[inline]
@@ -382,11 +382,11 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: &Policy,
+        view: &DeviceView,
         request: &Request,
         segments: &[Segment],
         owner: Owner,
-    ) -> Result<Taken, Hold> {
+    ) -> Result<Taken, Deferred> {
         #[cfg(feature = "mutants")]
         let owner = match (owner, segments) {
             (Owner::Driver { head, status, written, .. }, &[segment]) => {
@@ -394,7 +394,7 @@ impl<const N: usize> Queue<N> {
             }
             (owner, _) => owner,
         };
-        self.slots.submit(memory, storage, request, policy.cache, segments, owner)?;
+        self.slots.submit(memory, storage, request, view.cache, segments, owner)?;
         Ok(Taken::Submitted)
     }
 
@@ -403,11 +403,11 @@ impl<const N: usize> Queue<N> {
         &mut self,
         memory: &M,
         storage: &mut S,
-        policy: &Policy,
+        view: &DeviceView,
         (command, order): (Command, Order),
         chain: &Chain<'_>,
         (head, status): (u16, GuestAddr),
-    ) -> Result<Taken, Hold> {
+    ) -> Result<Taken, Deferred> {
         let (segments, bytes) = chain.readable();
         let mut buffer = [0; RANGES_MAX * size_of::<RangeSegment>()];
         let copied = usize::try_from(bytes).ok().and_then(|bytes| {
@@ -422,14 +422,14 @@ impl<const N: usize> Queue<N> {
         };
         ops.reverse();
         if ops.len() > 1 && self.ranges.is_some() {
-            return Err(Hold::Full);
+            return Err(Deferred::Full);
         }
         let Some(first) = ops.pop() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
-        let slot = self.slots.next_slot().ok_or(Hold::Full)?;
+        let slot = self.slots.next_slot().ok_or(Deferred::Full)?;
         let request = Request::new(first).ordered(order);
-        self.submit(memory, storage, policy, &request, &[], driver(head, status, 1))?;
+        self.submit(memory, storage, view, &request, &[], driver(head, status, 1))?;
         if !ops.is_empty() {
-            self.ranges = Some(Ranges { slot, order, cache: policy.cache, ops });
+            self.ranges = Some(Ranges { slot, order, cache: view.cache, ops });
         }
         Ok(Taken::Submitted)
     }
@@ -450,7 +450,7 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         storage: &mut S,
         done: Done,
-        log: &mut (impl InFlight + Observer),
+        log: &mut (impl InflightTracker + Observer),
     ) -> Result<(), QueueError> {
         let Done { slot, result } = done;
         if self.ranges.as_ref().is_some_and(|ranges| ranges.slot == slot)
@@ -480,19 +480,19 @@ impl<const N: usize> Queue<N> {
         true
     }
 
-    /// Supplies the segments of operations that waited for a flush or for the storage, and returns whether it did.
+    /// Supplies the segments of operations that waited for a flush or for the storage. Returns whether anything moved.
     ///
-    /// The sequencer keeps none, so the chain is walked again. A driver that has changed it meanwhile finds its request
-    /// failed if the data no longer fits: the operation itself stays as it was decoded. Returns whether anything moved.
+    /// The sequencer keeps none, so the chain is walked again. If the driver has changed it so that the data no longer fits, the
+    /// request fails. The operation itself stays as it was decoded.
     #[cold]
-    fn supply<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
+    fn supply_segments<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-        log: &mut (impl InFlight + Observer),
+        log: &mut (impl InflightTracker + Observer),
     ) -> Result<bool, QueueError> {
         let mut moved = false;
-        while let Some((slot, op)) = self.slots.wanting() {
+        while let Some((slot, op)) = self.slots.needs_segments() {
             let head = match self.slots.payload(slot) {
                 Some(&mut Owner::Driver { head, .. }) => head,
                 _ => return Ok(moved),
@@ -516,7 +516,7 @@ impl<const N: usize> Queue<N> {
             };
             if !fits {
                 self.release(memory, slot, Err(IoErrorKind::Memory.into()), log)?;
-            } else if self.slots.supply(memory, storage, slot, segments).is_err() {
+            } else if self.slots.supply_segments(memory, storage, slot, segments).is_err() {
                 return Ok(moved);
             }
             moved = true;
@@ -531,7 +531,7 @@ impl<const N: usize> Queue<N> {
         memory: &M,
         slot: u16,
         result: Result<(), IoError>,
-        log: &mut (impl InFlight + Observer),
+        log: &mut (impl InflightTracker + Observer),
     ) -> Result<(), QueueError> {
         match self.slots.release(slot) {
             Some(Owner::Driver { head, status, written, .. }) => {
@@ -552,7 +552,7 @@ impl<const N: usize> Queue<N> {
     fn answer<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        log: &mut (impl InFlight + Observer),
+        log: &mut (impl InflightTracker + Observer),
         head: u16,
         at: GuestAddr,
         status: Status,
@@ -565,7 +565,7 @@ impl<const N: usize> Queue<N> {
         if memory.write(at, &[status as u8]).is_err() {
             return Err(self.ring.break_with(QueueError::Memory));
         }
-        self.ring.complete(memory, log, head, written)
+        self.ring.add_used(memory, log, head, written)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Executes decoded commands, and says what the front has to do next.
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{Hold, Order, Request};
+use blk_core::order::{Deferred, Order, Request};
 use blk_core::storage::{IoError, Storage};
 use blk_core::units::Extent;
 
@@ -118,14 +118,14 @@ impl<const N: usize> Drive<N> {
     /// Moves `sectors` sectors, where [`Step::Medium`] says, between the disk and `segments`, whose lengths add up to them.
     ///
     /// # Errors
-    /// [`Hold`] if the storage cannot take it now; nothing has happened.
+    /// [`Deferred`] if the storage cannot take it now; nothing has happened.
     pub fn transfer<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         sectors: u64,
         segments: &[Segment],
-    ) -> Result<(), Hold> {
+    ) -> Result<(), Deferred> {
         let Job::Transfer { direction, left, fua, moving: 0 } = self.job else { return Ok(()) };
         let extent = Extent { sectors, ..left };
         let op = match direction {

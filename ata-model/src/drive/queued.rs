@@ -6,7 +6,7 @@
 //! is aborted. From then on the drive takes nothing but READ LOG EXT of log 10h, which opens the queue again, or a reset.
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{Done, Hold, Request};
+use blk_core::order::{Deferred, Done, Request};
 use blk_core::storage::{Info, Storage};
 use blk_core::units::Extent;
 use zerocopy::{FromZeros, IntoBytes};
@@ -121,7 +121,7 @@ impl<const N: usize> Drive<N> {
     /// up to them. A read that is `staged` turns up in [`Self::queue_staged`].
     ///
     /// # Errors
-    /// [`Hold`] if the storage cannot take it now; nothing has happened.
+    /// [`Deferred`] if the storage cannot take it now; nothing has happened.
     pub fn transfer_queued<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -129,7 +129,7 @@ impl<const N: usize> Drive<N> {
         tag: u8,
         segments: &[Segment],
         (sectors, staged): (u64, bool),
-    ) -> Result<(), Hold> {
+    ) -> Result<(), Deferred> {
         let Entry::Due(transfer) = self.queue.entry(tag) else { return Ok(()) };
         let extent = Extent { sectors, ..transfer.left };
         let op = match transfer.direction {

@@ -1,7 +1,7 @@
 //! A drive: its state, which all that executes commands works on.
 
 use blk_core::op::Segment;
-use blk_core::order::{GuestCache, Hold, Request, Sequencer};
+use blk_core::order::{Deferred, GuestCache, Request, Sequencer};
 use blk_core::storage::{Info, Storage};
 #[cfg(feature = "mutants")]
 use blk_core::units::Extent;
@@ -91,7 +91,7 @@ impl<const N: usize> Drive<N> {
         storage: &mut S,
         request: &Request,
         segments: &[Segment],
-    ) -> Result<(), Hold> {
+    ) -> Result<(), Deferred> {
         let cache = self.guest_cache(storage.info());
         self.sequencer.submit(memory, storage, request, cache, segments, Owner::NonQueued).map(|_| ())
     }

@@ -6,4 +6,4 @@ mod sequencer;
 mod tests;
 
 pub use plan::{GuestCache, Order, Plan, Request, plan};
-pub use sequencer::{Done, Hold, Sequencer};
+pub use sequencer::{Deferred, Done, Sequencer};

@@ -1,4 +1,4 @@
-//! Sees each request of one queue through its plan: drains, flushes, FUA, in fixed slots.
+//! Executes the plans of one queue's requests on a `Storage`: fixed slots, each a state machine from pre-flush to post-flush.
 
 use core::fmt;
 
@@ -11,10 +11,10 @@ use crate::order::plan::{GuestCache, Order, Plan, Request, plan};
 use crate::storage::{Busy, Completion, IoError, Storage};
 use crate::units::Tag;
 
-/// Why a request was not taken. It stays with its owner, unpopped, and is offered again after the next completion.
+/// Why a request was not taken. Its owner keeps it and offers it again after the next completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Hold {
+pub enum Deferred {
     /// The storage is busy.
     Busy,
     /// Every slot is in use.
@@ -25,7 +25,7 @@ pub enum Hold {
     Resetting,
 }
 
-impl fmt::Display for Hold {
+impl fmt::Display for Deferred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Busy => "the storage is busy",
@@ -36,9 +36,9 @@ impl fmt::Display for Hold {
     }
 }
 
-impl core::error::Error for Hold {}
+impl core::error::Error for Deferred {}
 
-impl From<Busy> for Hold {
+impl From<Busy> for Deferred {
     fn from(Busy: Busy) -> Self {
         Self::Busy
     }
@@ -54,21 +54,21 @@ pub struct Done {
     pub result: Result<(), IoError>,
 }
 
-/// Where a slot stands in its plan.
+/// How far a slot has come in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum Stage {
     /// Unused.
     Free,
     /// The flush before the operation is in flight.
-    Before,
-    /// The owner has to supply the segments: the operation can be submitted now.
-    Wanting,
+    PreFlush,
+    /// The operation can be submitted once the owner supplies its segments.
+    NeedsSegments,
     /// The operation is in flight.
-    Main,
-    /// The operation is done; the flush after it found the storage busy.
-    AfterRefused,
+    Data,
+    /// The operation is done. The storage was too busy for the flush after it, which is tried again.
+    PostFlushRetry,
     /// The flush after the operation is in flight.
-    After,
+    PostFlush,
     /// Reported; the owner decides what comes next.
     Ended,
     /// Only under a mutant: to be reported without waiting for the storage.
@@ -78,7 +78,7 @@ enum Stage {
 impl Stage {
     /// Whether the storage has an operation of the slot.
     const fn is_in_flight(self) -> bool {
-        matches!(self, Self::Before | Self::Main | Self::After)
+        matches!(self, Self::PreFlush | Self::Data | Self::PostFlush)
     }
 }
 
@@ -92,18 +92,18 @@ struct Slot<T> {
 
 /// The requests in flight of one queue, at most `N` (128 at most), each with its owner's payload `T`.
 ///
-/// The sequencer owns durability and barriers and nothing else: it keeps no segments and no guest addresses. What it
-/// cannot take it refuses with [`Hold`], and the owner leaves the request where the guest put it.
+/// The sequencer owns durability and barriers, and nothing else: it keeps no segments and no guest addresses. A request that it
+/// cannot take is refused with [`Deferred`]; the owner leaves it where the guest put it.
 ///
 /// ```text
 /// submit -> Busy/Full/Barrier/Resetting: leave the request unpopped, try again after the next completion
-///        -> slot: [flush] -> (wanting) -> operation -> [flush] -> Done -> release | advance to another operation
+///        -> slot: [flush] -> (needs_segments) -> operation -> [flush] -> Done -> release | advance to another operation
 /// ```
 ///
 /// ```
 /// use blk_core::memory::CellMemory;
 /// use blk_core::op::Op;
-/// use blk_core::order::{GuestCache, Hold, Order, Request, Sequencer};
+/// use blk_core::order::{GuestCache, Deferred, Order, Request, Sequencer};
 /// use blk_core::ram::{Ram, RamDisk};
 /// use blk_core::units::{Extent, GuestAddr};
 ///
@@ -119,11 +119,11 @@ struct Slot<T> {
 /// };
 /// let slot = submit(&mut sequencer, &zero)?;
 /// // A barrier waits for what is older; its owner keeps it and offers it again.
-/// assert_eq!(submit(&mut sequencer, &barrier), Err(Hold::Barrier));
+/// assert_eq!(submit(&mut sequencer, &barrier), Err(Deferred::Barrier));
 /// let done = sequencer.poll(&memory, &mut disk).unwrap();
 /// assert_eq!((done.slot, done.result), (slot, Ok(())));
 /// sequencer.release(slot);
-/// # Ok::<(), Hold>(())
+/// # Ok::<(), Deferred>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(bound(serialize = "T: Serialize", deserialize = "T: DeserializeOwned"))]
@@ -132,9 +132,9 @@ pub struct Sequencer<T, const N: usize> {
     slots: [Slot<T>; N],
     /// Bit n: slot n is in use.
     used: u128,
-    /// Bit n: slot n is `Wanting`.
-    wanting: u128,
-    /// Bit n: slot n is `AfterRefused`.
+    /// Bit n: slot n is `NeedsSegments`.
+    needs_segments: u128,
+    /// Bit n: slot n is `PostFlushRetry`.
     refused: u128,
     /// The slot of the barrier that runs.
     barrier: Option<u16>,
@@ -171,7 +171,7 @@ impl<T, const N: usize> Sequencer<T, N> {
                 payload: None,
             }),
             used: 0,
-            wanting: 0,
+            needs_segments: 0,
             refused: 0,
             barrier: None,
             resetting: false,
@@ -234,11 +234,11 @@ impl<T, const N: usize> Sequencer<T, N> {
 
     /// Takes a request: plans it for a guest that was told `cache`, and starts it.
     ///
-    /// If the plan begins with a flush, the segments are not used now: the slot turns up in [`Self::wanting`] when the
-    /// flush is done, and the owner supplies them again with [`Self::supply`].
+    /// If the plan begins with a flush, the segments are not used now: the slot turns up in [`Self::needs_segments`] when the
+    /// flush is done, and the owner supplies them again with [`Self::supply_segments`].
     ///
     /// # Errors
-    /// [`Hold`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
+    /// [`Deferred`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
     #[inline(always)]
     #[allow(
         clippy::too_many_arguments,
@@ -252,18 +252,18 @@ impl<T, const N: usize> Sequencer<T, N> {
         cache: GuestCache,
         segments: &[Segment],
         payload: T,
-    ) -> Result<u16, Hold> {
+    ) -> Result<u16, Deferred> {
         if self.resetting {
-            return Err(Hold::Resetting);
+            return Err(Deferred::Resetting);
         }
         if self.barrier.is_some() && !active(Mutant::BarrierAdmitsYounger) {
-            return Err(Hold::Barrier);
+            return Err(Deferred::Barrier);
         }
-        let slot = self.next_slot().ok_or(Hold::Full)?;
+        let slot = self.next_slot().ok_or(Deferred::Full)?;
         let plan = plan(request, cache, storage.info());
         let drains = plan.exclusive && !drain_dropped(request);
         if drains && self.used != 0 {
-            return Err(Hold::Barrier);
+            return Err(Deferred::Barrier);
         }
         let stage = self.start(memory, storage, slot, &plan, segments)?;
         self.used |= bit(slot);
@@ -280,7 +280,7 @@ impl<T, const N: usize> Sequencer<T, N> {
 
     /// Lets a slot that [`Done`] named go on with another operation, keeping its payload and its barrier.
     ///
-    /// If the storage is busy the slot turns up in [`Self::wanting`] later, and the owner supplies the segments then.
+    /// If the storage is busy the slot turns up in [`Self::needs_segments`] later, and the owner supplies the segments then.
     pub fn advance<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -294,33 +294,33 @@ impl<T, const N: usize> Sequencer<T, N> {
             return;
         }
         let plan = plan(request, cache, storage.info());
-        let stage = self.start(memory, storage, slot, &plan, segments).unwrap_or(Stage::Wanting);
+        let stage = self.start(memory, storage, slot, &plan, segments).unwrap_or(Stage::NeedsSegments);
         self.set(slot, stage, plan);
     }
 
-    /// The lowest slot whose segments the owner has to supply again, if there is one, with its operation.
+    /// The lowest slot whose segments the owner has to supply again, with its operation.
     #[must_use]
     #[inline]
-    pub fn wanting(&self) -> Option<(u16, Op)> {
-        if self.wanting == 0 {
+    pub fn needs_segments(&self) -> Option<(u16, Op)> {
+        if self.needs_segments == 0 {
             return None;
         }
-        let slot = u16::try_from(self.wanting.trailing_zeros()).ok()?;
+        let slot = u16::try_from(self.needs_segments.trailing_zeros()).ok()?;
         self.slots.get(usize::from(slot)).map(|s| (slot, s.plan.op))
     }
 
-    /// Supplies the segments of a slot that [`Self::wanting`] named.
+    /// Supplies the segments of a slot that [`Self::needs_segments`] named.
     ///
     /// # Errors
-    /// [`Busy`] if the storage is busy; the slot goes on wanting them.
-    pub fn supply<M: ?Sized, S: Storage<M> + ?Sized>(
+    /// [`Busy`] if the storage is busy; the slot still needs them.
+    pub fn supply_segments<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         slot: u16,
         segments: &[Segment],
     ) -> Result<(), Busy> {
-        let Some(s) = self.slots.get(usize::from(slot)).filter(|s| s.stage == Stage::Wanting) else {
+        let Some(s) = self.slots.get(usize::from(slot)).filter(|s| s.stage == Stage::NeedsSegments) else {
             return Ok(());
         };
         let plan = s.plan;
@@ -329,12 +329,12 @@ impl<T, const N: usize> Sequencer<T, N> {
         Ok(())
     }
 
-    /// Gives up on a slot that [`Self::wanting`] named or [`Done`] reported, or ends it after Done: the slot is free
+    /// Gives up on a slot that [`Self::needs_segments`] named or [`Done`] reported, or ends it after Done: the slot is free
     /// and the payload comes back.
     #[inline]
     pub fn release(&mut self, slot: u16) -> Option<T> {
         let s = self.slots.get_mut(usize::from(slot))?;
-        if !matches!(s.stage, Stage::Ended | Stage::Wanting) {
+        if !matches!(s.stage, Stage::Ended | Stage::NeedsSegments) {
             return None;
         }
         #[cfg(feature = "mutants")]
@@ -367,7 +367,7 @@ impl<T, const N: usize> Sequencer<T, N> {
                 continue;
             };
             // Nearly always: a request of one operation.
-            if s.stage == Stage::Main && !s.plan.flush_after && !self.resetting && !cfg!(feature = "mutants")
+            if s.stage == Stage::Data && !s.plan.flush_after && !self.resetting && !cfg!(feature = "mutants")
             {
                 s.stage = Stage::Ended;
                 return Some(Done { slot, result });
@@ -379,7 +379,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         None
     }
 
-    /// Takes a slot whose operation has completed to the next step of its plan. Returns it if that was the last.
+    /// Starts the next step of the plan of a slot whose operation has completed. Returns the slot if that was the last step.
     #[inline(never)]
     fn step<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -393,19 +393,19 @@ impl<T, const N: usize> Sequencer<T, N> {
             return None;
         }
         let Slot { stage, mut plan, .. } = *self.slots.get(usize::from(slot))?;
-        let flushed = stage != Stage::Main || plan.op == Op::Flush;
+        let flushed = stage != Stage::Data || plan.op == Op::Flush;
         let result = match result {
             Err(_) if flushed && active(Mutant::FlushErrorSwallowed) => Ok(()),
             result => result,
         };
         let next = match (stage, result) {
-            (Stage::Before, Ok(())) => {
+            (Stage::PreFlush, Ok(())) => {
                 // Done: what is wanted now is the operation alone.
                 plan.flush_before = false;
-                Stage::Wanting
+                Stage::NeedsSegments
             }
-            (Stage::Main, Ok(())) if plan.flush_after && !self.skips_flush() => {
-                self.start_flush(memory, storage, slot).map_or(Stage::AfterRefused, |()| Stage::After)
+            (Stage::Data, Ok(())) if plan.flush_after && !self.skips_flush() => {
+                self.start_flush(memory, storage, slot).map_or(Stage::PostFlushRetry, |()| Stage::PostFlush)
             }
             _ => Stage::Ended,
         };
@@ -413,8 +413,8 @@ impl<T, const N: usize> Sequencer<T, N> {
         (next == Stage::Ended).then_some(Done { slot, result })
     }
 
-    /// Begins a reset: what was not submitted is dropped now, what was is awaited by [`Self::poll`] and not reported.
-    /// The reset is over when [`Self::finish_reset`] says so.
+    /// Begins a reset. Requests that the storage does not have are dropped now. [`Self::poll`] waits for the others and does not
+    /// report them. The reset is over when [`Self::finish_reset`] returns true.
     pub fn reset(&mut self) {
         self.resetting = true;
         self.barrier = None;
@@ -427,10 +427,10 @@ impl<T, const N: usize> Sequencer<T, N> {
         }
     }
 
-    /// Ends a reset if nothing is in flight any more, or if the storage promises that nothing of it will land. Returns
-    /// whether no reset is under way; where it returns false for long, the device is stuck and says so.
+    /// Ends a reset once nothing is in flight, or once the storage promises that nothing of it will land. Returns whether no
+    /// reset is under way. While it returns false, the device stays in reset, and shows that to the guest.
     pub fn finish_reset<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, storage: &mut S) -> bool {
-        if self.resetting && self.used != 0 && storage.fence() {
+        if self.resetting && self.used != 0 && storage.cancel_in_flight() {
             for slot in (0_u16..).take(N) {
                 self.free(slot);
             }
@@ -453,7 +453,7 @@ impl<T, const N: usize> Sequencer<T, N> {
     ) -> Result<Stage, Busy> {
         if plan.flush_before {
             self.start_flush(memory, storage, slot)?;
-            return Ok(Stage::Before);
+            return Ok(Stage::PreFlush);
         }
         if plan.op == Op::Flush && self.drops_flush(plan.exclusive) {
             return Ok(Stage::AckEarly);
@@ -474,7 +474,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         let early = active(Mutant::WriteAckedAtSubmission) && matches!(plan.op, Op::Write { .. })
             || active(Mutant::RangeAckedEarly)
                 && matches!(plan.op, Op::WriteZeroes { .. } | Op::Discard { .. });
-        Ok(if early { Stage::AckEarly } else { Stage::Main })
+        Ok(if early { Stage::AckEarly } else { Stage::Data })
     }
 
     fn start_flush<M: ?Sized, S: Storage<M> + ?Sized>(
@@ -498,7 +498,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             if self.start_flush(memory, storage, slot).is_err() {
                 return;
             }
-            self.set(slot, Stage::After, plan);
+            self.set(slot, Stage::PostFlush, plan);
         }
     }
 
@@ -522,8 +522,12 @@ impl<T, const N: usize> Sequencer<T, N> {
     #[inline]
     fn set(&mut self, slot: u16, stage: Stage, plan: Plan) {
         let bit = bit(slot);
-        self.wanting = if stage == Stage::Wanting { self.wanting | bit } else { self.wanting & !bit };
-        self.refused = if stage == Stage::AfterRefused { self.refused | bit } else { self.refused & !bit };
+        self.needs_segments = if stage == Stage::NeedsSegments {
+            self.needs_segments | bit
+        } else {
+            self.needs_segments & !bit
+        };
+        self.refused = if stage == Stage::PostFlushRetry { self.refused | bit } else { self.refused & !bit };
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
             s.stage = stage;
             s.plan = plan;
@@ -534,8 +538,8 @@ impl<T, const N: usize> Sequencer<T, N> {
     fn free(&mut self, slot: u16) {
         let bit = bit(slot);
         self.used &= !bit;
-        if self.wanting | self.refused != 0 {
-            self.wanting &= !bit;
+        if self.needs_segments | self.refused != 0 {
+            self.needs_segments &= !bit;
             self.refused &= !bit;
         }
         if self.barrier == Some(slot) {

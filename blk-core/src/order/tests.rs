@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use super::{Done, GuestCache, Hold, Order, Request, Sequencer};
+use super::{Deferred, Done, GuestCache, Order, Request, Sequencer};
 use crate::op::{Op, Segment};
 use crate::ram::plain_info;
 use crate::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
@@ -58,7 +58,7 @@ impl Storage<()> for Manual {
 
 type Queue = Sequencer<char, 3>;
 
-fn submit(queue: &mut Queue, disk: &mut Manual, request: Request, name: char) -> Result<u16, Hold> {
+fn submit(queue: &mut Queue, disk: &mut Manual, request: Request, name: char) -> Result<u16, Deferred> {
     let segments = if matches!(request.op, Op::Read { .. } | Op::Write { .. }) { DATA } else { &[] };
     queue.submit(&(), disk, &request, GuestCache::WriteBack, segments, name)
 }
@@ -82,8 +82,8 @@ fn operations(cache: Cache, fua: bool, guest: GuestCache, request: Request) -> V
             assert!(queue.is_idle());
             return disk.log;
         }
-        if let Some((slot, _)) = queue.wanting() {
-            queue.supply(&(), &mut disk, slot, segments).unwrap();
+        if let Some((slot, _)) = queue.needs_segments() {
+            queue.supply_segments(&(), &mut disk, slot, segments).unwrap();
         }
     }
 }
@@ -130,17 +130,17 @@ fn a_barrier_drains_older_and_holds_younger_requests() {
     submit(&mut queue, &mut disk, write, 'a').unwrap();
     assert_eq!(
         submit(&mut queue, &mut disk, barrier, 'x'),
-        Err(Hold::Barrier),
+        Err(Deferred::Barrier),
         "older requests are in flight"
     );
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), Some(('a', Ok(()))));
     let slot = submit(&mut queue, &mut disk, barrier, 'x').unwrap();
     for _ in 0..2 {
-        assert_eq!(submit(&mut queue, &mut disk, write, 'b'), Err(Hold::Barrier), "the barrier runs");
+        assert_eq!(submit(&mut queue, &mut disk, write, 'b'), Err(Deferred::Barrier), "the barrier runs");
         disk.complete(0, Ok(()));
         if finish(&mut queue, &mut disk).is_none() {
-            queue.supply(&(), &mut disk, slot, DATA).unwrap();
+            queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
         }
     }
     assert_eq!(disk.log, [WRITE, Op::Flush, FUA]);
@@ -169,7 +169,7 @@ fn what_finds_the_storage_busy_is_refused_or_retried_but_never_lost() {
     let mut disk = Manual::new(Cache::WriteBack, false);
     let mut queue = Queue::new();
     disk.busy = true;
-    assert_eq!(submit(&mut queue, &mut disk, Request::new(WRITE), 'a'), Err(Hold::Busy));
+    assert_eq!(submit(&mut queue, &mut disk, Request::new(WRITE), 'a'), Err(Deferred::Busy));
     assert!(queue.is_idle(), "nothing was taken");
     disk.busy = false;
     let slot = submit(&mut queue, &mut disk, Request::new(WRITE).with_fua(true), 'a').unwrap();
@@ -185,11 +185,11 @@ fn what_finds_the_storage_busy_is_refused_or_retried_but_never_lost() {
     let done = queue.poll(&(), &mut disk).unwrap();
     disk.busy = true;
     queue.advance(&(), &mut disk, done.slot, &Request::new(READ), GuestCache::WriteBack, DATA);
-    assert_eq!(queue.wanting(), Some((slot, READ)));
-    assert_eq!(queue.supply(&(), &mut disk, slot, DATA), Err(Busy));
+    assert_eq!(queue.needs_segments(), Some((slot, READ)));
+    assert_eq!(queue.supply_segments(&(), &mut disk, slot, DATA), Err(Busy));
     disk.busy = false;
-    queue.supply(&(), &mut disk, slot, DATA).unwrap();
-    assert_eq!(queue.wanting(), None);
+    queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
+    assert_eq!(queue.needs_segments(), None);
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), Some(('a', Ok(()))));
 }
@@ -205,12 +205,12 @@ fn an_advance_that_finds_the_storage_busy_keeps_its_flush_before() {
     let read = Request::new(READ).with_fua(true);
     queue.advance(&(), &mut disk, slot, &read, GuestCache::WriteBack, DATA);
     disk.busy = false;
-    queue.supply(&(), &mut disk, slot, DATA).unwrap();
+    queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
     assert_eq!(disk.log, [READ, Op::Flush], "a FUA read returns what is stable");
-    assert_eq!(queue.wanting(), None, "nothing is wanted while the flush runs");
+    assert_eq!(queue.needs_segments(), None, "nothing is wanted while the flush runs");
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), None);
-    queue.supply(&(), &mut disk, slot, DATA).unwrap();
+    queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
     assert_eq!(disk.log, [READ, Op::Flush, READ]);
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), Some(('a', Ok(()))));
@@ -258,7 +258,7 @@ fn a_reset_waits_for_what_was_submitted_and_reports_none_of_it() {
     submit(&mut queue, &mut disk, Request::new(READ), 'b').unwrap();
     queue.reset();
     assert!(!queue.finish_reset::<(), _>(&mut disk));
-    assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), 'c'), Err(Hold::Resetting));
+    assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), 'c'), Err(Deferred::Resetting));
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), None);
     assert!(!queue.finish_reset::<(), _>(&mut disk), "the read is still in flight");
@@ -277,7 +277,7 @@ fn every_slot_is_used_and_no_more() {
         assert_eq!(queue.next_slot(), Some(slot));
         assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), name), Ok(slot));
     }
-    assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), 'd'), Err(Hold::Full));
+    assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), 'd'), Err(Deferred::Full));
     disk.complete(1, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), Some(('b', Ok(()))));
     assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), 'd'), Ok(1));

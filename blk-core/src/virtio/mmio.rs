@@ -8,7 +8,7 @@ use super::VirtioDevice;
 use super::selectors::{Selectors, set_high, set_low};
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use crate::units::GuestAddr;
-use crate::virtq::Setup;
+use crate::virtq::RingSetup;
 
 /// Register offsets: VIRTIO 1.3, 4.2.2 (modern) and 4.2.4 (legacy).
 pub mod register {
@@ -266,7 +266,7 @@ impl<D> Mmio<D> {
     }
 
     /// Changes the setup of the selected queue, if it is there and not enabled.
-    fn set_up<M: ?Sized, S: ?Sized>(&mut self, change: impl FnOnce(&mut Setup))
+    fn set_up<M: ?Sized, S: ?Sized>(&mut self, change: impl FnOnce(&mut RingSetup))
     where
         D: VirtioDevice<M, S>,
     {
@@ -353,7 +353,7 @@ impl<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>> Device<M, S> for Mmio<D> {
 
 /// The legacy ring, one contiguous piece (2.7.2): descriptors, available ring with its event, then, aligned, the used
 /// ring. An alignment that is no power of two leaves a setup that `enable` refuses.
-fn legacy_layout(setup: &mut Setup, page: u32, page_bytes: u32, align: u32) {
+fn legacy_layout(setup: &mut RingSetup, page: u32, page_bytes: u32, align: u32) {
     let align = u64::from(align);
     let size = u64::from(setup.size);
     let descriptors = u64::from(page).saturating_mul(u64::from(page_bytes));

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VirtioDevice;
 use crate::units::GuestAddr;
-use crate::virtq::{Queue, Setup};
+use crate::virtq::{Queue, RingSetup};
 
 /// The registers that say which half of the features, and which queue, the others are about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ impl Selectors {
     pub(super) fn set_up<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>>(
         &self,
         device: &mut D,
-        change: impl FnOnce(&mut Setup),
+        change: impl FnOnce(&mut RingSetup),
     ) {
         if let Some(setup) = device.ring_mut(self.queue).and_then(Queue::setup_mut) {
             change(setup);

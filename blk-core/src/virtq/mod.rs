@@ -6,19 +6,19 @@
 //! ```text
 //! peek -> head -> walk (each descriptor copied once) -> pop     (or leave it: the same head is peeked again)
 //! complete, complete, ... -> publish: one index update, and whether to interrupt
-//! rearm: ask for a notification, and look whether one was just missed
+//! enable_notification: ask for a notification, and look whether one was just missed
 //! ```
 //!
 //! Whatever a driver does wrong that leaves no sane way on breaks the queue ([`QueueError`]): it does nothing more
 //! until it is reset, and the device sets DEVICE_NEEDS_RESET (2.1.2).
 
-mod in_flight;
+mod inflight;
 mod queue;
 mod ring;
 mod split;
 #[cfg(test)]
 mod tests;
 
-pub use in_flight::InFlight;
+pub use inflight::InflightTracker;
 pub use queue::Queue;
-pub use ring::{Buffer, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
+pub use ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};

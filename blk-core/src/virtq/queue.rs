@@ -1,9 +1,9 @@
-//! A queue: its registers, and its ring once it is enabled.
+//! Virtqueue as the device sees it: its registers, and its ring once it is enabled.
 
 use serde::{Deserialize, Serialize};
 
-use super::in_flight::InFlight;
-use super::ring::{Buffer, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
+use super::inflight::InflightTracker;
+use super::ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
 use super::split;
 use crate::memory::GuestMemory;
 
@@ -21,7 +21,7 @@ enum State {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Queue {
     size_max: u16,
-    setup: Setup,
+    setup: RingSetup,
     state: State,
 }
 
@@ -34,7 +34,7 @@ impl Queue {
             Some(log) => 1_u16.wrapping_shl(log),
             None => 1,
         };
-        Self { size_max, setup: Setup { size: size_max, ..Setup::default() }, state: State::Off }
+        Self { size_max, setup: RingSetup { size: size_max, ..RingSetup::default() }, state: State::Off }
     }
 
     /// Most entries that the driver may choose.
@@ -45,12 +45,12 @@ impl Queue {
 
     /// The setup, as the driver wrote it.
     #[must_use]
-    pub const fn setup(&self) -> &Setup {
+    pub const fn setup(&self) -> &RingSetup {
         &self.setup
     }
 
     /// The setup, for the driver's writes. `None` once the queue is enabled: it is fixed then (4.1.4.3.2).
-    pub const fn setup_mut(&mut self) -> Option<&mut Setup> {
+    pub const fn setup_mut(&mut self) -> Option<&mut RingSetup> {
         match self.state {
             State::Off => Some(&mut self.setup),
             State::Split(_) | State::Broken(_) => None,
@@ -84,15 +84,15 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Size`] or [`QueueError::Layout`]; the queue is then broken.
     pub fn enable(&mut self, features: RingFeatures) -> Result<(), QueueError> {
-        self.enable_at(features, Position::default())
+        self.enable_at(features, RingPosition::default())
     }
 
-    /// Enables the queue with a split ring that has been in use: everything before `position` is done, but for what
-    /// [`InFlight`] says is owed.
+    /// Enables the queue with a split ring that has been in use. Everything before `position` is done, except the chains
+    /// that [`InflightTracker::next_unfinished`] names.
     ///
     /// # Errors
     /// As for [`Self::enable`].
-    pub fn enable_at(&mut self, features: RingFeatures, position: Position) -> Result<(), QueueError> {
+    pub fn enable_at(&mut self, features: RingFeatures, position: RingPosition) -> Result<(), QueueError> {
         match split::Ring::new(&self.setup, self.size_max, features, position) {
             Ok(ring) => self.state = State::Split(ring),
             Err(error) => return Err(self.break_with(error)),
@@ -102,7 +102,7 @@ impl Queue {
 
     /// Where the ring stands, if there is one.
     #[must_use]
-    pub const fn position(&self) -> Option<Position> {
+    pub const fn position(&self) -> Option<RingPosition> {
         match &self.state {
             State::Split(ring) => Some(ring.position()),
             State::Off | State::Broken(_) => None,
@@ -121,28 +121,28 @@ impl Queue {
         error
     }
 
-    /// Whether a chain is owed or known that was not popped: [`Self::peek`] returns it without looking at the driver's
-    /// index.
+    /// Whether a chain is unfinished, or fetched and not popped: [`Self::peek`] then returns it without a read of the
+    /// available index.
     #[must_use]
     #[inline]
-    pub fn knows_more(&self, log: &impl InFlight) -> bool {
+    pub fn has_fetched(&self, log: &impl InflightTracker) -> bool {
         match &self.state {
-            State::Split(ring) => ring.knows_more() || log.owed().is_some(),
+            State::Split(ring) => ring.has_fetched() || log.next_unfinished().is_some(),
             State::Off | State::Broken(_) => false,
         }
     }
 
-    /// Reads the driver's index, unless a chain is known already, and returns whether there is one.
+    /// Reads the available index, unless a fetched chain is left. Returns whether a chain is waiting.
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
     #[inline]
-    pub fn look<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    pub fn fetch_avail_idx<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(false) };
-        ring.look(memory).map_err(|error| self.break_with(error))
+        ring.fetch_avail_idx(memory).map_err(|error| self.break_with(error))
     }
 
-    /// The head of the next chain, if there is one: what is owed comes first. It stays the next until [`Self::pop`].
+    /// The head of the next chain, if there is one; unfinished chains come first. It stays the next until [`Self::pop`].
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken. A queue that is off or broken has no chains.
@@ -150,24 +150,24 @@ impl Queue {
     pub fn peek<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        log: &impl InFlight,
+        log: &impl InflightTracker,
     ) -> Result<Option<u16>, QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(None) };
-        if let Some(head) = log.owed() {
+        if let Some(head) = log.next_unfinished() {
             return Ok(Some(head));
         }
         ring.peek(memory).map_err(|error| self.break_with(error))
     }
 
-    /// Takes the chain at `head`, which was peeked last: the device now owes its completion.
+    /// Takes the chain at `head`, which was peeked last. The device must return it by [`Self::add_used`].
     #[inline]
-    pub fn pop(&mut self, log: &mut impl InFlight, head: u16) {
+    pub fn pop(&mut self, log: &mut impl InflightTracker, head: u16) {
         let State::Split(ring) = &mut self.state else { return };
-        if log.owed() == Some(head) {
-            log.resumed();
+        if log.next_unfinished() == Some(head) {
+            log.resubmitted();
         } else {
             ring.pop();
-            log.taken(head);
+            log.record_taken(head);
         }
     }
 
@@ -187,31 +187,31 @@ impl Queue {
         ring.walk(memory, head, visit).map_err(|error| self.break_with(error))
     }
 
-    /// Returns the chain at `head` to the driver, with `written` bytes written into it. The driver sees it after the
-    /// next [`Self::publish`].
+    /// Adds the chain at `head` to the used ring, with `written` bytes written into it. The driver sees it after the next
+    /// [`Self::publish`].
     ///
     /// `written` must not be more than the device wrote: drivers take it as initialised (CVE-2024-8612).
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken.
     #[inline]
-    pub fn complete<M: GuestMemory + ?Sized>(
+    pub fn add_used<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        log: &mut impl InFlight,
+        log: &mut impl InflightTracker,
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(()) };
-        if let Err(error) = ring.complete(memory, head, written) {
+        if let Err(error) = ring.add_used(memory, head, written) {
             return Err(self.break_with(error));
         }
-        log.returned(head);
+        log.record_used(head);
         Ok(())
     }
 
-    /// Shows the driver everything completed since the last time, and returns whether it wants an interrupt for it.
-    /// Cheap if there is nothing.
+    /// Stores the used index, which shows the driver all chains added since the last time. Returns whether it wants an
+    /// interrupt for them. Cheap if there are none.
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken.
@@ -219,20 +219,21 @@ impl Queue {
     pub fn publish<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        log: &mut impl InFlight,
+        log: &mut impl InflightTracker,
     ) -> Result<bool, QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(false) };
         ring.publish(memory, log).map_err(|error| self.break_with(error))
     }
 
-    /// Asks the driver to notify the device of the next chain, and returns whether there is one already: it came before
-    /// the driver could see the request, and no notification will. Call it when [`Self::peek`] finds nothing more.
+    /// Enables available-buffer notifications, then reads the available index again. Returns true if a chain is waiting: the
+    /// driver may have added it before it saw the change, and then sends no notification for it. Call it when [`Self::peek`]
+    /// finds nothing more.
     ///
     /// # Errors
     /// [`QueueError`]; the queue is then broken.
     #[inline]
-    pub fn rearm<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    pub fn enable_notification<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
         let State::Split(ring) = &mut self.state else { return Ok(false) };
-        ring.rearm(memory).map_err(|error| self.break_with(error))
+        ring.enable_notification(memory).map_err(|error| self.break_with(error))
     }
 }

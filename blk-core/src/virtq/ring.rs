@@ -1,4 +1,4 @@
-//! What a ring is, whatever its format: where it lies, where it stands, what is in it, what breaks it.
+//! Types of a ring of either format: addresses, position, buffers, errors.
 
 use core::fmt;
 
@@ -94,10 +94,10 @@ pub struct Buffer {
     pub writable: bool,
 }
 
-/// Where the driver put a ring, as it wrote it into registers. An allegation until [`Queue::enable`](super::Queue::enable).
+/// Size and addresses of a ring, as the driver wrote them into registers. [`Queue::enable`](super::Queue::enable) checks them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Setup {
+pub struct RingSetup {
     /// Entries.
     pub size: u16,
     /// Descriptor table.
@@ -108,14 +108,14 @@ pub struct Setup {
     pub device: GuestAddr,
 }
 
-/// Where a ring stands: free-running indices.
+/// How far a ring has been processed: free-running indices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Position {
+pub struct RingPosition {
     /// The next available entry to be taken.
-    pub available: u16,
+    pub next_avail: u16,
     /// The next used entry to be written.
-    pub used: u16,
+    pub next_used: u16,
 }
 
 /// The negotiated features that matter to a ring.

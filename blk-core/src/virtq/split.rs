@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes, little_endian as le};
 
-use super::in_flight::InFlight;
-use super::ring::{Buffer, Position, QueueError, RingFeatures, SIZE_MAX, Setup};
+use super::inflight::InflightTracker;
+use super::ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
 use crate::memory::GuestMemory;
 use crate::units::GuestAddr;
 
@@ -57,12 +57,12 @@ pub(super) struct Ring {
 impl Ring {
     /// The ring that `setup` describes, at `position`.
     pub(super) fn new(
-        setup: &Setup,
+        setup: &RingSetup,
         size_max: u16,
         features: RingFeatures,
-        position: Position,
+        position: RingPosition,
     ) -> Result<Self, QueueError> {
-        let Setup { size, descriptors, driver, device } = *setup;
+        let RingSetup { size, descriptors, driver, device } = *setup;
         if !size.is_power_of_two() || size > size_max {
             return Err(QueueError::Size);
         }
@@ -81,30 +81,33 @@ impl Ring {
             used: device,
             size,
             features,
-            next_available: position.available,
-            seen_available: position.available,
-            next_used: position.used,
-            published: position.used,
+            next_available: position.next_avail,
+            seen_available: position.next_avail,
+            next_used: position.next_used,
+            published: position.next_used,
         })
     }
 
-    pub(super) const fn position(&self) -> Position {
-        Position { available: self.next_available, used: self.next_used }
+    pub(super) const fn position(&self) -> RingPosition {
+        RingPosition { next_avail: self.next_available, next_used: self.next_used }
     }
 
     #[inline]
-    pub(super) const fn knows_more(&self) -> bool {
+    pub(super) const fn has_fetched(&self) -> bool {
         self.next_available != self.seen_available
     }
 
     #[inline]
-    pub(super) fn look<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
-        Ok(self.knows_more() || self.look_again(memory)?)
+    pub(super) fn fetch_avail_idx<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+    ) -> Result<bool, QueueError> {
+        Ok(self.has_fetched() || self.read_available_index(memory)?)
     }
 
     #[inline(always)]
     pub(super) fn peek<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
-        if !self.look(memory)? {
+        if !self.fetch_avail_idx(memory)? {
             return Ok(None);
         }
         let mut entry = [0; 2];
@@ -115,7 +118,7 @@ impl Ring {
 
     #[inline]
     pub(super) const fn pop(&mut self) {
-        if self.knows_more() {
+        if self.has_fetched() {
             self.next_available = self.next_available.wrapping_add(1);
         }
     }
@@ -164,7 +167,7 @@ impl Ring {
     }
 
     #[inline]
-    pub(super) fn complete<M: GuestMemory + ?Sized>(
+    pub(super) fn add_used<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
         head: u16,
@@ -181,7 +184,7 @@ impl Ring {
     pub(super) fn publish<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        log: &mut impl InFlight,
+        log: &mut impl InflightTracker,
     ) -> Result<bool, QueueError> {
         let before = self.published;
         if before == self.next_used {
@@ -203,18 +206,21 @@ impl Ring {
     }
 
     #[inline]
-    pub(super) fn rearm<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    pub(super) fn enable_notification<M: GuestMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+    ) -> Result<bool, QueueError> {
         if self.features.event_idx {
             memory.store_u16_release(self.available_event(), self.next_available)?;
             memory.full_fence();
         }
         // Without EVENT_IDX the driver always notifies: NO_NOTIFY is never set. Looking again costs one load.
-        self.look(memory)
+        self.fetch_avail_idx(memory)
     }
 
     /// Reads the available index, and returns whether there is anything new.
     #[inline]
-    fn look_again<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
+    fn read_available_index<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
         let index = memory.load_u16_acquire(offset(self.available, INDEX))?;
         let in_flight = self.next_available.wrapping_sub(self.next_used);
         let waiting = index.wrapping_sub(self.next_available);

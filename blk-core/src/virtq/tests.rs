@@ -26,7 +26,7 @@ struct Rig {
 impl Rig {
     fn new(indirect: bool, event_idx: bool) -> Self {
         let mut queue = Queue::new(SIZE);
-        *queue.setup_mut().unwrap() = Setup {
+        *queue.setup_mut().unwrap() = RingSetup {
             size: SIZE,
             descriptors: GuestAddr(DESCRIPTORS),
             driver: GuestAddr(AVAILABLE),
@@ -73,7 +73,7 @@ impl Rig {
     }
 
     fn complete_and_publish(&mut self, head: u16) -> bool {
-        self.queue.complete(&self.memory, &mut (), head, 1).unwrap();
+        self.queue.add_used(&self.memory, &mut (), head, 1).unwrap();
         self.queue.publish(&self.memory, &mut ()).unwrap()
     }
 
@@ -262,16 +262,16 @@ fn indices_run_on_past_2_to_the_16() {
 #[test]
 fn a_size_or_place_that_cannot_be_breaks_the_queue() {
     let good =
-        Setup { size: 8, descriptors: GuestAddr(0), driver: GuestAddr(0x100), device: GuestAddr(0x200) };
+        RingSetup { size: 8, descriptors: GuestAddr(0), driver: GuestAddr(0x100), device: GuestAddr(0x200) };
     let cases = [
-        (Setup { size: 0, ..good }, QueueError::Size),
-        (Setup { size: 3, ..good }, QueueError::Size),
-        (Setup { size: 16, ..good }, QueueError::Size),
-        (Setup { descriptors: GuestAddr(8), ..good }, QueueError::Layout),
-        (Setup { driver: GuestAddr(0x101), ..good }, QueueError::Layout),
-        (Setup { device: GuestAddr(0x202), ..good }, QueueError::Layout),
-        (Setup { descriptors: GuestAddr(u64::MAX - 15), ..good }, QueueError::Layout),
-        (Setup { device: GuestAddr(u64::MAX - 63), ..good }, QueueError::Layout),
+        (RingSetup { size: 0, ..good }, QueueError::Size),
+        (RingSetup { size: 3, ..good }, QueueError::Size),
+        (RingSetup { size: 16, ..good }, QueueError::Size),
+        (RingSetup { descriptors: GuestAddr(8), ..good }, QueueError::Layout),
+        (RingSetup { driver: GuestAddr(0x101), ..good }, QueueError::Layout),
+        (RingSetup { device: GuestAddr(0x202), ..good }, QueueError::Layout),
+        (RingSetup { descriptors: GuestAddr(u64::MAX - 15), ..good }, QueueError::Layout),
+        (RingSetup { device: GuestAddr(u64::MAX - 63), ..good }, QueueError::Layout),
     ];
     for (setup, error) in cases {
         let mut queue = Queue::new(8);
@@ -316,8 +316,8 @@ fn with_event_idx_only_the_batch_that_passes_the_event_interrupts() {
         rig.take();
     }
     assert!(!rig.complete_and_publish(0));
-    rig.queue.complete(&rig.memory, &mut (), 1, 1).unwrap();
-    rig.queue.complete(&rig.memory, &mut (), 2, 1).unwrap();
+    rig.queue.add_used(&rig.memory, &mut (), 1, 1).unwrap();
+    rig.queue.add_used(&rig.memory, &mut (), 2, 1).unwrap();
     assert!(rig.queue.publish(&rig.memory, &mut ()).unwrap(), "one interrupt for the batch with entry 2");
     assert!(!rig.complete_and_publish(3));
     assert!(!rig.complete_and_publish(4));
@@ -332,11 +332,11 @@ fn rearming_finds_the_chain_that_came_before_the_driver_could_see_it() {
     assert_eq!(rig.take(), 0);
     assert_eq!(rig.peek(), Ok(None));
     rig.offer(1);
-    assert!(!rig.queue.knows_more(&()));
-    assert_eq!(rig.queue.rearm(&rig.memory), Ok(true));
+    assert!(!rig.queue.has_fetched(&()));
+    assert_eq!(rig.queue.enable_notification(&rig.memory), Ok(true));
     assert_eq!(rig.memory.load_u16_acquire(available_event), Ok(1));
     assert_eq!(rig.take(), 1);
-    assert_eq!(rig.queue.rearm(&rig.memory), Ok(false));
+    assert_eq!(rig.queue.enable_notification(&rig.memory), Ok(false));
     assert_eq!(rig.memory.load_u16_acquire(available_event), Ok(2), "notify me of entry 2");
 }
 
@@ -349,22 +349,22 @@ struct Log {
     used: u16,
 }
 
-impl InFlight for Log {
-    fn owed(&self) -> Option<u16> {
+impl InflightTracker for Log {
+    fn next_unfinished(&self) -> Option<u16> {
         self.in_flight.get(..self.again).and_then(|owed| owed.first()).copied()
     }
 
-    fn resumed(&mut self) {
+    fn resubmitted(&mut self) {
         let head = self.in_flight.remove(0);
         self.in_flight.push(head);
         self.again -= 1;
     }
 
-    fn taken(&mut self, head: u16) {
+    fn record_taken(&mut self, head: u16) {
         self.in_flight.push(head);
     }
 
-    fn returned(&mut self, head: u16) {
+    fn record_used(&mut self, head: u16) {
         self.batch.push(head);
     }
 
@@ -386,7 +386,7 @@ fn what_is_owed_comes_first_and_the_ring_goes_on_behind_it() {
         assert_eq!(rig.queue.peek(&rig.memory, &log), Ok(Some(head)));
         rig.queue.pop(&mut log, head);
     }
-    rig.queue.complete(&rig.memory, &mut log, 1, 1).unwrap();
+    rig.queue.add_used(&rig.memory, &mut log, 1, 1).unwrap();
     rig.queue.publish(&rig.memory, &mut log).unwrap();
     assert_eq!((&*log.in_flight, log.used), (&[0, 2][..], 1));
 
@@ -395,19 +395,19 @@ fn what_is_owed_comes_first_and_the_ring_goes_on_behind_it() {
     rig.queue.reset();
     *rig.queue.setup_mut().unwrap() = setup;
     log.again = log.in_flight.len();
-    let position = Position { available: log.used + 2, used: log.used };
+    let position = RingPosition { next_avail: log.used + 2, next_used: log.used };
     rig.queue.enable_at(RingFeatures::default(), position).unwrap();
     for head in [0, 2, 3] {
-        assert!(rig.queue.knows_more(&log) || head == 3);
+        assert!(rig.queue.has_fetched(&log) || head == 3);
         assert_eq!(rig.queue.peek(&rig.memory, &log), Ok(Some(head)));
         rig.queue.pop(&mut log, head);
     }
     assert_eq!(rig.queue.peek(&rig.memory, &log), Ok(None));
     for head in [3, 0, 2] {
-        rig.queue.complete(&rig.memory, &mut log, head, 1).unwrap();
+        rig.queue.add_used(&rig.memory, &mut log, head, 1).unwrap();
     }
     rig.queue.publish(&rig.memory, &mut log).unwrap();
     assert_eq!((log.in_flight.len(), log.used), (0, 4));
     assert_eq!(rig.memory.load_u16_acquire(GuestAddr(USED + 2)), Ok(4));
-    assert_eq!(rig.queue.position(), Some(Position { available: 4, used: 4 }));
+    assert_eq!(rig.queue.position(), Some(RingPosition { next_avail: 4, next_used: 4 }));
 }

@@ -99,11 +99,11 @@ impl<const Q: usize> Direct<Q> {
         ended: &mut Vec<Ended, 16>,
     ) {
         for (queue, handle) in self.queues.iter_mut().zip(storage) {
-            while let Some((slot, _)) = queue.sequencer.wanting() {
+            while let Some((slot, _)) = queue.sequencer.needs_segments() {
                 let id = *queue.sequencer.payload(slot).unwrap();
                 let &(_, action) = queue.outstanding.iter().find(|o| o.0 == id).unwrap();
                 let (_, segments) = decode(id, action, true);
-                if queue.sequencer.supply(memory, handle, slot, &segments).is_err() {
+                if queue.sequencer.supply_segments(memory, handle, slot, &segments).is_err() {
                     break;
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{GuestCache, Hold, Order, Request, Sequencer};
+use blk_core::order::{Deferred, GuestCache, Order, Request, Sequencer};
 use blk_core::snapshot;
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::{Extent, GuestAddr, SECTOR_BYTES};
@@ -139,7 +139,7 @@ impl Rig {
             Action::Advance { ask } => drop(self.poll(Some(ask))),
             Action::Supply => self.supply(),
             Action::GiveUp => {
-                if let Some((slot, _)) = self.queue.wanting() {
+                if let Some((slot, _)) = self.queue.needs_segments() {
                     self.end(slot, false);
                     self.release(slot);
                 }
@@ -183,10 +183,10 @@ impl Rig {
                 self.begin(slot, self.taken, request, cache);
                 self.taken += 1;
             }
-            Err(Hold::Busy) => assert!(self.busy),
-            Err(Hold::Full) => assert_eq!(in_use, SLOTS),
-            Err(Hold::Resetting) => assert!(self.resetting),
-            Err(Hold::Barrier) => {
+            Err(Deferred::Busy) => assert!(self.busy),
+            Err(Deferred::Full) => assert_eq!(in_use, SLOTS),
+            Err(Deferred::Resetting) => assert!(self.resetting),
+            Err(Deferred::Barrier) => {
                 let older = request.order == Order::Barrier && in_use > 0;
                 assert!(barrier.is_some() || older, "held for nothing");
             }
@@ -255,12 +255,12 @@ impl Rig {
     }
 
     fn supply(&mut self) {
-        let Some((slot, op)) = self.queue.wanting() else { return };
+        let Some((slot, op)) = self.queue.needs_segments() else { return };
         let known = self.live[&slot];
         let asked = matches!((op, known.request.op), (Op::Write { .. }, Op::Write { .. }));
         assert!(asked || op == known.request.op, "{slot} wants {op:?} for {known:?}");
         let segments = self.segments(slot, op);
-        let supplied = self.queue.supply(&self.memory, &mut self.disk, slot, &segments);
+        let supplied = self.queue.supply_segments(&self.memory, &mut self.disk, slot, &segments);
         assert_eq!(supplied.is_err(), self.busy);
     }
 

@@ -207,7 +207,7 @@ impl Rig {
             return;
         }
         let chain = self.taken.remove(usize::from(which) % self.taken.len());
-        let _ = self.queue.complete(&self.memory, &mut (), chain.head, written);
+        let _ = self.queue.add_used(&self.memory, &mut (), chain.head, written);
         self.returned.push_back((chain, written));
     }
 
@@ -226,7 +226,7 @@ impl Rig {
     }
 
     fn rearm(&mut self) {
-        let more = self.queue.rearm(&self.memory);
+        let more = self.queue.enable_notification(&self.memory);
         if self.honest && self.queue.is_running() {
             assert_eq!(more, Ok(!self.offered.is_empty()));
             if self.features.event_idx {

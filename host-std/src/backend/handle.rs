@@ -51,8 +51,8 @@ impl Storage<MappedMemory> for Box<dyn Handle> {
         (**self).staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        (**self).fence()
+    fn cancel_in_flight(&mut self) -> bool {
+        (**self).cancel_in_flight()
     }
 }
 

@@ -36,7 +36,7 @@
 //! - The image lock is held until the kernel has ended the last operation, also for a process that is killed: while a
 //!   thread is in a call, or a ring has an operation in flight, the file that carries the lock stays open.
 //!
-//! Not here: image formats; taking back what is in flight (`Storage::fence` promises only where nothing is); buffers
+//! Not here: image formats; taking back what is in flight (`Storage::cancel_in_flight` promises only where nothing is); buffers
 //! registered with the ring, which would pin the guest's memory.
 
 mod admission;

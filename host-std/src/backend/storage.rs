@@ -391,7 +391,7 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
     }
 
     /// True if nothing is in flight: what has ended is forgotten. What the kernel or a thread has cannot be taken back.
-    fn fence(&mut self) -> bool {
+    fn cancel_in_flight(&mut self) -> bool {
         self.collect();
         self.batch.append(&mut self.ended);
         let quiet = self.in_use() == self.batch.len();

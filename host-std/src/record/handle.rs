@@ -227,8 +227,8 @@ impl Storage<MappedMemory> for RecordedHandle {
         self.inner.staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        if !self.inner.fence() {
+    fn cancel_in_flight(&mut self) -> bool {
+        if !self.inner.cancel_in_flight() {
             return false;
         }
         for pending in self.in_flight.drain().filter_map(|(_, pending)| pending.buffer) {

@@ -137,12 +137,12 @@ impl Storage<MappedMemory> for SplitHandle {
         self.inner.staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        let fenced = self.inner.fence();
-        if fenced {
+    fn cancel_in_flight(&mut self) -> bool {
+        let cancelled = self.inner.cancel_in_flight();
+        if cancelled {
             self.writes.clear();
         }
-        fenced
+        cancelled
     }
 }
 

@@ -298,7 +298,7 @@ impl Storage<MappedMemory> for OverlayHandle {
     }
 
     /// What was submitted has been done: nothing lands later.
-    fn fence(&mut self) -> bool {
+    fn cancel_in_flight(&mut self) -> bool {
         self.ended.clear();
         true
     }

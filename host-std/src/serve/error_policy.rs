@@ -346,15 +346,15 @@ impl Storage<MappedMemory> for PolicedHandle {
         }
     }
 
-    fn fence(&mut self) -> bool {
-        let fenced = self.inner.fence();
-        if fenced {
+    fn cancel_in_flight(&mut self) -> bool {
+        let cancelled = self.inner.cancel_in_flight();
+        if cancelled {
             self.slots.iter_mut().for_each(|slot| slot.state = State::Free);
             self.ended.clear();
             self.held_requests.let_go(std::mem::take(&mut self.held));
             self.stalled = false;
         }
-        fenced
+        cancelled
     }
 }
 

@@ -302,7 +302,7 @@ fn a_fence_forgets_what_is_held() {
     let mut bench = Bench::new(limits(Some((1, 1)), None));
     bench.run(1, 1, READ);
     (0..5).for_each(|slot| bench.submit(slot, WRITE));
-    assert!(bench.handle.fence());
+    assert!(bench.handle.cancel_in_flight());
     bench.handle.drain(true);
     assert_eq!((bench.ready(), bench.backend.limiter().delays().held), (None, 0));
     assert_eq!(bench.backend.counts().writes, 0);

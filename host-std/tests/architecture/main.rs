@@ -37,7 +37,7 @@ const CRATES: &[Crate] = &[
         root: "src/lib.rs",
         floors: &[
             &["", "ram", "sim", "virtio", "snapshot"],
-            &["order", "sticky", "sync", "virtq", "pci"],
+            &["order", "latch", "sync", "virtq", "pci"],
             &["bus", "memory", "storage"],
             &["mutant", "op"],
             &["units"],

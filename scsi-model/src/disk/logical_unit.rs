@@ -279,7 +279,7 @@ impl<const N: usize> LogicalUnit<N> {
         for _ in 0..N.saturating_add(16) {
             let step = match self.sequencer.poll(io.memory, io.storage) {
                 Some(done) => self.completed(done, io).map_or(Step::Moved, Step::Ended),
-                None => match self.supply(io) {
+                None => match self.supply_segments(io) {
                     Step::Stuck => self.start(io),
                     step => step,
                 },
@@ -294,14 +294,14 @@ impl<const N: usize> LogicalUnit<N> {
     }
 
     /// Gives slots the segments that they need again.
-    fn supply<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Step
+    fn supply_segments<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Step
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
         let mut step = Step::Stuck;
-        while let Some((slot, _)) = self.sequencer.wanting() {
+        while let Some((slot, _)) = self.sequencer.needs_segments() {
             let Some(started) = self.sequencer.payload(slot) else { break };
             if started.aborted {
                 return self.end(slot, Outcome::Aborted, 0).map_or(Step::Moved, Step::Ended);
@@ -310,7 +310,7 @@ impl<const N: usize> LogicalUnit<N> {
             if let Err(sense) = started.job.segments(slot, &started.task, io, &mut list) {
                 return self.fail(slot, sense).map_or(Step::Moved, Step::Ended);
             }
-            if self.sequencer.supply(io.memory, io.storage, slot, &list).is_err() {
+            if self.sequencer.supply_segments(io.memory, io.storage, slot, &list).is_err() {
                 break;
             }
             step = Step::Moved;

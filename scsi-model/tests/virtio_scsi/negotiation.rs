@@ -132,7 +132,7 @@ fn a_closed_ring_drains() {
     assert_eq!(controller.in_flight(2), 0);
     assert!(controller.is_drained());
     let position = controller.ring(2).and_then(|ring| ring.position()).unwrap();
-    assert_eq!(position.available, position.used, "where a later device goes on");
+    assert_eq!(position.next_avail, position.next_used, "where a later device goes on");
     assert_eq!(machine.heads(2), [sent.head]);
     machine.poll();
     assert_eq!(machine.heads(2), [later.head]);

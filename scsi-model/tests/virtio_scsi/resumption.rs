@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use blk_core::memory::GuestMemory as _;
 use blk_core::storage::Cache;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{InFlight, Position, RingFeatures, Setup};
+use blk_core::virtq::{InflightTracker, RingFeatures, RingPosition, RingSetup};
 use scsi_model::Setting;
 use scsi_model::front::virtio_scsi::{Config, Controller, Policy, REQUEST};
 
@@ -28,16 +28,16 @@ impl Log {
     }
 }
 
-impl InFlight for Log {
-    fn owed(&self) -> Option<u16> {
+impl InflightTracker for Log {
+    fn next_unfinished(&self) -> Option<u16> {
         self.owed.front().copied()
     }
 
-    fn resumed(&mut self) {
+    fn resubmitted(&mut self) {
         self.owed.pop_front();
     }
 
-    fn taken(&mut self, head: u16) {
+    fn record_taken(&mut self, head: u16) {
         self.in_flight.push((head, 0));
     }
 
@@ -49,7 +49,7 @@ impl InFlight for Log {
         self.in_flight.iter_mut().find(|(at, _)| *at == head).unwrap().1 = stage;
     }
 
-    fn returned(&mut self, head: u16) {
+    fn record_used(&mut self, head: u16) {
         self.batch.push(head);
     }
 
@@ -62,13 +62,13 @@ impl InFlight for Log {
 type Served = Controller<QUEUES, UNITS, TAGS>;
 
 /// A controller over the machine's rings, as a server makes one for a guest that knows nothing of it.
-fn restart(machine: &Machine, position: Position, setting: Setting) -> Served {
+fn restart(machine: &Machine, position: RingPosition, setting: Setting) -> Served {
     let mut controller = Served::new(Config { queues: 2, queue_size_max: RING });
     controller.insert(at(0, 0), identity(), &machine.disks[0].info).unwrap();
     controller.resume(0, setting);
     let base = REQUEST as u64 * 0x1000;
     let ring = controller.ring_mut(REQUEST).unwrap();
-    *ring.setup_mut().unwrap() = Setup {
+    *ring.setup_mut().unwrap() = RingSetup {
         size: RING,
         descriptors: GuestAddr(base),
         driver: GuestAddr(base + 0x400),
@@ -92,7 +92,7 @@ fn a_compare_and_write_survives_a_kill_at_any_point() {
         let mut machine = Machine::new(&[at(0, 0)]);
         let base = REQUEST as u64 * 0x1000 + 0x500;
         let used = machine.memory.load_u16_acquire(GuestAddr(base + 2)).unwrap();
-        let position = Position { available: used, used };
+        let position = RingPosition { next_avail: used, next_used: used };
         let mut logs = vec![Log::default(); 4];
         let mut first = restart(&machine, position, Setting::WRITE_CACHE);
         let data = [[3; BLOCK], [0x55; BLOCK]].concat();
@@ -116,7 +116,7 @@ fn a_compare_and_write_survives_a_kill_at_any_point() {
         let mut logs: Vec<Log> = logs.iter().map(Log::inherited).collect();
         let owed = logs[REQUEST].in_flight.len() as u16;
         assert_eq!(owed, u16::from(steps >= 1 && !answered));
-        let position = Position { available: used.wrapping_add(owed), used };
+        let position = RingPosition { next_avail: used.wrapping_add(owed), next_used: used };
         let mut second = restart(&machine, position, Setting::WRITE_CACHE);
         poll(&mut second, &machine.memory, &mut machine.disks, &mut logs);
         let (head, used_len) = machine.reap(REQUEST).expect("it is answered");

@@ -21,8 +21,8 @@ pub struct DiskConfig {
     pub sectors: u64,
     /// Bytes of each staging buffer.
     pub staging_bytes: u32,
-    /// Whether `fence` drops what is in flight and promises that it does not land; elsewhere it promises nothing.
-    pub fence: bool,
+    /// Whether `cancels` drops what is in flight and promises that it does not land; elsewhere it promises nothing.
+    pub cancels: bool,
 }
 
 impl DiskConfig {
@@ -36,7 +36,7 @@ impl DiskConfig {
             depth: 8,
             sectors: 128,
             staging_bytes: 1024,
-            fence: false,
+            cancels: false,
         }
     }
 

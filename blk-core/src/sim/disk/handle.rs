@@ -23,7 +23,7 @@ const SECTOR: usize = SECTOR_BYTES as usize;
 pub struct SimHandle {
     index: u8,
     depth: usize,
-    fence: bool,
+    cancels: bool,
     info: Info,
     pub(super) shared: Rc<RefCell<Shared>>,
     /// In the order of submission.
@@ -39,7 +39,7 @@ impl SimHandle {
         Self {
             index,
             depth: config.depth,
-            fence: config.fence,
+            cancels: config.cancels,
             info,
             shared,
             in_flight: Vec::new(),
@@ -164,8 +164,8 @@ impl Storage<SimMemory> for SimHandle {
         if in_use || self.info.staging_bytes == 0 { &mut [] } else { self.buffer(slot) }
     }
 
-    fn fence(&mut self) -> bool {
-        if !self.fence {
+    fn cancel_in_flight(&mut self) -> bool {
+        if !self.cancels {
             return false;
         }
         let mut shared = self.shared.borrow_mut();

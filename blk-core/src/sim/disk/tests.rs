@@ -259,11 +259,11 @@ fn a_clone_is_another_disk() {
 fn a_fence_ends_what_is_in_flight_only_where_it_is_promised() {
     let mut bench = Bench::mode(CacheMode::WriteBack);
     bench.submit(0, WRITE, A);
-    assert!(!bench.disk.handles()[0].fence());
+    assert!(!bench.disk.handles()[0].cancel_in_flight());
     assert!(!bench.disk.is_idle());
-    let mut bench = Bench::new(DiskConfig { fence: true, ..DiskConfig::new(CacheMode::WriteBack) });
+    let mut bench = Bench::new(DiskConfig { cancels: true, ..DiskConfig::new(CacheMode::WriteBack) });
     bench.submit(0, WRITE, A);
-    assert!(bench.disk.handles()[0].fence());
+    assert!(bench.disk.handles()[0].cancel_in_flight());
     assert!(bench.disk.is_idle());
     bench.can_hold(&[INITIAL, A]);
 }

@@ -20,7 +20,7 @@ fn bench() -> Bench {
     assert!(bench.submit(0, Op::Flush, 0).is_err());
     bench.depth(9);
     bench.submit(0, Op::Discard { extent: Extent::new(0, 1) }, 0).unwrap();
-    assert!(bench.handles[0].fence());
+    assert!(bench.handles[0].cancel_in_flight());
     let failed = bench.submit(1, Op::Flush, 0).unwrap();
     bench.end(1, failed, Err(IoErrorKind::Medium));
     bench.poll(1).unwrap();

@@ -147,7 +147,7 @@ impl Storage<MappedMemory> for ScriptedHandle {
         &mut self.staging
     }
 
-    fn fence(&mut self) -> bool {
+    fn cancel_in_flight(&mut self) -> bool {
         self.disk.with(|disk| {
             disk.in_flight.retain(|pending| pending.handle != self.index);
             disk.ended.retain(|(handle, _)| *handle != self.index);

@@ -161,7 +161,7 @@ fn a_fence_ends_what_was_in_flight() {
     let mut bench = Bench::new(Cache::WriteThrough);
     bench.submit(0, write(0, 1), A).unwrap();
     bench.submit(1, write(1, 1), A).unwrap();
-    assert!(bench.handles[0].fence());
+    assert!(bench.handles[0].cancel_in_flight());
     bench.run(0, write(0, 1), B);
     can_hold(&bench, &[B]);
     bench.run(0, write(1, 1), B);

@@ -114,7 +114,7 @@ impl Storage<MappedMemory> for ScriptHandle {
         &mut self.staging
     }
 
-    fn fence(&mut self) -> bool {
+    fn cancel_in_flight(&mut self) -> bool {
         self.ended.clear();
         self.in_flight.clear();
         true
@@ -333,7 +333,7 @@ fn a_fence_or_the_end_of_a_handle_forgets_what_is_held() {
     rig.fail_next(&[IoErrorKind::Medium, IoErrorKind::Medium]);
     rig.submit(0, WRITE);
     assert_eq!((rig.poll(), rig.held_requests.held()), (None, 1));
-    assert!(rig.handle.fence());
+    assert!(rig.handle.cancel_in_flight());
     assert_eq!(rig.held_requests.held(), 0);
     rig.held_requests.retry();
     assert_eq!((rig.poll(), rig.taken()), (None, 1));

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
-use blk_core::virtq::{Position, RingFeatures, Setup};
+use blk_core::virtq::{RingFeatures, RingPosition, RingSetup};
 
 use crate::memory::MappedMemory;
 use crate::server::client_fd::ClientFd;
@@ -49,9 +49,9 @@ pub(in crate::server) enum Command {
 
 /// A ring as the client set it up.
 pub(in crate::server) struct VringSetup {
-    pub(in crate::server) setup: Setup,
+    pub(in crate::server) setup: RingSetup,
     pub(in crate::server) features: RingFeatures,
-    pub(in crate::server) position: Position,
+    pub(in crate::server) position: RingPosition,
     pub(in crate::server) log: InflightRecorder,
     /// `None`: it is to be polled.
     pub(in crate::server) kick: Option<ClientFd>,

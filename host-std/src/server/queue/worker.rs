@@ -266,7 +266,7 @@ impl Worker {
         for (ring, vring) in self.vrings.iter_mut().enumerate() {
             let drained = at_once || self.rings.in_flight(ring) == 0;
             if drained && let Run::Stopping(stopped) = &vring.run {
-                let _ = stopped.send(vring.position.available);
+                let _ = stopped.send(vring.position.next_avail);
                 vring.run = Run::Off;
                 vring.interrupt = false;
                 self.rings.stop(ring);

@@ -218,7 +218,7 @@ impl Storage<MappedMemory> for CountedHandle {
     }
 
     /// Never: what is in flight is waited for, and counted.
-    fn fence(&mut self) -> bool {
+    fn cancel_in_flight(&mut self) -> bool {
         false
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{RingFeatures, Setup};
+use blk_core::virtq::{RingFeatures, RingSetup};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -154,11 +154,11 @@ impl Handler {
             self.table.guest_addr(user).ok_or_else(|| format!("its ring at {user:#x} is in no memory region"))
         };
         let (descriptors, driver) = (translate(user.descriptors)?, translate(user.driver)?);
-        let setup = Setup { size, descriptors, driver, device: translate(user.device)? };
+        let setup = RingSetup { size, descriptors, driver, device: translate(user.device)? };
         let used = setup.device.checked_add(2).unwrap_or(GuestAddr(u64::MAX));
         let used = self.memory.load_u16_acquire(used).map_err(|_| "its used ring is no memory")?;
         let counters = self.device.counters(index);
-        let mut position = blk_core::virtq::Position { available: vring.base, used };
+        let mut position = blk_core::virtq::RingPosition { next_avail: vring.base, next_used: used };
         let mut log = InflightRecorder::none(Arc::clone(&counters));
         if let Some((region, persistent)) = &self.in_flight
             && let Some(queue) = region.queue(index as u16)
@@ -174,10 +174,10 @@ impl Handler {
                 );
             }
             log = InflightRecorder::new(queue, Arc::clone(persistent), recovered, counters);
-        } else if position.available != used {
+        } else if position.next_avail != used {
             tracing::warn!(
                 queue = index,
-                available = position.available,
+                available = position.next_avail,
                 used,
                 "the ring begins at another entry than was used last: requests in between are not in our hands"
             );

@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use blk_core::order::Hold;
-use blk_core::virtq::{Position, QueueError, RingFeatures, Setup};
+use blk_core::order::Deferred;
+use blk_core::virtq::{QueueError, RingFeatures, RingPosition, RingSetup};
 
 use super::unit::Unit;
 use crate::memory::MappedMemory;
@@ -64,9 +64,9 @@ pub(in crate::server) trait QueueGroup: Send {
     fn start(
         &mut self,
         ring: usize,
-        setup: &Setup,
+        setup: &RingSetup,
         features: RingFeatures,
-        position: Position,
+        position: RingPosition,
     ) -> Result<(), QueueError>;
 
     /// Makes bounded progress on all rings, and returns whether to be called again at once.
@@ -76,7 +76,7 @@ pub(in crate::server) trait QueueGroup: Send {
     fn in_flight(&self, ring: usize) -> u32;
 
     /// Where a ring stands, if it is running.
-    fn position(&self, ring: usize) -> Option<Position>;
+    fn position(&self, ring: usize) -> Option<RingPosition>;
 
     /// What broke a ring.
     fn error(&self, ring: usize) -> Option<QueueError>;
@@ -85,7 +85,7 @@ pub(in crate::server) trait QueueGroup: Send {
     fn stop(&mut self, ring: usize);
 
     /// Submits a flush of every image. Nothing is in flight.
-    fn flush(&mut self, memory: &MappedMemory) -> Result<(), Hold>;
+    fn flush(&mut self, memory: &MappedMemory) -> Result<(), Deferred>;
 
     /// How that flush ended, once it has.
     fn take_flushed(&mut self) -> Option<bool>;

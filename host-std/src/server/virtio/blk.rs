@@ -3,10 +3,10 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use blk_core::order::{GuestCache, Hold};
-use blk_core::virtq::{Position, QueueError, RingFeatures, Setup};
+use blk_core::order::{Deferred, GuestCache};
+use blk_core::virtq::{QueueError, RingFeatures, RingPosition, RingSetup};
 use virtio_blk_model::device::{Config, Control, Interface};
-use virtio_blk_model::queue::{Policy, Queue};
+use virtio_blk_model::queue::{DeviceView, Queue};
 use virtio_blk_model::wire::{ConfigSpace, Features};
 use zerocopy::IntoBytes as _;
 
@@ -118,9 +118,9 @@ impl QueueGroup for BlkQueue {
     fn start(
         &mut self,
         _ring: usize,
-        setup: &Setup,
+        setup: &RingSetup,
         features: RingFeatures,
-        position: Position,
+        position: RingPosition,
     ) -> Result<(), QueueError> {
         let ring = self.queue.ring_mut();
         ring.reset();
@@ -133,14 +133,14 @@ impl QueueGroup for BlkQueue {
     #[inline]
     fn poll(&mut self, memory: &MappedMemory, negotiated: &Negotiated, vrings: &mut [VringIo]) -> bool {
         let Some(vring) = vrings.first_mut() else { return false };
-        let policy = Policy {
+        let view = DeviceView {
             features: Features::from_bits_truncate(negotiated.features),
             cache: if negotiated.write_back { GuestCache::WriteBack } else { GuestCache::WriteThrough },
             read_only: self.read_only,
             open: vring.is_open(),
             epoch: negotiated.epoch,
         };
-        let progress = self.queue.poll_logged(memory, &mut *self.handle, || policy, vring.log_mut());
+        let progress = self.queue.poll_logged(memory, &mut *self.handle, || view, vring.log_mut());
         if progress.interrupt {
             vring.interrupt();
         }
@@ -151,7 +151,7 @@ impl QueueGroup for BlkQueue {
         self.queue.in_flight()
     }
 
-    fn position(&self, _ring: usize) -> Option<Position> {
+    fn position(&self, _ring: usize) -> Option<RingPosition> {
         self.queue.ring().position()
     }
 
@@ -163,7 +163,7 @@ impl QueueGroup for BlkQueue {
         self.queue.ring_mut().reset();
     }
 
-    fn flush(&mut self, memory: &MappedMemory) -> Result<(), Hold> {
+    fn flush(&mut self, memory: &MappedMemory) -> Result<(), Deferred> {
         self.queue.flush(memory, &mut *self.handle)
     }
 

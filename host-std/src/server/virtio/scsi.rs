@@ -4,10 +4,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::Hold;
+use blk_core::order::Deferred;
 use blk_core::storage::{Busy, Cache, Completion, Info, Storage};
 use blk_core::units::Tag;
-use blk_core::virtq::{Position, QueueError, RingFeatures, Setup};
+use blk_core::virtq::{QueueError, RingFeatures, RingPosition, RingSetup};
 use scsi_model::disk::Setting;
 use scsi_model::front::virtio_scsi::wire::Features;
 use scsi_model::front::virtio_scsi::{Address, Config, Controller, Policy, REQUEST};
@@ -274,11 +274,11 @@ impl QueueGroup for ScsiQueues {
     fn start(
         &mut self,
         ring: usize,
-        setup: &Setup,
+        setup: &RingSetup,
         features: RingFeatures,
-        position: Position,
+        position: RingPosition,
     ) -> Result<(), QueueError> {
-        if !self.served && position.used != 0 {
+        if !self.served && position.next_used != 0 {
             // The guest has used this ring with a server before this one, and what it has set in the units is not known.
             for unit in 0..UNITS_MAX {
                 if let Some(setting) = self.host.setting(unit) {
@@ -328,7 +328,7 @@ impl QueueGroup for ScsiQueues {
         self.host.in_flight(ring) as u32 + u32::from(flushing)
     }
 
-    fn position(&self, ring: usize) -> Option<Position> {
+    fn position(&self, ring: usize) -> Option<RingPosition> {
         self.host.ring(ring)?.position()
     }
 
@@ -348,7 +348,7 @@ impl QueueGroup for ScsiQueues {
         self.host.finish_reset(memory, &mut self.handles);
     }
 
-    fn flush(&mut self, memory: &MappedMemory) -> Result<(), Hold> {
+    fn flush(&mut self, memory: &MappedMemory) -> Result<(), Deferred> {
         let (mut left, mut ok) = (0, true);
         for slot in &mut self.handles {
             if let Some(handle) = &mut slot.handle {

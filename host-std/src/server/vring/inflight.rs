@@ -20,7 +20,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use blk_core::virtq::{Position, SIZE_MAX};
+use blk_core::virtq::{RingPosition, SIZE_MAX};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::memory::{BusErrors, Mapping};
@@ -192,8 +192,8 @@ pub(in crate::server) struct Recovered {
 
 impl Recovered {
     /// Where the ring is to go on, whose used index is `used`.
-    pub(in crate::server) fn position(&self, used: u16) -> Position {
-        Position { available: used.wrapping_add(self.owed.len() as u16), used }
+    pub(in crate::server) fn position(&self, used: u16) -> RingPosition {
+        RingPosition { next_avail: used.wrapping_add(self.owed.len() as u16), next_used: used }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use blk_core::virtq::InFlight;
+use blk_core::virtq::InflightTracker;
 use virtio_blk_model::command::Command;
 use virtio_blk_model::queue::Observer;
 use virtio_blk_model::wire::Status;
@@ -51,18 +51,18 @@ impl InflightRecorder {
     }
 }
 
-impl InFlight for InflightRecorder {
+impl InflightTracker for InflightRecorder {
     #[inline]
-    fn owed(&self) -> Option<u16> {
+    fn next_unfinished(&self) -> Option<u16> {
         self.owed.front().copied()
     }
 
-    fn resumed(&mut self) {
+    fn resubmitted(&mut self) {
         self.owed.pop_front();
     }
 
     #[inline]
-    fn taken(&mut self, head: u16) {
+    fn record_taken(&mut self, head: u16) {
         if let Some((region, _)) = &self.region {
             region.taken(head, self.counter);
             self.counter = self.counter.wrapping_add(1);
@@ -80,7 +80,7 @@ impl InFlight for InflightRecorder {
     }
 
     #[inline]
-    fn returned(&mut self, head: u16) {
+    fn record_used(&mut self, head: u16) {
         if let Some((region, _)) = &self.region {
             region.returned(head);
             self.batch = self.batch.wrapping_add(1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use blk_core::virtq::{InFlight, Position};
+use blk_core::virtq::{InflightTracker, RingPosition};
 
 use super::inflight_recorder::InflightRecorder;
 use crate::server::client_fd::ClientFd;
@@ -34,7 +34,7 @@ pub(in crate::server) struct VringIo {
     /// An interrupt is due.
     pub(in crate::server) interrupt: bool,
     /// Where the ring stood last, also when it is broken now.
-    pub(in crate::server) position: Position,
+    pub(in crate::server) position: RingPosition,
     /// The client knows that the ring is broken.
     pub(in crate::server) told_broken: bool,
     pub(in crate::server) counters: Arc<QueueCounters>,
@@ -51,7 +51,7 @@ impl VringIo {
             kick: None,
             log: InflightRecorder::none(Arc::clone(&counters)),
             interrupt: false,
-            position: Position::default(),
+            position: RingPosition::default(),
             told_broken: false,
             counters,
         }
@@ -78,17 +78,17 @@ impl VringIo {
 }
 
 /// A ring's log, where a device takes a slice of them.
-impl InFlight for VringIo {
-    fn owed(&self) -> Option<u16> {
-        self.log.owed()
+impl InflightTracker for VringIo {
+    fn next_unfinished(&self) -> Option<u16> {
+        self.log.next_unfinished()
     }
 
-    fn resumed(&mut self) {
-        self.log.resumed();
+    fn resubmitted(&mut self) {
+        self.log.resubmitted();
     }
 
-    fn taken(&mut self, head: u16) {
-        self.log.taken(head);
+    fn record_taken(&mut self, head: u16) {
+        self.log.record_taken(head);
     }
 
     fn stage(&self, head: u16) -> u8 {
@@ -99,8 +99,8 @@ impl InFlight for VringIo {
         self.log.set_stage(head, stage);
     }
 
-    fn returned(&mut self, head: u16) {
-        self.log.returned(head);
+    fn record_used(&mut self, head: u16) {
+        self.log.record_used(head);
     }
 
     fn publishing(&mut self) {

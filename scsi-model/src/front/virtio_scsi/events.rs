@@ -1,7 +1,7 @@
 //! The event queue: what a driver is told unasked. VIRTIO 1.3, 5.6.6.3.
 
 use blk_core::memory::GuestMemory;
-use blk_core::virtq::{InFlight, Queue, QueueError};
+use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
@@ -75,7 +75,7 @@ impl Events {
         ring: &mut Queue,
         memory: &M,
         features: Features,
-        log: &mut impl InFlight,
+        log: &mut impl InflightTracker,
     ) -> Result<(), QueueError> {
         loop {
             // What the driver did not ask to be told is not told: 5.6.6.3.2.
@@ -85,7 +85,7 @@ impl Events {
             }
             let Some(head) = ring.peek(memory, log)? else {
                 // The driver adds buffers when it likes, and is to say so.
-                if ring.rearm(memory)? {
+                if ring.enable_notification(memory)? {
                     continue;
                 }
                 return Ok(());
@@ -102,7 +102,7 @@ impl Events {
             }
             ring.pop(log, head);
             let written = put(ring, memory, head, 0, bytes.as_bytes())?;
-            ring.complete(memory, log, head, written)?;
+            ring.add_used(memory, log, head, written)?;
             if told {
                 if !self.waiting.is_empty() {
                     self.waiting.remove(0);

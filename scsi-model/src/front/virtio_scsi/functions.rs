@@ -4,7 +4,7 @@
 use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::Storage;
-use blk_core::virtq::{InFlight, Queue, QueueError};
+use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use zerocopy::FromBytes;
 
 use super::address::Addressed;
@@ -39,13 +39,13 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     pub(super) fn is_asked<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         if self.function.is_some() || !io.policy.is_open(CONTROL) {
             return false;
         }
         let Some((ring, log)) = running(&mut self.rings, io.logs, CONTROL) else { return false };
-        ring.look(io.memory).is_ok() && ring.knows_more(log)
+        ring.fetch_avail_idx(io.memory).is_ok() && ring.has_fetched(log)
     }
 
     /// Takes a request off the control queue, and returns whether it could.
@@ -53,7 +53,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
-        I: InFlight,
+        I: InflightTracker,
     {
         let Some((ring, log)) = running(&mut self.rings, io.logs, CONTROL) else { return false };
         let Ok(Some(head)) = ring.peek(io.memory, log) else { return false };
@@ -78,7 +78,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     pub(super) fn end_function<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let Some(Function { head }) = self.function else { return false };
         let waits = self.units.iter().flatten().any(|attached| attached.unit.is_managing());
@@ -174,7 +174,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn answer_notification<M, H, I>(&mut self, head: u16, response: Response, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         if let Some((ring, _)) = running(&mut self.rings, io.logs, CONTROL)
             && put(ring, io.memory, head, 0, &[0; ACTUAL_BYTES as usize]).is_ok()
@@ -192,13 +192,13 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         io: &mut Io<'_, M, H, I>,
     ) where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let Some((ring, log)) = running(&mut self.rings, io.logs, CONTROL) else { return };
         if let Ok(written) = put(ring, io.memory, head, offset, &[response as u8]) {
             let written = u32::try_from(offset).unwrap_or(0).saturating_add(written);
             // An error has broken the ring.
-            let _ = ring.complete(io.memory, log, head, written);
+            let _ = ring.add_used(io.memory, log, head, written);
         }
     }
 }
@@ -211,7 +211,7 @@ const fn found(there: bool) -> Effect {
 fn take<M: GuestMemory + ?Sized>(
     ring: &mut Queue,
     memory: &M,
-    log: &mut impl InFlight,
+    log: &mut impl InflightTracker,
     head: u16,
 ) -> Result<Asked, QueueError> {
     let chain = Chain::<COPIED_BYTES>::read(ring, memory, head)?;

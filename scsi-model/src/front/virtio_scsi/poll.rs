@@ -2,7 +2,7 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
-use blk_core::virtq::{InFlight, QueueError};
+use blk_core::virtq::{InflightTracker, QueueError};
 
 use super::address::{Address, Addressed};
 use super::controller::{Attached, Controller};
@@ -37,7 +37,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
-        I: InFlight,
+        I: InflightTracker,
     {
         let again = self.work(memory, storage, policy, logs);
         Polled { interrupts: self.publish(memory, logs), again }
@@ -50,7 +50,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
-        I: InFlight,
+        I: InflightTracker,
     {
         if self.resetting {
             self.finish_reset(memory, storage);
@@ -83,7 +83,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 again = true;
                 break;
             }
-            if !moved && !self.rearm(io) {
+            if !moved && !self.enable_notifications(io) {
                 break;
             }
         }
@@ -114,17 +114,17 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
-        I: InFlight,
+        I: InflightTracker,
     {
         if !io.policy.is_open(index) {
             return true;
         }
         if let Some((ring, _)) = running(&mut self.rings, io.logs, index) {
             // An error has broken the ring, which says so by itself.
-            let _ = ring.look(io.memory);
+            let _ = ring.fetch_avail_idx(io.memory);
         }
         while let Some((ring, log)) = running(&mut self.rings, io.logs, index) {
-            if !ring.knows_more(log) {
+            if !ring.has_fetched(log) {
                 break;
             }
             if *budget == 0 {
@@ -149,7 +149,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
-        I: InFlight,
+        I: InflightTracker,
     {
         let responder = match request.to {
             Addressed::ReportLuns => Responder::WellKnown,
@@ -181,7 +181,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn enqueue<M, H, I>(&mut self, index: usize, request: &Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
         let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) else { return };
@@ -205,7 +205,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn refuse<M, H, I>(&mut self, request: &Request, response: Response, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         self.answer(request.chain, (request.data, &Answer::refused(response)), io);
     }
@@ -213,7 +213,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn check<M, H, I>(&mut self, request: &Request, sense: Sense, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let sense = sense.encode(false);
         self.answer(request.chain, (request.data, &Answer::check_condition(&sense)), io);
@@ -223,7 +223,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn reply<M, H, I>(&mut self, request: &Request, reply: &Reply, allocation: u32, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let wanted = usize::try_from(allocation).unwrap_or(usize::MAX).min(reply.bytes().len());
         if request.data.in_bytes() < wanted as u64 {
@@ -240,7 +240,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn answer<M, H, I>(&mut self, chain: Place, answer: (Data, &Answer<'_>), io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         // An error has broken the ring: there is nobody to be answered.
         let _ = requests::answer(&mut self.rings, io.logs, io.memory, chain, answer, self.sizes);
@@ -251,7 +251,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
-        I: InFlight,
+        I: InflightTracker,
     {
         let Self { rings, addresses, units, sizes, events, .. } = self;
         let mut ended = false;
@@ -305,10 +305,10 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     /// Asks for notifications, and returns whether one was just missed.
-    fn rearm<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
+    fn enable_notifications<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>) -> bool
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let waiting = self.function.is_some();
         let mut missed = false;
@@ -318,7 +318,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 continue;
             }
             if let Some((ring, _)) = running(&mut self.rings, io.logs, index) {
-                missed |= ring.rearm(io.memory).unwrap_or(false);
+                missed |= ring.enable_notification(io.memory).unwrap_or(false);
             }
         }
         missed
@@ -327,7 +327,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     fn deliver_events<M, H, I>(&mut self, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         if !io.policy.is_open(EVENT) {
             return;
@@ -342,7 +342,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     pub fn publish<M, I>(&mut self, memory: &M, logs: &mut [I]) -> u64
     where
         M: GuestMemory + ?Sized,
-        I: InFlight,
+        I: InflightTracker,
     {
         let mut interrupts = 0;
         for index in (REQUEST..self.ring_count()).chain([EVENT, CONTROL]) {

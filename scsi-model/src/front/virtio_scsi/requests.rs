@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
-use blk_core::virtq::{InFlight, Queue, QueueError};
+use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -135,7 +135,7 @@ pub(super) const BAD_ATTRIBUTE: Sense = Sense::new(Key::IllegalRequest, Code::IN
 pub(super) fn take<M: GuestMemory + ?Sized>(
     (ring, index): (&mut Queue, usize),
     memory: &M,
-    log: &mut impl InFlight,
+    log: &mut impl InflightTracker,
     head: u16,
     sizes: Sizes,
 ) -> Result<Option<Request>, QueueError> {
@@ -184,7 +184,7 @@ pub(super) fn answer<M, I, const Q: usize>(
 ) -> Result<(), QueueError>
 where
     M: GuestMemory + ?Sized,
-    I: InFlight,
+    I: InflightTracker,
 {
     let Some((ring, log)) = running(rings, logs, place.ring) else { return Ok(()) };
     let mut buffer = [0; RESPONSE_BYTES + SENSE_BYTES_MAX];
@@ -212,7 +212,7 @@ where
         return Err(ring.break_with(QueueError::Unanswerable));
     }
     let moved_in = u32::try_from(moved_in).unwrap_or(u32::MAX);
-    ring.complete(memory, log, place.head, written.saturating_add(moved_in))
+    ring.add_used(memory, log, place.head, written.saturating_add(moved_in))
 }
 
 /// Puts `bytes` into the data-in buffer of a request that its target answers itself.
@@ -247,7 +247,7 @@ impl<M: ?Sized, I, const Q: usize> Lane<'_, M, I, Q> {
 impl<M, I, const Q: usize> Transport for Lane<'_, M, I, Q>
 where
     M: GuestMemory + ?Sized,
-    I: InFlight,
+    I: InflightTracker,
 {
     fn segments(
         &mut self,

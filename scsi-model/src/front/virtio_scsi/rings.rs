@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{InFlight, Queue, QueueError};
+use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
 
@@ -145,7 +145,7 @@ pub(super) fn put<M: GuestMemory + ?Sized>(
 }
 
 /// The ring at `index` with its log, if both are there and the ring works.
-pub(super) fn running<'a, I: InFlight, const Q: usize>(
+pub(super) fn running<'a, I: InflightTracker, const Q: usize>(
     rings: &'a mut Rings<Q>,
     logs: &'a mut [I],
     index: usize,

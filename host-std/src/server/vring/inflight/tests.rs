@@ -2,7 +2,7 @@
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{InFlight, Queue, RingFeatures, Setup};
+use blk_core::virtq::{InflightTracker, Queue, RingFeatures, RingSetup};
 
 use super::super::inflight_recorder::InflightRecorder;
 use super::super::persistent_state::PersistentState;
@@ -37,25 +37,25 @@ impl Watched {
     }
 }
 
-impl InFlight for Watched {
-    fn owed(&self) -> Option<u16> {
-        self.log.owed()
+impl InflightTracker for Watched {
+    fn next_unfinished(&self) -> Option<u16> {
+        self.log.next_unfinished()
     }
 
-    fn resumed(&mut self) {
+    fn resubmitted(&mut self) {
         self.kill();
-        self.log.resumed();
+        self.log.resubmitted();
     }
 
-    fn taken(&mut self, head: u16) {
+    fn record_taken(&mut self, head: u16) {
         self.kill();
-        self.log.taken(head);
+        self.log.record_taken(head);
         self.kill();
     }
 
-    fn returned(&mut self, head: u16) {
+    fn record_used(&mut self, head: u16) {
         self.kill();
-        self.log.returned(head);
+        self.log.record_used(head);
         self.kill();
     }
 
@@ -71,9 +71,9 @@ impl InFlight for Watched {
     }
 }
 
-fn setup() -> Setup {
+fn setup() -> RingSetup {
     let (descriptors, driver, device) = (GuestAddr(0x1000), GuestAddr(AVAILABLE), GuestAddr(USED));
-    Setup { size: SIZE, descriptors, driver, device }
+    RingSetup { size: SIZE, descriptors, driver, device }
 }
 
 /// A server on a region and a ring, as they were left.
@@ -110,7 +110,7 @@ fn take(queue: &mut Queue, log: &mut Watched, most: usize) -> Result<Vec<u16>, S
 fn give_back(queue: &mut Queue, log: &mut Watched, heads: &[u16]) {
     let memory = log.memory.clone();
     for &head in heads {
-        queue.complete(&memory, log, head, 1).unwrap();
+        queue.add_used(&memory, log, head, 1).unwrap();
     }
     queue.publish(&memory, log).unwrap();
 }

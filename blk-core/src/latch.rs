@@ -1,4 +1,4 @@
-//! The latch, for a storage that reports a lost write once and then forgets it.
+//! Latch in front of a storage that reports a lost write once and then forgets it.
 
 use heapless::Deque;
 
@@ -6,7 +6,7 @@ use crate::op::{Op, Segment};
 use crate::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
 use crate::units::Tag;
 
-/// Makes the failure of a durable operation sticky, for a [`Storage`] that is not so by itself.
+/// Makes the failure of a durable operation storage, for a [`Storage`] that is not so by itself.
 ///
 /// After a failed flush, FUA write, or write that is stable at once, the host may have dropped the data and believe it
 /// clean: no later flush can be believed. From then on flushes and mutations end with [`IoErrorKind::Latched`] and plain
@@ -14,7 +14,7 @@ use crate::units::Tag;
 ///
 /// One latch covers one handle. A storage with several handles keeps its latch behind all of them instead.
 #[derive(Debug)]
-pub struct Sticky<S, const N: usize> {
+pub struct LatchingStorage<S, const N: usize> {
     inner: S,
     /// The durable operations in flight.
     durable: [Option<Tag>; N],
@@ -23,7 +23,7 @@ pub struct Sticky<S, const N: usize> {
     latched: bool,
 }
 
-impl<S, const N: usize> Sticky<S, N> {
+impl<S, const N: usize> LatchingStorage<S, N> {
     /// A latch around `inner`, for at most `N` durable operations in flight.
     pub const fn new(inner: S) -> Self {
         Self { inner, durable: [None; N], refused: Deque::new(), latched: false }
@@ -35,7 +35,7 @@ impl<S, const N: usize> Sticky<S, N> {
     }
 }
 
-impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for Sticky<S, N> {
+impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S, N> {
     fn info(&self) -> &Info {
         self.inner.info()
     }
@@ -86,13 +86,13 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for Sticky<S, N> {
         self.inner.staging(slot)
     }
 
-    fn fence(&mut self) -> bool {
-        let fenced = self.inner.fence();
-        if fenced {
+    fn cancel_in_flight(&mut self) -> bool {
+        let cancelled = self.inner.cancel_in_flight();
+        if cancelled {
             self.durable = [None; N];
             self.refused.clear();
         }
-        fenced
+        cancelled
     }
 }
 
@@ -136,20 +136,20 @@ mod tests {
     #[test]
     fn of_two_flushes_in_flight_neither_succeeds_when_one_fails() {
         let inner = OneOfTwo { info: plain_info(4096, Cache::WriteBack), results: Deque::new() };
-        let mut sticky = Sticky::<_, 4>::new(inner);
+        let mut storage = LatchingStorage::<_, 4>::new(inner);
         let tag = |generation| Tag { slot: 0, generation };
         let write = Op::Write { extent: Extent::new(0, 1), fua: false };
-        sticky.submit(&(), tag(1), Op::Flush, &[]).unwrap();
-        sticky.submit(&(), tag(2), Op::Flush, &[]).unwrap();
-        let mut next = || sticky.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
+        storage.submit(&(), tag(1), Op::Flush, &[]).unwrap();
+        storage.submit(&(), tag(2), Op::Flush, &[]).unwrap();
+        let mut next = || storage.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
         assert_eq!(next(), Some((1, Err(IoErrorKind::Medium))));
         assert_eq!(next(), Some((2, Err(IoErrorKind::Latched))));
         assert_eq!(next(), None);
-        assert!(sticky.is_latched());
-        sticky.submit(&(), tag(3), write, &[]).unwrap();
-        sticky.submit(&(), tag(4), Op::Flush, &[]).unwrap();
-        sticky.submit(&(), tag(5), Op::Read { extent: Extent::new(0, 1) }, &[]).unwrap();
-        let mut next = || sticky.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
+        assert!(storage.is_latched());
+        storage.submit(&(), tag(3), write, &[]).unwrap();
+        storage.submit(&(), tag(4), Op::Flush, &[]).unwrap();
+        storage.submit(&(), tag(5), Op::Read { extent: Extent::new(0, 1) }, &[]).unwrap();
+        let mut next = || storage.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
         assert_eq!(next(), Some((3, Err(IoErrorKind::Latched))));
         assert_eq!(next(), Some((4, Err(IoErrorKind::Latched))));
         assert_eq!(next(), Some((5, Ok(()))), "plain reads go on");
