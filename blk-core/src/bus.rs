@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which of a device's address ranges an access is to.
+/// Address range of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Region {
@@ -117,7 +117,7 @@ pub enum WriteStatus {
     Pending,
 }
 
-/// What a register read or write led to.
+/// Result of a register read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Access<T> {
@@ -134,7 +134,7 @@ impl<T> Access<T> {
     }
 }
 
-/// What a poll led to.
+/// Result of a poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Progress {

@@ -16,7 +16,7 @@ macro_rules! mutants {
             /// Every mutant, in the order of the table.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// What is wrong, in words.
+            /// The defect, in words.
             #[must_use]
             pub const fn describe(self) -> &'static str {
                 match self {

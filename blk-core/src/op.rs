@@ -1,4 +1,4 @@
-//! What a model asks of a storage: operations and the memory that they touch.
+//! Operations on a storage, and the memory segments that they touch.
 
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@ use crate::storage::{Cache, Info, IoError, IoErrorKind};
 use crate::sync::{Medium, Synchronous};
 use crate::units::{Lba, SECTOR_BYTES};
 
-/// What a plain medium of `bytes` bytes is, with `cache` as its owner declares it.
+/// The `Info` of a plain medium of `bytes` bytes, with `cache` as its owner declares it.
 #[must_use]
 pub const fn plain_info(bytes: u64, cache: Cache) -> Info {
     Info {

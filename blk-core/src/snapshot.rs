@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// What a snapshot is of: a device type's name, and the version of its state's layout.
+/// Kind of a snapshot: a device type's name, and the version of its state's layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Kind {

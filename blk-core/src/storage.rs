@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::op::{Op, Segment};
 use crate::units::{Lba, Tag};
 
-/// What a completed plain write is worth on this storage. The truth about the host, not the guest's wish.
+/// Durability of a completed plain write on this storage. The truth about the host, not the guest's wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Cache {
@@ -19,7 +19,7 @@ pub enum Cache {
     Unsafe,
 }
 
-/// What a storage is and what it can do.
+/// Properties and capabilities of a storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Info {
@@ -66,7 +66,7 @@ impl Info {
     }
 }
 
-/// How a host file or device is opened and what its completed writes are then worth.
+/// Cache mode: how a host file or device is opened, and so how durable its completed writes are.
 ///
 /// The names are those of the leading emulator's `cache=` option. The table below is the only place where a mode is
 /// given its meaning: the file backend opens by it, and the crash explorer's disk is built from it.
@@ -115,7 +115,7 @@ impl CacheMode {
         matches!(self, Self::WriteThrough | Self::DirectSync) && !dropped
     }
 
-    /// What a completed plain write is worth in this mode.
+    /// Durability of a completed plain write in this mode.
     #[must_use]
     pub fn cache(self) -> Cache {
         match self {
@@ -238,7 +238,7 @@ pub struct Completion {
 /// - Segments are read during `submit` and kept, if need be, by the storage; the caller's slice may go away.
 /// - Ranges are checked against the capacity here too, although the models have checked them.
 pub trait Storage<M: ?Sized> {
-    /// What this storage is. Cheap; models ask at every command.
+    /// The storage's properties. Cheap: models ask at every command.
     fn info(&self) -> &Info;
 
     /// Starts an operation.

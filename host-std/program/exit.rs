@@ -1,4 +1,4 @@
-//! What the exit status says.
+//! Exit statuses.
 
 /// A cell that must be safe is not, a stack is known to be unsafe, a last flush failed, or an operator's command was refused.
 pub(crate) const EXIT_UNSAFE: u8 = 1;

@@ -34,7 +34,7 @@ use crate::backend::{Backend, Counts, Durable, Handle, LatchCause, OpenError};
 use crate::memory::MappedMemory;
 use crate::timed_wake::TimedWake;
 
-/// What is to fail, and when. See the [module](self) for how it is written.
+/// Plan of failures: which operation, and when. See the [module](self) for how it is written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     rules: Vec<Rule>,

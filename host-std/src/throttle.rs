@@ -113,7 +113,7 @@ impl Backend for Throttled {
     }
 }
 
-/// What the limits of an image have done so far.
+/// Delays by the limits of an image so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delays {
     /// Requests that wait now.

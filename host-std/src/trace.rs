@@ -140,7 +140,7 @@ impl BlockTrace {
         Ok(trace)
     }
 
-    /// What has reached the driver since the start.
+    /// The requests that have reached the driver since the start.
     ///
     /// # Errors
     /// [`TraceError::Lost`] if the kernel's buffer was full, [`TraceError::Tracefs`] if it cannot be read.

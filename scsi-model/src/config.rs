@@ -1,4 +1,4 @@
-//! Who a logical unit says it is.
+//! Identity of a logical unit.
 
 use serde::{Deserialize, Serialize};
 

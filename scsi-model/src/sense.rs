@@ -1,4 +1,4 @@
-//! What went wrong, and its two encodings.
+//! Sense data, and its two encodings.
 
 use core::fmt;
 
@@ -71,7 +71,7 @@ impl Code {
     pub const DATA_PHASE_ERROR: Self = Self(0x4b00);
 }
 
-/// Where in a command block or parameter list the trouble is: SPC-4, field pointer sense key specific data.
+/// Field of a command block or parameter list that is in error: SPC-4, field pointer sense key specific data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Field {
@@ -154,7 +154,7 @@ impl Sense {
         Self { information: Some(information), ..sense }
     }
 
-    /// What a guest is told of a storage error. `read` says that a read failed; `sectors_per_block` turns
+    /// The sense data for a storage error. `read` says that a read failed; `sectors_per_block` turns
     /// the storage's sector into a logical block (a shift, since it is a power of two).
     #[must_use]
     pub fn storage(error: IoError, read: bool, sectors_per_block: u64) -> Self {

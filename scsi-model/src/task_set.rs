@@ -1,4 +1,4 @@
-//! Which task may start: SAM-5 clause 8, for one I_T nexus.
+//! Task set: decides which task may start (SAM-5 clause 8, for one I_T nexus).
 
 use core::fmt;
 
@@ -52,7 +52,7 @@ impl fmt::Display for TaskSetFull {
 
 impl core::error::Error for TaskSetFull {}
 
-/// How a task stands to others.
+/// Class of a task in the rules of which may run together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Gate {
     Simple,
@@ -85,7 +85,7 @@ pub(crate) struct TaskSet<const N: usize> {
     aborted: Vec<u64, N>,
 }
 
-/// How many tasks of each kind run.
+/// Number of running tasks of each class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Running {
     simple: u16,

@@ -1,4 +1,4 @@
-//! What a logical unit asks of the transport that carries its commands: the guest memory of a task's data.
+//! Interface to the transport that carries a unit's commands: the guest memory of a task's data.
 
 use core::fmt;
 use core::ops::Range;
@@ -14,7 +14,7 @@ pub const SEGMENTS_MAX: usize = 128;
 /// Pieces of guest memory, in order.
 pub type SegmentList = Vec<Segment, SEGMENTS_MAX>;
 
-/// Which way data goes.
+/// Direction of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Direction {

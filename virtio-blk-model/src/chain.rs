@@ -80,13 +80,13 @@ impl<'a> Chain<'a> {
         whole.then(|| zerocopy::transmute!(self.header))
     }
 
-    /// What follows the header, for the device to read.
+    /// The segments behind the header, for the device to read, and their bytes.
     #[inline]
     pub(crate) fn readable(&self) -> (&[Segment], u64) {
         (self.segments.get(..self.readable).unwrap_or_default(), self.readable_bytes)
     }
 
-    /// What precedes the status byte, for the device to write.
+    /// The segments before the status byte, for the device to write, and their bytes.
     #[inline]
     pub(crate) fn writable(&self) -> (&[Segment], u64) {
         (self.segments.get(self.readable..).unwrap_or_default(), self.writable_bytes)

@@ -1,4 +1,4 @@
-//! What a request asks for: decoding, without any effect.
+//! Decoder of requests, without any effect.
 
 use blk_core::op::Op;
 use blk_core::order::Order;
@@ -59,7 +59,7 @@ enum When {
     Discards,
 }
 
-/// Which command a type is.
+/// Command of a request type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     In,

@@ -13,7 +13,7 @@ use crate::command::{self, RANGE_SECTORS_MAX, RANGES_MAX};
 use crate::queue::DeviceView;
 use crate::wire::{ConfigSpace, DeviceStatus, Features};
 
-/// Which of the two interfaces of VIRTIO 1.3 the device has.
+/// Interface of the device, one of the two of VIRTIO 1.3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Interface {
@@ -27,7 +27,7 @@ pub enum Interface {
     },
 }
 
-/// What an embedder chooses. The rest is what the storage says.
+/// Configuration that an embedder chooses. The rest follows from the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
@@ -144,7 +144,7 @@ impl Control {
         self.status.contains(DeviceStatus::DRIVER_OK)
     }
 
-    /// What the queues have to know.
+    /// The view that the queues need.
     #[must_use]
     #[inline]
     pub fn view(&self) -> DeviceView {

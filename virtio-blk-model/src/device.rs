@@ -321,7 +321,7 @@ where
     }
 }
 
-/// What the storage is: that of the first handle, as all are handles to the same.
+/// The storage's properties, by its first handle. All are handles to the same storage.
 fn info<M: ?Sized, H: Storage<M>>(storage: &[H]) -> Option<&Info> {
     storage.first().map(Storage::info)
 }

@@ -33,7 +33,7 @@ pub struct DeviceView {
     pub epoch: u32,
 }
 
-/// What a poll of a queue led to.
+/// Result of a poll of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct QueueProgress {
@@ -73,7 +73,7 @@ enum Owner {
     CacheOff,
 }
 
-/// What is left of a discard or write-zeroes of several segments.
+/// Rest of a discard or write-zeroes of several segments.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Ranges {
     slot: u16,
@@ -84,14 +84,14 @@ struct Ranges {
     ops: Vec<Op, RANGES_MAX>,
 }
 
-/// What a chain asks for, as far as it was decoded.
+/// Request of a chain, as far as it was decoded.
 #[derive(Default)]
 struct Seen {
     command: Option<Command>,
     bytes: u64,
 }
 
-/// How far taking a request came.
+/// Result of taking a request.
 enum Taken {
     /// Its slot has it.
     Submitted,
@@ -211,7 +211,7 @@ impl<const N: usize> Queue<N> {
         self.slots.submit(memory, storage, &request, cache, &[], Owner::CacheOff).map(drop)
     }
 
-    /// How the flush that [`Self::flush`] submitted ended, once it has.
+    /// Result of the flush that [`Self::flush`] submitted, once it has ended.
     pub const fn take_flushed(&mut self) -> Option<bool> {
         self.flushed.take()
     }

@@ -1,4 +1,4 @@
-//! What a guest's task file asks for: [`decode`] is pure, and decides everything that the registers decide.
+//! Decoder of task files: [`decode`] is pure, and decides everything that the registers decide.
 
 use core::fmt;
 

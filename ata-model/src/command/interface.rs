@@ -1,8 +1,8 @@
-//! What is between a drive and its host.
+//! Interface between a drive and its host, parallel or serial.
 
 use serde::{Deserialize, Serialize};
 
-/// Which way a command's data goes.
+/// Direction of a command's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Direction {
@@ -12,7 +12,7 @@ pub enum Direction {
     Write,
 }
 
-/// What is between a drive and its host. It decides which commands there are, and so what IDENTIFY shows.
+/// Interface between a drive and its host. It decides which commands there are, and so what IDENTIFY shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Interface {

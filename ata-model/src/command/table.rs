@@ -5,7 +5,7 @@ use blk_core::storage::Info;
 use super::interface::{Direction, Interface};
 use super::power::Power;
 
-/// Which registers hold a command's address and count.
+/// Registers that hold a command's address and count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Addressing {
@@ -19,7 +19,7 @@ pub enum Addressing {
     Queued,
 }
 
-/// How a command's data moves (ATA/ATAPI-7 volume 1, data transfer protocols).
+/// Data transfer protocol of a command (ATA/ATAPI-7 volume 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Protocol {
@@ -37,7 +37,7 @@ pub enum Protocol {
     Queued,
 }
 
-/// What a row does.
+/// Operation of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[allow(missing_docs, reason = "each is the command of crate::command::Command of the same name")]
@@ -63,7 +63,7 @@ pub enum Operation {
     NativeMax,
 }
 
-/// What must be there for a row to be executed, and its capability bits to be shown.
+/// Capability without which a row is aborted and its bits are not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Needs {

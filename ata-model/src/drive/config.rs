@@ -1,4 +1,4 @@
-//! What a drive is.
+//! Configuration of a drive.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use blk_core::storage::Info;
 use serde::{Deserialize, Serialize};
 use serde_big_array::BigArray;
 
-/// What a drive is, as its maker or its operator decided.
+/// Configuration of a drive, as its maker or its operator decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DriveConfig {

@@ -13,7 +13,7 @@ use super::state::Drive;
 use crate::command::{Command, Direction, Row};
 use crate::wire::TaskFile;
 
-/// What has to happen next for the command in execution.
+/// Next step of the command in execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Step {
@@ -99,7 +99,7 @@ impl<const N: usize> Drive<N> {
         self.step()
     }
 
-    /// What the command in execution needs, as of the last poll.
+    /// The next step of the command in execution, as of the last poll.
     #[must_use]
     pub const fn step(&self) -> Step {
         if !self.sequencer.is_idle() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use crate::command::{Direction, Power};
 
-/// What became of a command that a drive was given.
+/// Result of handing a command to a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Taken {
@@ -18,7 +18,7 @@ pub enum Taken {
     Refused,
 }
 
-/// What a completed flush makes true.
+/// Effect of a completed flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Then {
     Nothing,

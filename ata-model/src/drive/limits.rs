@@ -1,4 +1,4 @@
-//! How much a command may ask for.
+//! Limits of a command: sectors, operations, data blocks.
 
 use blk_core::storage::Info;
 

@@ -87,7 +87,7 @@ impl fmt::Display for QueueError {
 
 impl core::error::Error for QueueError {}
 
-/// How a host is told that a queue has ended.
+/// Way in which a host is told that a queue has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Reply {
@@ -121,7 +121,7 @@ pub struct Staged {
     pub bytes: u32,
 }
 
-/// What the queue lets pass.
+/// Commands that the queue admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
     /// This command.

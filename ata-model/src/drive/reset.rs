@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::state::Drive;
 use crate::command::{Interface, Power};
 
-/// How much a reset resets; a later kind includes the ones before it.
+/// Kind of reset. A later kind includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Reset {

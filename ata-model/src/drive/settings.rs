@@ -1,4 +1,4 @@
-//! What a guest can set in a drive: SET FEATURES, SET MULTIPLE MODE, the CHS translation.
+//! Settings that a guest can change in a drive: SET FEATURES, SET MULTIPLE MODE, the CHS translation.
 
 use serde::{Deserialize, Serialize};
 

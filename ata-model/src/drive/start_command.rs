@@ -1,4 +1,4 @@
-//! How each command begins: what can be refused is refused here, before any data moves.
+//! Start of each command. Whatever can be refused is refused here, before any data moves.
 
 use blk_core::storage::{Info, Storage};
 

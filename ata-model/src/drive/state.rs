@@ -67,7 +67,7 @@ impl<const N: usize> Drive<N> {
         self.sequencer.next_slot().unwrap_or(0)
     }
 
-    /// What the guest is told about the write cache, and may rely on.
+    /// The write cache as the guest is told, on which it may rely.
     #[must_use]
     pub const fn guest_cache(&self, info: &Info) -> GuestCache {
         if self.settings.write_cache && info.has_volatile_cache() {

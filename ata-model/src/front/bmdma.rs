@@ -30,7 +30,7 @@ pub struct BusMaster {
     cursor: Option<Cursor>,
 }
 
-/// What a write to the registers asks the channel to do.
+/// Request to the channel by a write to the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Nothing,

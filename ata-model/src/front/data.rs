@@ -1,4 +1,4 @@
-//! How a command's data moves: block by block through the Data register, or by the bus master.
+//! Data transfer of a command: block by block through the Data register, or by the bus master.
 
 use blk_core::bus::Width;
 use blk_core::memory::{GuestMemory, MemoryError};

@@ -86,7 +86,7 @@ pub(super) struct Unit {
     pub(super) interrupt: bool,
 }
 
-/// How far the selected drive's command has come.
+/// Phase of the selected drive's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// There is none.

@@ -1,4 +1,4 @@
-//! What a machine sees of the drives.
+//! Front ends: IDE channels, PCI IDE, AHCI.
 
 mod ahci;
 mod bmdma;

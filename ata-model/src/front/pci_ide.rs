@@ -24,7 +24,7 @@ const SIDETIM_TIMINGS: u32 = 0xff;
 const UDMA: u8 = 0x48;
 const UDMA_SETTINGS: u32 = 0x3333_000f;
 
-/// Which controller it is.
+/// Model of the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeChip {
@@ -34,7 +34,7 @@ pub enum PciIdeChip {
     Piix4,
 }
 
-/// How both channels are found, and how they interrupt.
+/// Address mode of both channels: where they are found, and how they interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeMode {

@@ -1,8 +1,8 @@
-//! What the explorer's drivers are like.
+//! Configuration of the explorer's drivers.
 
 use serde::{Deserialize, Serialize};
 
-/// How a driver moves data.
+/// Data transfer of a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// Through the Data register: WRITE SECTORS EXT, WRITE MULTIPLE FUA EXT, READ MULTIPLE EXT. There is no TRIM.
@@ -11,7 +11,7 @@ pub enum Transport {
     Dma,
 }
 
-/// What a driver does for [`Action::Reset`](blk_core::sim::Action::Reset).
+/// Reset that a driver makes for [`Action::Reset`](blk_core::sim::Action::Reset).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetBy {
     /// SRST in the Device Control register.
@@ -24,7 +24,7 @@ pub enum ResetBy {
     Machine,
 }
 
-/// What the driver believes about the write cache.
+/// The driver's knowledge of the write cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Belief {
     /// What IDENTIFY says.
@@ -36,7 +36,7 @@ pub enum Belief {
     NoCache,
 }
 
-/// What a driver is like.
+/// Configuration of an IDE driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriverConfig {
     /// How data moves.
@@ -67,7 +67,7 @@ impl DriverConfig {
     }
 }
 
-/// What an AHCI driver does for [`Action::Reset`](blk_core::sim::Action::Reset).
+/// Reset that an AHCI driver makes for [`Action::Reset`](blk_core::sim::Action::Reset).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AhciReset {
     /// Stops the port, and starts it again.
@@ -84,7 +84,7 @@ pub enum AhciReset {
     Machine,
 }
 
-/// What an AHCI driver is like.
+/// Configuration of an AHCI driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AhciConfig {
     /// Whether reads and writes are queued.

@@ -1,4 +1,4 @@
-//! What an AHCI HBA reads from and writes to system memory (AHCI 1.3.1, 4.2, Port Memory Structures).
+//! Structures in system memory that an AHCI HBA reads and writes (AHCI 1.3.1, 4.2, Port Memory Structures).
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

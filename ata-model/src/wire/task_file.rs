@@ -142,7 +142,7 @@ pub struct TaskFile {
 }
 
 impl TaskFile {
-    /// What a reset, and EXECUTE DEVICE DIAGNOSTIC, leave in the registers of an ATA device (ATA/ATAPI-7 volume 1, device signatures).
+    /// Registers of an ATA device after a reset, or after EXECUTE DEVICE DIAGNOSTIC (ATA/ATAPI-7 volume 1, device signatures).
     #[must_use]
     pub const fn signature() -> Self {
         let zero = Pair::new(0);

@@ -1,4 +1,5 @@
-//! What it takes to keep a promise: a pure function from a request and two truths to host operations.
+//! Maps a request, the cache setting that the guest was told and the storage's real cache to the host operations that keep
+//! its durability promise. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +7,7 @@ use crate::mutant::{Mutant, active};
 use crate::op::Op;
 use crate::storage::{Cache, Info};
 
-/// How a request stands to the others of its device.
+/// Order of a request among the others of its device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Order {
@@ -50,7 +51,7 @@ impl Request {
     }
 }
 
-/// What the guest was told about the write cache when it made a request.
+/// Write cache setting that the guest was told when it made a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum GuestCache {

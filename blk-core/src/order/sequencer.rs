@@ -54,7 +54,7 @@ pub struct Done {
     pub result: Result<(), IoError>,
 }
 
-/// How far a slot has come in its plan.
+/// Stage of a slot in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum Stage {
     /// Unused.

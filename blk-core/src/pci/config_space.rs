@@ -51,7 +51,7 @@ const STATUS_INTERRUPT: u8 = 1 << 3;
 /// STATUS bit 4, Capabilities List.
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 
-/// Who a function says it is.
+/// Identity of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Identity {
@@ -114,7 +114,7 @@ pub enum Bar {
     },
 }
 
-/// What a front says of its function.
+/// Description of a function by its front.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Function {
     /// Identity.
@@ -128,7 +128,7 @@ pub struct Function {
     pub specific: Vec<(u8, u32, u32), 4>,
 }
 
-/// What a write changed, for whoever maps and decodes.
+/// Changes that a write made, for the embedder that maps and decodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Changed {

@@ -8,7 +8,7 @@ use super::config_space::{Bar, Command, ConfigSpace, Function};
 use super::msix::MsixTable;
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 
-/// What the configuration space lets the device do.
+/// Permissions that configuration space gives the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Permissions {
@@ -29,19 +29,19 @@ pub trait Endpoint {
     /// [`PciFunction`] with fewer does not compile.
     const VECTORS: usize = 0;
 
-    /// What its function is. Constant.
+    /// The function's description. Constant.
     fn function(&self) -> Function;
 
     /// The configuration space has changed what it may do. After a reset it may nothing.
     fn permit(&mut self, permissions: Permissions);
 
-    /// What its driver did so that it does nothing more until it is reset, for whoever operates the machine.
+    /// The driver's fault after which the device does nothing until it is reset, in words for the operator.
     fn fault(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// Who keeps the MSI-X table.
+/// Owner of the MSI-X table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum MsixOwner {

@@ -1,4 +1,4 @@
-//! What is explored, and what came out of it.
+//! Cell of an exploration: its bounds and its result.
 
 use core::fmt;
 use core::time::Duration;
@@ -62,7 +62,7 @@ impl Cell {
     }
 }
 
-/// How far an exploration is.
+/// Progress of an exploration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Distinct states seen.
@@ -73,7 +73,7 @@ pub struct Progress {
     pub programs: u64,
 }
 
-/// What an exploration found.
+/// Result of an exploration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Whether the promises hold.

@@ -36,7 +36,7 @@ pub use config::DiskConfig;
 pub use handle::SimHandle;
 pub use medium::TRACKED;
 
-/// How an operation in flight ends.
+/// End of an operation in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fate {
     /// It succeeds, unless the latch or a wrong range fails it.
@@ -152,7 +152,7 @@ impl SimDisk {
         self.handles[handle].completed.push(Completion { tag, result });
     }
 
-    /// What `sector` can hold if the power is cut now.
+    /// All values that `sector` can hold if the power is cut now.
     #[must_use]
     pub fn reachable(&self, sector: usize) -> ValueSet {
         let in_flight = self.handles.iter().flat_map(|handle| &handle.in_flight);
@@ -164,7 +164,7 @@ impl SimDisk {
         })
     }
 
-    /// What a read of `sector` would return now.
+    /// The value that a read of `sector` would return now.
     #[must_use]
     pub fn live(&self, sector: usize) -> u8 {
         self.shared.borrow().sectors[sector].live

@@ -1,4 +1,4 @@
-//! What a guest program does, and the driver that puts it into a front's own bytes.
+//! Actions of a guest program, and the driver that puts them into a front's own bytes.
 
 use heapless::Vec;
 use serde::Serialize;
@@ -81,7 +81,7 @@ pub enum Action {
     Reset,
 }
 
-/// How a step ended.
+/// End of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Outcome {
     /// Success. For a read: the values of the sectors read, in order, `None` for a sector that was torn.

@@ -1,5 +1,5 @@
-//! What a guest may rely on, from nothing but what its bus shows: submissions, completions and the advertised state of
-//! the write cache. Shares no code with the models, and knows of the disk only what a power cut could leave.
+//! Oracle: what a guest may rely on. It sees only what the guest's bus shows: submissions, completions and the advertised
+//! state of the write cache. It shares no code with the models, and knows of the disk only what a power cut could leave.
 //!
 //! SEMANTICS.md of this crate, in terms of steps `a`, `b` of the program: `a` *precedes* `b` if `a` had ended when `b` was
 //! submitted, or if a barrier stands between them. A mutation is *stable* once it ended OK and was FUA, or was written
@@ -25,7 +25,7 @@ pub use violation::{Violation, Why};
 /// Steps by their number since the last power cut.
 type Steps = u64;
 
-/// What the guest knows and may expect.
+/// The guest's knowledge, from which its expectations follow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Oracle {
     /// What the sectors held at the start, or what the last power cut left.
@@ -101,7 +101,7 @@ impl Oracle {
         !self.steps.is_empty()
     }
 
-    /// What step `id` does, if it was submitted since the last power cut.
+    /// The action of step `id`, if it was submitted since the last power cut.
     #[must_use]
     pub fn action(&self, id: u8) -> Option<Action> {
         self.steps.get(usize::from(id.wrapping_sub(self.first))).map(|step| step.action)
@@ -193,7 +193,7 @@ impl Oracle {
         }
     }
 
-    /// What a power cut at this moment may leave in `sector`.
+    /// All values that a power cut at this moment may leave in `sector`.
     #[must_use]
     pub fn allowed(&self, sector: usize) -> ValueSet {
         let mut set = match self.overwritten_by(sector, 0) {

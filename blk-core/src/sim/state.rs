@@ -32,7 +32,7 @@ pub(super) struct State<G> {
     late_polls_left: u8,
 }
 
-/// What can happen next.
+/// Possible next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Event {
     /// The guest issues the next step of its program.

@@ -1,10 +1,10 @@
-//! What a sector can hold, as the proof sees it: one value in every byte.
+//! Contents of a sector in the proof: one value in every byte.
 
 use serde::Serialize;
 
-/// What the two sectors hold before the program starts.
+/// Value of both sectors before the program starts.
 pub const INITIAL: u8 = 0xee;
-/// What write-zeroes leaves.
+/// Value after write-zeroes.
 pub const ZEROES: u8 = 0;
 /// Stands for a sector whose bytes are not all equal, or are of no step: nothing that a program writes.
 pub const GARBAGE: u8 = 0xbd;

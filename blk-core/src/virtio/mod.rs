@@ -1,5 +1,5 @@
-//! What virtio devices have in common, apart from their rings ([`crate::virtq`]): the device status, and the face that a
-//! device shows to whatever transport carries it.
+//! Common part of virtio devices, apart from their rings ([`crate::virtq`]): the device status, and the interface between a
+//! device and its transport.
 
 pub mod mmio;
 pub mod pci;
@@ -37,7 +37,7 @@ impl defmt::Format for DeviceStatus {
     }
 }
 
-/// What a poll of a device led to.
+/// Result of a poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Polled {
@@ -57,7 +57,7 @@ impl Polled {
     }
 }
 
-/// What a device is, whatever its memory and its storage are.
+/// Type of a virtio device, apart from its memory and its storage.
 pub trait VirtioType {
     /// The device type (VIRTIO 1.3, 5).
     const TYPE: u32;
@@ -69,7 +69,7 @@ pub trait VirtioType {
     /// Queues that it has: [`Self::QUEUES`] at most.
     fn queue_count(&self) -> u16;
 
-    /// What broke a queue of it: the first that is broken.
+    /// The error of the first queue that is broken.
     fn queue_error(&self) -> Option<QueueError>;
 }
 

@@ -1,4 +1,4 @@
-//! What transports with registers have in common: selectors, and what they select.
+//! Selector registers and the state that they select, for all transports with registers.
 
 use serde::{Deserialize, Serialize};
 

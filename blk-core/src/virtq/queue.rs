@@ -70,7 +70,7 @@ impl Queue {
         matches!(self.state, State::Split(_))
     }
 
-    /// What broke the queue, if it is broken.
+    /// The error that broke the queue, if it is broken.
     #[must_use]
     pub const fn error(&self) -> Option<QueueError> {
         match self.state {
@@ -100,7 +100,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Where the ring stands, if there is one.
+    /// The ring's position, if there is a ring.
     #[must_use]
     pub const fn position(&self) -> Option<RingPosition> {
         match &self.state {

@@ -11,7 +11,7 @@ use crate::units::GuestAddr;
 /// them so (Linux `virtqueue_add_split`), but not longer than this.
 pub const SIZE_MAX: u16 = 1024;
 
-/// What the driver did that broke the queue.
+/// Error of the driver that broke the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum QueueError {
@@ -46,7 +46,7 @@ pub enum QueueError {
 }
 
 impl QueueError {
-    /// What the driver did, for whoever operates the machine.
+    /// The error in words, for the operator.
     #[must_use]
     pub const fn message(self) -> &'static str {
         match self {
@@ -108,7 +108,7 @@ pub struct RingSetup {
     pub device: GuestAddr,
 }
 
-/// How far a ring has been processed: free-running indices.
+/// Position up to which a ring has been processed: free-running indices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct RingPosition {

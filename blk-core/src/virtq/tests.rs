@@ -1,4 +1,4 @@
-//! What drivers may do to a ring, and what comes of it.
+//! Tests of rings under everything that drivers may do to them.
 
 use std::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! Where images are made: files without a name, so that nothing is left whatever ends the program.
+//! Place of the images: files without a name, so that nothing is left whatever ends the program.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, Write as _};

@@ -1,4 +1,4 @@
-//! What direct I/O cannot take as it is: odd addresses, and parts of blocks.
+//! Bounce buffers for requests that direct I/O cannot take: odd addresses, and parts of blocks.
 
 use std::ops::Range;
 

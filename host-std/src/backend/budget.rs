@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 use super::sync::{AtomicU64, AtomicUsize, Mutex, lock};
 
-/// How much of a budget is used, in bytes.
+/// Use of a budget, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "server", derive(serde::Serialize, serde::Deserialize))]
 pub struct BudgetUse {
@@ -30,7 +30,7 @@ pub struct BudgetUse {
     pub limit: u64,
 }
 
-/// What the operations of an image use.
+/// Use of an image's budgets by its operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "server", derive(serde::Serialize, serde::Deserialize))]
 pub struct BudgetReport {

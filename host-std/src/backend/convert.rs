@@ -1,4 +1,4 @@
-//! What the kernel says and takes, in the terms of the models.
+//! Conversion between the kernel's values and those of the models.
 
 use blk_core::storage::{IoError, IoErrorKind};
 use blk_core::units::{Extent, Lba, SECTOR_BYTES};

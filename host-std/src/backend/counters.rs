@@ -1,10 +1,10 @@
-//! What a backend did, counted.
+//! Counters of a backend.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a backend has done since it was opened, all handles together: requests taken beside system calls made.
+        /// Counts since a backend was opened, all handles together: requests taken beside system calls made.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[cfg_attr(feature = "server", derive(serde::Serialize, serde::Deserialize))]
         pub struct Counts {

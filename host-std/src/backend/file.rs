@@ -99,7 +99,7 @@ impl<S: Syscalls> FileBackend<S> {
         FileStorage::new(Arc::clone(&self.threads), &self.options)
     }
 
-    /// What the image is now.
+    /// The image's current properties.
     #[must_use]
     pub fn info(&self) -> Info {
         self.shared().image.info.get()
@@ -120,13 +120,13 @@ impl<S: Syscalls> FileBackend<S> {
         self.shared().image.undo_size();
     }
 
-    /// What has been done so far, by all handles.
+    /// Counts so far, of all handles.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.shared().counters.snapshot()
     }
 
-    /// What the operations of all handles use now, and have used at most.
+    /// Budgets: their use by the operations of all handles, now and at most.
     #[must_use]
     pub fn budgets(&self) -> BudgetReport {
         self.shared().budgets.report()

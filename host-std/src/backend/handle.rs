@@ -1,4 +1,4 @@
-//! What a server asks of a backend: an image that gives each queue a handle, on which a thread can sleep.
+//! Interface of a backend to a server: an image that gives each queue a handle, on which a thread can sleep.
 
 use std::os::fd::BorrowedFd;
 
@@ -64,7 +64,7 @@ pub trait Backend: Send + Sync {
     /// [`OpenError`] if there is no memory or no descriptor for it.
     fn handle(&self) -> Result<Box<dyn Handle>, OpenError>;
 
-    /// What the image is now: a live resize changes it.
+    /// The image's current properties. A live resize changes them.
     fn info(&self) -> Info;
 
     /// Takes over the size that the image has now, or, if `bytes` is given, first extends a file to that. Never shrinks a file
@@ -74,7 +74,7 @@ pub trait Backend: Send + Sync {
     /// [`OpenError`] if the size cannot be, or cannot be set; then nothing has changed for the handles.
     fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError>;
 
-    /// What has been done so far, by all handles.
+    /// Counts so far, of all handles.
     fn counts(&self) -> Counts;
 
     /// Why it has latched, if it has.

@@ -1,4 +1,4 @@
-//! What an image is now: its size may change while it is served.
+//! Current `Info` of an image, whose size may change while it is served.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! What is done on a queue's own thread, and how much of it at a time.
+//! Choice of the operations that run on a queue's own thread, and the number of their bytes at a time.
 
 use super::options::IoEngine;
 use super::shared::Shared;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::sync::{AtomicBool, AtomicU64, Mutex, lock};
 
-/// Which kind of durable operation failed.
+/// Kind of the durable operation that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durable {
     /// fdatasync.

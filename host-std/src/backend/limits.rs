@@ -1,4 +1,4 @@
-//! How much one operation may move, and in how many pieces.
+//! Limits of one operation: bytes and segments.
 
 /// Bytes of a staging buffer.
 pub(super) const STAGING_BYTES: u32 = 64 * 1024;

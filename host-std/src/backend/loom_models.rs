@@ -1,4 +1,4 @@
-//! What threads hand each other, in every order that the memory model allows:
+//! Models of all that threads hand each other, in every order that the memory model allows:
 //! `RUSTFLAGS="--cfg loom" cargo test -p host-std --no-default-features --lib loom`.
 //!
 //! The kernel's part is real: an eventfd is written and read under a lock. `OnceLock`, `Arc` and locks that are never waited for are

@@ -1,4 +1,4 @@
-//! How an image is opened and served.
+//! Options with which an image is opened and served.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ const IN_FLIGHT_BYTES: u64 = 256 << 20;
 /// Room for one operation of any size.
 const PRIVATE_BYTES: u64 = TRANSFER_MAX_BYTES as u64;
 
-/// How an image is opened and served.
+/// Options with which an image is opened and served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileOptions {
     /// The cache mode.

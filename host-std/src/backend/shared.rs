@@ -1,4 +1,4 @@
-//! What the handles and the threads of an image share, and what each of them does to it.
+//! State that the handles and threads of an image share, and their operations on it.
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};

@@ -7,7 +7,7 @@ use rustix::io::{Errno, Result};
 
 use super::iovecs::IoVecs;
 
-/// What a backend asks of the kernel for a request: one system call each, short transfers and `EINTR` included.
+/// System calls that a backend makes for a request: one each, short transfers and `EINTR` included.
 ///
 /// [`LinuxSyscalls`] is the real one. A test wraps it to inject errors, short transfers and delays.
 pub trait Syscalls: Send + Sync + 'static {

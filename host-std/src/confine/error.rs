@@ -1,4 +1,4 @@
-//! What keeps a process from being confined as its operator wants.
+//! Errors that keep a process from being confined as its operator wants.
 
 use std::fmt;
 

@@ -14,7 +14,7 @@ use landlock::{
 use super::error::Error;
 use super::state::State;
 
-/// What the process may still do with a file.
+/// Access to a file that the process keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// Open an image again; extend it, and discard on it, if it is writable.

@@ -60,7 +60,7 @@ use self::syscalls::Filters;
 /// How long the kernel may take to forget a thread that has ended.
 const REAPED_WITHIN: Duration = Duration::from_secs(1);
 
-/// What a confined process may still do.
+/// Rights that a confined process keeps.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Whether it is confined.

@@ -30,7 +30,7 @@ pub fn open_or_make_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(PRIVATE_MODE).open(path)
 }
 
-/// Who may connect to a socket: `--socket-mode` and `--socket-group`.
+/// Access to a socket: `--socket-mode` and `--socket-group`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Permissions; [`PRIVATE_MODE`], or 0660 for a group, if none are given. Write permission is the

@@ -1,4 +1,4 @@
-//! Which parts of the confinement are on.
+//! Report on the parts of the confinement: which are on.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::privileges::User;
 use super::sandbox::Sandbox;
 use super::state::State;
 
-/// What has been given up, and what has not. Its text is one line.
+/// Parts of the confinement that are on, and those that are not. Its text is one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     sandbox: Sandbox,

@@ -1,4 +1,4 @@
-//! How a file is laid out: holes, unwritten extents, shared ones. By FIEMAP, or else by SEEK_HOLE.
+//! Layout of a file: holes, unwritten extents, shared ones. By FIEMAP, or else by SEEK_HOLE.
 
 use std::fs::File;
 

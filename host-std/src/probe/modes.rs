@@ -1,4 +1,4 @@
-//! What each cache mode is worth on a stack.
+//! Guarantee of each cache mode on a stack.
 
 use blk_core::storage::CacheMode;
 

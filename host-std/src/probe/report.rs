@@ -1,4 +1,4 @@
-//! What a probe found: layers, findings, a verdict, and how they print.
+//! Report of a probe: layers, findings, a verdict, and how they print.
 
 use std::fmt;
 use std::path::PathBuf;

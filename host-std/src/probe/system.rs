@@ -1,4 +1,4 @@
-//! What a probe asks of the system: facts about files, and the roots of /proc and /sys.
+//! The system as a probe sees it: facts about files, and the roots of /proc and /sys.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -1,4 +1,4 @@
-//! What an image holds, summed up.
+//! Checksums of an image's contents.
 
 use xxhash_rust::xxh3::Xxh3;
 

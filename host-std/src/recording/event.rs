@@ -1,4 +1,4 @@
-//! What the records of a recording say.
+//! Events: the records of a recording, decoded.
 
 use blk_core::op::Op;
 use blk_core::storage::{Info, IoError};

@@ -1,4 +1,4 @@
-//! What became of each change: when it was submitted, how it ended, and from when on it is stable.
+//! History of each change: when it was submitted, how it ended, and since when it is stable.
 //!
 //! The rules are those of the [storage contract](blk_core::storage::Storage) and of nothing else: the devices' own ordering
 //! code, which is what is under test, has no part in this.

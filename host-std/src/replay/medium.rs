@@ -1,4 +1,4 @@
-//! What the medium can hold: for each run of sectors the changes of which any one may be on it.
+//! Possible contents of the medium: for each run of sectors, the changes of which any one may be on it.
 //!
 //! Blocks persist independently of each other, so this is a set for each block and not a set of images. A block may hold what any
 //! change wrote that was submitted, unless a stable change was submitted after that one had ended:

@@ -1,4 +1,4 @@
-//! How a guest is attached: lines to copy.
+//! Lines to copy that attach a guest.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What to serve: the same options from a command line and from a TOML file.
+//! Configuration of a server: the same options from a command line and from a TOML file.
 
 use std::collections::HashSet;
 use std::fmt;

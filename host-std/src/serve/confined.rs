@@ -1,4 +1,4 @@
-//! What the process gives up before its first thread starts.
+//! Confinement of the server, before its first thread starts.
 
 use std::fmt;
 use std::io;

@@ -1,4 +1,4 @@
-//! What becomes of a request that the host failed: reported to the guest, or held until an operator has made room.
+//! Error policy: a request that the host failed is reported to the guest, or held until an operator has made room.
 //!
 //! [`ErrorPolicyBackend`] is a [`Backend`] over a backend. What it holds stays in flight for the device above it, so that no guest
 //! sees an error or a success before there is one.

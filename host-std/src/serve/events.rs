@@ -1,4 +1,4 @@
-//! What happens, to whoever subscribed.
+//! Events of a server, sent to its subscribers.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};

@@ -1,4 +1,4 @@
-//! What is looked at before an image is served: whether it is one, and whether it keeps what its guest is told.
+//! Checks of an image before it is served: whether it is one, and whether it keeps what its guest is told.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};

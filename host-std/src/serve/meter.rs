@@ -1,4 +1,4 @@
-//! What the images did and how long it took: counted by each handle on its own cache lines, added up when asked.
+//! Statistics of images: counted by each handle on its own cache lines, added up when asked.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

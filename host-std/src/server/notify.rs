@@ -1,4 +1,4 @@
-//! What wakes a thread of ours.
+//! Wake-up of a thread by an eventfd.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! What a server is made from, and why one cannot be made.
+//! Options of a server, and the errors that keep one from being made.
 
 use std::io;
 use std::sync::Arc;

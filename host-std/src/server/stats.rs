@@ -1,4 +1,4 @@
-//! What a server has done, as an operator asks for it.
+//! Statistics of a server, as an operator reads them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

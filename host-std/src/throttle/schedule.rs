@@ -5,7 +5,7 @@ use blk_core::op::Op;
 /// A moment, in ns since the limiter was made.
 pub(super) type Ns = u64;
 
-/// What a bucket refills by, and what it holds. Neither is 0.
+/// Refill rate and capacity of a bucket. Neither is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     per_second: u64,

@@ -22,7 +22,7 @@ pub enum ModeForm {
     Ten,
 }
 
-/// Which values of the mode pages MODE SENSE asks for: SPC-4, MODE SENSE(6).
+/// Values of the mode pages that MODE SENSE asks for: SPC-4, MODE SENSE(6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PageControl {
@@ -36,7 +36,7 @@ pub enum PageControl {
     Saved,
 }
 
-/// What VERIFY compares with: BYTCHK, SBC-3, VERIFY(10).
+/// Data that VERIFY compares with: BYTCHK, SBC-3, VERIFY(10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Against {

@@ -16,7 +16,7 @@ use super::fields::{
 use crate::sense::Sense;
 
 bitflags! {
-    /// What a command asks of the unit before it runs.
+    /// Conditions of a command on the unit before it runs.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Traits: u8 {
         /// The unit must be started: otherwise NOT READY.

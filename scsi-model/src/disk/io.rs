@@ -1,4 +1,4 @@
-//! What comes in with a call, and why a command does not run on it.
+//! Arguments that come in with a call, and the reasons why a command does not run on them.
 
 use crate::sense::Sense;
 use crate::transport::DataError;

@@ -16,7 +16,7 @@ use crate::sense::Sense;
 use crate::task_set::Task;
 use crate::transport::{Direction, SegmentList, Transport, differs, take};
 
-/// What becomes of the unit when a job has succeeded.
+/// Effect on the unit when a job has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum After {
     Nothing,
@@ -41,7 +41,7 @@ pub(super) enum Job {
     Flushed(After),
 }
 
-/// What the start of a command leads to.
+/// Result of starting a command.
 pub(super) struct Begun {
     /// Bytes of reply given, or of parameters taken.
     pub(super) moved_bytes: u64,
@@ -53,7 +53,7 @@ impl Begun {
     pub(super) const GOOD: Self = Self { moved_bytes: 0, job: None };
 }
 
-/// Which blocks are moved, and how.
+/// Kind of a block transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Verb {
     Read,

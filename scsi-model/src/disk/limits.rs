@@ -1,4 +1,4 @@
-//! How much a command may ask for, and where on the disk.
+//! Limits of a command: blocks, bytes, and its place on the disk.
 
 use blk_core::storage::Info;
 use blk_core::units::Extent;

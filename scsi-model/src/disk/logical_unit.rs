@@ -16,7 +16,7 @@ use crate::sense::Sense;
 use crate::task_set::{Gate, Task, TaskSet, TaskSetFull};
 use crate::transport::{SegmentList, Transport};
 
-/// What a poll led to.
+/// Result of a poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Polled {
@@ -222,7 +222,7 @@ impl<const N: usize> LogicalUnit<N> {
         self.raise(UnitAttention::NexusLoss);
     }
 
-    /// What the guest has set, for a unit that goes on in its place: see [`Self::resume`].
+    /// The guest's settings, for a unit that goes on in its place: see [`Self::resume`].
     #[must_use]
     pub fn setting(&self) -> Setting {
         self.unit.setting()

@@ -1,4 +1,4 @@
-//! How tasks end.
+//! Outcome of a task.
 
 use crate::sense::SenseBytes;
 
@@ -14,7 +14,7 @@ pub struct Ended {
     pub transferred_bytes: u64,
 }
 
-/// How a task ended.
+/// Outcome of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Outcome {

@@ -1,4 +1,4 @@
-//! How each command begins: the checks that come before every command, and those of its own.
+//! Start of each command: the checks that come before every command, and those of its own.
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};

@@ -1,4 +1,4 @@
-//! What a unit remembers beside its tasks.
+//! State of a unit beside its tasks.
 
 use bitflags::bitflags;
 use blk_core::mutant::{Mutant, active};
@@ -68,7 +68,7 @@ impl UnitAttention {
     }
 }
 
-/// What resets a unit; it decides what the unit attention says: SAM-5, conditions resulting from SCSI events.
+/// Cause of a reset. It decides which unit attention follows: SAM-5, conditions resulting from SCSI events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ResetCause {
@@ -94,7 +94,7 @@ bitflags! {
 }
 
 bitflags! {
-    /// What a guest has set in a unit. A byte that another process can keep.
+    /// Settings that a guest has made in a unit. A byte that another process can keep.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
     pub struct Setting: u8 {
         /// WCE of the caching page.

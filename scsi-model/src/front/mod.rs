@@ -1,3 +1,3 @@
-//! What a guest sees of logical units: host adapters.
+//! Host adapters in front of logical units.
 
 pub mod virtio_scsi;

@@ -1,4 +1,4 @@
-//! What INQUIRY, READ CAPACITY, REPORT LUNS and REPORT SUPPORTED OPERATION CODES return, and what UNMAP takes.
+//! Data of INQUIRY, READ CAPACITY, REPORT LUNS and REPORT SUPPORTED OPERATION CODES, and UNMAP's parameter list.
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,4 +1,4 @@
-//! What is in a request's chain.
+//! Parts of a request's chain: header, status, range segments.
 
 use bitflags::bitflags;
 use blk_core::storage::{IoError, IoErrorKind};

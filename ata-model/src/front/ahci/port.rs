@@ -82,7 +82,7 @@ pub(super) struct Unit {
     pub(super) tables: [Prdt; SLOTS],
 }
 
-/// What a drive does beside its queued commands.
+/// Phase of the drive's commands that are not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// Nothing: BSY is clear, or the command that set it ends the queue.

@@ -1,4 +1,4 @@
-//! What a port does with the FISes that its drive sends: puts them into memory, updates its registers, and interrupts.
+//! Reception of FISes from the drive: a port stores them in memory, updates its registers, and interrupts.
 
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;

@@ -1,4 +1,4 @@
-//! What disk to build.
+//! Configuration of a simulated disk.
 
 use crate::storage::{CacheMode, Info};
 use crate::units::SECTOR_BYTES;
@@ -6,7 +6,7 @@ use crate::units::SECTOR_BYTES;
 /// Most segments of an operation on the disk.
 pub(in crate::sim) const SEGMENTS_MAX: usize = 4;
 
-/// What disk to build.
+/// Configuration of a simulated disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
     /// How the host opened it: decides both the physics and what the disk says about itself.

@@ -1,4 +1,4 @@
-//! What the handles of a disk share: its sectors, and what operations do to them.
+//! Medium of a simulated disk, which its handles share: sectors, and the effect of operations on them.
 
 use std::vec::Vec;
 
@@ -16,7 +16,7 @@ use crate::units::Tag;
 /// reaches one is noted.
 pub const TRACKED: usize = 2;
 
-/// What the handles share.
+/// State that the handles share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Shared {
     /// A completed plain write is stable: the image is open `O_DSYNC`.

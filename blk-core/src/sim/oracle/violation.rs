@@ -1,4 +1,4 @@
-//! What can be wrong, in words.
+//! Violations of the promise, in words.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! What the process needs: the calls of all roles, with limits to what they are asked.
+//! System calls of all roles, with limits on their arguments.
 
 use libc::c_long;
 use seccompiler::{BackendError, SeccompRule};

@@ -1,4 +1,4 @@
-//! What no server asks for, whatever its libraries are.
+//! System calls that no server makes, whatever its libraries are.
 
 use libc::c_long;
 use seccompiler::BackendError;

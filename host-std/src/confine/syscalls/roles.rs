@@ -1,4 +1,4 @@
-//! What each role's thread asks of the kernel.
+//! System calls of each role's thread.
 //!
 //! Found by tracing the program under its tests, and by reading what it does on errors. A call that
 //! glibc or the standard library makes in more than one way is listed in each.
@@ -20,7 +20,7 @@ use libc::{
     SYS_timerfd_gettime, SYS_timerfd_settime, SYS_unlinkat, SYS_write, SYS_writev,
 };
 
-/// What a thread is for.
+/// Role of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The main thread once it has started the others, and the one that takes signals: waits,

@@ -1,4 +1,4 @@
-//! What a power cut can leave, case by case.
+//! Tests of the states that a power cut can leave, case by case.
 
 use blk_core::op::Op;
 use blk_core::storage::{Cache, Info, IoErrorKind};

@@ -1,4 +1,4 @@
-//! What the images of a device and its operator tell each other: how many requests are held, and that they may be tried again.
+//! Held requests of a device: their number for the operator, and the operator's word that they may be tried again.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What a ring's thread is told.
+//! Commands to a queue group's thread.
 
 use std::sync::mpsc::Sender;
 

@@ -1,4 +1,4 @@
-//! Where a client's accesses to regions go.
+//! Routing of a client's accesses to regions.
 
 use blk_core::bus::{Region, Width};
 use blk_core::pci::{Bar, Function};

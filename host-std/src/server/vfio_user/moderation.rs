@@ -1,4 +1,4 @@
-//! How long an interrupt message waits for more requests of the guest.
+//! Interrupt moderation: how long a message waits for more requests of the guest.
 
 use std::time::{Duration, Instant};
 

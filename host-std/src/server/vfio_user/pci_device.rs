@@ -1,4 +1,4 @@
-//! What can be served: a PCI function over images.
+//! PCI functions over images that can be served.
 
 use blk_core::bus::Device;
 use blk_core::pci::{Endpoint, Function, PciFunction};

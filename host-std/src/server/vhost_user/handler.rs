@@ -1,4 +1,4 @@
-//! What the client's messages mean for the device, its rings and its memory.
+//! Handlers of the client's messages: negotiation, memory, rings, configuration, the in-flight region.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! What the client has said of a ring.
+//! State of a ring as the client has set it up so far.
 
 use crate::server::client_fd::ClientFd;
 

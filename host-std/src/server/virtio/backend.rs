@@ -1,4 +1,4 @@
-//! What a server asks of a device: the seam between the protocol and what is served.
+//! Interface between the protocols and the virtio device that is served.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a queue's thread writes down as it works: the chains in flight, and counts.
+//! Recorder of a queue's thread: chains in flight, and counts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

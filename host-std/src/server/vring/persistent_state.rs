@@ -1,5 +1,7 @@
-//! What a server that comes back has to know beside the requests in flight: what the guest has set in each unit, the write
-//! cache above all, and whether an image has latched. It is kept in the trailer of the in-flight region, one word a unit.
+//! Device state that outlives the server: cache settings and latches.
+//!
+//! The in-flight region of vhost-user keeps requests only; a successor also needs these. They are in the region's trailer, one
+//! word for each unit.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -25,7 +25,7 @@ const STATUS_MAX: u8 = 2;
 /// Bytes of a disk's serial number.
 const ID_BYTES: u32 = 20;
 
-/// What a write writes.
+/// Data of a write.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload<'a> {
     /// These bytes.

@@ -1,4 +1,4 @@
-//! What goes wrong between a client and its server.
+//! Errors between a client and its server.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::scsi_done::ScsiDone;
 use crate::memory::MappingError;
 
-/// What went wrong between this client and its server.
+/// Error between this client and its server.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.

@@ -1,10 +1,10 @@
-//! How a client talks to its server.
+//! Options of a client.
 
 use std::time::Duration;
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
 
-/// What a client asks of a server, and how it uses its rings.
+/// Options of a client: its demands on a server, and its use of the rings.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Queues to set up. For virtio-scsi the control and the event queue count as two of them.

@@ -40,7 +40,7 @@ pub(super) struct Used {
     pub len: u32,
 }
 
-/// What happened on a queue so far.
+/// Counts of a queue so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
     /// Chains made available.

@@ -1,11 +1,11 @@
-//! How a SCSI command ended.
+//! Completion of a SCSI command: status, sense data, residual.
 
 use super::ticket::Ticket;
 
 /// SAM-5, status codes.
 const GOOD: u8 = 0;
 
-/// What sense data say (SPC-4, sense data).
+/// Sense data (SPC-4, sense data).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sense {
     /// Sense key.

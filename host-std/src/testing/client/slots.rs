@@ -1,4 +1,4 @@
-//! Where a queue's requests and their data lie in guest memory: one slot each.
+//! Slots of a queue: the places of each request and its data in guest memory.
 
 use blk_core::units::GuestAddr;
 

@@ -36,7 +36,7 @@ const TABLE: GuestAddr = GuestAddr(0x1800);
 const PRD_TABLE: GuestAddr = GuestAddr(TABLE.0 + 0x80);
 const BUFFER: GuestAddr = GuestAddr(0x10_0000);
 
-/// How an [`Ahci`] guest reads and writes.
+/// Commands by which an [`Ahci`] guest reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commands {
     /// READ and WRITE DMA EXT, WRITE DMA FUA EXT.

@@ -41,7 +41,7 @@ const PRD_TABLE: GuestAddr = GuestAddr(0x1000);
 const PRD_LAST: u32 = 1 << 31;
 const BUFFER: GuestAddr = GuestAddr(0x10_0000);
 
-/// How an [`Ide`] guest moves data.
+/// Data transfer of an [`Ide`] guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
     /// Through the data port, a sector or a block of sectors at a time.

@@ -34,7 +34,7 @@ impl Transport for OneBuffer {
     }
 }
 
-/// What carries command blocks to a disk.
+/// Transport of command blocks to a disk.
 pub trait Carrier {
     /// Guest memory.
     fn memory(&self) -> &MappedMemory;

@@ -48,7 +48,7 @@ impl Address {
     }
 }
 
-/// What eight bytes address.
+/// Addressee of an eight-byte LUN field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Addressed {
     /// The well-known logical unit REPORT LUNS of the host.

@@ -17,7 +17,7 @@ use super::wire::{ConfigSpace, EventData, Features, Response};
 use crate::config::Config as Identity;
 use crate::disk::{LogicalUnit, ResetCause, Setting, UnitAttention, Unsupported};
 
-/// What an embedder chooses.
+/// Configuration that an embedder chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {

@@ -45,7 +45,7 @@ impl Happened {
     }
 }
 
-/// What happened and was not told yet, in order.
+/// Events that the driver has not been told yet, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Events {
     waiting: Vec<(Address, Happened), EVENTS_MAX>,

@@ -19,7 +19,7 @@ const COPIED_BYTES: usize = size_of::<Management>();
 /// `event_actual`, which comes before the response to a notification request.
 const ACTUAL_BYTES: u64 = 4;
 
-/// What is asked for.
+/// Function that the driver asks for.
 enum Asked {
     Management(Management),
     /// The driver would like to hear of media events.
@@ -27,7 +27,7 @@ enum Asked {
     Unknown,
 }
 
-/// What a function leads to.
+/// Effect of a function.
 enum Effect {
     Answered(Response),
     /// It is complete once what it aborts has ended.

@@ -1,4 +1,4 @@
-//! What comes in with a poll.
+//! Arguments that come in with a poll.
 
 use super::policy::Policy;
 

@@ -1,8 +1,8 @@
-//! What a controller has to know of the transport under it.
+//! The transport's state that a controller needs.
 
 use super::wire::Features;
 
-/// What a controller has to know of the transport under it to take anything: it comes in with each poll.
+/// The transport's state that a controller needs to take requests. It comes in with each poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Policy {

@@ -17,7 +17,7 @@ use crate::disk::{self, Reply};
 use crate::sense::Sense;
 use crate::task_set::Task;
 
-/// What a poll led to.
+/// Result of a poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Polled {

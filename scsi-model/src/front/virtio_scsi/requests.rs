@@ -40,7 +40,7 @@ pub(super) struct Request {
     pub(super) chain: Place,
 }
 
-/// Where a request came from.
+/// Origin of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Place {
     /// Index of the ring.
@@ -89,7 +89,7 @@ pub(super) struct Pending {
     pub(super) cancelled: Response,
 }
 
-/// How a request ended.
+/// Answer to a request.
 #[derive(Debug)]
 pub(super) struct Answer<'a> {
     pub(super) response: Response,

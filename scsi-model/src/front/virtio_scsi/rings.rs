@@ -57,7 +57,7 @@ impl<const Q: usize> Rings<Q> {
     }
 }
 
-/// What a chain begins with, and how long it is. Descriptors and header are copied once.
+/// Header and length of a chain. Descriptors and header are copied once.
 #[derive(Debug)]
 pub(super) struct Chain<const H: usize> {
     /// The first readable bytes; zeroes where there are fewer.

@@ -9,7 +9,7 @@ pub(super) const SENSE_BYTES_MAX: usize = 252;
 /// The longest command block that there can be: SPC-4, variable length CDB formats.
 const CDB_BYTES_MAX: u16 = 260;
 
-/// How long the parts of a request are.
+/// Sizes of the parts of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Sizes {
     pub(super) sense_bytes: u16,

@@ -1,4 +1,4 @@
-//! What a target answers where there is no logical unit, and what the well-known logical unit REPORT LUNS does: SPC-4,
+//! Answers of a target where there is no logical unit, and the well-known logical unit REPORT LUNS: SPC-4,
 //! INQUIRY, REPORT LUNS; SAM-5, incorrect logical unit numbers.
 
 use crate::command::{Cdb, Command, decode};
@@ -7,7 +7,7 @@ use crate::sense::Sense;
 use crate::wire::data::{Inquiry, VpdHead};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// Who answers.
+/// Responder to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Responder {
     /// The well-known logical unit REPORT LUNS.

@@ -83,7 +83,7 @@ pub struct ResponseHead {
 
 const _: () = assert!(size_of::<ResponseHead>() == 12);
 
-/// What became of a request: 5.6.6.1 and 5.6.6.2.
+/// Response code of a request: 5.6.6.1 and 5.6.6.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]

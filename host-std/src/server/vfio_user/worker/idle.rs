@@ -1,4 +1,4 @@
-//! When there is nothing to do: the thread looks for more for a while, and then sleeps.
+//! Idle strategy: busy-poll the socket and the images for a while, then sleep in epoll.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! How long an idle thread polls busily before it sleeps, by how its last sleeps went.
+//! Busy-poll time before a sleep, adapted to how long the last sleeps were.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What the client says, in the order in which it says so: it is answered, or waits for the image.
+//! Messages of the client, handled in their order: answered at once, or blocked until the image is done.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

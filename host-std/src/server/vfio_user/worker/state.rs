@@ -1,4 +1,4 @@
-//! What the thread of a PCI device has, and the steps that all its parts share.
+//! State of a PCI device's thread, and the steps that its parts share.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
