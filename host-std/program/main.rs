@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 use clap::Parser as _;
 
+use host_std::serve::attach::{self, Attachment};
 use host_std::serve::config::LogFormat;
 use host_std::serve::listen::Inherited;
 use host_std::serve::log;
@@ -107,15 +108,15 @@ fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode>
     let (config, place) = args.config()?;
     config.check(&place)?;
     if args.print_attach {
-        for (index, device) in config.devices.iter().enumerate() {
-            let name = device.name(index);
-            let path = device
-                .socket
-                .as_ref()
-                .with_context(|| format!("{name}: --print-attach wants --socket PATH"))?;
-            let lines = host_std::serve::attach::lines(&name, device, path);
-            output::text_of(format_args!("{lines}"))?;
+        let names: Vec<_> = config.devices.iter().enumerate().map(|(at, device)| device.name(at)).collect();
+        let mut devices = Vec::new();
+        for (name, device) in names.iter().zip(&config.devices) {
+            let socket = device.socket.as_ref();
+            let path = socket
+                .with_context(|| format!("--print-attach: {name} has no socket; give --socket PATH"))?;
+            devices.push(Attachment::new(name, device, path));
         }
+        output::text_of(format_args!("{}", attach::lines(&devices)))?;
         return Ok(ExitCode::SUCCESS);
     }
     log::init("info", config.log_format);
