@@ -3,6 +3,7 @@
 mod cli;
 mod ctl;
 mod exit;
+mod number;
 mod output;
 mod replay;
 mod table;
@@ -28,7 +29,18 @@ fn main() -> ExitCode {
     let inherited = unsafe { Inherited::at_start() };
     #[cfg(feature = "mutants")]
     switch_mutant_on();
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(wrong) if wrong.use_stderr() => {
+            output::complain(format_args!("{}", cli::complaint(&wrong)));
+            return ExitCode::from(EXIT_USAGE);
+        }
+        Err(help) => {
+            // Whoever closes standard output has what he wanted.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
     let outcome = match args.command {
         Some(Command::Serve(serve)) => run_serve(&serve, inherited),
         Some(Command::Ctl(ctl)) => ctl::run(&ctl),
@@ -50,7 +62,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         log::flush();
-        output::complain(format_args!("{error:#}"));
+        output::complain(format_args!("{}", output::causes(&error)));
         ExitCode::from(EXIT_USAGE)
     });
     log::flush();

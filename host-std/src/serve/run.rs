@@ -20,6 +20,7 @@ use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
 use super::log;
 use super::open::Stopped;
+use super::same_file;
 use super::signals::Signals;
 use crate::confine::permissions::SocketAccess;
 use crate::confine::{self, Role, ServiceManager, limits};
@@ -49,6 +50,8 @@ enum Happened {
 /// What the operator can remedy, before anything is served.
 pub fn run(config: &Config, place: &str, inherited: Inherited, announce: bool) -> anyhow::Result<bool> {
     config.check(place)?;
+    same_file::check(config, place)?;
+    Confined::check(config)?;
     // First, so that no signal comes in between, and no thread is there that does not block them.
     let signals = Signals::block().context("cannot block signals, to read them")?;
     limits::ignore_file_size_signal().context("cannot ignore the signal SIGXFSZ")?;
