@@ -1,9 +1,10 @@
 //! `blk-host ctl`: asks a server, and prints its answers for people or for programs.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
 
@@ -18,11 +19,23 @@ use crate::output::{self, Failure, outln};
 
 pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
     let request = request(args)?;
-    let mut client = Client::connect(&args.control).with_context(|| {
-        format!("--control {}: nobody answers there; is it what serve was given?", args.control.display())
+    let path = args.control.display();
+    let mut client = Client::connect(&args.control).map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::NotFound => {
+                format!("start the server with serve --control {path}, or give the path that it has")
+            }
+            ErrorKind::PermissionDenied => "become the user that started the server".into(),
+            _ => "give the path that serve --control was given, of a server that runs".into(),
+        };
+        anyhow!("--control {path}: cannot connect: {error}; {remedy}")
     })?;
     let waiting = |what: &str| output::complain(format_args!("{what}"));
-    let value = match client.ask_patiently(&request, waiting).context("the server gave no answer")? {
+    let answer = client.ask_patiently(&request, waiting).map_err(|error| {
+        let remedy = "check that it is the control socket of a server that runs: serve --control";
+        anyhow!("--control {path}: no answer: {error}; {remedy}")
+    })?;
+    let value = match answer {
         Reply::Ok(value) => value,
         Reply::Error(refusal) | Reply::Waiting(refusal) => {
             output::complain(format_args!("{refusal}"));
@@ -59,13 +72,14 @@ fn request(args: &CtlArgs) -> anyhow::Result<Request> {
             limits
                 .iter()
                 .try_for_each(|limit| change.set(limit))
-                .map_err(|error| anyhow::anyhow!("throttle {error}"))?;
+                .map_err(|error| anyhow!("throttle {error}"))?;
             Request::Throttle { device, image: *image, limits: change }
         }
         CtlCommand::Mark { text } => Request::Mark { device, text: text.clone() },
         CtlCommand::Hotplug { image } => Request::Hotplug { device, image: image.clone() },
         CtlCommand::Unplug { lun } => {
-            let lun = lun.parse().map_err(|remedy| anyhow::anyhow!("unplug {lun}: {remedy}"))?;
+            let lun =
+                lun.parse().map_err(|remedy| anyhow!("unplug {lun}: no address of a unit; {remedy}"))?;
             Request::Unplug { device, lun }
         }
         CtlCommand::Disconnect => Request::Disconnect { device },
@@ -78,7 +92,8 @@ fn print_event(line: &str, json: bool) -> anyhow::Result<()> {
         outln!("{line}")?;
         return Ok(());
     }
-    let event: Event = serde_json::from_str(line).context("the server sent no event")?;
+    let event: Event = serde_json::from_str(line)
+        .context("the server sent what is no event; use its version of blk-host")?;
     match event {
         Event::Failed { device, failure } => {
             let outcome = if failure.held { "held" } else { "reported to the guest" };
@@ -102,8 +117,8 @@ fn print_answer(request: &Request, value: Value, json: bool) -> anyhow::Result<(
     }
     match request {
         Request::Stats { .. } => {
-            let report: Report =
-                serde_json::from_value(value).context("the server's answer is not understood")?;
+            let report: Report = serde_json::from_value(value)
+                .context("the server's answer is not understood; use its version of blk-host")?;
             outln!("blk-host {}, up {} s", report.version, report.uptime_seconds)?;
             outln!("{}", report.sandbox)?;
             if report.log_lines_lost != 0 {
@@ -114,7 +129,8 @@ fn print_answer(request: &Request, value: Value, json: bool) -> anyhow::Result<(
         Request::Resume { .. } => outln!("resumed; tried again: {}", value["retried"])?,
         Request::Resize { .. } => outln!("{} bytes", value["bytes"])?,
         Request::Throttle { .. } => {
-            let stats = serde_json::from_value(value).context("the server's answer is not understood")?;
+            let stats = serde_json::from_value(value)
+                .context("the server's answer is not understood; use its version of blk-host")?;
             print_limits(&stats)?;
         }
         Request::Mark { .. } => outln!("position {}", value["position"])?,

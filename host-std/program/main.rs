@@ -3,6 +3,7 @@
 mod cli;
 mod ctl;
 mod exit;
+mod number;
 mod output;
 mod replay;
 mod table;
@@ -14,6 +15,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 use clap::Parser as _;
 
+use host_std::serve::attach::{self, Attachment};
 use host_std::serve::config::LogFormat;
 use host_std::serve::listen::Inherited;
 use host_std::serve::log;
@@ -27,7 +29,18 @@ fn main() -> ExitCode {
     let inherited = unsafe { Inherited::at_start() };
     #[cfg(feature = "mutants")]
     switch_mutant_on();
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(wrong) if wrong.use_stderr() => {
+            output::complain(format_args!("{}", cli::complaint(&wrong)));
+            return ExitCode::from(EXIT_USAGE);
+        }
+        Err(help) => {
+            // Whoever closes standard output has what he wanted.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
     let outcome = match args.command {
         Some(Command::Serve(serve)) => run_serve(&serve, inherited),
         Some(Command::Ctl(ctl)) => ctl::run(&ctl),
@@ -49,7 +62,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         log::flush();
-        output::complain(format_args!("{error:#}"));
+        output::complain(format_args!("{}", output::causes(&error)));
         ExitCode::from(EXIT_USAGE)
     });
     log::flush();
@@ -107,15 +120,15 @@ fn run_serve(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<ExitCode>
     let (config, place) = args.config()?;
     config.check(&place)?;
     if args.print_attach {
-        for (index, device) in config.devices.iter().enumerate() {
-            let name = device.name(index);
-            let path = device
-                .socket
-                .as_ref()
-                .with_context(|| format!("{name}: --print-attach wants --socket PATH"))?;
-            let lines = host_std::serve::attach::lines(&name, device, path);
-            output::text_of(format_args!("{lines}"))?;
+        let names: Vec<_> = config.devices.iter().enumerate().map(|(at, device)| device.name(at)).collect();
+        let mut devices = Vec::new();
+        for (name, device) in names.iter().zip(&config.devices) {
+            let socket = device.socket.as_ref();
+            let path = socket
+                .with_context(|| format!("--print-attach: {name} has no socket; give --socket PATH"))?;
+            devices.push(Attachment::new(name, device, path));
         }
+        output::text_of(format_args!("{}", attach::lines(&devices)))?;
         return Ok(ExitCode::SUCCESS);
     }
     log::init("info", config.log_format);

@@ -38,6 +38,15 @@ pub(crate) fn failure(error: &anyhow::Error) -> Option<bool> {
     Some(error.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// An error and its causes, those left out that it names itself.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
+}
+
 /// Says something on standard error, if it can be said there.
 pub(crate) fn complain(text: fmt::Arguments<'_>) {
     let line = format!("blk-host: {text}\n");

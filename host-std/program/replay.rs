@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use blk_core::op::Op;
 use blk_core::storage::{Cache, Info};
 use clap::Args;
@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::number::whole;
 use crate::output::{Failure, outln};
 
 /// How long a command runs before it shows how far it is.
@@ -43,7 +44,7 @@ pub(crate) struct ReplayArgs {
     base: Option<PathBuf>,
 
     /// Rebuild the image as it was after this many records.
-    #[arg(long, value_name = "POSITION", requires = "out", conflicts_with_all = ["crash_states", "state"])]
+    #[arg(long, value_name = "POSITION", requires = "out", conflicts_with_all = ["crash_states", "state"], value_parser = whole::<u64>(0..=u64::MAX), allow_negative_numbers = true)]
     at: Option<u64>,
 
     /// Rebuild one crash state, as a list with the same --seed and --per-position names it.
@@ -55,19 +56,19 @@ pub(crate) struct ReplayArgs {
     out: Option<PathBuf>,
 
     /// Go through at least this many images that a power cut could have left, if there are so many.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1..=u64::MAX), allow_negative_numbers = true)]
     crash_states: Option<u64>,
 
     /// Decides where the power is cut and what is then lost.
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_negative_numbers = true)]
     seed: u64,
 
     /// Most crash states of one position.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<u64>(1..=u64::MAX), allow_negative_numbers = true)]
     per_position: u64,
 
     /// Cut the power at no position before this one.
-    #[arg(long, value_name = "POSITION", default_value_t = 0)]
+    #[arg(long, value_name = "POSITION", default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_negative_numbers = true)]
     from: u64,
 
     /// Write each crash state as an image into this directory.
@@ -143,8 +144,9 @@ fn crash_states(args: &ReplayArgs, log: &Arc<Log>, wanted: u64) -> anyhow::Resul
     let states = CrashStates::open(log, &options(args, Positions::Total(total)))?;
     let bar = progress(args, states.positions_left() as u64, "positions");
     if let Some(dir) = &args.out_dir {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("--out-dir {}: cannot be made; give another one", dir.display()))?;
+        std::fs::create_dir_all(dir).map_err(|error| {
+            anyhow!("--out-dir {}: cannot be made: {error}; give another one", dir.display())
+        })?;
     }
     let (mut count, mut positions, mut last) = (0_u64, 0_u64, None);
     for state in states {

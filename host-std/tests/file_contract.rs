@@ -314,14 +314,10 @@ fn odd_sizes_and_options_are_refused_with_the_file_and_the_remedy() {
     let cases = [
         (&odd, plain, ["odd", "1000 bytes", "truncate -s %512"]),
         (&empty, plain, ["empty", "no capacity", "truncate -s 1G"]),
-        (
-            &good,
-            FileOptions { logical_block_bytes: Some(8192), ..plain },
-            ["good", "8192", "logical_block_bytes"],
-        ),
+        (&good, FileOptions { logical_block_bytes: Some(8192), ..plain }, ["good", "8192", "logical-block"]),
         (&good, FileOptions { logical_block_bytes: Some(768), ..plain }, ["good", "768", "power of two"]),
-        (&good, FileOptions { workers: 0, ..plain }, ["good", "workers: 0", "1 to 64"]),
-        (&good, FileOptions { depth: 129, ..plain }, ["good", "depth: 129", "1 to 128"]),
+        (&good, FileOptions { workers: 0, ..plain }, ["good", "workers=0", "1 to 64"]),
+        (&good, FileOptions { depth: 129, ..plain }, ["good", "depth=129", "1 to 128"]),
     ];
     for (path, options, parts) in cases {
         let text = FileBackend::open(path, &options).map(|_| ()).unwrap_err().to_string();

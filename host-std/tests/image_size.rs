@@ -79,9 +79,9 @@ fn a_refusal_leaves_nothing_behind() {
     for path in [&path, &new] {
         let was = path.metadata().map(|metadata| metadata.len()).ok();
         refuse(path, &sized(2 * BYTES + 100), &["not a multiple of", "truncate -s %"]);
-        refuse(path, &FileOptions { logical_block_bytes: Some(100), ..sized(2 * BYTES) }, &["logical_block"]);
+        refuse(path, &FileOptions { logical_block_bytes: Some(100), ..sized(2 * BYTES) }, &["logical-block"]);
         refuse(path, &FileOptions { workers: 0, ..sized(2 * BYTES) }, &["workers"]);
-        refuse(path, &FileOptions { read_only: true, ..sized(2 * BYTES) }, &["size", "read_only"]);
+        refuse(path, &FileOptions { read_only: true, ..sized(2 * BYTES) }, &["size", "readonly"]);
         refuse(path, &sized(1 << 62), &["size=4194304T", "ulimit -f"]);
         let threads = FileOptions { workers: 64, ..sized(2 * BYTES) };
         with_few_descriptors(|| refuse(path, &threads, &["open it again", "ulimit -n"]));

@@ -145,46 +145,6 @@ fn stays_held(client: &mut Blk) {
 }
 
 #[test]
-fn errors_name_the_file_the_option_and_the_remedy() {
-    let dir = TempDir::new().unwrap();
-    let path = dir.path();
-    fs::File::create(path.join("image")).unwrap().set_len(IMAGE_BYTES).unwrap();
-    fs::write(path.join("empty"), "").unwrap();
-    fs::write(path.join("file"), "precious").unwrap();
-    fs::write(path.join("bad.toml"), "[[device]]\ntype = \"virtio-blk\"\ncolour = 1\n").unwrap();
-    let listening = UnixListener::bind(path.join("taken")).unwrap();
-    for (arguments, named, remedy) in [
-        (&["--socket", "s"][..], "no image", "--image disk.img"),
-        (&["--image", "image"], "socket: not given", "--socket PATH"),
-        (&["--socket", "s", "--image", "none"], "none: cannot open", ""),
-        (&["--socket", "s", "--image", "empty"], "empty: has no capacity", "truncate"),
-        (&["--socket", "s", "--image", "image,cach=none"], "--image image,cach=none", "cache, readonly"),
-        (&["--socket", "s", "--image", "image,lun=0:0"], "lun with virtio-blk", "virtio-scsi"),
-        (&["--socket", "no/folder/s", "--image", "image"], "socket no/folder/s", "make its folder"),
-        (&["--socket", "file", "--image", "image"], "socket file", "another path"),
-        (&["--socket", "taken", "--image", "image"], "socket taken", "another program listens"),
-        (
-            &["--socket", "s", "--control", "taken", "--image", "image"],
-            "control taken",
-            "another program listens",
-        ),
-        (&["--fd", "77", "--image", "image"], "fd 77", "open unix stream socket"),
-        (&["--fd", "1", "--image", "image"], "fd 1", "from 3 on"),
-        (&["--config", "none.toml"], "none.toml: cannot be read", "--config"),
-        (&["--config", "bad.toml"], "bad.toml:3: unknown field `colour`", "socket"),
-        (&["--socket", "s", "--image", "image", "--fault", "read:often"], "fault", "eio"),
-    ] {
-        let output = blk_host().current_dir(path).arg("serve").args(arguments).output().unwrap();
-        let error = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
-        assert!(error.contains(named) && error.contains(remedy), "{arguments:?}: {error}");
-        assert!(!path.join("s").exists(), "{arguments:?} leaves its socket");
-    }
-    drop(listening);
-    assert_eq!(fs::read(path.join("file")).unwrap(), b"precious");
-}
-
-#[test]
 fn an_image_in_use_is_refused() {
     let server = Server::on_socket("");
     let output = blk_host()

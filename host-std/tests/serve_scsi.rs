@@ -109,7 +109,7 @@ fn a_unit_that_an_operator_plugs_in_resizes_and_takes_away_is_announced() {
     let refused = Program::new(env!("CARGO_BIN_EXE_blk-host"))
         .args(["ctl", "--control"])
         .arg(server.socket().with_file_name("control"))
-        .args(["hotplug", &image])
+        .args(["hotplug", &format!("{folder}/another,lun=0:3")])
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();

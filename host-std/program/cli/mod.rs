@@ -2,6 +2,7 @@
 
 mod sandbox;
 mod serve;
+mod usage;
 
 use std::path::PathBuf;
 
@@ -11,7 +12,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use blk_core::storage::CacheMode;
 use host_std::proof::Front;
 
+use crate::number::whole;
+
 pub(crate) use serve::{CtlArgs, CtlCommand, ServeArgs, SizeArg};
+pub(crate) use usage::complaint;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,7 +66,7 @@ pub(crate) struct Args {
     pub(crate) mode: Vec<ModeArg>,
 
     /// Explore every guest program of up to this many steps.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<u8>(1..=8), allow_negative_numbers = true)]
     pub(crate) length: u8,
 
     /// Explore every program of up to four steps.

@@ -10,9 +10,11 @@ use host_std::serve::config::{
 use host_std::serve::spec::ImageSpec;
 
 use super::sandbox::SandboxArgs;
+use crate::number::whole;
 
 const IMAGE_HELP: &str = "\
-An image and its options, separated by commas; a comma in the path is written twice. Several with virtio-scsi, ahci (image n is
+An image and its options, separated by commas; a comma in the path is written twice, and a file whose name looks like an option is
+written ./NAME. A SIZE is in bytes, or has a unit: 10G and 10GiB are 10 * 1024^3 bytes, 10GB is 10 * 1000^3. Several images with virtio-scsi, ahci (image n is
 at port n) and ide (primary master, primary slave, secondary master, secondary slave).
 
   cache=writeback|none|writethrough|directsync|unsafe   default: writeback
@@ -23,8 +25,8 @@ at port n) and ide (primary master, primary slave, secondary master, secondary s
                         what a failed read or write leads to: an error in the guest, or a pause until `blk-host ctl resume`
                         (enospc: only if space ran out); default: rerror=report, werror=enospc
   engine=auto|threads|uring, workers=N    how the host is asked; default: auto
-  logical-block=BYTES   512 to 65536
-  size=SIZE             make the image, or extend it, to this size, for example 10G
+  logical-block=BYTES   a power of two from 512 to 65536
+  size=SIZE             make the image, or extend it, to this size, for example 10G; an image is never made smaller
   format=raw            serve it although it begins like a qcow2, VMDK, VDI, VHDX or QED image
   lun=TARGET:UNIT       virtio-scsi: where it is found; default: 0:0, 0:1 and so on
   iops=N, bps=SIZE      most operations, most bytes a second, for all queues together, for example iops=500,bps=100M; 0: none yet,
@@ -46,7 +48,7 @@ pub(crate) struct ServeArgs {
     vfio_user: Option<PathBuf>,
 
     /// Take the device's socket, listening or connected, from the supervisor. With no socket named at all: LISTEN_FDS.
-    #[arg(long, value_name = "N", conflicts_with_all = ["socket", "vfio_user"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["socket", "vfio_user"], value_parser = whole::<i32>(3..=i32::MAX), allow_negative_numbers = true)]
     fd: Option<i32>,
 
     /// What the guest sees.
@@ -127,8 +129,14 @@ impl ServeArgs {
             Err(ConfigError { place: "serve".into(), what: what.into(), remedy: remedy.into() })
         };
         let specs: Vec<_> =
-            self.images.iter().map(|text| ImageSpec::parse(text)).collect::<Result<_, _>>()?;
-        let queues = specs.iter().filter_map(|spec| spec.queues).max().unwrap_or(1);
+            self.images.iter().map(|text| ImageSpec::parse("--image", text)).collect::<Result<_, _>>()?;
+        let mut queues = specs.iter().filter_map(|spec| spec.queues);
+        let queues = match (queues.next(), queues.next()) {
+            (Some(_), Some(_)) => {
+                return error("queues is given twice", "give it with one image: the device has them");
+            }
+            (queues, _) => queues.unwrap_or(1),
+        };
         let mut images: Vec<_> = specs.into_iter().map(|spec| spec.image).collect();
         match (images.as_mut_slice(), &self.record, &self.fault) {
             (_, None, None) => {}
@@ -305,16 +313,16 @@ pub(crate) enum CtlCommand {
     /// Tell the guest the image's new size, after extending it if one is given.
     Resize {
         /// Which image, from 0 on.
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>(0..=usize::MAX))]
         image: usize,
-        /// The size, or what is added: 2147483648, 20G, +1GiB.
-        #[arg(value_name = "SIZE|+SIZE")]
+        /// The size, or what is added: 2147483648, 20G, +1GiB, 20GB (powers of 1000).
+        #[arg(value_name = "SIZE|+SIZE", allow_negative_numbers = true)]
         size: Option<SizeArg>,
     },
     /// Change an image's limits of rate, or print them: iops=N, bps=SIZE, iops-burst=N, bps-burst=SIZE; 0 lifts one.
     Throttle {
         /// Which image, from 0 on.
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>(0..=usize::MAX))]
         image: usize,
         /// The limits; others stay as they are.
         #[arg(value_name = "LIMIT=VALUE")]

@@ -5,7 +5,7 @@ use std::io::{Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 
 /// Bytes of an image.
 pub(super) const IMAGE_BYTES: u64 = 8 << 20;
@@ -23,20 +23,19 @@ impl Place {
         let Some(path) = path else { return Self::in_directory(&temporary()) };
         // Made here and now, so that nobody's file is ever written over.
         let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-        let image = made.with_context(|| {
-            format!(
-                "--image {}: give a path that does not exist yet, in a writable directory",
-                path.display()
-            )
+        let image = made.map_err(|error| {
+            let remedy = "give a path that does not exist yet, in a writable directory";
+            anyhow!("--image {}: cannot be made: {error}; {remedy}", path.display())
         })?;
-        std::fs::remove_file(path)
-            .with_context(|| format!("--image {}: cannot remove it", path.display()))?;
+        std::fs::remove_file(path).map_err(|error| {
+            anyhow!("--image {}: cannot be removed: {error}; remove it yourself", path.display())
+        })?;
         Ok(Self { image, shown: path.to_owned() })
     }
 
     fn in_directory(directory: &Path) -> anyhow::Result<Self> {
-        let image = tempfile::tempfile_in(directory).with_context(|| {
-            format!("{}: cannot make a file; set TMPDIR, or give --image PATH", directory.display())
+        let image = tempfile::tempfile_in(directory).map_err(|error| {
+            anyhow!("{}: cannot make a file: {error}; set TMPDIR, or give --image PATH", directory.display())
         })?;
         Ok(Self { image, shown: directory.join("(an image without a name)") })
     }
@@ -55,8 +54,9 @@ impl Place {
             (0..IMAGE_BYTES / chunk.len() as u64).try_for_each(|_| image.write_all(&chunk))?;
             image.sync_all()
         };
-        write().with_context(|| {
-            format!("{}: cannot write an image of {} MiB", self.shown.display(), IMAGE_BYTES >> 20)
+        write().map_err(|error| {
+            let (path, mib) = (self.shown.display(), IMAGE_BYTES >> 20);
+            anyhow!("{path}: cannot write an image of {mib} MiB: {error}; make room there, or give another --image PATH")
         })
     }
 }

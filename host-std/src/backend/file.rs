@@ -56,7 +56,7 @@ impl<S: Syscalls> FileBackend<S> {
     }
 
     fn idle_on(syscalls: S, path: &Path, options: &FileOptions) -> Result<Self, OpenError> {
-        let limits = [("workers", options.workers, 64), ("depth", options.depth, 128)];
+        let limits = [("workers", options.workers, FileOptions::WORKERS_MAX), ("depth", options.depth, 128)];
         for (option, value, max) in limits {
             if value == 0 || value > max {
                 let remedy = "workers may be 1 to 64, depth 1 to 128";
@@ -64,13 +64,11 @@ impl<S: Syscalls> FileBackend<S> {
             }
         }
         if let (Some(value), true) = (options.size, options.read_only) {
-            let remedy = "an image that is opened read_only is neither made nor extended";
+            let remedy = "an image that is opened readonly is neither made nor extended";
             return Err(OpenError::Option { path: path.into(), option: "size", value, remedy });
         }
-        let budgets = [
-            ("in_flight_bytes_max", options.in_flight_bytes_max),
-            ("private_bytes_max", options.private_bytes_max),
-        ];
+        let budgets =
+            [("inflight", options.in_flight_bytes_max), ("private-memory", options.private_bytes_max)];
         if let Some(&(option, value)) = budgets.iter().find(|(_, bytes)| *bytes == 0) {
             let remedy = "give 1 byte or more: an operation that is larger is done alone";
             return Err(OpenError::Option { path: path.into(), option, value, remedy });

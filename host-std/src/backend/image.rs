@@ -121,17 +121,9 @@ impl Image {
         let mut flags = access | OFlags::CLOEXEC;
         flags.set(OFlags::DIRECT, options.mode.direct());
         flags.set(DSYNC, options.mode.dsync());
-        let file = open(path, flags | OFlags::NONBLOCK, Mode::empty()).map_err(|errno| {
-            let remedy = match errno {
-                Errno::INVAL if options.mode.direct() => {
-                    "; this file system has no O_DIRECT: use cache mode writeback or writethrough"
-                }
-                Errno::ROFS | Errno::ACCESS | Errno::PERM => "; check its permissions, or open it read_only",
-                _ => "",
-            };
-            system(path, "open it", remedy)(errno)
-        })?;
-        let stat = fstat(&file).map_err(system(path, "stat it", ""))?;
+        let file = open(path, flags | OFlags::NONBLOCK, Mode::empty())
+            .map_err(|errno| system(path, "open it", open_remedy(path, options, errno))(errno))?;
+        let stat = fstat(&file).map_err(system(path, "stat it", SEE_KERNEL_LOG))?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::File,
             FileType::BlockDevice => Kind::Block,
@@ -156,14 +148,14 @@ impl Image {
                     waited: Duration::ZERO,
                     or: "",
                 },
-                errno => system(path, "lock it", "; option lock turns the lock off")(errno),
+                errno => system(path, "lock it", "; put it on a file system that has locks")(errno),
             })?;
         }
         let Some(wanted) = options.size else {
             return Self::measure(path, options, flags, file, kind, &stat);
         };
         // Only now that it is ours.
-        let again = |file| fstat(file).map_err(system(path, "stat it", ""));
+        let again = |file| fstat(file).map_err(system(path, "stat it", SEE_KERNEL_LOG));
         let before = u64::try_from(again(&file)?.st_size).unwrap_or(0);
         if kind == Kind::File {
             image_size::extend(path, file.as_fd(), before, wanted)?;
@@ -197,7 +189,7 @@ impl Image {
         kind: Kind,
         stat: &Stat,
     ) -> Result<Self, OpenError> {
-        let fail = |what| system(path, what, "");
+        let fail = |what| system(path, what, SEE_KERNEL_LOG);
         let device = match kind {
             Kind::File => stat.st_dev,
             Kind::Block => stat.st_rdev,
@@ -291,7 +283,7 @@ impl Image {
     /// Takes over the size that the file or device has now, or that of `bytes` bytes to which a file is extended first.
     pub(super) fn resize(&self, bytes: Option<u64>) -> Result<Info, OpenError> {
         let _one_at_a_time = lock(&self.resizing);
-        let size = || self.size().map_err(system(&self.path, "find its size", ""));
+        let size = || self.size().map_err(system(&self.path, "find its size", SEE_KERNEL_LOG));
         let logical = self.info.get().logical_block_bytes;
         if let Some(bytes) = bytes {
             let now = size()?;
@@ -327,6 +319,30 @@ fn system<'a>(
     move |errno| OpenError::System { path: path.into(), what, errno, remedy }
 }
 
+/// For what fails on a healthy system never.
+const SEE_KERNEL_LOG: &str = "; look into the kernel's log: dmesg";
+
+fn open_remedy(path: &Path, options: &FileOptions, errno: Errno) -> &'static str {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match errno {
+        Errno::INVAL if options.mode.direct() => {
+            "; this file system has no O_DIRECT: give cache=writeback or cache=writethrough"
+        }
+        Errno::NOENT if path.is_symlink() => "; it is a link to a file that does not exist: make that file",
+        Errno::NOENT if folder.is_some_and(|folder| !folder.exists()) => {
+            "; its folder does not exist: make it first"
+        }
+        Errno::NOENT => "; check the path, or give a size to have it made: size=10G",
+        Errno::NOTDIR => "; check the path: a part of it is a file and no folder",
+        Errno::ISDIR | Errno::NXIO => "; give the path of an image or a disk",
+        Errno::ROFS | Errno::ACCESS | Errno::PERM => "; check its permissions, or give readonly",
+        Errno::TXTBSY | Errno::BUSY => "; stop the program that uses it",
+        Errno::NAMETOOLONG | Errno::LOOP => "; check the path",
+        Errno::MFILE | Errno::NFILE => "; raise the limit on open files",
+        _ => SEE_KERNEL_LOG,
+    }
+}
+
 /// A file that is open could not be opened once more.
 fn cannot_reopen(path: &Path) -> impl Fn(Errno) -> OpenError + use<'_> {
     move |errno| {
@@ -336,7 +352,7 @@ fn cannot_reopen(path: &Path) -> impl Fn(Errno) -> OpenError + use<'_> {
             Errno::NOENT => "; is /proc mounted?",
             Errno::STALE => "; another file has taken its place: start again",
             Errno::ACCESS | Errno::PERM => "; check its permissions",
-            _ => "",
+            _ => SEE_KERNEL_LOG,
         };
         system(path, "open it again", remedy)(errno)
     }
@@ -366,7 +382,7 @@ fn check_sizes(path: &Path, bytes: u64, logical: u32, direct: Option<Alignment>)
     if !logical.is_power_of_two() || !(SECTOR_BYTES..=ALIGN_MAX).contains(&logical) {
         return Err(OpenError::Option {
             path: path.into(),
-            option: "logical_block_bytes",
+            option: "logical-block",
             value: logical.into(),
             remedy: "give a power of two from 512 to 65536",
         });
@@ -374,8 +390,8 @@ fn check_sizes(path: &Path, bytes: u64, logical: u32, direct: Option<Alignment>)
     let direct = direct.map_or(1, |direct| direct.offset);
     let rules = [
         (SECTOR_BYTES, "a sector", ""),
-        (logical, "the logical block (option logical_block_bytes)", ", or give a smaller logical block"),
-        (direct, "the block of direct I/O", ", or use cache mode writeback or writethrough"),
+        (logical, "the logical block", ", or give a smaller one: logical-block=512"),
+        (direct, "the block of direct I/O", ", or give cache=writeback or cache=writethrough"),
     ];
     for (unit, why, or) in rules {
         if !bytes.is_multiple_of(u64::from(unit)) {
@@ -388,12 +404,13 @@ fn check_sizes(path: &Path, bytes: u64, logical: u32, direct: Option<Alignment>)
 /// What direct I/O on this file demands: asked of the kernel, since 6.1 (statx(2), STATX_DIOALIGN).
 fn alignment(path: &Path, file: &OwnedFd, kind: Kind, unit: u32) -> Result<Alignment, OpenError> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
-    let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted).map_err(system(path, "stat it", ""))?;
+    let stat =
+        statx(file, c"", AtFlags::EMPTY_PATH, wanted).map_err(system(path, "stat it", SEE_KERNEL_LOG))?;
     let none = OpenError::System {
         path: path.into(),
         what: "use O_DIRECT on it",
         errno: Errno::OPNOTSUPP,
-        remedy: "; use cache mode writeback or writethrough",
+        remedy: "; give cache=writeback or cache=writethrough",
     };
     let align = if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 {
         Alignment { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align }

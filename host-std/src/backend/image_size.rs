@@ -77,7 +77,9 @@ fn refused(path: &Path, bytes: u64, errno: Errno) -> OpenError {
     let remedy = match errno {
         Errno::NOENT | Errno::NOTDIR => "make its folder first",
         Errno::NOSPC | Errno::DQUOT => "make room there",
-        Errno::FBIG => "give what the file system and the limit on file sizes (ulimit -f) allow",
+        Errno::FBIG | Errno::INVAL => {
+            "give what the file system and the limit on file sizes (ulimit -f) allow"
+        }
         Errno::ACCESS | Errno::PERM | Errno::ROFS => "check the permissions of its folder",
         _ => "make it yourself, and leave size out",
     };

@@ -84,6 +84,8 @@ pub use io_threads::IoThread;
 pub use iovecs::IoVecs;
 pub use latch::{Durable, LatchCause};
 pub use open_error::OpenError;
+#[cfg(feature = "program")]
+pub(crate) use open_error::size_text;
 pub use options::{FileOptions, IoEngine};
 #[cfg(feature = "server")]
 pub(crate) use ring::can_restrict;

@@ -17,7 +17,7 @@ pub enum OpenError {
         what: &'static str,
         /// The kernel's error.
         errno: Errno,
-        /// What to do; empty where nothing is known.
+        /// What to do, after a semicolon.
         remedy: &'static str,
     },
     /// Neither a regular file nor a block device.
@@ -85,11 +85,11 @@ pub enum OpenError {
         now: u64,
     },
     /// An option's value cannot be.
-    #[error("{path}: option {option}: {value} is not possible; {remedy}")]
+    #[error("{path}: {option}={value} is not possible; {remedy}")]
     Option {
         /// The image.
         path: PathBuf,
-        /// The field of [`FileOptions`](super::FileOptions).
+        /// The field of [`FileOptions`](super::FileOptions), as an operator of `blk-host` types it.
         option: &'static str,
         /// Its value.
         value: u64,
@@ -99,7 +99,7 @@ pub enum OpenError {
 }
 
 /// A size in the largest unit of which it is a multiple, as an operator gives it.
-fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
     let unit = units.iter().find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift);
     unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))

@@ -53,7 +53,7 @@ pub struct FileOptions {
     /// Make the image, for its owner alone, or extend it, to so many bytes, once it is locked. It is never made smaller. If it cannot be
     /// opened after all, it is as it was before.
     pub size: Option<u64>,
-    /// Threads that read and write: the transfers that the kernel works on at a time. 1 to 64.
+    /// Threads that read and write: the transfers that the kernel works on at a time. 1 to [`WORKERS_MAX`](Self::WORKERS_MAX).
     pub workers: u16,
     /// Operations in flight, and staging buffers, of each handle. 1 to 128.
     pub depth: u16,
@@ -73,6 +73,9 @@ pub struct FileOptions {
 }
 
 impl FileOptions {
+    /// Most threads that read and write.
+    pub const WORKERS_MAX: u16 = 64;
+
     /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, 256 MiB in flight and as much
     /// private memory, the fastest engine.
     #[must_use]

@@ -201,8 +201,7 @@ mod tests {
         for sandbox in [Sandbox::Off, Sandbox::Auto, Sandbox::Require] {
             assert_eq!(sandbox.to_string().parse::<Sandbox>().unwrap(), sandbox);
         }
-        let error = "on".parse::<Sandbox>().unwrap_err().to_string();
-        assert_eq!(error, "--sandbox=on: cannot choose it: there is no such mode; give off, auto or require");
+        assert_eq!("on".parse::<Sandbox>(), Err("give off, auto or require"));
     }
 
     #[test]

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::error::Error;
-
 /// Whether the process is confined: `--sandbox`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -19,19 +17,15 @@ pub enum Sandbox {
 }
 
 impl FromStr for Sandbox {
-    type Err = Error;
+    /// What to do.
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "off" => Ok(Self::Off),
             "auto" => Ok(Self::Auto),
             "require" => Ok(Self::Require),
-            _ => Err(Error::new(
-                format!("--sandbox={text}"),
-                "choose it",
-                "there is no such mode",
-                "give off, auto or require",
-            )),
+            _ => Err("give off, auto or require"),
         }
     }
 }

@@ -47,11 +47,11 @@ use system::{DevNo, FileFacts, FileKind, Host, System};
 pub enum ProbeError {
     /// The path does not exist.
     #[error(
-        "{0}: no such file. Create the image first (`truncate -s 10G {0}`), or name the directory that it will be made in"
+        "{0}: no such file; make the image first (truncate -s 10G {0}), or give the directory that it will be made in"
     )]
     NotFound(PathBuf),
     /// The path cannot be looked at.
-    #[error("{path}: {source}. Run the probe as a user who may read it")]
+    #[error("{path}: cannot be looked at: {source}; give a path that this user may read")]
     Unreadable {
         /// The path.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The path is neither a regular file, nor a directory, nor a block device.
-    #[error("{0}: not a disk image. Name a regular file, a block device, or the directory for an image")]
+    #[error("{0}: not a disk image; give a regular file, a block device, or the directory for an image")]
     NotAnImage(PathBuf),
 }
 

@@ -73,10 +73,10 @@ pub enum RecordError {
         path: PathBuf,
     },
     /// What is there cannot be appended to.
-    #[error("{0}; give --record another path, or remove the file")]
+    #[error("{0}; or give --record another path")]
     Unreadable(#[from] LogError),
     /// The image's contents could not be read.
-    #[error("cannot read the image that is to be recorded: {0:?}; check it with a read of the whole file")]
+    #[error("cannot read the image that is to be recorded: {0}; check it with a read of the whole file")]
     Image(IoErrorKind),
     /// The image could give no handle.
     #[error(transparent)]

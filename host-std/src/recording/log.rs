@@ -44,7 +44,11 @@ impl Log {
     /// [`LogError`] if it is no recording, or damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LogError> {
         let path = path.as_ref();
-        let system = |what| move |error| LogError::System { path: path.into(), what, error };
+        let system = |what| move |error| cannot(path, what, error);
+        // Opening a pipe would wait for its other end.
+        if path.metadata().is_ok_and(|facts| !facts.is_file()) {
+            return Err(LogError::NotARecording { path: path.into() });
+        }
         let file = File::open(path).map_err(system("open it"))?;
         let bytes = file.metadata().map_err(system("look at it"))?.len();
         let mut reader = Reader { path, input: BufReader::with_capacity(BUFFER_BYTES, &file), at: 0, bytes };
@@ -238,13 +242,16 @@ impl Reader<'_> {
 
     fn read(&mut self, into: &mut [u8]) -> Result<(), LogError> {
         let path = self.path;
-        let failed = |error| LogError::System { path: path.into(), what: "read it", error };
-        self.input.read_exact(into).map_err(failed)
+        self.input.read_exact(into).map_err(|error| cannot(path, "read it", error))
     }
 
     fn damaged(&self, what: &'static str) -> LogError {
         LogError::Damaged { path: self.path.into(), offset: self.at, what }
     }
+}
+
+fn cannot(path: &Path, what: &'static str, error: std::io::Error) -> LogError {
+    LogError::System { path: path.into(), what, error, remedy: "give a recording that can be read" }
 }
 
 fn what(header: &RecordHeader, body: &[u8], body_at: u64) -> Option<What> {

@@ -8,7 +8,7 @@ use super::format::VERSION;
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The kernel refused.
-    #[error("{path}: cannot {what}: {error}")]
+    #[error("{path}: cannot {what}: {error}; {remedy}")]
     System {
         /// The file.
         path: PathBuf,
@@ -16,6 +16,8 @@ pub enum LogError {
         what: &'static str,
         /// The kernel's error.
         error: std::io::Error,
+        /// What to do.
+        remedy: &'static str,
     },
     /// Another kind of file.
     #[error("{path}: not a recording; give a file that `blk-host serve --record` has written")]
@@ -64,7 +66,7 @@ pub enum LogError {
         why: &'static str,
     },
     /// Nothing is overwritten.
-    #[error("{path}: exists already; remove it, or give --out another name")]
+    #[error("{path}: exists already; give --out, or --out-dir, another name")]
     Exists {
         /// The file.
         path: PathBuf,

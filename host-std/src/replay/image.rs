@@ -42,7 +42,8 @@ impl Base {
                 Contents::Data { .. } => Err(LogError::BaseMissing { log: log.path().into() }),
             };
         };
-        let failed = |error| LogError::System { path: path.into(), what: "read the image", error };
+        let remedy = "give --base an image that can be read";
+        let failed = |error| LogError::System { path: path.into(), what: "read the image", error, remedy };
         let differs = |why| LogError::BaseDiffers { base: path.into(), log: log.path().into(), why };
         let file = File::open(path).map_err(failed)?;
         let bytes = log.sectors() * SECTOR;
@@ -209,7 +210,9 @@ impl Image {
     /// # Errors
     /// [`LogError`] if the file exists or cannot be written.
     pub fn write_to(&self, path: &Path) -> Result<(), LogError> {
-        let failed = |error| LogError::System { path: path.into(), what: "write the image", error };
+        let remedy =
+            "give --out, or --out-dir, a path in a folder that can be written, with room for the image";
+        let failed = |error| LogError::System { path: path.into(), what: "write the image", error, remedy };
         if path.exists() {
             return Err(LogError::Exists { path: path.into() });
         }

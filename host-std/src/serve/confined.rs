@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::config::{Config, ConfigError, ImageConfig};
 use crate::backend::IoThread;
 use crate::confine::permissions::SocketAccess;
-use crate::confine::{self, Confinement, Error, Grant, Policy, Report, Role, Sandbox};
+use crate::confine::{self, Confinement, Error, Grant, Policy, Report, Role, Sandbox, User};
 
 /// How the process is confined.
 pub(super) struct Confined {
@@ -21,12 +21,6 @@ impl Confined {
     pub(super) fn enter(config: &Config) -> anyhow::Result<Self> {
         let user = config.user.as_deref().map(str::parse).transpose()?;
         let folders = &config.hotplug_folders;
-        for folder in folders {
-            std::fs::read_dir(folder).map_err(|error| {
-                let place = format!("--hotplug-folder {}", folder.display());
-                ConfigError::new(place, format!("cannot be read: {error}"), "give a folder that exists")
-            })?;
-        }
         let policy =
             Policy { sandbox: config.sandbox, user, grants: grants(config), new_rings: !folders.is_empty() };
         let report = Confinement::prepare(policy)?.enter()?;
@@ -37,6 +31,18 @@ impl Confined {
         }
         let folders = (config.sandbox != Sandbox::Off).then(|| folders.clone());
         Ok(Self { report, folders })
+    }
+
+    /// Finds what could not be entered before anything is opened, made or waited for.
+    pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+        config.user.as_deref().map(str::parse::<User>).transpose()?;
+        for folder in &config.hotplug_folders {
+            std::fs::read_dir(folder).map_err(|error| {
+                let place = format!("--hotplug-folder {}", folder.display());
+                ConfigError::new(place, format!("cannot be read: {error}"), "give a folder that exists")
+            })?;
+        }
+        Ok(())
     }
 
     /// Why an image could not be plugged in: also names the sandbox if that is why.
@@ -94,6 +100,6 @@ fn grants(config: &Config) -> Vec<Grant> {
 }
 
 /// The folder of a path: that of a name without one is this.
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

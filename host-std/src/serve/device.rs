@@ -208,9 +208,7 @@ impl Device {
         let _in_span = self.span.enter();
         let (backend, path) = {
             let images = lock(&self.images);
-            let count = images.len();
-            let image =
-                images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+            let image = nth(&images, image)?;
             (Arc::clone(&image.backend), image.config.path.display().to_string())
         };
         let info = backend.resize(bytes).map_err(|error| error.to_string())?;
@@ -222,18 +220,17 @@ impl Device {
     }
 
     /// The size of an image now.
-    pub(super) fn bytes(&self, image: usize) -> Option<u64> {
+    pub(super) fn bytes(&self, image: usize) -> Result<u64, Refusal> {
         let images = lock(&self.images);
-        Some(images.get(image)?.backend.info().sectors.saturating_mul(u64::from(SECTOR_BYTES)))
+        let info = nth(&images, image)?.backend.info();
+        Ok(info.sectors.saturating_mul(u64::from(SECTOR_BYTES)))
     }
 
     /// Changes the limits of an image. Returns what they are.
     pub(super) fn throttle(&self, image: usize, change: &LimitChange) -> Result<ThrottleStats, Refusal> {
         let _in_span = self.span.enter();
         let images = lock(&self.images);
-        let count = images.len();
-        let image =
-            images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))?;
+        let image = nth(&images, image)?;
         let path = image.config.path.display();
         let limiter = image.limiter.as_ref().ok_or_else(|| {
             format!("{path}: cannot be limited: it was opened without limits; serve it with iops=0, and set them at any time")
@@ -313,6 +310,11 @@ impl Device {
         Ok(())
     }
 
+    /// The images that it has now.
+    pub(super) fn image_configs(&self) -> Vec<ImageConfig> {
+        lock(&self.images).iter().map(|image| image.config.clone()).collect()
+    }
+
     /// What has been done so far.
     pub(super) fn stats(&self) -> DeviceStats {
         let state = lock(&self.state).clone();
@@ -349,6 +351,11 @@ impl Device {
         self.held_requests.end();
         self.controller.stop();
     }
+}
+
+fn nth(images: &[Image], image: usize) -> Result<&Image, Refusal> {
+    let count = images.len();
+    images.get(image).ok_or_else(|| format!("no image {image}: there are {count}, from 0 on"))
 }
 
 fn open_all(

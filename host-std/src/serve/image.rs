@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use ata_model::DriveConfig;
 use blk_core::op::Op;
+use blk_core::storage::Info;
 use blk_core::units::{GuestAddr, SECTOR_BYTES, Tag};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ impl Image {
         let _in_span = span.enter();
         image_check::check_format(config)?;
         let file = Arc::new(open::open(&config.path, &config.file_options())?);
-        image_check::warn(config);
+        image_check::warn(config, bytes(file.info()));
         Self::over(Arc::clone(&file), config, address, held_requests).inspect_err(|_| file.undo_size())
     }
 
@@ -108,7 +109,7 @@ impl Image {
             path: self.config.path.clone(),
             cache: self.config.cache.name().to_owned(),
             lun: kind.has_units().then_some(self.address),
-            bytes: info.sectors.saturating_mul(u64::from(SECTOR_BYTES)),
+            bytes: bytes(info),
             latched: self.backend.latched().map(|cause| format!("{cause:?}")),
             operations: self.meters.stats(),
             throttle: self.limiter.as_ref().map(ThrottleStats::of),
@@ -117,6 +118,10 @@ impl Image {
             host: self.backend.counts(),
         }
     }
+}
+
+const fn bytes(info: Info) -> u64 {
+    info.sectors.saturating_mul(SECTOR_BYTES as u64)
 }
 
 impl ImageConfig {
@@ -174,7 +179,7 @@ pub(super) fn flush(handle: &mut dyn Handle) -> Result<(), String> {
         if let Some(completion) = handle.poll(&memory) {
             return completion
                 .result
-                .map_err(|error| format!("the flush failed ({:?}); check the image", error.kind));
+                .map_err(|error| format!("the flush failed: {}; check the image", error.kind));
         }
         if handle.arm() {
             let wake = handle.wake_fd();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use blk_core::storage::CacheMode;
 
-use super::config::{ConfigError, ImageConfig};
+use super::config::{ConfigError, ImageConfig, Size};
 use crate::probe::{Verdict, probe};
 
 /// Refuses a file with the header of another format: the guest would find that header where its disk begins, and write over it.
@@ -26,8 +26,9 @@ pub(super) fn check_format(config: &ImageConfig) -> Result<(), ConfigError> {
     ))
 }
 
-/// Warns of what makes promises to the guest worth less than they sound. One line for each, with the remedy.
-pub(super) fn warn(config: &ImageConfig) {
+/// Warns of what makes promises to the guest worth less than they sound, or is not as it was asked for. One line for each, with the
+/// remedy. `bytes` is the size that the image is served with.
+pub(super) fn warn(config: &ImageConfig, bytes: u64) {
     let image = config.path.display();
     if config.cache == CacheMode::Unsafe {
         tracing::warn!(%image, "cache=unsafe: a crash of the host loses what the guest has flushed; give another cache mode");
@@ -42,6 +43,9 @@ pub(super) fn warn(config: &ImageConfig) {
         && size.0 > room
     {
         tracing::warn!(%image, size = size.0, room, "size= is more than its file system has: the guest's writes will fail; give a smaller one, or a larger file system");
+    }
+    if let Some(size) = config.size.filter(|size| size.0 < bytes) {
+        tracing::warn!(%image, "size={size} is less than the image has, {has}: it is served with all of it, as an image is never made smaller; leave size out, or give size={has}", has = Size(bytes));
     }
     match probe(&config.path) {
         Ok(report) => {

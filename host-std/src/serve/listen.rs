@@ -75,7 +75,7 @@ pub fn bind(
         Err(in_use) if in_use.kind() == io::ErrorKind::AddrInUse => {
             let socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
             if !socket {
-                return Err(error(in_use, "there is another file: remove it, or give another path"));
+                return Err(error(in_use, "a file that is no socket is there; give another path"));
             }
             match connect_at_once(path) {
                 Err(Errno::CONNREFUSED) => {}
@@ -95,7 +95,13 @@ pub fn bind(
         result => result.map_err(|failed| {
             let remedy = match failed.kind() {
                 io::ErrorKind::NotFound => "make its folder first",
-                io::ErrorKind::InvalidInput => "give a shorter path: 107 bytes at most",
+                io::ErrorKind::NotADirectory => {
+                    "a part of the path is a file and no folder; give another path"
+                }
+                io::ErrorKind::InvalidFilename | io::ErrorKind::InvalidInput => {
+                    "give a shorter path: 107 bytes at most"
+                }
+                io::ErrorKind::PermissionDenied => "give a path in a folder that this user may write",
                 _ => "give a path in a folder that can be written",
             };
             error(failed, remedy)
@@ -199,7 +205,7 @@ mod tests {
         let path = folder.path().join("s");
         fs::write(&path, "precious").unwrap();
         let error = bind(&path, &SocketAccess::default(), "socket").unwrap_err().to_string();
-        assert!(error.contains("there is another file") && error.contains("socket"), "{error}");
+        assert!(error.contains("no socket is there") && error.contains("give another path"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 

@@ -8,7 +8,7 @@
 //!
 //! - [`config`]: what to serve; [`spec`]: an image and its options as one argument.
 //! - [`error_policy`]: what becomes of a request that the host failed; [`meter`]: counts and latencies.
-//! - [`throttle`]: limits of rate. `image_check`: what is looked at before an image is served.
+//! - [`throttle`]: limits of rate. `same_file`, `image_check`: what is looked at before images are served.
 //! - `signals`: what asks for the end; `open`: images that are in use for a moment longer.
 //! - `device`: one server with its images; `image`: a file and the layers over it; [`control`]: the control socket and its protocol.
 //! - `confined`: what the process gives up before the first thread starts.
@@ -33,6 +33,7 @@ pub mod meter;
 mod names;
 mod open;
 mod run;
+mod same_file;
 mod signals;
 pub mod spec;
 pub mod throttle;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::attach;
+use super::attach::{self, Attachment};
 use super::config::{Config, ConfigError};
 use super::confined::{self, Confined};
 use super::control::Control;
@@ -20,6 +20,7 @@ use super::events::{Bus, Event};
 use super::listen::{self, Inherited, Socket, SocketFile};
 use super::log;
 use super::open::Stopped;
+use super::same_file;
 use super::signals::Signals;
 use crate::confine::permissions::SocketAccess;
 use crate::confine::{self, Role, ServiceManager, limits};
@@ -49,6 +50,8 @@ enum Happened {
 /// What the operator can remedy, before anything is served.
 pub fn run(config: &Config, place: &str, inherited: Inherited, announce: bool) -> anyhow::Result<bool> {
     config.check(place)?;
+    same_file::check(config, place)?;
+    Confined::check(config)?;
     // First, so that no signal comes in between, and no thread is there that does not block them.
     let signals = Signals::block().context("cannot block signals, to read them")?;
     limits::ignore_file_size_signal().context("cannot ignore the signal SIGXFSZ")?;
@@ -131,19 +134,24 @@ fn serve_all(
         let control = Arc::new(control);
         spawn("control", Role::Control, move || control.listen(&listener))?;
     }
+    if announce {
+        print_attach_lines(&devices, &sockets);
+    }
     for ((device, server), socket) in devices.iter().zip(&servers).zip(sockets) {
-        if announce && let Some(path) = socket.path() {
-            let lines = attach::lines(&device.name, &device.config, &path);
-            if let Err(error) = log::write_within(io::stdout(), lines.as_bytes(), Some(ANNOUNCE_TIMEOUT)) {
-                tracing::warn!(
-                    "standard output: cannot print the lines that attach a guest: {error}; give --quiet"
-                );
-            }
-        }
         serve(Arc::clone(device), Arc::clone(server), socket, happened.clone())?;
         refused.retain(|refused| !Arc::ptr_eq(refused, device));
     }
     Ok(Serving { events, _servers: servers, _files: files })
+}
+
+fn print_attach_lines(devices: &[Arc<Device>], sockets: &[Socket]) {
+    let on_paths = devices.iter().zip(sockets).filter_map(|(device, socket)| Some((device, socket.path()?)));
+    let all: Vec<_> =
+        on_paths.map(|(device, path)| Attachment::new(&device.name, &device.config, &path)).collect();
+    let lines = attach::lines(&all);
+    if let Err(error) = log::write_within(io::stdout(), lines.as_bytes(), Some(ANNOUNCE_TIMEOUT)) {
+        tracing::warn!("standard output: cannot print the lines that attach a guest: {error}; give --quiet");
+    }
 }
 
 /// Waits for the end of all devices.

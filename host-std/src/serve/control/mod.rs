@@ -33,6 +33,7 @@ mod waiting;
 use std::io::{self, BufRead, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,6 +48,9 @@ pub(super) use server::Control;
 pub const LINE_MAX: u64 = 64 * 1024;
 /// Connections at a time.
 pub const CONNECTIONS_MAX: usize = 16;
+
+/// How long a client waits for the next line of an answer. A server that is at work says so every second.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request. `device` may be left out where there is one device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,18 +224,29 @@ impl Client {
     /// The same, and tells what the answer waits for, every second that it does.
     ///
     /// # Errors
-    /// As [`Client::ask`].
+    /// As [`Client::ask`]; also if nothing comes for 10 s, as from a socket that is no control socket.
     pub fn ask_patiently(&mut self, request: &Request, mut waiting: impl FnMut(&str)) -> io::Result<Reply> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         self.from.get_mut().write_all(line.as_bytes())?;
-        loop {
-            let line = self.line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.from.get_ref().set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        let reply = loop {
+            let line = match self.line() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "it says nothing for 10 s"));
+                }
+                line => line?.ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "it has closed the connection")
+                })?,
+            };
             match serde_json::from_str(&line)? {
                 Reply::Waiting(what) => waiting(&what),
-                reply => return Ok(reply),
+                reply => break reply,
             }
-        }
+        };
+        // Events come when they come.
+        self.from.get_ref().set_read_timeout(None)?;
+        Ok(reply)
     }
 
     /// The next line, such as an event; `None` once the server is gone.

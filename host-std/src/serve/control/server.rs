@@ -19,6 +19,7 @@ use crate::serve::confined::Confined;
 use crate::serve::device::{Device, Refusal};
 use crate::serve::events::{Bus, Event};
 use crate::serve::log;
+use crate::serve::same_file;
 use crate::serve::spec::ImageSpec;
 
 /// How long a client may leave an answer unread before it is let go.
@@ -138,7 +139,7 @@ impl Control {
                 let bytes = match (bytes, grow) {
                     (Some(_), Some(_)) => return Err("both bytes and grow; give one".into()),
                     (None, Some(grow)) => {
-                        let now = device.bytes(image).ok_or("there is no such image")?;
+                        let now = device.bytes(image)?;
                         Some(now.checked_add(grow).ok_or("that is more than 2^64 bytes")?)
                     }
                     (bytes, None) => bytes,
@@ -153,7 +154,9 @@ impl Control {
                 self.device(device.as_deref())?.mark(&text).map(|position| json!({ "position": position }))
             }
             Request::Hotplug { device, image } => {
-                let spec = ImageSpec::parse(&image).map_err(|error| error.to_string())?;
+                let spec = ImageSpec::parse("hotplug", &image).map_err(|error| error.to_string())?;
+                let present: Vec<_> = self.devices.iter().flat_map(|device| device.image_configs()).collect();
+                same_file::check_plugged(&present, &spec.image).map_err(|error| error.to_string())?;
                 let plugged = self.device(device.as_deref())?.hotplug(&spec.image);
                 let lun = plugged.map_err(|refusal| self.confined.explain(&spec.image, refusal))?;
                 Ok(json!({ "lun": lun }))

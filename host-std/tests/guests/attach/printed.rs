@@ -10,16 +10,25 @@ use crate::guest::{Boot, Front, Guest, Machine};
 use crate::say;
 use crate::server::{Serve, Server};
 
-/// What was printed for `machine`.
-fn printed(server: &Server, machine: Machine) -> String {
-    let name = if machine == Machine::Uml { "User-Mode Linux:" } else { "QEMU:" };
+/// What was printed for `machine`, with what its label says of older ones.
+fn printed(server: &Server, machine: Machine, front: Front) -> String {
+    let name = match (machine, front) {
+        (Machine::Uml, _) => "User-Mode Linux:",
+        (_, Front::Blk) => "QEMU 9.2 or later (9.1 and before: reconnect=1 in place of reconnect-ms=1000):",
+        _ => "QEMU 9.2 or later (9.1 and before: without ,reconnect-ms=1000):",
+    };
     // It takes connections before it has printed all.
     let mut log = server.log();
     while !log.contains(" ready ") {
         std::thread::sleep(Duration::from_millis(10));
         log = server.log();
     }
-    line_for(name, &log)
+    let line = line_for(name, &log);
+    match (machine, front) {
+        (Machine::Qemu7, Front::Blk) => line.replace("reconnect-ms=1000", "reconnect=1"),
+        (Machine::Qemu7, _) => line.replace(",reconnect-ms=1000", ""),
+        _ => line,
+    }
 }
 
 /// The line behind `name`, without the dots at its end.
@@ -46,8 +55,10 @@ fn added(machine: Machine, front: Front, folder: &Path) -> String {
             "initrd={initramfs} uml_dir={folder}/ con0=null,fd:2 con1=fd:0,fd:1 con=null ssl=null {modules} blk.port=tty1"
         );
     }
+    // QEMU 7.2.22 leaves rubbish in EFLAGS after CMPXCHG16B, from which Linux 6.12 returns with a fault.
+    let cpu = if machine == Machine::Qemu7 { "max,-cx16" } else { "max" };
     format!(
-        "-accel tcg -cpu max -nodefaults -display none -no-reboot -serial file:{folder}/kernel \
+        "-accel tcg -cpu {cpu} -nodefaults -display none -no-reboot -serial file:{folder}/kernel \
          -chardev stdio,id=port,signal=off -serial chardev:port -kernel {} -initrd {initramfs} \
          -append 'console=ttyS0 {modules} blk.port=ttyS1'",
         kernel.display()
@@ -68,7 +79,7 @@ fn path(machine: Machine) -> String {
 fn attaches_as_printed(machine: Machine) {
     for front in Front::VHOST_USER {
         let server = Server::start(Serve::new(front, "writeback", 16 << 20));
-        let mut line = printed(&server, machine);
+        let mut line = printed(&server, machine, front);
         let mut guest = Guest::start_by(&Boot::new(machine, front, &server.socket()), |folder| {
             let _ = write!(line, "{}", added(machine, front, folder));
             let mut command = Command::new("sh");
@@ -92,4 +103,9 @@ fn attach_uml_as_printed() {
 #[test]
 fn attach_qemu11_as_printed() {
     attaches_as_printed(Machine::Qemu11);
+}
+
+#[test]
+fn attach_qemu7_as_printed() {
+    attaches_as_printed(Machine::Qemu7);
 }

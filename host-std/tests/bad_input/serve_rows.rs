@@ -1,0 +1,377 @@
+//! The table of `serve`.
+
+use crate::rows::Row;
+
+/// What `serve` refuses before it serves anything.
+pub(crate) const SERVE: &[Row] = &[
+    // The file name of an image.
+    Row(2, "serve --socket s", &["no image", "--image disk.img"]),
+    Row(2, "serve --image disk.img", &["socket: not given", "give --socket PATH"]),
+    Row(2, "serve --socket s --image nofile.img", &["nofile.img", "No such file", "size=10G"]),
+    Row(
+        2,
+        "serve --socket s --image nodir/no.img",
+        &["nodir/no.img", "its folder does not exist: make it first"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image nodir/no.img,size=1M",
+        &["nodir/no.img", "size=1M", "make its folder first"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image dangling.img",
+        &["dangling.img", "a link to a file that does not exist"],
+    ),
+    Row(2, "serve --socket s --image dangling.img,size=1M", &["dangling.img", "make that file"]),
+    Row(2, "serve --socket s --image notes.txt/a.img", &["notes.txt/a.img", "a file and no folder"]),
+    Row(
+        2,
+        "serve --socket s --image ,,size=1M",
+        &["--image ,,size=1M: no file name", "put it first: --image disk.img"],
+    ),
+    Row(2, "serve --socket s --image ,size=1M", &["--image ,size=1M: no file name", "put it first"]),
+    Row(2, "serve --socket s --image ''", &["--image", "no file name", "put it first"]),
+    Row(
+        2,
+        "serve --socket s --image file=d.img,cache=none",
+        &["file=d.img is no file name", "--image d.img", "./file=d.img"],
+    ),
+    Row(2, "serve --socket s --image path=d.img,size=1M", &["path=d.img is no file name", "--image d.img"]),
+    Row(
+        2,
+        "serve --socket s --image cache=none,disk.img",
+        &["cache=none is an option", "put the file name first"],
+    ),
+    Row(2, "serve --socket s --image disk.img,,cache=none", &["disk.img,cache=none", "with one comma"]),
+    Row(2, "serve --socket s --image dir", &["dir", "Is a directory", "give the path of an image or a disk"]),
+    Row(2, "serve --socket s --image dir,size=1M", &["dir", "give the path of an image or a disk"]),
+    Row(
+        2,
+        "serve --socket s --image pipe",
+        &["pipe", "neither a regular file nor a block device", "give the path"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image /dev/null",
+        &["/dev/null", "neither", "give the path of an image or a disk"],
+    ),
+    Row(2, "serve --socket s --image taken", &["taken", "give the path of an image or a disk"]),
+    Row(
+        2,
+        "serve --socket s --image /sys/new.img,size=1M",
+        &["/sys/new.img", "check the permissions of its folder"],
+    ),
+    // Its options.
+    Row(2, "serve --socket s --image disk.img,cach=none", &["no option cach;", "did you mean cache?"]),
+    Row(
+        2,
+        "serve --socket s --image disk.img,read-only",
+        &["no option read-only;", "did you mean readonly?"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,logical_block=512",
+        &["logical_block;", "did you mean logical-block?"],
+    ),
+    Row(2, "serve --socket s --image disk.img,xyz=1", &["no option xyz;", "the options are cache, readonly"]),
+    Row(2, "serve --socket s --image disk.img,", &["--image disk.img,:", "leave the last comma out"]),
+    Row(2, "serve --socket s --image disk.img,cache=fast", &["cache=fast", "give writeback, none"]),
+    Row(2, "serve --socket s --image disk.img,cache", &["cache without a value", "write cache=..."]),
+    Row(2, "serve --socket s --image disk.img,cache=", &["cache without a value", "write cache=..."]),
+    Row(
+        2,
+        "serve --socket s --image disk.img,cache=none,cache=unsafe",
+        &["cache is given twice", "give it once"],
+    ),
+    Row(2, "serve --socket s --image disk.img,readonly=maybe", &["readonly=maybe", "give on or off"]),
+    Row(2, "serve --socket s --image disk.img,engine=aio", &["engine=aio", "give auto, threads or uring"]),
+    Row(
+        2,
+        "serve --socket s --image disk.img,werror=ignore",
+        &["werror=ignore", "give report, stop or enospc"],
+    ),
+    Row(2, "serve --socket s --image disk.img,format=qcow2", &["format=qcow2", "give raw"]),
+    Row(
+        2,
+        "serve --socket s --image foreign.img",
+        &["foreign.img", "qcow2", "qemu-img convert", "format=raw"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,serial=123456789012345678901",
+        &["serial=12345", "at most 20 letters"],
+    ),
+    Row(2, "serve --socket s --image disk.img,serial=äö", &["serial=äö", "ASCII"]),
+    Row(2, "serve --socket s --image disk.img,workers=0", &["workers=0", "from 1 to 64"]),
+    Row(2, "serve --socket s --image disk.img,workers=65", &["workers=65", "from 1 to 64"]),
+    Row(2, "serve --socket s --image disk.img,workers=-1", &["workers=-1", "from 1 to 64"]),
+    Row(2, "serve --socket s --image disk.img,workers=1.5", &["workers=1.5", "a whole number from 1 to 64"]),
+    Row(2, "serve --socket s --image disk.img,queues=0", &["queues=0", "from 1 to 64"]),
+    Row(2, "serve --socket s --image disk.img,queues=many", &["queues=many", "from 1 to 64"]),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img,queues=64",
+        &["queues=64", "give 1 to 62"],
+    ),
+    Row(
+        2,
+        "serve --device ide --vfio-user s --image disk.img,queues=4",
+        &["queues=4 with ide", "leave it out"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img,queues=2 --image other.img,queues=3",
+        &["queues is given twice", "give it with one image"],
+    ),
+    // Sizes and blocks.
+    Row(2, "serve --socket s --image new.img,size=ten", &["size=ten", "powers of 1024", "powers of 1000"]),
+    Row(2, "serve --socket s --image new.img,size=-5", &["size=-5", "10G"]),
+    Row(2, "serve --socket s --image new.img,size=10X", &["size=10X", "K, M, G or T"]),
+    Row(2, "serve --socket s --image new.img,size=99999999T", &["size=99999999T", "less than 2^64 bytes"]),
+    Row(
+        2,
+        "serve --socket s --image new.img,size=9000000T",
+        &["new.img", "size=9000000T", "give what the file system"],
+    ),
+    Row(2, "serve --socket s --image new.img,size=0", &["new.img", "size=0", "give size=512"]),
+    Row(2, "serve --socket s --image new.img,size=1000", &["new.img", "size=1000", "give size=1K"]),
+    Row(
+        2,
+        "serve --socket s --image new.img,size=10K,logical-block=4096",
+        &["size=10K", "4096", "give size=12K"],
+    ),
+    Row(2, "serve --socket s --image empty.img", &["empty.img", "no capacity", "truncate -s 1G empty.img"]),
+    Row(2, "serve --socket s --image odd.img", &["odd.img", "1000 bytes", "truncate -s %512 odd.img"]),
+    Row(
+        2,
+        "serve --socket s --image block.img,logical-block=4096",
+        &["2560 bytes", "4096, the logical block", "logical-block=512"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,logical-block=1000",
+        &["logical-block=1000", "from 512 to 65536"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,logical-block=131072",
+        &["logical-block=131072", "from 512 to 65536"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,size=2M,readonly",
+        &["disk.img", "readonly with size", "leave readonly out"],
+    ),
+    // Limits.
+    Row(2, "serve --socket s --image disk.img,iops=fast", &["iops=fast", "a whole number"]),
+    Row(2, "serve --socket s --image disk.img,iops-burst=5", &["iops-burst without iops", "give iops"]),
+    Row(2, "serve --socket s --image disk.img,iops=5,iops-burst=0", &["iops-burst=0", "from 1"]),
+    Row(2, "serve --socket s --image disk.img,bps=1X", &["bps=1X", "K, M, G or T"]),
+    Row(2, "serve --socket s --image disk.img,bps=5,bps-burst=0", &["bps-burst=0", "leave it out"]),
+    Row(2, "serve --socket s --image disk.img,inflight=0", &["inflight=0", "leave it out, or give a size"]),
+    Row(2, "serve --socket s --image disk.img,private-memory=0", &["private-memory=0", "or give a size"]),
+    Row(2, "serve --socket s --image disk.img --fault read:often", &["read:often", "write for example"]),
+    // Images beside each other.
+    Row(2, "serve --socket s --image disk.img --image other.img", &["2 images", "use virtio-scsi"]),
+    Row(2, "serve --socket s --image disk.img,lun=0:0", &["lun with virtio-blk", "use virtio-scsi"]),
+    Row(2, "serve --device virtio-scsi --socket s --image disk.img,lun=256:0", &["lun=256:0", "255:16383"]),
+    Row(2, "serve --device virtio-scsi --socket s --image disk.img,lun=0", &["lun=0 is", "target:unit"]),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img,lun=0:0 --image other.img,lun=0:0",
+        &["other.img", "lun 0:0 is used twice", "lun=0:1"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img --image disk.img",
+        &["image disk.img: is the same file as image disk.img", "give each its own"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img --image hard.img",
+        &["image hard.img: is the same file as image disk.img", "give each its own"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image link.img,readonly --image ./disk.img",
+        &["image ./disk.img: is the same file as image link.img", "give each its own"],
+    ),
+    // Recordings.
+    Row(
+        2,
+        "serve --socket s --image disk.img --record disk.img",
+        &["record disk.img", "same file as image disk.img", "path of its own"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --record link.img",
+        &["record link.img", "it would destroy the image"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image new.img,size=1M,record=new.img",
+        &["record new.img", "same file as image new.img"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img,record=other.img --image other.img",
+        &["other.img", "is the same file as", "give each a path of its own"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --record notes.txt",
+        &["notes.txt: not a recording", "--record another path"],
+    ),
+    Row(2, "serve --socket s --image disk.img --record dir", &["dir", "Is a directory", "--record a path"]),
+    Row(
+        2,
+        "serve --socket s --image disk.img --record nodir/r",
+        &["nodir/r", "No such file", "--record a path"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --record /dev/full",
+        &["/dev/full", "No space left", "--record a path"],
+    ),
+    Row(2, "serve --socket s --image disk.img,record=s", &["s is used twice", "its own path"]),
+    Row(
+        2,
+        "serve --socket s --image disk.img,readonly,record=r",
+        &["readonly with size or record", "leave readonly out"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-scsi --socket s --image disk.img --image other.img --record r",
+        &["--record or --fault with several images", "give each image record=LOG"],
+    ),
+    // Sockets.
+    Row(
+        2,
+        "serve --socket disk.img --image disk.img",
+        &["socket disk.img", "same file as image disk.img", "path of its own"],
+    ),
+    Row(
+        2,
+        "serve --socket s --control disk.img --image disk.img",
+        &["control disk.img", "same file as image"],
+    ),
+    Row(
+        2,
+        "serve --socket s --control ./s --image disk.img",
+        &["control ./s", "same file as socket s", "path of its own"],
+    ),
+    Row(2, "serve --socket s --control s --image disk.img", &["s is used twice", "its own path"]),
+    Row(2, "serve --socket s --image s,size=1M", &["socket s", "same file as image s", "path of its own"]),
+    Row(
+        2,
+        "serve --socket taken --image disk.img",
+        &["socket taken", "another program listens there: stop it"],
+    ),
+    Row(
+        2,
+        "serve --socket s --control taken --image disk.img",
+        &["control taken", "another program listens there"],
+    ),
+    Row(
+        2,
+        "serve --socket notes.txt --image disk.img",
+        &["socket notes.txt", "a file that is no socket", "give another path"],
+    ),
+    Row(2, "serve --socket dir --image disk.img", &["socket dir", "give another path"]),
+    Row(2, "serve --socket nodir/s --image disk.img", &["socket nodir/s", "make its folder first"]),
+    Row(2, "serve --socket notes.txt/s --image disk.img", &["socket notes.txt/s", "a file and no folder"]),
+    Row(2, "serve --socket /sys/s --image disk.img", &["socket /sys/s", "give a path in a folder"]),
+    Row(
+        2,
+        "serve --image disk.img --socket \
+         0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678",
+        &["socket 0123456789", "107 bytes at most"],
+    ),
+    Row(2, "serve --socket '' --image disk.img", &["--socket <PATH>", "add it"]),
+    Row(2, "serve --sokcet s --image disk.img", &["'--sokcet'", "did you mean --socket?"]),
+    Row(2, "serve --socket s --socket t --image disk.img", &["--socket <PATH>", "give it once"]),
+    Row(
+        2,
+        "serve --socket s --vfio-user t --image disk.img",
+        &["--vfio-user <PATH>", "leave one of them out"],
+    ),
+    Row(2, "serve --vfio-user s --image disk.img", &["--vfio-user with virtio-blk", "give --socket PATH"]),
+    Row(
+        2,
+        "serve --device ahci --socket s --image disk.img",
+        &["--socket with ahci", "give --vfio-user PATH"],
+    ),
+    Row(2, "serve --fd x --image disk.img", &["'x' for '--fd <N>'", "a whole number from 3"]),
+    Row(2, "serve --fd -1 --image disk.img", &["'-1' for '--fd <N>'", "a whole number from 3"]),
+    Row(2, "serve --fd 1 --image disk.img", &["'1' for '--fd <N>'", "from 3 to"]),
+    Row(2, "serve --fd 99999999999 --image disk.img", &["'99999999999'", "from 3 to 2147483647"]),
+    Row(2, "serve --fd 77 --image disk.img", &["fd 77", "give the number of an open unix stream socket"]),
+    // Devices.
+    Row(
+        2,
+        "serve --device floppy --socket s --image disk.img",
+        &["'floppy'", "give one of virtio-blk, virtio-scsi"],
+    ),
+    Row(
+        2,
+        "serve --device virtio-blck --socket s --image disk.img",
+        &["'virtio-blck'", "did you mean virtio-blk?"],
+    ),
+    Row(
+        2,
+        "serve --socket s --ide-chip piix4 --image disk.img",
+        &["ide-chip with virtio-blk", "leave it out"],
+    ),
+    Row(2, "serve --socket s --ide-chip piix5 --image disk.img", &["'piix5'", "did you mean piix"]),
+    Row(
+        2,
+        "serve --socket s --ahci-messages one --image disk.img",
+        &["ahci-messages with virtio-blk", "serve ahci"],
+    ),
+    // The process.
+    Row(
+        2,
+        "serve --socket s --image new.img,size=1M --user nosuchuser",
+        &["--user nosuchuser", "name or number of a user"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --user root:nosuchgroup",
+        &["--user root:nosuchgroup", "number of a group"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --socket-mode 999",
+        &["--socket-mode 999", "three octal digits"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --socket-group nosuchgroup",
+        &["--socket-group nosuchgroup", "number of a group"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --sandbox maybe",
+        &["'maybe' for '--sandbox <MODE>'", "off, auto or require"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image new.img,size=1M --hotplug-folder nodir",
+        &["--hotplug-folder nodir", "a folder that exists"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img --hotplug-folder notes.txt",
+        &["--hotplug-folder notes.txt", "a folder that exists"],
+    ),
+    Row(2, "serve --socket s --image disk.img --log-format xml", &["'xml'", "give one of text, json"]),
+    Row(2, "serve extra --socket s --image disk.img", &["'extra'", "--help"]),
+    Row(2, "serve --print-attach --image disk.img", &["--print-attach", "give --socket PATH"]),
+    Row(2, "serve --socket s --config c.toml", &["--config <FILE>", "leave one of them out"]),
+    Row(2, "serve --config nofile.toml", &["--config nofile.toml", "No such file", "give a TOML file"]),
+    Row(2, "serve --config dir", &["--config dir", "Is a directory", "give a TOML file"]),
+    Row(2, "serve --config disk.img", &["--config disk.img: not a configuration", "give a TOML file"]),
+    Row(2, "serve --config empty.img", &["empty.img: no device", "give at least one [[device]]"]),
+    Row(2, "serve --config", &["--config <FILE>", "add it"]),
+];
