@@ -12,7 +12,6 @@
 mod ata;
 mod attach;
 mod cache;
-mod console;
 mod crash;
 mod drivers;
 mod durable;
