@@ -104,7 +104,7 @@ const CRATES: &[Crate] = &[
     Crate {
         folder: "host-std",
         root: "program/main.rs",
-        floors: &[&[""], &["ctl", "table"], &["cli"], &["replay"], &["exit", "output"]],
+        floors: &[&[""], &["ctl", "demo", "table"], &["cli"], &["replay"], &["exit", "output", "temporary"]],
     },
 ];
 

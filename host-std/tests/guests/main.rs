@@ -13,6 +13,7 @@ mod ata;
 mod attach;
 mod cache;
 mod crash;
+mod demo;
 mod drivers;
 mod durable;
 mod faults;
