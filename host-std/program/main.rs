@@ -2,11 +2,13 @@
 
 mod cli;
 mod ctl;
+mod demo;
 mod exit;
 mod number;
 mod output;
 mod replay;
 mod table;
+mod temporary;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,6 +54,11 @@ fn main() -> ExitCode {
             log::init("error", LogFormat::Text);
             replay::run(&replay)
         }
+        Some(Command::Demo(demo)) => {
+            log::init("error", LogFormat::Text);
+            stop_on_signal().and_then(|stop| demo::run(&demo, &stop))
+        }
+        Some(Command::DemoGuest(guest)) => demo::guest::run(&guest),
         None => {
             log::init("error", LogFormat::Text);
             run_table(&args)
@@ -86,13 +93,19 @@ fn switch_mutant_on() {
     }
 }
 
-fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
+/// Set by SIGINT and SIGTERM. A second one ends the program at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(EXIT_STOPPED), Arc::clone(&stop))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .context("cannot install the signal handlers")?;
     }
+    Ok(stop)
+}
+
+fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
+    let stop = stop_on_signal()?;
     let table = table::run(args, &stop)?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&table)?)?;

@@ -199,3 +199,37 @@ fn probe_answers_for_a_path_and_fails_for_none() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("/nonexistent/image"), "{}", text(&output.stderr));
 }
+
+/// What the demonstration needs is looked for before anything is made.
+#[test]
+fn the_demo_names_the_package_that_is_missing_and_the_path_that_is_wrong() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let nowhere = directory.path().join("nowhere");
+    let nowhere = nowhere.to_str().expect("a path in UTF-8");
+    let this = env!("CARGO_BIN_EXE_blk-host");
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&[], &["linux.uml", "package user-mode-linux", "apt-get install", "--fetch", "--uml"]),
+        (&["--uml", nowhere], &["--uml", nowhere, "no such file"]),
+        (&["--uml", this, "--dir", nowhere], &["--dir", nowhere, "TMPDIR"]),
+        (&["--uml", this, "--fetch"], &["--uml", "--fetch"]),
+    ];
+    for (arguments, expected) in cases {
+        let mut command = Command::new(this);
+        command.arg("demo").args(arguments).env("PATH", nowhere).env("BLK_HOST_CACHE", nowhere);
+        let output = command.stdin(Stdio::null()).output().expect("the program runs");
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        for part in expected {
+            assert!(message.contains(part), "{arguments:?}: no {part} in: {message}");
+        }
+    }
+}
+
+/// It would mount file systems, and power off.
+#[test]
+fn what_the_demo_runs_in_its_guests_does_nothing_elsewhere() {
+    let output = blk_host(&["demo-guest", "write"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("blk-host demo"), "{}", text(&output.stderr));
+    assert!(!text(&blk_host(&["--help"]).stdout).contains("demo-guest"), "it is hidden");
+}

@@ -13,9 +13,6 @@
 #[allow(dead_code, reason = "shared with the guest tests")]
 #[path = "../../tests/guests/cache.rs"]
 mod cache;
-#[allow(dead_code, reason = "shared with the guest tests")]
-#[path = "../../tests/guests/console.rs"]
-mod console;
 #[allow(dead_code, unused_imports, reason = "shared with the guest tests")]
 #[path = "../../tests/guests/guest.rs"]
 mod guest;

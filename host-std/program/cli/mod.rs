@@ -1,5 +1,6 @@
 //! The command line.
 
+mod demo;
 mod sandbox;
 mod serve;
 mod usage;
@@ -14,6 +15,7 @@ use host_std::proof::Front;
 
 use crate::number::whole;
 
+pub(crate) use demo::{DemoArgs, DemoGuestArgs, DemoTask};
 pub(crate) use serve::{CtlArgs, CtlCommand, ServeArgs, SizeArg};
 pub(crate) use usage::complaint;
 
@@ -24,6 +26,7 @@ Examples:
   blk-host --front virtio-blk --mode none  one cell
   blk-host --exhaustive --prove-only       every program of four steps: an hour; ten minutes for one front
   blk-host --json | jq .cells              for other programs
+  blk-host demo                            a power cut under a real Linux guest: files lost, files kept
   blk-host probe /var/lib/images           is my stack safe?
   blk-host serve --socket disk.sock --image disk.img,cache=none,size=10G
                                            a virtio-blk disk for QEMU, cloud-hypervisor or User-Mode Linux
@@ -31,8 +34,8 @@ Examples:
                                            what power cuts could have left of a disk served with --record
 
 Exit status: 0 every cell is as it must be (probe: safe; serve: stopped in order), 1 a cell that must be safe is not
-(probe: unsafe; serve: a last flush failed; ctl: refused), 2 wrong usage or an error, 3 probe cannot tell, 130 stopped
-by a signal. If the reader of standard output has closed it, as `head` does, the program ends quietly with 0.";
+(probe: unsafe; serve: a last flush failed; ctl: refused; demo: a synced file was lost), 2 wrong usage or an error,
+3 probe cannot tell, 130 stopped by a signal. If the reader of standard output has closed it, as `head` does, the program ends quietly with 0.";
 
 /// Disk device models whose every cache mode survives a power cut, shown and proven.
 ///
@@ -96,6 +99,9 @@ pub(crate) enum Command {
     Ctl(CtlArgs),
     /// What was recorded: the image at any point, and what power cuts could have left.
     Replay(crate::replay::ReplayArgs),
+    Demo(DemoArgs),
+    #[command(hide = true)]
+    DemoGuest(DemoGuestArgs),
 }
 
 #[derive(Debug, clap::Args)]

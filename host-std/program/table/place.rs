@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
+use crate::temporary;
+
 /// Bytes of an image.
 pub(super) const IMAGE_BYTES: u64 = 8 << 20;
 
@@ -20,7 +22,7 @@ pub(super) struct Place {
 impl Place {
     /// An image at `path`, or in a directory for temporary files.
     pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Self::in_directory(&temporary()) };
+        let Some(path) = path else { return Self::in_directory(&temporary::directory()) };
         // Made here and now, so that nobody's file is ever written over.
         let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let image = made.map_err(|error| {
@@ -59,13 +61,4 @@ impl Place {
             anyhow!("{path}: cannot write an image of {mib} MiB: {error}; make room there, or give another --image PATH")
         })
     }
-}
-
-/// As TMPDIR says. Without it /var/tmp, as /tmp is often a tmpfs, where nothing is durable.
-fn temporary() -> PathBuf {
-    let durable = Path::new("/var/tmp");
-    if std::env::var_os("TMPDIR").is_none() && durable.is_dir() {
-        return durable.to_owned();
-    }
-    std::env::temp_dir()
 }

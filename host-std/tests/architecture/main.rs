@@ -104,7 +104,13 @@ const CRATES: &[Crate] = &[
     Crate {
         folder: "host-std",
         root: "program/main.rs",
-        floors: &[&[""], &["ctl", "table"], &["cli"], &["replay"], &["exit", "number", "output"]],
+        floors: &[
+            &[""],
+            &["ctl", "demo", "table"],
+            &["cli"],
+            &["replay"],
+            &["exit", "number", "output", "temporary"],
+        ],
     },
 ];
 

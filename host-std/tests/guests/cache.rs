@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use host_std::testing::vm::fetched;
+
 use crate::say;
 
 /// Kernels, tools and emulators, unpacked; and the initramfs.
@@ -19,9 +21,10 @@ impl Cache {
     pub(crate) fn get() -> &'static Self {
         static CACHE: OnceLock<Cache> = OnceLock::new();
         CACHE.get_or_init(|| {
-            let root = folder();
+            let root = fetched::folder();
+            let root = root.unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("blk-host-guests"));
             say!("kernels and emulators are kept in {}", root.display());
-            run(Command::new(script("fetch")).arg(&root));
+            fetched::fetch(&root, &[]).expect("fetched");
             let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
             // Made elsewhere and moved into place whole: another process may be using what is there, or making the same.
             let workshop = tempfile::tempdir_in(built).expect("a folder");
@@ -65,6 +68,11 @@ impl Cache {
         file
     }
 
+    /// User-Mode Linux.
+    pub(crate) fn uml(&self) -> PathBuf {
+        fetched::uml(&self.root)
+    }
+
     /// A program of one of the trees, with that tree's libraries.
     pub(crate) fn program(&self, tree: &str, name: &str) -> Command {
         let usr = self.file(tree).join("unpacked/usr");
@@ -91,16 +99,6 @@ fn initramfs(root: &Path, agent: &Path, out: &Path) -> Command {
     let mut command = Command::new(script("initramfs"));
     command.args([root, agent, out]);
     command
-}
-
-/// `BLK_HOST_CACHE`, or the user's folder for caches.
-fn folder() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let user = || {
-        let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-        caches.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR"))).join("blk-host-guests")
-    };
-    variable("BLK_HOST_CACHE").unwrap_or_else(user)
 }
 
 /// A script beside the tests.

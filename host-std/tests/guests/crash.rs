@@ -1,14 +1,10 @@
 //! Crash states of a recording, each mounted, checked and compared by a guest.
 
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use host_std::backend::Backend;
 use host_std::replay::{CrashState, CrashStates, Log, Options, OverlayBackend, Positions};
-use host_std::server::{BlkOptions, Controller, Server};
-use tempfile::TempDir;
+use host_std::testing::vm::ServedDisk;
 
 use crate::guest::{Boot, Front, Guest, Machine, SOON};
 use crate::workload::{Found, Promises};
@@ -53,13 +49,16 @@ pub(crate) fn check(recording: &Path, from: u64, filesystem: &str, wanted: usize
     let mut report = Report { states: states.len(), ..Report::default() };
     let Some(first) = states.first() else { return report };
     let block = log.info_at(first.position).expect("a disk").logical_block_bytes;
-    let disk = Disk::serve(OverlayBackend::new(first.image.clone(), block));
-    let socket = disk.socket();
+    // Served from this process, so that the next state can be put in its place.
+    let overlay = Arc::new(OverlayBackend::new(first.image.clone(), block));
+    let folder = tempfile::Builder::new().prefix("state").tempdir().expect("a folder");
+    let socket = folder.path().join("disk");
+    let disk = ServedDisk::start(Arc::clone(&overlay) as _, &socket).expect("a server");
     let boot = Boot { filesystem, ..Boot::new(Machine::Uml, Front::Blk, &socket) };
     let mut guest = Guest::boot(&boot);
     let mut last = None;
     for state in &states {
-        assert!(disk.overlay.swap(state.image.clone()), "of the same size");
+        assert!(overlay.swap(state.image.clone()), "of the same size");
         report.positions += usize::from(last.replace(state.position) != Some(state.position));
         let output = guest.follow(&format!("check {filesystem} /dev/vda"), SOON, |_| None);
         let found = Found::new(&output.lines);
@@ -77,42 +76,8 @@ pub(crate) fn check(recording: &Path, from: u64, filesystem: &str, wanted: usize
         }
     }
     guest.power_off();
+    disk.stop().expect("served to the end");
     report
-}
-
-/// A crash state, served from this process, so that the next one can be put in its place.
-struct Disk {
-    overlay: Arc<OverlayBackend>,
-    folder: TempDir,
-    controller: Controller,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Disk {
-    fn serve(overlay: OverlayBackend) -> Self {
-        let overlay = Arc::new(overlay);
-        let folder = tempfile::Builder::new().prefix("state").tempdir().expect("a folder");
-        let listener = UnixListener::bind(folder.path().join("disk")).expect("a socket");
-        let backend: Arc<dyn Backend> = Arc::clone(&overlay) as _;
-        let server = Server::blk(&BlkOptions::default(), backend).expect("a server");
-        let controller = server.controller();
-        let thread = std::thread::spawn(move || server.serve(&listener).expect("served to the end"));
-        Self { overlay, folder, controller, thread: Some(thread) }
-    }
-
-    fn socket(&self) -> std::path::PathBuf {
-        self.folder.path().join("disk")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.controller.stop();
-        if let Some(thread) = self.thread.take() {
-            // Its panic has been printed.
-            let _ = thread.join();
-        }
-    }
 }
 
 /// In how many crash states after `from` a sector does not hold this version of what `agent one` wrote.

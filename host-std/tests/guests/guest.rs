@@ -1,22 +1,17 @@
 //! A booted kernel whose shell takes commands.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use host_std::testing::vm::{Machine as Process, Silence};
 use tempfile::TempDir;
 
-use crate::console::{Console, Silence};
 pub(crate) use crate::machine::{Boot, Front, Machine};
 
 /// A guest whose shell takes commands. It ends with its owner.
 pub(crate) struct Guest {
-    child: Child,
-    console: Console,
+    process: Process,
     folder: TempDir,
     name: String,
     /// What ends it.
@@ -64,14 +59,9 @@ impl Guest {
         command: impl FnOnce(&Path) -> Command,
     ) -> Self {
         let folder = tempfile::Builder::new().prefix("guest").tempdir().expect("a temporary folder");
-        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-        let theirs = OwnedFd::from(theirs);
-        let log = File::create(folder.path().join("log")).expect("a log");
-        let mut command = command(folder.path());
-        command.stdin(Stdio::from(theirs.try_clone().expect("a descriptor"))).stdout(Stdio::from(theirs));
-        // A group of its own: User-Mode Linux is many processes.
-        let child = command.stderr(log).process_group(0).spawn().expect("the guest starts");
-        let mut guest = Self { child, console: Console::new(ours), folder, name, off };
+        let command = command(folder.path());
+        let process = Process::start(command, &folder.path().join("log")).expect("the guest starts");
+        let mut guest = Self { process, folder, name, off };
         guest.ready();
         guest
     }
@@ -95,7 +85,7 @@ impl Guest {
     }
 
     fn expect(&mut self, deadline: Instant, what: &str) -> String {
-        match self.console.line(deadline) {
+        match self.process.console.line(deadline) {
             Ok(line) => line,
             Err(silence) => self.fail(&format!("{what}: {silence:?}")),
         }
@@ -117,7 +107,7 @@ impl Guest {
                 return Output { lines, status: status.parse().expect("a status") };
             }
             if let Some(answer) = heard(&line)
-                && let Err(error) = self.console.send(answer)
+                && let Err(error) = self.process.console.send(answer)
             {
                 self.fail(&format!("{command}: {error}"));
             }
@@ -127,7 +117,7 @@ impl Guest {
 
     /// Starts a command; [`Self::finish`] or [`Self::silent`] goes on.
     pub(crate) fn start(&mut self, command: &str) {
-        if let Err(error) = self.console.send(command) {
+        if let Err(error) = self.process.console.send(command) {
             self.fail(&format!("{command}: {error}"));
         }
     }
@@ -147,7 +137,7 @@ impl Guest {
 
     /// Whether the guest says nothing for so long.
     pub(crate) fn silent(&mut self, time: Duration) -> bool {
-        match self.console.line(Instant::now() + time) {
+        match self.process.console.line(Instant::now() + time) {
             Err(Silence::Late) => true,
             Err(Silence::Gone) => self.fail("ended"),
             Ok(_) => false,
@@ -186,7 +176,7 @@ impl Guest {
         self.start(self.off);
         let deadline = Instant::now() + SOON;
         while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("a child") {
+            if let Some(status) = self.process.try_wait().expect("a child") {
                 // User-Mode Linux may abort on its way out, now and then, after its kernel has halted.
                 let ended = status.success() || self.log("log").contains("reboot: System halted");
                 assert!(ended, "{}: ended with {status}\n{}", self.name, self.report());
@@ -213,19 +203,6 @@ impl Guest {
             let lines: Vec<_> = text.lines().rev().take(30).collect();
             lines.iter().rev().map(|line| format!("  {name}: {line}\n")).collect::<String>()
         };
-        format!("{}{}{}", self.console.tail(), log("log"), log("kernel"))
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(Some(_))) {
-            return;
-        }
-        if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            // Its group is gone if it is.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.wait();
+        format!("{}{}{}", self.process.console.tail(), log("log"), log("kernel"))
     }
 }

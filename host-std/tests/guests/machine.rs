@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use host_std::testing::vm::{Root, Uml};
+
 use crate::cache::Cache;
 
 /// What a guest runs on.
@@ -159,17 +161,16 @@ impl<'a> Boot<'a> {
 
     fn uml(&self, folder: &Path) -> Command {
         let cache = Cache::get();
-        let mut command = Command::new(cache.file("uml/unpacked/usr/bin/linux.uml"));
-        command.args(["mem=256M", "con0=null,fd:2", "con1=fd:0,fd:1", "con=null", "ssl=null"]);
-        command.arg(format!("initrd={}", cache.initramfs.display()));
-        command.arg(format!("uml_dir={}/", folder.display()));
-        // VIRTIO 1.3, 5 (Device Types).
-        let id = if self.front == Front::Blk { 2 } else { 8 };
-        command.arg(format!("virtio_uml.device={}:{id}", self.socket.display()));
-        command.args(self.kernel_arguments("tty1").split_whitespace()).current_dir(folder);
-        // The guest's memory: a file that it makes, and removes at once.
-        command.env("TMPDIR", folder);
-        command
+        let uml = Uml {
+            program: &cache.uml(),
+            memory_mib: 256,
+            socket: self.socket,
+            // VIRTIO 1.3, 5 (Device Types).
+            device_id: if self.front == Front::Blk { 2 } else { 8 },
+            root: Root::Initramfs(&cache.initramfs),
+            arguments: &self.kernel_arguments("tty1"),
+        };
+        uml.command(folder)
     }
 
     fn qemu(&self, folder: &Path) -> Command {

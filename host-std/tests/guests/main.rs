@@ -12,8 +12,8 @@
 mod ata;
 mod attach;
 mod cache;
-mod console;
 mod crash;
+mod demo;
 mod drivers;
 mod durable;
 mod faults;

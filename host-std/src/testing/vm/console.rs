@@ -1,7 +1,7 @@
 //! A guest's console: lines in both directions, with deadlines.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -11,24 +11,30 @@ const TAIL: usize = 40;
 
 /// Why there is no line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Silence {
+pub enum Silence {
     /// Not in time.
     Late,
     /// The guest has ended.
     Gone,
 }
 
-pub(crate) struct Console {
+/// A guest's console, seen from outside.
+#[derive(Debug)]
+pub struct Console {
     stream: UnixStream,
     lines: Receiver<String>,
     tail: VecDeque<String>,
 }
 
 impl Console {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// The console at the other end of `stream`.
+    ///
+    /// # Errors
+    /// The kernel's: no more descriptors, no more threads.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
         let (sender, lines) = channel();
-        let reader = BufReader::new(stream.try_clone().expect("a descriptor"));
-        std::thread::spawn(move || {
+        let reader = BufReader::new(stream.try_clone()?);
+        std::thread::Builder::new().name("console".into()).spawn(move || {
             // What a guest says before it is ours need not be UTF-8.
             for line in reader.split(b'\n') {
                 let Ok(line) = line else { return };
@@ -37,16 +43,24 @@ impl Console {
                     return;
                 }
             }
-        });
-        Self { stream, lines, tail: VecDeque::new() }
+        })?;
+        Ok(Self { stream, lines, tail: VecDeque::new() })
     }
 
-    pub(crate) fn send(&mut self, line: &str) -> std::io::Result<()> {
+    /// Types a line.
+    ///
+    /// # Errors
+    /// The kernel's: nobody is at the other end.
+    pub fn send(&mut self, line: &str) -> io::Result<()> {
         self.keep(format!("> {line}"));
         writeln!(self.stream, "{line}")
     }
 
-    pub(crate) fn line(&mut self, deadline: Instant) -> Result<String, Silence> {
+    /// The next line.
+    ///
+    /// # Errors
+    /// [`Silence`] if there is none by `deadline`.
+    pub fn line(&mut self, deadline: Instant) -> Result<String, Silence> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let line = self.lines.recv_timeout(left).map_err(|error| match error {
             RecvTimeoutError::Timeout => Silence::Late,
@@ -64,7 +78,8 @@ impl Console {
     }
 
     /// What was said last, by both.
-    pub(crate) fn tail(&self) -> String {
+    #[must_use]
+    pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("  | {line}\n")).collect()
     }
 }
