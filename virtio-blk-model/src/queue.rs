@@ -43,9 +43,10 @@ pub struct QueueProgress {
     pub again: bool,
 }
 
-/// Is told what a queue does, for statistics. `()` does not listen.
+/// Receives a queue's events, for statistics. `()` ignores them.
 pub trait Observer {
-    /// A request was taken that moves `bytes` bytes of data; `None` where it is no request at all, its header too short.
+    /// A request was taken that moves `bytes` bytes of data. `None` if it was refused before it was decoded: its header is too
+    /// short, or it is a change of a read-only disk.
     fn began(&mut self, _command: Option<Command>, _bytes: u64) {}
 
     /// A request was answered.
@@ -53,51 +54,6 @@ pub trait Observer {
 }
 
 impl Observer for () {}
-
-/// A request in flight: what is left to do once the storage is done.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-enum Owner {
-    /// The driver's, in a chain.
-    Driver {
-        /// The chain's head.
-        head: u16,
-        /// Where the status byte goes.
-        status: GuestAddr,
-        /// Bytes written into the chain on success, the status byte among them.
-        written: u32,
-        /// Only under a mutant: what a reset executes once more.
-        #[cfg(feature = "mutants")]
-        again: Option<(Op, Segment)>,
-    },
-    /// The device's own flush, as the cache is turned off.
-    CacheOff,
-}
-
-/// Rest of a discard or write-zeroes of several segments.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct Ranges {
-    slot: u16,
-    /// Of a barrier every range is one: what follows the first has to be stable too.
-    order: Order,
-    cache: GuestCache,
-    /// The next operation is the last of these.
-    ops: Vec<Op, RANGES_MAX>,
-}
-
-/// Request of a chain, as far as it was decoded.
-#[derive(Default)]
-struct Seen {
-    command: Option<Command>,
-    bytes: u64,
-}
-
-/// Result of taking a request.
-enum Taken {
-    /// Its slot has it.
-    Submitted,
-    /// It is over already.
-    Answered(Status, u32),
-}
 
 /// A ring and its requests in flight, at most `N`.
 ///
@@ -176,7 +132,7 @@ impl<const N: usize> Queue<N> {
         self.poll_logged(memory, storage, view, &mut ())
     }
 
-    /// [`Self::poll`], with a log of the chains in flight from which a later device can go on, and which is told what happens.
+    /// [`Self::poll`] with a tracker of the chains in flight, from which a successor can resume, and an observer.
     #[inline]
     pub fn poll_logged<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -186,18 +142,18 @@ impl<const N: usize> Queue<N> {
         log: &mut (impl InflightTracker + Observer),
     ) -> QueueProgress {
         if self.slots.is_resetting() {
-            // Once it is over, the queue has yet to see a change that waits for all of them.
+            // When the reset is over, poll again: a change may wait until every queue has seen the present epoch.
             return QueueProgress { interrupt: false, again: self.finish_reset(memory, storage) };
         }
         // A driver may set a size of 0; the ring is off or broken then.
         let mut budget = self.ring.setup().size.max(1);
-        // An error has broken the ring, which says so by itself; completions go on being taken.
+        // An error has broken the ring, which `ring().error()` reports. Later polls still take the completions.
         let drained = self.run(memory, storage, &view, &mut budget, log).unwrap_or(true);
         let interrupt = self.ring.publish(memory, log).unwrap_or(false);
         QueueProgress { interrupt, again: !drained }
     }
 
-    /// Submits the flush that turns the cache off. The queue, like all others, is to be quiet.
+    /// Submits the flush that turns the cache off. Call it when this and every other queue [is quiet](Self::is_quiet).
     ///
     /// # Errors
     /// [`Deferred`] if it cannot be taken now.
@@ -253,7 +209,8 @@ impl<const N: usize> Queue<N> {
         self.slots = Sequencer::new();
     }
 
-    /// Returns whether the ring was drained, or left for a reason that a completion or the device will remove.
+    /// Takes completions and requests. Returns true if the ring is empty or its next request waits for a completion or for the
+    /// device; false if the budget ran out.
     #[inline]
     fn run<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -338,7 +295,7 @@ impl<const N: usize> Queue<N> {
     ) -> Result<Taken, Deferred> {
         let refuse = |status| Ok(Taken::Answered(status, 1));
         let info = storage.info();
-        // host-std/tests/defects.md, 5: a header that is too short is an error, not an accident.
+        // A header that is too short ends with IOERR (host-std/tests/defects.md, 5).
         let Some(header) = chain.header() else { return refuse(Status::IoErr) };
         let read_only = view.read_only || info.read_only;
         let (command, order) = match command::decode(&header, view.features, info, read_only) {
@@ -443,7 +400,7 @@ impl<const N: usize> Queue<N> {
         }
     }
 
-    /// The storage is done with a slot.
+    /// Handles the end of a slot's operation: starts the next range, or answers the request.
     #[inline]
     fn end<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -461,7 +418,7 @@ impl<const N: usize> Queue<N> {
         self.release(memory, slot, result, log)
     }
 
-    /// Goes on with the next range of a request, if there is one and nothing failed.
+    /// Starts the next range of a request, if there is one and nothing failed. Returns whether it did.
     #[cold]
     fn advance<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -567,6 +524,51 @@ impl<const N: usize> Queue<N> {
         }
         self.ring.add_used(memory, log, head, written)
     }
+}
+
+/// A request in flight: what is left to do once the storage is done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Owner {
+    /// The driver's, in a chain.
+    Driver {
+        /// The chain's head.
+        head: u16,
+        /// Where the status byte goes.
+        status: GuestAddr,
+        /// Bytes written into the chain on success, the status byte among them.
+        written: u32,
+        /// Only under a mutant: what a reset executes once more.
+        #[cfg(feature = "mutants")]
+        again: Option<(Op, Segment)>,
+    },
+    /// The device's own flush, as the cache is turned off.
+    CacheOff,
+}
+
+/// Rest of a discard or write-zeroes of several segments.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Ranges {
+    slot: u16,
+    /// The request's order, for each range: in a barrier every range has to be stable.
+    order: Order,
+    cache: GuestCache,
+    /// The remaining operations, in reverse: the next one is popped from the end.
+    ops: Vec<Op, RANGES_MAX>,
+}
+
+/// Request of a chain, as far as it was decoded.
+#[derive(Default)]
+struct Seen {
+    command: Option<Command>,
+    bytes: u64,
+}
+
+/// Result of taking a request.
+enum Taken {
+    /// It has a slot, and is answered when the storage completes it.
+    Submitted,
+    /// It is to be answered now: the status, and the bytes written into the chain.
+    Answered(Status, u32),
 }
 
 const fn driver(head: u16, status: GuestAddr, written: u32) -> Owner {

@@ -30,7 +30,7 @@ impl fmt::Display for Deferred {
         f.write_str(match self {
             Self::Busy => "the storage is busy",
             Self::Full => "every slot is in use",
-            Self::Barrier => "a barrier waits for older requests, or younger ones for it",
+            Self::Barrier => "a barrier is in flight, or the request is one and older requests are in flight",
             Self::Resetting => "a reset waits for what was submitted",
         })
     }
@@ -329,8 +329,8 @@ impl<T, const N: usize> Sequencer<T, N> {
         Ok(())
     }
 
-    /// Gives up on a slot that [`Self::needs_segments`] named or [`Done`] reported, or ends it after Done: the slot is free
-    /// and the payload comes back.
+    /// Frees a slot that [`Done`] reported or [`Self::needs_segments`] named, and returns its payload. `None`, without effect, in
+    /// any other stage.
     #[inline]
     pub fn release(&mut self, slot: u16) -> Option<T> {
         let s = self.slots.get_mut(usize::from(slot))?;
@@ -348,7 +348,8 @@ impl<T, const N: usize> Sequencer<T, N> {
 
     /// The next request that has ended.
     ///
-    /// Bounded: each call takes completions from the storage until one ends a request, and no completion begets another.
+    /// Bounded: takes completions until one ends a request. A call takes two per slot at most: the operation's and that of the
+    /// flush after it.
     #[inline]
     pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Option<Done> {
         if self.refused != 0 {
@@ -400,7 +401,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         };
         let next = match (stage, result) {
             (Stage::PreFlush, Ok(())) => {
-                // Done: what is wanted now is the operation alone.
+                // `start` must not flush before it again.
                 plan.flush_before = false;
                 Stage::NeedsSegments
             }
@@ -489,7 +490,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         Ok(())
     }
 
-    /// Offers the flushes that found the storage busy again.
+    /// Submits again the flushes that the storage refused as busy.
     #[cold]
     fn retry_refused<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
         while self.refused != 0 {

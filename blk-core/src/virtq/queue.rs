@@ -11,7 +11,7 @@ use crate::memory::GuestMemory;
 enum State {
     /// Not enabled, or reset.
     Off,
-    /// Enabled, with a split ring. A packed one will stand beside it.
+    /// Enabled, with a split ring. Packed rings are not supported.
     Split(split::Ring),
     /// Broken until reset.
     Broken(QueueError),
@@ -63,7 +63,7 @@ impl Queue {
         !matches!(self.state, State::Off)
     }
 
-    /// Whether there is a ring to be worked on.
+    /// Whether the queue is enabled and not broken.
     #[must_use]
     #[inline]
     pub const fn is_running(&self) -> bool {
@@ -210,7 +210,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Stores the used index, which shows the driver all chains added since the last time. Returns whether it wants an
+    /// Stores the used index, which shows the driver all chains added since the last time. Returns whether the driver wants an
     /// interrupt for them. Cheap if there are none.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ pub enum QueueError {
     IndirectChained,
     /// An indirect table's length is 0 or no multiple of 16 (2.7.5.3.2).
     IndirectLength,
-    /// The chain is of no use to the device that it was given to, and there is no way to say so in it.
+    /// The chain has no room for a response, so that the device cannot report an error in it.
     Unanswerable,
 }
 
@@ -50,7 +50,7 @@ impl QueueError {
     #[must_use]
     pub const fn message(self) -> &'static str {
         match self {
-            Self::Size => "its size cannot be",
+            Self::Size => "its size is 0, no power of two, or larger than offered",
             Self::Layout => "a part of it is not aligned, or wraps",
             Self::Memory => "a part of it, or a descriptor table, is not memory",
             Self::AvailableIndex => "the available index went back, or ran ahead of what the ring holds",
@@ -62,7 +62,7 @@ impl QueueError {
             Self::IndirectNotNegotiated => "an indirect descriptor, which was not negotiated",
             Self::IndirectNested => "an indirect descriptor within an indirect table",
             Self::IndirectChained => "an indirect descriptor that has a next",
-            Self::IndirectLength => "an indirect table of an odd length",
+            Self::IndirectLength => "an indirect table whose length is 0 or no multiple of 16",
             Self::Unanswerable => "a chain without room for its answer",
         }
     }

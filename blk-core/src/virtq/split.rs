@@ -194,7 +194,7 @@ impl Ring {
         memory.store_u16_release(offset(self.used, INDEX), self.next_used)?;
         self.published = self.next_used;
         log.published(self.next_used);
-        // The index must be visible before the driver's wish is read, or both sides sleep (2.7.7.2).
+        // The index must be visible before the driver's interrupt suppression is read, or both sides wait (2.7.7.2).
         memory.full_fence();
         if !self.features.event_idx {
             return Ok(memory.load_u16_acquire(self.available)? & NO_INTERRUPT == 0);

@@ -144,8 +144,8 @@ impl Irqs {
 
     /// The guest has read a register.
     #[inline]
-    pub(super) fn heard(&mut self, requests: Requests) {
-        self.moderation.heard(requests);
+    pub(super) fn register_read(&mut self, requests: Requests) {
+        self.moderation.register_read(requests);
     }
 
     /// DEVICE_SET_IRQS.

@@ -1,37 +1,40 @@
-//! Interrupt moderation: how long a message waits for more requests of the guest.
+//! Interrupt moderation: delays an MSI so that one interrupt reports several completions. The quiet time, after which a
+//! delayed message is sent anyway, is in `worker/idle.rs`.
 
 use std::time::{Duration, Instant};
 
-/// How long a message waits, whatever the guest does meanwhile.
+/// Longest delay of a message.
 const WAITING_MAX: Duration = Duration::from_micros(800);
-/// At most so many looks of the guest's handler from one wait for more to the next: a guest with one request at a time is kept
-/// waiting once in so many.
-const PATIENCE_MAX: u32 = 127;
+/// Most handler runs between two probes (a probe waits for twice as many requests). A guest with one request at a time is
+/// delayed by one interrupt in this many.
+const PROBE_INTERVAL_MAX: u32 = 127;
 
-/// When messages are signalled. A guest that has many requests under way sends new ones as it hears that old ones have ended;
-/// if it heard of each by itself, most of its time would go into its interrupt handler, each of whose looks at a register is a
-/// message to us and back. So a message waits until as many requests have come as the guest heard of the last time: that one
-/// it has answered then. Now and then it waits for twice as many, and goes on so while more come: where the host is quick, the
-/// guest would else be interrupted before it can send a second one. A guest whose handler reads no register never waits.
+/// Decides when a message is signalled.
+///
+/// A guest with many requests in flight submits new ones when it learns of completions. With one interrupt per completion it
+/// would spend most of its time in its handler, where each register read is a message to this server and back. So a message
+/// waits until as many new requests have arrived as completed before the handler's last run: by then the guest has replaced
+/// those. From time to time a probe waits for twice as many, and repeats while more arrive: a fast host would otherwise
+/// interrupt the guest before it can submit a second request. A guest whose handler reads no register is never delayed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Moderation {
-    /// How many have to come.
-    expected: u32,
-    /// Of how many the guest heard the last time.
-    heard: u32,
-    /// After so many looks of the handler a message waits for more again.
-    content: u32,
-    /// What that is set to after a wait for more that was in vain.
-    patience: u32,
-    /// The handler has not looked since the last message.
+    /// New requests at which a message is signalled; 0: at once.
+    threshold: u32,
+    /// Requests that completed between the handler's last two runs.
+    completed: u32,
+    /// Handler runs until the next probe.
+    runs_to_probe: u32,
+    /// Handler runs between two probes. About doubles after a probe that brought no more requests; 0 after one that did.
+    probe_interval: u32,
+    /// A message was signalled and the guest has not read a register since.
     unheard: bool,
-    /// What [`Requests`] was when it did.
+    /// The counts when the handler last ran.
     last: Requests,
-    /// Since when a message has been waiting.
+    /// When the delay of the present message began.
     since: Option<Instant>,
 }
 
-/// How many requests have come and how many have ended, wrapping.
+/// Counts of requests submitted and completed, wrapping.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Requests {
     pub(super) begun: u32,
@@ -39,34 +42,38 @@ pub(super) struct Requests {
 }
 
 impl Moderation {
-    /// Whether a message has to wait. The clock is looked at only if it may have to.
+    /// Whether a message that is due has to wait. Reads the clock only if too few requests have arrived.
     pub(super) fn waits(&mut self, requests: Requests, clock: impl FnOnce() -> Instant) -> bool {
-        if requests.begun.wrapping_sub(self.last.begun) >= self.expected {
+        if requests.begun.wrapping_sub(self.last.begun) >= self.threshold {
             return false;
         }
         let now = clock();
         now.duration_since(*self.since.get_or_insert(now)) < WAITING_MAX
     }
 
-    /// What was due has been signalled.
+    /// Records that all due messages were signalled.
     pub(super) fn signalled(&mut self) {
         (self.unheard, self.since) = (true, None);
     }
 
-    /// The guest has read a register: its handler, if that is the first time since a message.
-    pub(super) fn heard(&mut self, requests: Requests) {
+    /// Records a register read. The first one after a message is taken for the guest's interrupt handler.
+    pub(super) fn register_read(&mut self, requests: Requests) {
         if !std::mem::take(&mut self.unheard) {
             return;
         }
-        let heard = requests.ended.wrapping_sub(self.last.ended);
-        if self.expected > self.heard {
-            // More were waited for.
-            self.patience = if heard > self.heard { 0 } else { (self.patience * 2 + 1).min(PATIENCE_MAX) };
-            self.content = self.patience;
+        let completed = requests.ended.wrapping_sub(self.last.ended);
+        if self.threshold > self.completed {
+            // This was a probe.
+            self.probe_interval = if completed > self.completed {
+                0
+            } else {
+                (self.probe_interval * 2 + 1).min(PROBE_INTERVAL_MAX)
+            };
+            self.runs_to_probe = self.probe_interval;
         }
-        (self.heard, self.last) = (heard, requests);
-        self.expected = if self.content == 0 { heard.saturating_mul(2) } else { heard };
-        self.content = self.content.saturating_sub(1);
+        (self.completed, self.last) = (completed, requests);
+        self.threshold = if self.runs_to_probe == 0 { completed.saturating_mul(2) } else { completed };
+        self.runs_to_probe = self.runs_to_probe.saturating_sub(1);
     }
 }
 
@@ -95,8 +102,8 @@ mod tests {
 
     /// The guest's handler looks twice, as that of Linux does: at what is pending, and at what has ended.
     fn look(moderation: &mut Moderation, n: u32) {
-        moderation.heard(all(n));
-        moderation.heard(all(n));
+        moderation.register_read(all(n));
+        moderation.register_read(all(n));
     }
 
     #[test]
@@ -137,15 +144,15 @@ mod tests {
 
     #[test]
     fn a_message_waits_for_as_many_requests_as_the_guest_heard_of() {
-        let mut moderation = Moderation { content: 9, ..Moderation::default() };
+        let mut moderation = Moderation { runs_to_probe: 9, ..Moderation::default() };
         assert!(due(&mut moderation, 8), "nothing is known of this guest yet");
         // Two came before the handler looked, and of three the host has not answered one.
-        moderation.heard(Requests { begun: 11, ended: 10 });
+        moderation.register_read(Requests { begun: 11, ended: 10 });
         for n in 12..21 {
             assert!(!due(&mut moderation, n), "request {n}");
         }
         assert!(due(&mut moderation, 21), "10 have come");
-        moderation.heard(Requests { begun: 21, ended: 12 });
+        moderation.register_read(Requests { begun: 21, ended: 12 });
         assert!(!due(&mut moderation, 22));
         assert!(due(&mut moderation, 23), "2 have come, as 2 had ended");
     }
@@ -183,13 +190,13 @@ mod tests {
 
     #[test]
     fn counts_of_requests_wrap() {
-        let mut moderation = Moderation { content: 9, ..Moderation::default() };
+        let mut moderation = Moderation { runs_to_probe: 9, ..Moderation::default() };
         assert!(due(&mut moderation, u32::MAX - 3));
         look(&mut moderation, u32::MAX - 3);
-        moderation.expected = 3;
+        moderation.threshold = 3;
         assert!(!due(&mut moderation, u32::MAX - 1));
         assert!(due(&mut moderation, 0));
-        moderation.heard(all(1));
-        assert_eq!(moderation.heard, 5);
+        moderation.register_read(all(1));
+        assert_eq!(moderation.completed, 5);
     }
 }

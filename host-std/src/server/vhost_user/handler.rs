@@ -1,4 +1,8 @@
-//! Handlers of the client's messages: negotiation, memory, rings, configuration, the in-flight region.
+//! Message handlers of one vhost-user connection: negotiation, memory, rings, configuration, in-flight region.
+//!
+//! A ring starts as soon as it has a size, addresses and a kick and is enabled. GET_VRING_BASE, RESET_DEVICE and a disconnect
+//! drain and stop it. A refused message leaves a `Refusal`; `connection.rs` then ends the connection, unless a REPLY_ACK told
+//! the client or the refusal is tolerable.
 
 use std::fs::File;
 use std::io;
@@ -31,14 +35,14 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
-/// Why a message was not obeyed.
+/// Why a message was refused.
 pub(super) struct Refusal {
     pub(super) why: String,
-    /// The client can go on without knowing: what it asked for can be read back.
+    /// The connection stays open even without REPLY_ACK: the client can read back the field that it wrote.
     pub(super) tolerable: bool,
 }
 
-/// The device, as one client has set it up.
+/// State of one connection, as the client has set it up.
 pub(super) struct Handler {
     device: Arc<VhostUserDevice>,
     features: u64,
@@ -47,11 +51,12 @@ pub(super) struct Handler {
     memory: MappedMemory,
     vrings: Vec<Vring>,
     in_flight: Option<(Region, Arc<PersistentState>)>,
-    /// A ring has been started: what is read of `writeback` from now on, the guest may never see.
+    /// This client has started a ring. A later GET_CONFIG may be the VMM's own, whose result the guest never sees.
     started: bool,
-    /// Whether the driver takes the write cache for on, as far as what the client read or wrote shows. `None`: unknown.
+    /// `writeback` as the driver last read or wrote it. `None`: unknown, and treated as write-through.
     driver_cache_view: Option<bool>,
-    /// The driver takes the cache for on once the client has the reply to the message at hand. (That it is off holds before the reply.)
+    /// Set the view to `Some(true)` once the present message is replied to: until then writes must be stable. `Some(false)` is
+    /// set before the reply.
     write_back_after_reply: bool,
     refusal: Option<Refusal>,
 }
@@ -74,29 +79,29 @@ impl Handler {
         }
     }
 
-    /// Whether a reply has told the client that the message with this header failed, or went well.
+    /// Whether the message with this header gets a REPLY_ACK, which tells the client of success or failure.
     pub(super) fn was_answered(&self, header: Header) -> bool {
         self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) && header.asks_for_ack()
     }
 
-    /// Whether the client takes requests from us.
+    /// Whether BACKEND_REQ was negotiated: the client accepts requests of the back end.
     pub(super) const fn may_send_requests(&self) -> bool {
         self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ)
     }
 
-    /// Why the last message was not obeyed.
+    /// Takes the refusal of the last message, if there is one.
     pub(super) const fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusal.take()
     }
 
-    /// The client has the reply to the last message: what promises less than before holds from now on.
+    /// The reply was sent: a change to write-back, which weakens the promise, takes effect now.
     pub(super) fn replied(&mut self) {
         if std::mem::take(&mut self.write_back_after_reply) {
             self.set_driver_cache_view(Some(true));
         }
     }
 
-    /// The client has gone: what is in flight completes, and its descriptors are closed.
+    /// Ends the connection: drains and stops the rings, closes the client's descriptors, drops its memory.
     pub(super) fn close(&mut self) {
         self.stop_all();
         self.device.backend.images().forget_client_latches();
@@ -129,7 +134,7 @@ impl Handler {
     fn idle_vring(&mut self, index: u32) -> Result<&mut Vring> {
         let index = self.vring(index)?;
         if self.vrings[index].started {
-            return self.refuse(format!("queue {index} is to be set up while it runs"));
+            return self.refuse(format!("queue {index} cannot be set up while it runs"));
         }
         Ok(&mut self.vrings[index])
     }
@@ -156,7 +161,7 @@ impl Handler {
         let (descriptors, driver) = (translate(user.descriptors)?, translate(user.driver)?);
         let setup = RingSetup { size, descriptors, driver, device: translate(user.device)? };
         let used = setup.device.checked_add(2).unwrap_or(GuestAddr(u64::MAX));
-        let used = self.memory.load_u16_acquire(used).map_err(|_| "its used ring is no memory")?;
+        let used = self.memory.load_u16_acquire(used).map_err(|_| "its used ring is not in guest memory")?;
         let counters = self.device.counters(index);
         let mut position = blk_core::virtq::RingPosition { next_avail: vring.base, next_used: used };
         let mut log = InflightRecorder::none(Arc::clone(&counters));
@@ -165,12 +170,12 @@ impl Handler {
         {
             let recovered = queue.recover(size, used)?;
             position = recovered.position(used);
-            self.device.resubmits(recovered.owed.len());
-            if !recovered.owed.is_empty() {
+            self.device.resubmits(recovered.unfinished.len());
+            if !recovered.unfinished.is_empty() {
                 tracing::info!(
                     queue = index,
-                    requests = recovered.owed.len(),
-                    "goes on with what was in flight"
+                    requests = recovered.unfinished.len(),
+                    "resubmits the requests that the previous server left in flight"
                 );
             }
             log = InflightRecorder::new(queue, Arc::clone(persistent), recovered, counters);
@@ -179,7 +184,7 @@ impl Handler {
                 queue = index,
                 available = position.next_avail,
                 used,
-                "the ring begins at another entry than was used last: requests in between are not in our hands"
+                "the available index differs from the used index, without an in-flight region: requests between them may never complete"
             );
         }
         let features = RingFeatures {
@@ -234,30 +239,31 @@ impl Handler {
         self.start_ready()
     }
 
-    /// Sets how the driver takes the write cache, and tells the queues.
+    /// Sets and persists the driver's view of the cache, and publishes it to the queues.
     fn set_driver_cache_view(&mut self, write_back: Option<bool>) {
         self.driver_cache_view = write_back;
         if self.device.backend.writeback_offset().is_some()
             && let Some((_, persistent)) = &self.in_flight
         {
-            persistent.keep(0, write_back.map(u8::from));
+            persistent.store_setting(0, write_back.map(u8::from));
         }
         self.publish_negotiated();
     }
 
-    /// Tells the queues what is negotiated.
+    /// Sends features and cache setting to every queue thread, and waits until each has them.
     fn publish_negotiated(&self) {
         let unknown = mutant::active(Mutant::UnknownTakenAsWriteBack);
         let write_back = match self.device.backend.driver_cache_view(self.features) {
             DriverCacheView::WriteThrough => false,
             DriverCacheView::WriteBack => true,
-            DriverCacheView::Field => self.driver_cache_view.unwrap_or(unknown),
+            DriverCacheView::ConfigField => self.driver_cache_view.unwrap_or(unknown),
         };
         let negotiated = Negotiated { features: self.features, write_back, epoch: 0 };
         self.device.call_all(|done| Command::Negotiated(negotiated, done));
     }
 
-    /// The guest writes the field `writeback`.
+    /// Handles a write to `writeback`. On takes effect after the reply. Off drains and flushes first; if the flush fails, the
+    /// cache stays on.
     fn write_writeback(&mut self, on: bool) -> Result<()> {
         if on {
             // From the reply on.
@@ -274,6 +280,7 @@ impl Handler {
             return Err(Error::ReqHandlerError(io::ErrorKind::Other.into()));
         }
         self.set_driver_cache_view(Some(false));
+        // `turn_cache_off` returned with the queues held.
         self.device.hold(false);
         Ok(())
     }
@@ -355,11 +362,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let addresses = Addresses { descriptors: descriptor, driver: available, device: used };
         let index = self.vring(index)?;
         if self.vrings[index].started {
-            // libblkio and QEMU may say again what they said before.
+            // libblkio and QEMU may send the same addresses again.
             if self.vrings[index].addresses == Some(addresses) {
                 return Ok(());
             }
-            return self.refuse(format!("queue {index} is to be moved while it runs"));
+            return self.refuse(format!("queue {index} cannot be moved while it runs"));
         }
         self.vrings[index].addresses = Some(addresses);
         self.start_ready()
@@ -447,8 +454,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         // The crate bounds offset and size. What lies beyond the space reads as zeroes: clients know more fields than we have.
         let wanted = offset as usize..offset as usize + size as usize;
         let seen = self.device.backend.writeback_offset().is_some_and(|at| wanted.contains(&at));
-        // User-Mode Linux first reads it with its rings started. Where something is known by then, a read says nothing of the
-        // guest: an emulator reads on its own when the configuration changes.
+        // A read counts as the driver's before a ring starts, or while the view is unknown (User-Mode Linux first reads with its
+        // rings started). Other reads may be the VMM's own, after a change of the configuration.
         let first = !self.started || self.driver_cache_view.is_none();
         if seen && first && self.driver_cache_view != Some(writeback) {
             if writeback {
@@ -472,7 +479,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_backend_req_fd(&mut self, _backend: Backend) {
-        // Only where the message's header came in pieces.
+        // `raw_messages` handles this message, unless its header arrived in pieces.
         tracing::warn!(
             "the socket for requests to the client is not used: changes of capacity are not announced"
         );
@@ -518,7 +525,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             self.in_flight = Some((region, persistent));
             return Ok(());
         }
-        // The view when it was written, unless the client has read otherwise since: the stricter holds.
+        // The persisted view and what this client has read: if they differ, write-through, the stricter one, holds.
         let driver_cache_view =
             match (settings.first().copied().flatten().map(|on| on & 1 != 0), self.driver_cache_view) {
                 (Some(kept), Some(read)) => Some(kept && read),

@@ -55,7 +55,7 @@ pub(in crate::server) enum DriverCacheView {
     /// It flushes.
     WriteBack,
     /// It goes by the field `writeback` of the configuration space.
-    Field,
+    ConfigField,
 }
 
 /// The rings that one thread works on, with the handles to the images: rings that share nothing have a thread each.

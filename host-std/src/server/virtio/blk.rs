@@ -98,7 +98,7 @@ impl VirtioBackend for Blk {
         match (features.contains(Features::FLUSH), features.contains(Features::CONFIG_WCE)) {
             (false, _) => DriverCacheView::WriteThrough,
             (true, false) => DriverCacheView::WriteBack,
-            (true, true) => DriverCacheView::Field,
+            (true, true) => DriverCacheView::ConfigField,
         }
     }
 

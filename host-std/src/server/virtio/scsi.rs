@@ -245,7 +245,7 @@ impl ScsiQueues {
             }
             self.kept[unit] = bits;
             if let Some(persistent) = &self.persistent {
-                persistent.keep(unit, bits);
+                persistent.store_setting(unit, bits);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The in-flight region: what survives a server that is killed (vhost-user, "Inflight I/O tracking").
+//! In-flight region: log of unfinished requests that survives a killed server (vhost-user, "Inflight I/O tracking").
 //!
 //! The client keeps it, in a memory file. For each queue it has a header and an entry for each descriptor, laid out as the
 //! specification says; behind them is a trailer of our own:
@@ -10,9 +10,9 @@
 //! trailer: magic u64, version u32, words u32, then for each unit one word: see `Word`
 //! ```
 //!
-//! A process may end between any two of its stores, and finds what it stored: each is one atomic access, made in the order
-//! of the program. The client is trusted with its own requests only: whatever the region says is bounded, and a value that
-//! makes no sense leaves the ring stopped.
+//! A server may be killed between any two stores, and its successor sees all that were made before: each is one atomic
+//! access, in program order. The region is untrusted input. Every index in it is bounded, an invalid value leaves the ring
+//! stopped, and a client that forges it harms only its own requests.
 
 use std::fs::File;
 use std::io;
@@ -77,7 +77,7 @@ impl Region {
         let bytes = queue_bytes(queue_size) * usize::from(queues) + persistent;
         let fd = memfd_create("in-flight", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, bytes as u64)?;
-        // A region cut short would kill whoever touches the rest.
+        // Sealed: access beyond the end of a shortened file raises SIGBUS.
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let file = File::from(fd);
         let layout = InflightLayout { bytes: bytes as u64, offset: 0, queues, queue_size };
@@ -168,7 +168,7 @@ const USED_IDX: usize = 14;
 
 // Offsets in an entry.
 const IN_FLIGHT: usize = 0;
-/// The first of the padding bytes, in which we keep how far a request came that must not be repeated from its beginning.
+/// Progress of a request that must not be repeated from its start. Our extension, in the first padding byte.
 const STAGE: usize = 1;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
@@ -185,7 +185,7 @@ pub(in crate::server) struct QueueLog {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::server) struct Recovered {
     /// Heads of the chains that were taken and not returned, the oldest first.
-    pub(in crate::server) owed: Vec<u16>,
+    pub(in crate::server) unfinished: Vec<u16>,
     /// What the next chain's counter is.
     pub(in crate::server) counter: u64,
 }
@@ -193,12 +193,12 @@ pub(in crate::server) struct Recovered {
 impl Recovered {
     /// Where the ring is to go on, whose used index is `used`.
     pub(in crate::server) fn position(&self, used: u16) -> RingPosition {
-        RingPosition { next_avail: used.wrapping_add(self.owed.len() as u16), next_used: used }
+        RingPosition { next_avail: used.wrapping_add(self.unfinished.len() as u16), next_used: used }
     }
 }
 
 impl QueueLog {
-    /// Settles the last batch and finds what is owed, for a ring of `ring_size` entries whose used index is `used`.
+    /// Clears the last batch if its used index was stored, and lists the chains still in flight. `used` is the ring's used index.
     pub(in crate::server) fn recover(&self, ring_size: u16, used: u16) -> Result<Recovered, String> {
         if ring_size > self.size {
             return Err(format!("a ring of {ring_size} entries has an in-flight region for {}", self.size));
@@ -212,33 +212,34 @@ impl QueueLog {
             VERSION => {}
             version => return Err(format!("the in-flight region has version {version}, and not 1")),
         }
-        let mut owed = Vec::new();
+        let mut unfinished = Vec::new();
         let mut counter = 0;
         let batch = used.wrapping_sub(self.u16(USED_IDX).load(Ordering::Acquire));
         if batch != 0 {
-            self.settle(batch, ring_size)?;
+            self.clear_batch(batch, ring_size)?;
             self.u16(USED_IDX).store(used, Ordering::Release);
         }
         for head in 0..ring_size {
             if self.entry_u8(head, IN_FLIGHT).load(Ordering::Acquire) != 0 {
                 let taken_at = self.entry_counter(head).load(Ordering::Acquire);
                 counter = taken_at.wrapping_add(1).max(counter);
-                owed.push((taken_at, head));
+                unfinished.push((taken_at, head));
             }
         }
-        owed.sort_unstable();
-        Ok(Recovered { owed: owed.into_iter().map(|(_, head)| head).collect(), counter })
+        unfinished.sort_unstable();
+        Ok(Recovered { unfinished: unfinished.into_iter().map(|(_, head)| head).collect(), counter })
     }
 
     /// The driver has seen the last batch, of `batch` chains: they are not in flight.
-    fn settle(&self, batch: u16, ring_size: u16) -> Result<(), String> {
+    fn clear_batch(&self, batch: u16, ring_size: u16) -> Result<(), String> {
         if mutant::active(Mutant::BatchNotRecognised) {
             return Ok(());
         }
         if batch > ring_size {
-            // Not a batch: the ring begins anew. Nothing can be owed to it.
-            let owed = (0..ring_size).any(|head| self.entry_u8(head, IN_FLIGHT).load(Ordering::Acquire) != 0);
-            return if owed {
+            // No batch is larger than the ring: the guest has set the ring up anew, and no chain of the old one can be in flight.
+            let unfinished =
+                (0..ring_size).any(|head| self.entry_u8(head, IN_FLIGHT).load(Ordering::Acquire) != 0);
+            return if unfinished {
                 Err("the in-flight region has requests that are not of this ring".into())
             } else {
                 Ok(())

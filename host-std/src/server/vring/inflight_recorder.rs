@@ -12,16 +12,16 @@ use super::inflight::{QueueLog, Recovered};
 use super::persistent_state::PersistentState;
 use crate::server::stats::QueueCounters;
 
-/// The log of a ring: in the client's region where it gave one.
+/// Tracker and observer of one ring. Without a region of the client it only counts.
 pub(in crate::server) struct InflightRecorder {
     region: Option<(QueueLog, Arc<PersistentState>)>,
-    /// What the device before this one owes, the oldest first.
-    owed: VecDeque<u16>,
+    /// Chains that the previous server took and did not return, the oldest first.
+    unfinished: VecDeque<u16>,
     /// The number of the next chain.
     counter: u64,
     /// Chains returned since the used index was stored.
     batch: u16,
-    /// A request has failed since then.
+    /// A request has failed since then: store the latches before the next used index.
     failed: bool,
     counters: Arc<QueueCounters>,
 }
@@ -29,7 +29,7 @@ pub(in crate::server) struct InflightRecorder {
 impl InflightRecorder {
     /// A log that keeps counts only.
     pub(in crate::server) const fn none(counters: Arc<QueueCounters>) -> Self {
-        Self { region: None, owed: VecDeque::new(), counter: 0, batch: 0, failed: false, counters }
+        Self { region: None, unfinished: VecDeque::new(), counter: 0, batch: 0, failed: false, counters }
     }
 
     /// A log in a region, with what was recovered from it.
@@ -39,8 +39,13 @@ impl InflightRecorder {
         recovered: Recovered,
         counters: Arc<QueueCounters>,
     ) -> Self {
-        let Recovered { owed, counter } = recovered;
-        Self { region: Some((region, persistent)), owed: owed.into(), counter, ..Self::none(counters) }
+        let Recovered { unfinished, counter } = recovered;
+        Self {
+            region: Some((region, persistent)),
+            unfinished: unfinished.into(),
+            counter,
+            ..Self::none(counters)
+        }
     }
 }
 
@@ -54,11 +59,11 @@ impl InflightRecorder {
 impl InflightTracker for InflightRecorder {
     #[inline]
     fn next_unfinished(&self) -> Option<u16> {
-        self.owed.front().copied()
+        self.unfinished.front().copied()
     }
 
     fn resubmitted(&mut self) {
-        self.owed.pop_front();
+        self.unfinished.pop_front();
     }
 
     #[inline]

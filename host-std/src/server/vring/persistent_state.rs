@@ -103,8 +103,8 @@ impl PersistentState {
         self.lock().clone()
     }
 
-    /// What the guest has set in a unit from now on.
-    pub(in crate::server) fn keep(&self, unit: usize, setting: Option<u8>) {
+    /// Stores the setting that the guest chose for a unit.
+    pub(in crate::server) fn store_setting(&self, unit: usize, setting: Option<u8>) {
         let mut settings = self.lock();
         if let Some(slot) = settings.get_mut(unit) {
             *slot = setting;

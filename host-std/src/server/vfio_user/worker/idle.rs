@@ -9,8 +9,8 @@ use super::super::connection::Broken;
 use super::state::{CLIENT, CONTROL, IMAGE, Worker};
 use crate::backend::Handle as _;
 
-/// How long the client may take from one change of its memory to the next, on a busy machine too: a ring that is looked at
-/// while its memory is away is broken until the guest resets the device.
+/// Longest wait from a DMA_UNMAP to the DMA_MAP that follows, with room for a busy machine. A ring that is read while its
+/// memory is unmapped breaks until the guest resets the device.
 pub(super) const MEMORY_CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A message that waits for more requests waits no longer after the guest's last access: one that issues them is quicker, even
 /// where its processor is emulated.
@@ -44,7 +44,7 @@ impl Worker {
         self.is_due()
     }
 
-    /// Sleeps for as long as a message may wait for more, or until there is something.
+    /// Waits for any event, `QUIET` at most. Returns true if none came.
     fn is_quiet(&self) -> bool {
         let mut something = [PollFd::new(&self.epoll, PollFlags::IN)];
         !matches!(rustix::event::poll(&mut something, Some(&QUIET)), Ok(1..))
@@ -64,11 +64,11 @@ impl Worker {
                 return;
             }
             if watch != session.watched {
-                // Not readable is not gone: that is told always.
+                // epoll reports a hang-up even without EPOLLIN.
                 let flags = if watch { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
                 let data = epoll::EventData::new_u64(CLIENT);
                 if epoll::modify(&self.epoll, &*session.client.lock(), data, flags).is_err() {
-                    // It would sleep while the client speaks: it looks again.
+                    // Do not sleep: epoll would not report the next message.
                     return;
                 }
                 session.watched = watch;
@@ -84,7 +84,7 @@ impl Worker {
         let timeout =
             if waits { Some(Duration::ZERO) } else { memory.into_iter().chain(self.patience_left()).min() };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        // Interrupted, it looks again.
+        // An error (EINTR) counts as a wake-up.
         let woken = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
         if woken == Ok(0) && before.elapsed() >= MEMORY_CHANGE_TIMEOUT {
             self.memory_changing = false;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 /// needs from one access to the next, and a quick disk for a request.
 const BUSY_POLL_MAX: Duration = Duration::from_micros(400);
 const BUSY_POLL_MIN: Duration = Duration::from_micros(25);
-/// A processor that comes back so late has other work: whoever sleeps is then served sooner than whoever yields, and the thread
-/// does not poll busily for a while.
+/// A `sched_yield` that takes longer than this shows that other threads need the processor. For `CPU_CONTENDED_FOR` the
+/// thread then sleeps at once: a sleeper is scheduled sooner than a thread that yields.
 const CPU_CONTENDED: Duration = Duration::from_millis(1);
 const CPU_CONTENDED_FOR: Duration = Duration::from_millis(100);
 
@@ -32,7 +32,7 @@ impl IdleState {
         now < self.cpu_contended_until
     }
 
-    /// Gives the processor to whoever waits for it: whom the last message woke may be. Returns the time afterwards.
+    /// Yields the processor, perhaps to the client that the last message woke. Returns the time afterwards.
     pub(super) fn yield_from(&mut self, now: Instant) -> Instant {
         rustix::thread::sched_yield();
         let back = Instant::now();

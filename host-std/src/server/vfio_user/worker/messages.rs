@@ -19,8 +19,7 @@ use super::super::version;
 use super::state::{BlockedCommand, Leaving, RegisterWrite, Stage, Worker};
 use crate::server::mutant::{self, Mutant};
 
-/// Messages that are taken, and registers that are written, before the thread looks at its other work. Each may have the device
-/// begin as much as one poll does.
+/// Most messages handled, and most registers written, per turn. Each may cause as much work as one poll of the device.
 const MESSAGES_MAX: usize = 16;
 const WRITES_MAX: usize = 16;
 /// How long requests are taken before the thread looks at its other work, where the client is asked by message for each
@@ -28,7 +27,7 @@ const WRITES_MAX: usize = 16;
 const TURN_TIME: Duration = Duration::from_millis(5);
 
 impl Worker {
-    /// Takes what the client has sent, up to a bound. Returns whether there is more.
+    /// Handles the client's messages, `MESSAGES_MAX` at most, until one blocks. Returns whether more may be waiting.
     pub(super) fn serve(&mut self) -> bool {
         let Some(session) = &mut self.session else { return false };
         let client = Arc::clone(&session.client);
@@ -56,7 +55,7 @@ impl Worker {
         left == 0
     }
 
-    /// Lets a client go that has begun a message, or has not sent its first one, and does not go on.
+    /// Disconnects a client that has not sent its first message, or the rest of one, in time.
     fn check_patience(&mut self) {
         let Some(session) = &mut self.session else { return };
         let mut connection = session.client.lock();
@@ -78,7 +77,7 @@ impl Worker {
         Some(session.client.lock().patience().saturating_sub(since.elapsed()))
     }
 
-    /// The client has gone, or is let go.
+    /// Ends the session and starts the device's reset. [`Self::leave`] does the rest.
     fn detach(&mut self, why: &Broken) {
         let Some(session) = self.session.take() else { return };
         match why {
@@ -115,7 +114,7 @@ impl Worker {
         }
     }
 
-    /// Does what the client says, and answers; or returns what it is to be told has failed.
+    /// Handles a request: answers it or leaves it blocked. An error is for the caller to send.
     fn handle_request(
         &mut self,
         header: Header,
@@ -224,8 +223,8 @@ impl Worker {
             let header = header.reply(size_of::<RegionAccess>() + count);
             let _ = session.client.lock().send(&[header.as_bytes(), access.as_bytes(), data]);
         }
-        self.irqs.heard(self.state.requests());
-        // A read may free what the device waited for.
+        self.irqs.register_read(self.state.requests());
+        // A register read can have side effects that let the device go on.
         self.due = true;
         Ok(())
     }
@@ -285,7 +284,7 @@ impl Worker {
         written.value
     }
 
-    /// Goes on with what the client waits for, if it can.
+    /// Resumes the blocked command, if what it waited for is done. Returns whether to run another turn at once.
     pub(super) fn resume_blocked_command(&mut self) -> bool {
         let Some(session) = &mut self.session else { return false };
         match session.busy.take() {
@@ -336,7 +335,7 @@ impl Worker {
             Some(BlockedCommand::Reset { reply }) => self.answer(reply, &[]),
         }
         self.set_shut();
-        // What the device was not allowed to begin meanwhile it may now.
+        // The storage may have been shut meanwhile: the device can submit again.
         self.due = true;
         true
     }
@@ -347,7 +346,7 @@ impl Worker {
         }
     }
 
-    /// The table of mappings has changed.
+    /// Gives the device the memory of the changed table.
     fn take_memory(&mut self) {
         if let Some(session) = &self.session {
             self.memory = self.table.memory(&session.client);

@@ -18,7 +18,7 @@ use state::{CLIENT, ClientSession, Flushing, Leaving, Stage, Waiting};
 pub(super) use state::{Command, Counts, Worker};
 
 impl Worker {
-    /// Works until it is told to end.
+    /// Runs the event loop until [`Command::End`]. A turn: commands, client messages, device, waiters, interrupts; then idle.
     pub(super) fn run(mut self) {
         self.inbox.begin();
         let mut events = Vec::with_capacity(8);
@@ -34,7 +34,7 @@ impl Worker {
             let again = self.poll_device();
             self.lifecycle.check_memory();
             if again && let Some(session) = &mut self.session {
-                // A device that never rests must not keep the client waiting.
+                // The loop does not sleep in this case, so epoll does not report the socket: read it in the next turn.
                 session.readable |= session.busy.is_none();
             }
             let moved = self.complete_waiters();
@@ -51,7 +51,7 @@ impl Worker {
             Command::Client { connection, done } => self.attach(*connection, done),
             Command::Hold { hold, done } => {
                 self.holds = if hold { self.holds + 1 } else { self.holds.saturating_sub(1) };
-                // Whoever asked may have gone: nobody misses the answer then.
+                // An error means that the caller no longer waits.
                 let _ = done.send(());
             }
             Command::Drain(done) => self.waiting.push(Waiting::Drained(done)),
@@ -69,7 +69,7 @@ impl Worker {
     fn attach(&mut self, connection: Connection, done: Sender<()>) {
         let data = epoll::EventData::new_u64(CLIENT);
         if let Err(errno) = epoll::add(&self.epoll, &connection, data, epoll::EventFlags::IN) {
-            tracing::error!("a client is turned away: its socket cannot be watched: {errno}");
+            tracing::error!("vfio-user client dropped: cannot watch its socket: {errno}");
             return;
         }
         let client = Client::new(connection);
@@ -84,7 +84,8 @@ impl Worker {
         });
     }
 
-    /// Ends what waited for requests in flight, and returns whether there is more to do at once.
+    /// Advances all that waits for requests in flight: a blocked command, the end of a session, drains and flushes. Returns
+    /// whether to run another turn at once.
     fn complete_waiters(&mut self) -> bool {
         let mut moved = self.resume_blocked_command();
         if let Some(mut leaving) = self.leaving.take() {
@@ -117,7 +118,7 @@ impl Worker {
         moved
     }
 
-    /// Goes on with what is left to do after a client; true when it is done.
+    /// Advances the end of a session: wait for the reset, unmap the memory, flush the images. Returns whether all is done.
     fn leave(&mut self, leaving: &mut Leaving) -> bool {
         if matches!(leaving.stage, Stage::Reset) {
             let drained = self.state.in_flight() == 0 || mutant::active(Mutant::StopWithoutDrain);

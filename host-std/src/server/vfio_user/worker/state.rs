@@ -23,21 +23,21 @@ use crate::server::lifecycle::Lifecycle;
 use crate::server::mailbox::Inbox;
 use crate::server::stats::Counter;
 
-/// What the thread is told. Where there is a `Sender`, the answer comes once it is done.
+/// Command to the device's thread. One with a `Sender` is answered when it is done.
 pub(in crate::server::vfio_user) enum Command {
-    /// Serves a client, until it goes and the device is at rest.
+    /// Serves a client. Answered once it has disconnected, the device is reset and the images are flushed.
     Client { connection: Box<Connection>, done: Sender<()> },
-    /// Takes no requests from now on, for one reason more, or one fewer.
+    /// Raises (`hold: true`) or lowers the pause count. The device takes requests only while it is 0.
     Hold { hold: bool, done: Sender<()> },
     /// Answers when nothing is in flight.
     Drain(Sender<()>),
-    /// Flushes the images, while nothing is in flight, and tells whether that went well.
+    /// Waits until nothing is in flight, flushes the images, and answers whether every flush succeeded.
     Flush(Sender<bool>),
-    /// Looks after the device.
+    /// Polls idle images, so that a resized one reports its capacity.
     Look,
-    /// Lets the client go, if there is one.
+    /// Disconnects the client, if there is one.
     HangUp,
-    /// Ends the thread, whatever is in flight.
+    /// Ends the thread without waiting for requests in flight.
     End,
 }
 
@@ -62,7 +62,7 @@ pub(super) enum Stage {
 /// A flush of all images.
 #[derive(Default)]
 pub(super) struct Flushing {
-    /// How each ended; nothing before it began.
+    /// For each port whether its flush succeeded; `None` while it runs. Empty until `begun`.
     pub(super) ports: Vec<Option<bool>>,
     pub(super) begun: bool,
 }
@@ -79,24 +79,25 @@ pub(in crate::server::vfio_user) struct Worker {
     pub(super) state: Arc<OperationCounts>,
     pub(super) memory: MappedMemory,
     pub(super) table: Table,
-    /// How long requests are taken in a turn of the thread.
+    /// Longest time per turn in which requests are accepted. `None`: no limit.
     pub(super) turn_time: Option<Duration>,
     pub(super) irqs: Irqs,
     pub(super) session: Option<ClientSession>,
     pub(super) leaving: Option<Leaving>,
-    /// Reasons to take no requests.
+    /// Pause count. Requests are accepted only while it is 0.
     pub(super) holds: u32,
     pub(super) waiting: Vec<Waiting>,
-    /// The images know that somebody waits.
+    /// What the images were last told by `Handle::drain`.
     pub(super) draining: bool,
-    /// The device has something to do.
+    /// The device is to be polled.
     pub(super) due: bool,
-    /// A register write or a reset is still waiting.
+    /// The device has not completed a register write or a reset.
     pub(super) pending: bool,
-    /// Memory has been taken away, and may come back in another form: QEMU unmaps and maps again what changes, while no
-    /// processor runs. Until the next access to a register, or for [`super::idle::MEMORY_CHANGE_TIMEOUT`], the device does not look at it.
+    /// A DMA_UNMAP was handled and a DMA_MAP may follow: QEMU unmaps and maps again what changes, while no vCPU runs. An idle
+    /// device is not polled until another message comes or [`super::idle::MEMORY_CHANGE_TIMEOUT`] has passed: a ring read
+    /// while its memory is missing breaks the queue.
     pub(super) memory_changing: bool,
-    /// What the driver has broken, as the log has been told.
+    /// The device's fault that was logged last.
     fault: Option<&'static str>,
     pub(super) message: Message,
     pub(super) idle: IdleState,
@@ -114,16 +115,16 @@ pub(super) struct ClientSession {
     pub(super) busy: Option<BlockedCommand>,
     /// There is something to receive.
     pub(super) readable: bool,
-    /// Whether the socket may wake the thread with something to receive.
+    /// Whether epoll reports that the socket is readable. False while a command is blocked.
     pub(super) watched: bool,
-    /// Since when the client owes us its first message, or the rest of one.
+    /// When the wait for the client's first message, or for the rest of one, began.
     pub(super) owes_since: Option<Instant>,
     pub(super) done: Sender<()>,
 }
 
 /// A command that has to wait for the image. Those after it wait too.
 pub(super) enum BlockedCommand {
-    /// The device has not taken a register write, or these have to wait for the thread's next turn.
+    /// The device has not completed a register write, or this turn has done `WRITES_MAX`. `rest` is still to be written.
     Write { reply: Option<Header>, body: Vec<u8>, rest: VecDeque<RegisterWrite> },
     /// What is in flight may use the memory.
     Unmap { reply: Option<Header>, unmap: DmaUnmap },
@@ -187,14 +188,15 @@ impl Worker {
         })
     }
 
-    /// Nothing new is begun while the operator says so, or memory is being taken away. A client that has gone is no longer held up.
+    /// Updates the gate of the storage handles: shut while the device is paused or a DMA_UNMAP waits. After a disconnect a pause
+    /// does not count, so that the reset can finish.
     pub(super) fn set_shut(&self) {
         let unmapping = |session: &ClientSession| matches!(session.busy, Some(BlockedCommand::Unmap { .. }));
         let unmapping = self.session.as_ref().is_some_and(unmapping);
         self.state.set_shut((self.holds != 0 && self.leaving.is_none()) || unmapping);
     }
 
-    /// The thread has looked at all its work, and begins anew: what it does for the guest until then has a bound.
+    /// Starts a turn: the limits on what one turn accepts begin anew.
     pub(super) fn begin_turn(&mut self) {
         self.state.begin_turn(self.turn_time);
         self.ports.iter_mut().for_each(Handle::begin_turn);
@@ -205,7 +207,7 @@ impl Worker {
         self.set_shut();
         let draining = self.is_draining();
         if draining != self.draining {
-            // What an error policy or a limit of rate holds must not be waited for.
+            // A drain must not wait for requests that an error policy or a rate limit holds.
             self.draining = draining;
             self.ports.iter_mut().for_each(|port| port.drain(draining));
             self.due = true;
@@ -220,7 +222,7 @@ impl Worker {
         if fault != self.fault {
             self.set_fault(fault);
         }
-        // With its storage shut and nothing in flight it can only ask again for what it does not get.
+        // With the storage shut and nothing in flight, another poll would only be refused again.
         let again = progress.again || self.state.has_put_off();
         self.due = again && !(self.state.is_shut() && self.state.in_flight() == 0);
         self.due
@@ -250,7 +252,7 @@ impl Worker {
         busy || self.pending || self.leaving.is_some() || !self.waiting.is_empty()
     }
 
-    /// Flushes all images; how that ended, once it has.
+    /// Advances a flush of all images, which begins once nothing is in flight. Returns, at its end, whether all succeeded.
     pub(super) fn flush(&mut self, flushing: &mut Flushing) -> Option<bool> {
         if !flushing.begun {
             if self.state.in_flight() != 0 {

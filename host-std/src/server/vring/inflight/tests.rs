@@ -200,7 +200,7 @@ fn a_region_that_is_cut_short_or_makes_no_sense_is_refused() {
     assert!(Region::open(file, &layout, &Arc::default()).is_ok());
     let part = region.queue(1).unwrap();
     part.taken(3, 7);
-    assert_eq!(part.recover(SIZE, 0).unwrap(), Recovered { owed: vec![3], counter: 8 });
+    assert_eq!(part.recover(SIZE, 0).unwrap(), Recovered { unfinished: vec![3], counter: 8 });
     // The used index is ahead by more than the ring holds: this is another ring.
     assert!(part.recover(SIZE, 100).is_err());
     // The last batch leads out of the table.
