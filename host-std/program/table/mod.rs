@@ -13,7 +13,8 @@ use std::time::Instant;
 use anyhow::Context as _;
 use blk_core::storage::CacheMode;
 use host_std::proof::{Era, Front};
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cli::Args;
 use drive::Run;
@@ -22,7 +23,7 @@ use progress::Progress;
 use prove::{Bounds, Explorers, Proof};
 
 /// What a proof must come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Expected {
     /// Every promise holds.
@@ -34,13 +35,12 @@ pub(crate) enum Expected {
 }
 
 /// A cell of the table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cell {
-    #[serde(serialize_with = "front_name")]
+    #[serde(serialize_with = "front_name", deserialize_with = "front_named")]
     pub(crate) front: Front,
-    #[serde(serialize_with = "mode_name")]
+    #[serde(serialize_with = "mode_name", deserialize_with = "mode_named")]
     pub(crate) mode: CacheMode,
-    #[serde(skip)]
     pub(crate) era: Era,
     pub(crate) expected: Expected,
     pub(crate) run: Option<Run>,
@@ -74,8 +74,20 @@ fn mode_name<S: Serializer>(mode: &CacheMode, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(mode.name())
 }
 
+fn front_named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Front, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let front = Front::ALL.into_iter().find(|front| front.name() == name);
+    front.ok_or_else(|| D::Error::custom(format_args!("{name}: not a front end")))
+}
+
+fn mode_named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CacheMode, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let mode = CacheMode::ALL.into_iter().find(|mode| mode.name() == name);
+    mode.ok_or_else(|| D::Error::custom(format_args!("{name}: not a cache mode")))
+}
+
 /// Everything that was run and proven.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Table {
     pub(crate) cells: Vec<Cell>,
     /// The front ends of 2009.
