@@ -16,11 +16,13 @@ use host_std::proof::{Era, Front};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cli::Args;
+use crate::cli::TableArgs;
 use drive::Run;
 use place::Place;
 use progress::Progress;
-use prove::{Bounds, Explorers, Proof};
+use prove::{Bounds, Explorers};
+
+pub(crate) use prove::Proof;
 
 /// What a proof must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +107,7 @@ pub(crate) struct Table {
 const MODES_OF_2009: [CacheMode; 3] = [CacheMode::WriteThrough, CacheMode::WriteBack, CacheMode::None];
 
 /// Runs and proves what `args` asks for; ends early, with what there is, once `stop` is set.
-pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Table> {
+pub(crate) fn run(args: &TableArgs, stop: &Arc<AtomicBool>) -> anyhow::Result<Table> {
     let started = Instant::now();
     let mut cells = cells(args);
     let bounds = Bounds::new(if args.exhaustive { 4 } else { args.length });
@@ -165,7 +167,7 @@ fn run_cells(
     Ok(())
 }
 
-fn cells(args: &Args) -> Vec<Cell> {
+fn cells(args: &TableArgs) -> Vec<Cell> {
     let wanted = |front: &Front| args.front.is_empty() || args.front.iter().any(|given| given.0 == *front);
     let mode_wanted =
         |mode: &CacheMode| args.mode.is_empty() || args.mode.iter().any(|given| given.0 == *mode);
