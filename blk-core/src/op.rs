@@ -6,6 +6,7 @@ use crate::units::{Extent, GuestAddr};
 
 /// One operation on a [`Storage`](crate::storage::Storage).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Op {
     /// Fill the segments from the disk.

@@ -18,7 +18,8 @@ use std::ops::ControlFlow;
 
 use blk_core::memory::GuestMemory;
 use blk_core::sim::{
-    Action, Cell, Ended, Guest, INITIAL, Outcome, Report, SectorRun, Verdict, Violation, explore, sample,
+    Action, Cell, Contents, Ended, Guest, INITIAL, Outcome, Party, Report, SectorRun, Verdict, Violation,
+    explore, sample,
 };
 use blk_core::storage::{CacheMode, Storage};
 use direct::{Direct, Driver};
@@ -96,8 +97,18 @@ fn unsafe_loses_a_flushed_write() {
     println!("{counterexample}");
     // Nothing shorter loses anything: one FUA write is enough.
     assert_eq!(counterexample.program.len(), 1);
-    assert_eq!(counterexample.events.len(), 4, "issued, completed, seen, lost");
+    assert_eq!(counterexample.history.sentences().len(), 4, "issued, completed, seen, lost");
     assert!(matches!(counterexample.violation, Violation::Lost { .. }));
+    let history = &counterexample.history;
+    assert_eq!(history.violation(), Some(counterexample.violation));
+    let parties: Vec<_> = history.events.iter().map(|event| (event.from, event.to)).collect();
+    use Party::{Device, Guest, Host, Medium};
+    let expected = [(Guest, Device), (Device, Host), (Host, Device), (Device, Guest), (Medium, Medium)];
+    assert_eq!(parties, expected);
+    let last = history.events.last().expect("events");
+    let written = Contents::Step(0);
+    assert!(last.reachable.contains(&vec![written, Contents::Old]), "{last:?}");
+    assert!(last.allowed.contains(&vec![written]), "{last:?}");
 }
 
 /// IDE in 2009: the guest trusts a cleared "write cache enabled" and never flushes.
@@ -196,7 +207,7 @@ fn a_defect_that_shows_only_after_a_power_cut_is_found() {
     println!("{counterexample}");
     assert!(matches!(counterexample.violation, Violation::AlienRead { step: 1, value: INITIAL, .. }));
     assert_eq!(
-        counterexample.events[..2],
+        counterexample.history.sentences()[..2],
         ["guest: A = write to sector 0", "power cut and boot: sector 0 holds A, sector 1 the old data"]
     );
 }

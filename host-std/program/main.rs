@@ -7,6 +7,7 @@ mod exit;
 mod number;
 mod output;
 mod replay;
+mod report;
 mod table;
 mod temporary;
 
@@ -22,7 +23,7 @@ use host_std::serve::config::LogFormat;
 use host_std::serve::listen::Inherited;
 use host_std::serve::log;
 
-use crate::cli::{Args, Command, ProbeArgs, ServeArgs};
+use crate::cli::{Args, Command, ProbeArgs, ReportArgs, ServeArgs};
 use crate::exit::{EXIT_STOPPED, EXIT_UNSAFE, EXIT_USAGE};
 use crate::output::outln;
 
@@ -53,6 +54,10 @@ fn main() -> ExitCode {
         Some(Command::Replay(replay)) => {
             log::init("error", LogFormat::Text);
             replay::run(&replay)
+        }
+        Some(Command::Report(report)) => {
+            log::init("error", LogFormat::Text);
+            run_report(&report)
         }
         Some(Command::Demo(demo)) => {
             log::init("error", LogFormat::Text);
@@ -93,6 +98,23 @@ fn switch_mutant_on() {
     }
 }
 
+fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
+    let table = table::run(&args.table, &stop_on_signal()?)?;
+    if args.json {
+        outln!("{}", serde_json::to_string_pretty(&table)?)?;
+    } else {
+        table::render::print(&table, args.wide)?;
+    }
+    Ok(status(&table))
+}
+
+fn run_report(args: &ReportArgs) -> anyhow::Result<ExitCode> {
+    let stop = stop_on_signal()?;
+    let table = report::write(args, || table::run(&args.table, &stop))?;
+    outln!("{}: {}", args.out.display(), table::render::conclusion(&table))?;
+    Ok(status(&table))
+}
+
 /// Set by SIGINT and SIGTERM. A second one ends the program at once.
 fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -104,19 +126,13 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn run_table(args: &Args) -> anyhow::Result<ExitCode> {
-    let stop = stop_on_signal()?;
-    let table = table::run(args, &stop)?;
-    if args.json {
-        outln!("{}", serde_json::to_string_pretty(&table)?)?;
-    } else {
-        table::render::print(&table, args.wide)?;
-    }
-    Ok(match table.as_it_must_be {
+/// What the exit status says of a table.
+fn status(table: &table::Table) -> ExitCode {
+    match table.as_it_must_be {
         _ if table.stopped => ExitCode::from(EXIT_STOPPED),
         Some(false) => ExitCode::from(EXIT_UNSAFE),
         Some(true) | None => ExitCode::SUCCESS,
-    })
+    }
 }
 
 fn run_probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {

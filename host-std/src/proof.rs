@@ -1,11 +1,15 @@
 //! The guests whose every program the crash explorer runs: for each front end, the drivers of today and those of 2009.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use ata_model::sim::{AhciConfig, AhciGuest, AhciReset, DriverConfig, IdeGuest, ResetBy, Transport};
-use blk_core::sim::{Cell, Progress, Report, SimGuest, SimHandle, SimMemory, explore};
+use blk_core::sim::{
+    Action, Cell, History, Progress, Report, SectorRun, SimGuest, SimHandle, SimMemory, example, explore,
+};
 use scsi_model::sim::virtio_scsi::{Driver as VirtioScsiDriver, Variant as VirtioScsiVariant};
 use scsi_model::sim::{Driver as ScsiDriver, Variant as ScsiVariant};
+use serde::{Deserialize, Serialize};
 use virtio_blk_model::sim::{Driver as VirtioDriver, Variant as VirtioVariant};
 
 /// A front end.
@@ -55,13 +59,19 @@ impl Front {
 }
 
 /// Whose drivers and features are explored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Era {
     /// Those of the models.
     Today,
     /// A guest that is shown neither a write cache nor a flush nor a barrier.
+    #[serde(rename = "2009")]
     Of2009,
 }
+
+/// The program of [`GuestKind::example`]: a write that is then flushed, and one that is not.
+pub const EXAMPLE: [Action; 3] =
+    [Action::Write(SectorRun::ZERO), Action::Flush, Action::Write(SectorRun::ONE)];
 
 type Watch<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
@@ -70,6 +80,7 @@ pub struct GuestKind {
     /// What sets it apart from the others of its front.
     pub name: &'static str,
     explore: Box<dyn Fn(Cell, Watch<'_>) -> Report + Send + Sync>,
+    example: Box<dyn Fn(Cell) -> History + Send + Sync>,
 }
 
 impl GuestKind {
@@ -80,16 +91,26 @@ impl GuestKind {
         (self.explore)(cell, watch)
     }
 
+    /// One of the histories that are explored: [`EXAMPLE`], on a host where nothing fails.
+    #[must_use]
+    pub fn example(&self, cell: Cell) -> History {
+        (self.example)(cell)
+    }
+
     fn new<G: SimGuest + 'static>(
         name: &'static str,
         handles: usize,
         boot: impl Fn(&SimMemory, &mut [SimHandle]) -> G + Send + Sync + 'static,
     ) -> Self {
-        let explore = move |mut cell: Cell, watch: Watch<'_>| {
+        let boot = Arc::new(boot);
+        let same_boot = Arc::clone(&boot);
+        let with_handles = move |mut cell: Cell| {
             cell.disk.handles = handles;
-            explore(&boot, &cell, watch)
+            cell
         };
-        Self { name, explore: Box::new(explore) }
+        let explore = move |cell, watch: Watch<'_>| explore(&*boot, &with_handles(cell), watch);
+        let example = move |cell| example(&*same_boot, &with_handles(cell), &EXAMPLE);
+        Self { name, explore: Box::new(explore), example: Box::new(example) }
     }
 
     fn ide(name: &'static str, driver: DriverConfig) -> Self {
@@ -114,9 +135,11 @@ impl GuestKind {
 
     /// The same guest, whose programs need their ordered writes to be barriers although it cannot express one.
     fn needing_barriers(self, name: &'static str) -> Self {
-        let explore =
-            move |cell, watch: Watch<'_>| self.explore(Cell { needs_barriers: true, ..cell }, watch);
-        Self { name, explore: Box::new(explore) }
+        let Self { explore, example, .. } = self;
+        let needing = |cell| Cell { needs_barriers: true, ..cell };
+        let explore = move |cell, watch: Watch<'_>| explore(needing(cell), watch);
+        let example = move |cell| example(needing(cell));
+        Self { name, explore: Box::new(explore), example: Box::new(example) }
     }
 }
 

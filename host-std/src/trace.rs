@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use loop_device::{LoopDevice, LoopError};
 
@@ -65,7 +65,7 @@ pub enum TraceError {
 }
 
 /// Requests that reached a block device's driver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Writes of data, FUA writes among them. One request may carry several writes that the kernel merged.
     pub writes: u64,

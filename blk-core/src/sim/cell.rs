@@ -2,12 +2,12 @@
 
 use core::fmt;
 use core::time::Duration;
-use std::string::String;
 use std::vec::Vec;
 
 use crate::mutant::Mutant;
 use crate::sim::disk::DiskConfig;
 use crate::sim::guest::{Action, SectorRun};
+use crate::sim::history::History;
 use crate::sim::oracle::Violation;
 use crate::storage::CacheMode;
 
@@ -100,8 +100,8 @@ pub enum Verdict {
 pub struct Counterexample {
     /// The program.
     pub program: Vec<Action>,
-    /// What happened, in words; the last line says what is broken.
-    pub events: Vec<String>,
+    /// What happened; the last event says what is broken.
+    pub history: History,
     /// What is broken.
     pub violation: Violation,
     /// The seed of the random walk that found it.
@@ -130,7 +130,7 @@ impl fmt::Display for Counterexample {
         if let Some(seed) = self.seed {
             writeln!(f, "seed {seed}")?;
         }
-        self.events.iter().try_for_each(|event| writeln!(f, "{event}"))
+        self.history.sentences().iter().try_for_each(|event| writeln!(f, "{event}"))
     }
 }
 

@@ -16,6 +16,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::sim::cell::{Cell, Counterexample, Progress, Report, Verdict};
 use crate::sim::disk::{Fate, SimHandle};
+use crate::sim::guest::Action;
+use crate::sim::history::History;
 use crate::sim::memory::SimMemory;
 use crate::sim::oracle::Violation;
 use crate::sim::state::{Event, SimGuest, State};
@@ -76,6 +78,19 @@ pub fn sample<G: SimGuest>(
         }
     }
     Report { verdict, explored, elapsed: started.elapsed() }
+}
+
+/// One history of those that [`explore`] tries: `program`, each step of which is done before the next is issued, on a host where
+/// nothing fails. Of the steps, at most `cell.length`; those that the guest cannot express are left out.
+pub fn example<G: SimGuest>(
+    boot: &dyn Fn(&SimMemory, &mut [SimHandle]) -> G,
+    cell: &Cell,
+    program: &[Action],
+) -> History {
+    let booted = State::boot(cell, boot);
+    let program = &program[..program.len().min(usize::from(cell.length))];
+    let events = booted.clone().undisturbed(program);
+    booted.history(&events, None)
 }
 
 enum Found {
@@ -240,7 +255,7 @@ fn counterexample<G: SimGuest>(
     });
     Counterexample {
         program: program.collect(),
-        events: booted.clone().tell(path, violation),
+        history: booted.clone().history(path, Some(violation)),
         violation,
         seed,
     }

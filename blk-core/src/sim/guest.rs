@@ -1,7 +1,7 @@
 //! Actions of a guest program, and the driver that puts them into a front's own bytes.
 
 use heapless::Vec;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Where drivers keep things in guest memory. The explorer's memory keeps only what can differ between states; a host
 /// that runs the same drivers maps [`layout::BYTES`] bytes and fills the source pages.
@@ -33,7 +33,7 @@ pub mod layout {
 }
 
 /// One or two of the two sectors that a program uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SectorRun {
     /// First sector: 0 or 1.
     pub first: u8,
@@ -57,7 +57,8 @@ impl SectorRun {
 }
 
 /// One step of a guest program. The data that step `id` writes is `id + 1` in every byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// A plain write.
     Write(SectorRun),

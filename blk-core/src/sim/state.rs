@@ -1,6 +1,5 @@
 //! A state of the whole world of a cell, and what can happen in it.
 
-use std::string::String;
 use std::vec::Vec;
 
 use serde::Serialize;
@@ -8,10 +7,11 @@ use serde::Serialize;
 use crate::op::Op;
 use crate::sim::cell::Cell;
 use crate::sim::disk::{Fate, SimDisk, SimHandle, TRACKED};
-use crate::sim::guest::{Action, Ended, Guest, Outcome, SectorRun};
+use crate::sim::guest::{Action, Ended, Guest, Outcome};
+use crate::sim::history::{Ending, Happened, History, HistoryEvent};
 use crate::sim::memory::SimMemory;
 use crate::sim::oracle::{Oracle, Violation};
-use crate::sim::value::{ValueSet, name, step_name};
+use crate::sim::value::{Contents, ValueSet};
 
 /// A front's driver on the simulated memory and disk.
 pub trait SimGuest: Guest<SimMemory, [SimHandle]> {}
@@ -118,6 +118,15 @@ impl<G: SimGuest> State<G> {
         booted: &Self,
         seen: &mut dyn FnMut(Ended),
     ) -> Result<(), Violation> {
+        if self.begin(event, booted) {
+            self.settle(seen)
+        } else {
+            self.oracle.check_power_cut(self.reachable())
+        }
+    }
+
+    /// Lets `event` happen, up to what the device has to see of it. Returns whether it sees it now.
+    fn begin(&mut self, event: Event, booted: &Self) -> bool {
         match event {
             Event::Issue(action) => {
                 self.oracle.submitted(action);
@@ -132,7 +141,7 @@ impl<G: SimGuest> State<G> {
                 self.disk.complete(&self.memory, handle, index, fate);
                 if late {
                     self.late_polls_left = self.late_polls_left.saturating_sub(1);
-                    return self.oracle.check_power_cut(self.reachable());
+                    return false;
                 }
             }
             Event::Poll => {}
@@ -147,7 +156,7 @@ impl<G: SimGuest> State<G> {
                 *self = next;
             }
         }
-        self.settle(seen)
+        true
     }
 
     /// Lets the guest see what there is to see, and checks.
@@ -176,75 +185,130 @@ impl<G: SimGuest> State<G> {
         core::array::from_fn(|sector| self.disk.reachable(sector))
     }
 
-    /// Tells a history in words, from the state in which the program begins, up to `violation`.
-    pub(super) fn tell(mut self, events: &[Event], violation: Violation) -> Vec<String> {
+    /// What happens when `events` do, from the state in which the program begins, up to `violation`.
+    pub(super) fn history(mut self, events: &[Event], violation: Option<Violation>) -> History {
         let booted = self.clone();
-        let mut lines = Vec::new();
+        let mut history = Vec::new();
         for &event in events {
-            lines.push(self.describe(event));
-            let mut seen = Vec::new();
-            let applied = self.apply(event, &booted, &mut |ended| seen.push(ended));
-            lines.extend(seen.into_iter().map(|ended| describe_end(ended, self.oracle.action(ended.id))));
-            if applied.is_err() {
+            let mut happened = std::vec![self.happened(event)];
+            let before = self.reachable();
+            let queued = self.queued_without(event);
+            let polled = self.begin(event, &booted);
+            // What is issued is seen before the device acts on it.
+            let at_once = if matches!(event, Event::Issue(_)) { before } else { self.reachable() };
+            history.extend(happened.drain(..).map(|what| self.noted(what, at_once)));
+            happened.extend(self.submitted_since(&queued));
+            history.extend(happened.drain(..).map(|what| self.noted(what, self.reachable())));
+            let queued = self.queued();
+            let settled =
+                if polled { self.settle(&mut |ended| happened.push(ended_step(ended))) } else { Ok(()) };
+            for what in &mut happened {
+                self.add_read_sectors(what);
+            }
+            happened.extend(self.submitted_since(&queued));
+            history.extend(happened.drain(..).map(|what| self.noted(what, self.reachable())));
+            if settled.is_err() {
                 break;
             }
         }
-        let what = if violation.is_power_cut() { "power cut" } else { "broken" };
-        lines.push(std::format!("{what}: {violation}"));
-        lines
+        history
+            .extend(violation.map(|violation| self.noted(Happened::Broken { violation }, self.reachable())));
+        History { events: history }
     }
 
-    fn describe(&self, event: Event) -> String {
+    /// The events of `program`, each step of which is done before the next, and every operation succeeds. Steps that the guest
+    /// cannot express are left out.
+    pub(super) fn undisturbed(mut self, program: &[Action]) -> Vec<Event> {
+        let booted = self.clone();
+        let mut events = Vec::new();
+        for &action in program {
+            if !self.guest.alphabet().contains(&action) || !self.guest.accepts(action) {
+                continue;
+            }
+            let mut next = Some(Event::Issue(action));
+            while let Some(event) = next {
+                events.push(event);
+                if self.apply(event, &booted, &mut |_| {}).is_err() {
+                    return events;
+                }
+                let oldest = self.disk.in_flight().next();
+                next = oldest.map(|(handle, index, _)| Event::Complete {
+                    handle,
+                    index,
+                    fate: Fate::Succeeds,
+                    late: false,
+                });
+            }
+        }
+        events
+    }
+
+    fn happened(&self, event: Event) -> Happened {
         match event {
-            Event::Issue(action) => std::format!("guest: {} = {action}", step_name(self.issued)),
+            Event::Issue(action) => Happened::Issued { step: self.issued, action },
             Event::Complete { handle, index, fate, late } => {
-                let mut pending = self.disk.in_flight();
-                let op = pending.find(|&(h, i, _)| (h, i) == (handle, index)).map(|(_, _, op)| op);
-                let verb = if fate == Fate::Fails { "fails" } else { "completes" };
-                let queue = if handle == 0 { String::new() } else { std::format!(", handle {handle}") };
-                let late = if late { ", which the device has not seen yet" } else { "" };
-                std::format!("host{queue}: {verb} the {}{late}", describe_op(op))
+                let pending = self.disk.in_flight().find(|&(h, i, _)| (h, i) == (handle, index));
+                let op = pending.map_or(Op::Flush, |(_, _, op)| op);
+                Happened::Completed { handle, op, ok: fate == Fate::Succeeds, late }
             }
-            Event::Poll => "device: looks for completions".into(),
-            Event::PowerCut { left: [first, second] } => {
-                let (first, second) = (name(first), name(second));
-                std::format!("power cut and boot: sector 0 holds {first}, sector 1 {second}")
-            }
+            Event::Poll => Happened::Polled,
+            Event::PowerCut { left } => Happened::PowerCut { left: left.map(Contents::from) },
         }
+    }
+
+    fn noted(&self, what: Happened, reachable: [ValueSet; TRACKED]) -> HistoryEvent {
+        let (from, to) = what.parties();
+        let contents = |set: ValueSet| set.iter().map(Contents::from).collect();
+        let allowed = core::array::from_fn(|sector| contents(self.oracle.allowed(sector)));
+        HistoryEvent { from, to, what, reachable: reachable.map(contents), allowed }
+    }
+
+    /// Operations in flight on each handle.
+    fn queued(&self) -> Vec<usize> {
+        self.disk.in_flight().fold(Vec::new(), |mut counts, (handle, index, _)| {
+            counts.resize(counts.len().max(handle + 1), 0);
+            counts[handle] = index + 1;
+            counts
+        })
+    }
+
+    /// Those that are left once `event` has happened.
+    fn queued_without(&self, event: Event) -> Vec<usize> {
+        match event {
+            Event::Complete { handle, .. } => {
+                let mut counts = self.queued();
+                counts[handle] -= 1;
+                counts
+            }
+            Event::PowerCut { .. } => Vec::new(),
+            Event::Issue(_) | Event::Poll => self.queued(),
+        }
+    }
+
+    /// What was submitted since the handles had `queued` in flight.
+    fn submitted_since(&self, queued: &[usize]) -> Vec<Happened> {
+        let pending = self.disk.in_flight();
+        let new = pending.filter(|&(handle, index, _)| index >= queued.get(handle).copied().unwrap_or(0));
+        new.map(|(handle, _, op)| Happened::Submitted { handle, op }).collect()
+    }
+
+    /// Of a read that has ended keeps the sectors that it read, with their numbers.
+    fn add_read_sectors(&self, what: &mut Happened) {
+        let Happened::Ended { step, read, .. } = what else { return };
+        let run = match self.oracle.action(*step) {
+            Some(Action::Read(run)) => run.sectors(),
+            _ => 0..0,
+        };
+        *read = run.zip(read.drain(..)).map(|(sector, (_, value))| (sector, value)).collect();
     }
 }
 
-fn describe_op(op: Option<Op>) -> String {
-    let Some(op) = op else { return "nothing".into() };
-    let verb = match op {
-        Op::Read { .. } => "read of",
-        Op::Write { fua: false, .. } => "write of",
-        Op::Write { fua: true, .. } => "FUA write of",
-        Op::WriteZeroes { .. } => "zeroing of",
-        Op::Discard { .. } => "discard of",
-        Op::Flush => "flush",
+fn ended_step(ended: Ended) -> Happened {
+    let (result, read) = match ended.outcome {
+        Outcome::Ok { read } => (Ending::Done, read.into()),
+        Outcome::Failed => (Ending::Failed, Vec::new()),
+        Outcome::Aborted => (Ending::Aborted, Vec::new()),
     };
-    match op.extent() {
-        Some(extent) => {
-            let run = SectorRun { first: extent.start.0 as u8, count: extent.sectors as u8 };
-            std::format!("{verb} {run}")
-        }
-        None => verb.into(),
-    }
-}
-
-fn describe_end(ended: Ended, action: Option<Action>) -> String {
-    let step = step_name(ended.id);
-    match (ended.outcome, action) {
-        (Outcome::Ok { read }, Some(Action::Read(run))) => {
-            let values = run.sectors().zip(read).map(|(sector, value)| {
-                let value = value.map_or("torn".into(), name);
-                std::format!("sector {sector} holds {value}")
-            });
-            std::format!("guest: {step} is done: {}", values.collect::<Vec<_>>().join(", "))
-        }
-        (Outcome::Ok { .. }, _) => std::format!("guest: {step} is done"),
-        (Outcome::Failed, _) => std::format!("guest: {step} has failed"),
-        (Outcome::Aborted, _) => std::format!("guest: {step} was aborted"),
-    }
+    let read = read.into_iter().map(|value| (0, value.map(Contents::from))).collect();
+    Happened::Ended { step: ended.id, result, read }
 }

@@ -1,6 +1,8 @@
 //! Contents of a sector in the proof: one value in every byte.
 
-use serde::Serialize;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
 
 /// Value of both sectors before the program starts.
 pub const INITIAL: u8 = 0xee;
@@ -17,20 +19,73 @@ pub const fn written_by(id: u8) -> u8 {
     id.wrapping_add(1)
 }
 
-/// A value in words: `A` is what step 0 wrote.
-#[must_use]
-pub(super) fn name(value: u8) -> std::string::String {
-    match value {
-        INITIAL => "the old data".into(),
-        ZEROES => "zeroes".into(),
-        1..=STEPS_MAX => step_name(value.wrapping_sub(1)),
-        _ => "garbage".into(),
+/// What a sector holds, named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contents {
+    /// What was there before the program.
+    Old,
+    /// Zeroes.
+    Zeroes,
+    /// What this step wrote.
+    Step(u8),
+    /// What no step wrote.
+    Garbage,
+}
+
+impl From<u8> for Contents {
+    fn from(value: u8) -> Self {
+        match value {
+            INITIAL => Self::Old,
+            ZEROES => Self::Zeroes,
+            1..=STEPS_MAX => Self::Step(value.wrapping_sub(1)),
+            _ => Self::Garbage,
+        }
+    }
+}
+
+impl From<Contents> for u8 {
+    fn from(contents: Contents) -> Self {
+        match contents {
+            Contents::Old => INITIAL,
+            Contents::Zeroes => ZEROES,
+            Contents::Step(id) => written_by(id),
+            Contents::Garbage => GARBAGE,
+        }
+    }
+}
+
+impl fmt::Display for Contents {
+    /// `A` is what step 0 wrote.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Old => f.write_str("the old data"),
+            Self::Zeroes => f.write_str("zeroes"),
+            Self::Step(id) => f.write_str(&step_name(id)),
+            Self::Garbage => f.write_str("garbage"),
+        }
+    }
+}
+
+/// A field that is a value in the proof, and [`Contents`] where it is stored.
+pub(super) mod named {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Contents;
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    pub(in crate::sim) fn serialize<S: Serializer>(value: &u8, serializer: S) -> Result<S::Ok, S::Error> {
+        Contents::from(*value).serialize(serializer)
+    }
+
+    pub(in crate::sim) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+        Contents::deserialize(deserializer).map(u8::from)
     }
 }
 
 /// The letter by which a step and its data go.
 #[must_use]
-pub(super) fn step_name(id: u8) -> std::string::String {
+pub fn step_name(id: u8) -> std::string::String {
     match id {
         0..26 => char::from(b'A'.wrapping_add(id)).into(),
         _ => std::format!("S{id}"),
@@ -93,6 +148,13 @@ impl ValueSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_value_has_a_name_of_its_own() {
+        for value in (0..=STEPS_MAX).chain([INITIAL, GARBAGE]) {
+            assert_eq!(u8::from(Contents::from(value)), value);
+        }
+    }
 
     #[test]
     fn every_value_has_a_bit_of_its_own() {

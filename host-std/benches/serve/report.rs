@@ -216,7 +216,8 @@ impl Report {
                         })
                     })
                     .collect();
-                json!({ "place": line.place, "row": line.row.name(), "servers": servers,
+                json!({ "place": line.place, "row": line.row.name(), "bytes": line.row.bytes, "depth": line.row.depth,
+                    "servers": servers,
                     "ratio": line.ratio, "confined": line.confined })
             })
             .collect();

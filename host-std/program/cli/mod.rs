@@ -3,20 +3,16 @@
 mod demo;
 mod sandbox;
 mod serve;
+mod table;
 mod usage;
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValue;
-use clap::{Parser, Subcommand, ValueEnum};
-
-use blk_core::storage::CacheMode;
-use host_std::proof::Front;
-
-use crate::number::whole;
+use clap::{Parser, Subcommand};
 
 pub(crate) use demo::{DemoArgs, DemoGuestArgs, DemoTask};
 pub(crate) use serve::{CtlArgs, CtlCommand, ServeArgs, SizeArg};
+pub(crate) use table::{ReportArgs, TableArgs};
 pub(crate) use usage::complaint;
 
 const EXAMPLES: &str = "\
@@ -26,6 +22,7 @@ Examples:
   blk-host --front virtio-blk --mode none  one cell
   blk-host --exhaustive --prove-only       every program of four steps: an hour; ten minutes for one front
   blk-host --json | jq .cells              for other programs
+  blk-host report integrity.html           the same as a page to look at
   blk-host demo                            a power cut under a real Linux guest: files lost, files kept
   blk-host probe /var/lib/images           is my stack safe?
   blk-host serve --socket disk.sock --image disk.img,cache=none,size=10G
@@ -47,10 +44,8 @@ pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Make the image here instead of in TMPDIR or /var/tmp. The path must not exist; it is gone again at once, and the image
-    /// with the program, whatever ends it.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) image: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) table: TableArgs,
 
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -59,34 +54,6 @@ pub(crate) struct Args {
     /// Print all columns, in more than 80.
     #[arg(long, conflicts_with = "json")]
     pub(crate) wide: bool,
-
-    /// Only this front end (may be given several times).
-    #[arg(long, value_enum, value_name = "FRONT")]
-    pub(crate) front: Vec<FrontArg>,
-
-    /// Only this cache mode (may be given several times).
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub(crate) mode: Vec<ModeArg>,
-
-    /// Explore every guest program of up to this many steps.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<u8>(1..=8), allow_negative_numbers = true)]
-    pub(crate) length: u8,
-
-    /// Explore every program of up to four steps.
-    #[arg(long, conflicts_with = "length")]
-    pub(crate) exhaustive: bool,
-
-    /// Only explore: write no image.
-    #[arg(long, conflicts_with = "image")]
-    pub(crate) prove_only: bool,
-
-    /// Only drive the image: explore and prove nothing.
-    #[arg(long, conflicts_with_all = ["prove_only", "exhaustive"])]
-    pub(crate) run_only: bool,
-
-    /// Tell no progress.
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,6 +66,8 @@ pub(crate) enum Command {
     Ctl(CtlArgs),
     /// What was recorded: the image at any point, and what power cuts could have left.
     Replay(crate::replay::ReplayArgs),
+    /// Write the integrity table as an HTML page, with each counterexample as a sequence diagram.
+    Report(ReportArgs),
     Demo(DemoArgs),
     #[command(hide = true)]
     DemoGuest(DemoGuestArgs),
@@ -112,51 +81,4 @@ pub(crate) struct ProbeArgs {
     /// Print JSON instead of text.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// [`Front`] as an argument.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FrontArg(pub(crate) Front);
-
-impl ValueEnum for FrontArg {
-    fn value_variants<'a>() -> &'a [Self] {
-        const {
-            &[
-                Self(Front::ALL[0]),
-                Self(Front::ALL[1]),
-                Self(Front::ALL[2]),
-                Self(Front::ALL[3]),
-                Self(Front::ALL[4]),
-                Self(Front::ALL[5]),
-                Self(Front::ALL[6]),
-            ]
-        }
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(match self.0 {
-            Front::IdePio => "ide-pio",
-            Front::PciIde => "pci-ide",
-            Front::Ahci => "ahci",
-            Front::AhciNcq => "ahci-ncq",
-            Front::Scsi => "scsi",
-            Front::VirtioBlk => "virtio-blk",
-            Front::VirtioScsi => "virtio-scsi",
-        }))
-    }
-}
-
-/// [`CacheMode`] as an argument.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ModeArg(pub(crate) CacheMode);
-
-impl ValueEnum for ModeArg {
-    fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [CacheMode; 5] = CacheMode::ALL;
-        const { &[Self(ALL[0]), Self(ALL[1]), Self(ALL[2]), Self(ALL[3]), Self(ALL[4])] }
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.0.name()))
-    }
 }

@@ -20,7 +20,7 @@ use host_std::testing::guest::{
 use host_std::trace::{BlockTrace, LoopDevice};
 use scsi_model::LogicalUnit;
 use scsi_model::front::virtio_scsi;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use virtio_blk_model::device::Config as VirtioConfig;
 use virtio_blk_model::front::mmio::Mmio;
 
@@ -33,7 +33,7 @@ const FUA_EVERY: u32 = 6;
 const GUEST_MEMORY_BYTES: usize = 4 << 20;
 
 /// What the guest asked for, and what became of it.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// What the guest issued.
     pub(crate) guest: Issued,
@@ -48,7 +48,7 @@ pub(crate) struct Run {
 }
 
 /// Requests of the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Issued {
     pub(crate) writes: u32,
     pub(crate) fua_writes: u32,
@@ -57,7 +57,7 @@ pub(crate) struct Issued {
 }
 
 /// System calls of the backend.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Reached {
     pub(crate) fdatasyncs: u64,
     pub(crate) dsync_writes: u64,

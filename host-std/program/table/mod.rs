@@ -13,16 +13,19 @@ use std::time::Instant;
 use anyhow::Context as _;
 use blk_core::storage::CacheMode;
 use host_std::proof::{Era, Front};
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cli::Args;
+use crate::cli::TableArgs;
 use drive::Run;
 use place::Place;
 use progress::Progress;
-use prove::{Bounds, Explorers, Proof};
+use prove::{Bounds, Explorers};
+
+pub(crate) use prove::Proof;
 
 /// What a proof must come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Expected {
     /// Every promise holds.
@@ -34,13 +37,12 @@ pub(crate) enum Expected {
 }
 
 /// A cell of the table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cell {
-    #[serde(serialize_with = "front_name")]
+    #[serde(serialize_with = "front_name", deserialize_with = "front_named")]
     pub(crate) front: Front,
-    #[serde(serialize_with = "mode_name")]
+    #[serde(serialize_with = "mode_name", deserialize_with = "mode_named")]
     pub(crate) mode: CacheMode,
-    #[serde(skip)]
     pub(crate) era: Era,
     pub(crate) expected: Expected,
     pub(crate) run: Option<Run>,
@@ -74,8 +76,20 @@ fn mode_name<S: Serializer>(mode: &CacheMode, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(mode.name())
 }
 
+fn front_named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Front, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let front = Front::ALL.into_iter().find(|front| front.name() == name);
+    front.ok_or_else(|| D::Error::custom(format_args!("{name}: not a front end")))
+}
+
+fn mode_named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CacheMode, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let mode = CacheMode::ALL.into_iter().find(|mode| mode.name() == name);
+    mode.ok_or_else(|| D::Error::custom(format_args!("{name}: not a cache mode")))
+}
+
 /// Everything that was run and proven.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Table {
     pub(crate) cells: Vec<Cell>,
     /// The front ends of 2009.
@@ -93,7 +107,7 @@ pub(crate) struct Table {
 const MODES_OF_2009: [CacheMode; 3] = [CacheMode::WriteThrough, CacheMode::WriteBack, CacheMode::None];
 
 /// Runs and proves what `args` asks for; ends early, with what there is, once `stop` is set.
-pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Table> {
+pub(crate) fn run(args: &TableArgs, stop: &Arc<AtomicBool>) -> anyhow::Result<Table> {
     let started = Instant::now();
     let mut cells = cells(args);
     let bounds = Bounds::new(if args.exhaustive { 4 } else { args.length });
@@ -153,7 +167,7 @@ fn run_cells(
     Ok(())
 }
 
-fn cells(args: &Args) -> Vec<Cell> {
+fn cells(args: &TableArgs) -> Vec<Cell> {
     let wanted = |front: &Front| args.front.is_empty() || args.front.iter().any(|given| given.0 == *front);
     let mode_wanted =
         |mode: &CacheMode| args.mode.is_empty() || args.mode.iter().any(|given| given.0 == *mode);

@@ -7,15 +7,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use blk_core::sim::{self, DiskConfig, Report};
+use blk_core::sim::{self, DiskConfig, History, Report};
 use blk_core::storage::CacheMode;
 use host_std::proof::{Era, Front, GuestKind, guests};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
 
 /// What the explorer found of one cell, all of its variants together.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Proof {
     /// Every promise held in every state of every variant.
     pub(crate) safe: bool,
@@ -31,6 +31,19 @@ pub(crate) struct Proof {
     pub(crate) variants: Vec<String>,
     /// Of each variant that breaks a promise: a minimal history, in words.
     pub(crate) counterexamples: BTreeMap<String, Vec<String>>,
+    /// The same histories, event by event.
+    pub(crate) histories: BTreeMap<String, History>,
+    /// One of the histories that were explored, of a program that writes, flushes and writes.
+    pub(crate) example: Option<Example>,
+}
+
+/// A history that was explored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Example {
+    /// The kind of guest and host.
+    pub(crate) variant: String,
+    /// What happened.
+    pub(crate) history: History,
 }
 
 /// How much to explore.
@@ -54,6 +67,8 @@ pub(crate) struct Job {
     cell: usize,
     guest: GuestKind,
     bounds: sim::Cell,
+    /// It gives the cell's example.
+    is_first: bool,
 }
 
 impl Job {
@@ -74,7 +89,9 @@ pub(crate) fn jobs(index: usize, front: Front, mode: CacheMode, era: Era, bounds
     for &native_fua in hosts {
         let disk = DiskConfig { native_fua, ..DiskConfig::new(mode) };
         let bounds = sim::Cell { disk, late_polls: bounds.late_polls, ..sim::Cell::new(mode, bounds.length) };
-        jobs.extend(guests(front, era).into_iter().map(|guest| Job { cell: index, guest, bounds }));
+        for guest in guests(front, era) {
+            jobs.push(Job { cell: index, guest, bounds, is_first: jobs.is_empty() });
+        }
     }
     jobs
 }
@@ -170,7 +187,8 @@ impl Shared {
                 return;
             }
             self.progress.step();
-            lock(&self.proofs).entry(job.cell).or_default().add(job.variant(), report);
+            let example = job.is_first.then(|| job.guest.example(job.bounds));
+            lock(&self.proofs).entry(job.cell).or_default().add(job.variant(), report, example);
             if let Some(left) = lock(&self.left).get_mut(&job.cell) {
                 *left -= 1;
             }
@@ -196,14 +214,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Proof {
-    fn add(&mut self, variant: String, report: Report) {
+    fn add(&mut self, variant: String, report: Report, example: Option<History>) {
         self.safe = report.is_safe() && (self.variants.is_empty() || self.safe);
         self.states += report.explored.states;
         self.transitions += report.explored.transitions;
         self.programs += report.explored.programs;
         self.seconds += report.elapsed.as_secs_f64();
         if let Some(counterexample) = report.counterexample() {
-            self.counterexamples.insert(variant.clone(), counterexample.events.clone());
+            self.counterexamples.insert(variant.clone(), counterexample.history.sentences());
+            self.histories.insert(variant.clone(), counterexample.history.clone());
+        }
+        if let Some(history) = example {
+            self.example = Some(Example { variant: variant.clone(), history });
         }
         self.variants.push(variant);
         self.variants.sort();

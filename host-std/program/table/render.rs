@@ -113,7 +113,7 @@ fn title(cells: &[&Cell]) -> String {
 }
 
 /// What it all comes to.
-fn conclusion(table: &Table) -> String {
+pub(crate) fn conclusion(table: &Table) -> String {
     let cells = || table.cells.iter().chain(&table.history);
     let (all, proven) = (cells().count(), cells().filter(|cell| cell.proof.is_some()).count());
     let verdict = match table.as_it_must_be {
@@ -219,7 +219,7 @@ fn number(value: Option<u64>) -> Field {
 }
 
 /// 1234567 as 1,234,567.
-fn thousands(value: u64) -> String {
+pub(crate) fn thousands(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {

@@ -106,6 +106,7 @@ const CRATES: &[Crate] = &[
         root: "program/main.rs",
         floors: &[
             &[""],
+            &["report"],
             &["ctl", "demo", "table"],
             &["cli"],
             &["replay"],

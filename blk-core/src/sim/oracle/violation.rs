@@ -2,12 +2,13 @@
 
 use core::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::sim::value::{name, step_name};
+use crate::sim::value::{Contents, named, step_name};
 
 /// Why a mutation is stable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Why {
     /// Force Unit Access.
     Fua,
@@ -18,13 +19,15 @@ pub enum Why {
 }
 
 /// A promise that does not hold. The invariants I1 to I8 are those of SEMANTICS.md of this crate. Steps go by their letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Violation {
     /// I1: a power cut can bring back what a stable mutation had overwritten.
     Lost {
         /// Where.
         sector: usize,
         /// What it can hold.
+        #[serde(with = "named")]
         value: u8,
         /// The stable mutation.
         newer: u8,
@@ -36,6 +39,7 @@ pub enum Violation {
         /// Where.
         sector: usize,
         /// What it can hold.
+        #[serde(with = "named")]
         value: u8,
     },
     /// I2, or I8 where the front made no such promise: a power cut can show a step without one that a barrier puts
@@ -50,6 +54,7 @@ pub enum Violation {
         /// Where.
         lacks: usize,
         /// What is there instead.
+        #[serde(with = "named")]
         value: u8,
         /// The barrier.
         barrier: u8,
@@ -70,6 +75,7 @@ pub enum Violation {
         /// Where.
         sector: usize,
         /// What it returned.
+        #[serde(with = "named")]
         value: u8,
         /// The mutation.
         newer: u8,
@@ -81,6 +87,7 @@ pub enum Violation {
         /// Where.
         sector: usize,
         /// What it returned.
+        #[serde(with = "named")]
         value: u8,
     },
     /// A read returned a torn sector.
@@ -128,15 +135,15 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Lost { sector, value, newer, why } => {
-                let (value, newer) = (name(value), step_name(newer));
+                let (value, newer) = (Contents::from(value), step_name(newer));
                 write!(f, "sector {sector} can hold {value}, although {newer} {why}")
             }
             Self::Unwritten { sector, value } => {
-                write!(f, "sector {sector} can hold {}, which nobody wrote there", name(value))
+                write!(f, "sector {sector} can hold {}, which nobody wrote there", Contents::from(value))
             }
             Self::Reordered { step, shows, before, lacks, value, barrier, promised } => {
                 let [step, before, barrier] = [step, before, barrier].map(step_name);
-                let value = name(value);
+                let value = Contents::from(value);
                 write!(
                     f,
                     "sector {shows} can hold {step} while sector {lacks} holds {value} and not {before}, "
@@ -152,10 +159,14 @@ impl fmt::Display for Violation {
             }
             Self::StaleRead { step, sector, value, newer } => {
                 let [step, newer] = [step, newer].map(step_name);
-                write!(f, "{step} read {} from sector {sector}, although {newer} was done", name(value))
+                write!(
+                    f,
+                    "{step} read {} from sector {sector}, although {newer} was done",
+                    Contents::from(value)
+                )
             }
             Self::AlienRead { step, sector, value } => {
-                let (step, value) = (step_name(step), name(value));
+                let (step, value) = (step_name(step), Contents::from(value));
                 write!(f, "{step} read {value} from sector {sector}, which nobody wrote there")
             }
             Self::TornRead { step, sector } => {
