@@ -6,21 +6,26 @@
 #![allow(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::panic,
     reason = "the proof is a test: a panic in it is a failed test, and no guest's machine runs it"
 )]
 
 mod cell;
 mod disk;
+mod driver;
 mod explore;
 mod guest;
 mod memory;
 mod oracle;
 mod state;
 mod value;
+pub mod virtio;
 
-pub use cell::{Cell, Counterexample, Progress, Report, Verdict};
+pub use cell::{Cell, Counterexample, Progress, Report, SAFE_MODES, Verdict};
 pub use disk::{DiskConfig, Fate, SimDisk, SimHandle, TRACKED};
-pub use explore::{explore, sample};
+pub use driver::{World, get, put, read_back};
+pub use explore::{explore, explore_all, sample, sample_all};
 pub use guest::{Action, Ended, Guest, Outcome, SectorRun, layout};
 pub use memory::SimMemory;
 pub use oracle::{Oracle, Violation, Why};

@@ -3,7 +3,7 @@
 use blk_core::mutant::{Mutant, active};
 use blk_core::op::{Op, Segment};
 use blk_core::order::{GuestCache, Order, Request, Sequencer};
-use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout};
+use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, read_back};
 use blk_core::storage::Storage;
 use blk_core::units::{Extent, GuestAddr};
 use heapless::Vec;
@@ -313,14 +313,4 @@ fn decode(id: u8, action: Action, barriers: bool) -> (Request, Vec<Segment, 1>) 
         Action::Flush => (Request::new(Op::Flush), Vec::new()),
         Action::CacheOff | Action::CacheOn | Action::Reset => unreachable!("not a request"),
     }
-}
-
-fn read_back<M: blk_core::memory::GuestMemory>(memory: &M, id: u8, run: SectorRun) -> [Option<u8>; 2] {
-    let mut values = NOTHING_READ;
-    for (sector, value) in (0..u64::from(run.count)).zip(&mut values) {
-        let mut bytes = [0; 512];
-        memory.read(layout::sink(id).checked_add(sector * 512).unwrap(), &mut bytes).unwrap();
-        *value = bytes.iter().all(|&byte| byte == bytes[0]).then_some(bytes[0]);
-    }
-    values
 }
