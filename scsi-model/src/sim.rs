@@ -15,7 +15,9 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
-use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, written_by};
+use blk_core::sim::{
+    Action, Ended, Guest, Outcome, SectorRun, World, get, layout, put, read_back, written_by,
+};
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
 use heapless::Vec;
@@ -185,12 +187,6 @@ impl Order {
     }
 }
 
-/// Guest memory and storage, as they come in with each call.
-struct World<'a, M: ?Sized, H> {
-    memory: &'a M,
-    storage: &'a mut H,
-}
-
 impl Driver {
     /// Brings a disk up for a guest of this kind. `storage` has one handle.
     ///
@@ -253,10 +249,8 @@ impl Driver {
             ..Order::new(&[0x1a, 0x08, 0x08, 0, len as u8, 0])
         };
         assert!(self.execute(&sense, world, ended), "the caching page is always there");
-        let mut page = [0; HEADER + CACHING];
-        let at = GuestAddr(OWN_LIST * LIST_BYTES);
-        world.memory.read(at, &mut page).expect("it is RAM");
-        world.memory.write(at, &[0; HEADER + CACHING]).expect("it is RAM");
+        let page: [u8; HEADER + CACHING] = get(world.memory, OWN_LIST * LIST_BYTES);
+        put(world.memory, OWN_LIST * LIST_BYTES, &[0; HEADER + CACHING]);
         assert_eq!((page[3], page[HEADER], page[HEADER + 1]), (0, 0x08, 0x12), "no descriptor, the page");
         page[HEADER + 2] & WCE != 0
     }
@@ -283,7 +277,7 @@ impl Driver {
 
     fn put_list<M: GuestMemory, H>(&self, number: u64, order: &Order, world: &mut World<'_, M, H>) {
         if let Some(list) = order.list {
-            world.memory.write(GuestAddr(number * LIST_BYTES), &list).expect("it is RAM");
+            put(world.memory, number * LIST_BYTES, &list);
         }
     }
 
@@ -302,14 +296,12 @@ impl Driver {
         self.wipe(slot, action, world.memory);
         let outcome = match &one.outcome {
             disk::Outcome::Good => {
-                let mut read = [None; 2];
                 if let Action::Read(run) = action {
                     assert_eq!(one.transferred_bytes, bytes(run), "all of it was read");
-                    for (index, value) in (0..u64::from(run.count)).zip(&mut read) {
-                        *value = uniform(world.memory, layout::sink(id).0 + SECTOR * index);
-                    }
+                    Outcome::Ok { read: read_back(world.memory, id, run) }
+                } else {
+                    OK
                 }
-                Outcome::Ok { read }
             }
             disk::Outcome::CheckCondition(sense) => {
                 assert!(matches!(sense.first(), Some(0x70 | 0x71 | 0xf0 | 0xf1)), "fixed format");
@@ -327,8 +319,7 @@ impl Driver {
     /// Clears what a task leaves behind, so that histories with the same future are the same state.
     fn wipe<M: GuestMemory>(&self, slot: usize, action: Action, memory: &M) {
         if matches!(action, Action::Discard(_) | Action::CacheOff | Action::CacheOn) {
-            let at = GuestAddr(slot as u64 * LIST_BYTES);
-            memory.write(at, &[0; HEADER + CACHING]).expect("it is RAM");
+            put(memory, slot as u64 * LIST_BYTES, &[0; HEADER + CACHING]);
         }
     }
 
@@ -411,11 +402,4 @@ impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
 
 const fn bytes(run: SectorRun) -> u64 {
     run.count as u64 * SECTOR
-}
-
-/// The value of a sector in memory, if all its bytes are the same.
-fn uniform<M: GuestMemory>(memory: &M, at: u64) -> Option<u8> {
-    let mut bytes = [0; SECTOR as usize];
-    memory.read(GuestAddr(at), &mut bytes).expect("it is a sink");
-    bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
 }

@@ -11,16 +11,18 @@
 
 use blk_core::bus::{Device, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
-use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, written_by};
+use blk_core::sim::virtio::{DriverRing, Piece, RingLayout, WRITE, accept};
+use blk_core::sim::{
+    Action, Ended, Guest, Outcome, SectorRun, World, get, layout, put, read_back, written_by,
+};
 use blk_core::storage::Storage;
-use blk_core::units::GuestAddr;
 use heapless::Vec;
 use serde::Serialize;
 use serde_big_array::BigArray;
 use zerocopy::IntoBytes as _;
 
 use crate::device::{Config, Interface};
-use crate::front::mmio::{INTERRUPT_USED, Mmio, register};
+use crate::front::mmio::{Mmio, register};
 use crate::wire::{ConfigSpace, DeviceStatus, Features, RangeSegment, RequestHeader};
 
 /// Requests that the device has in flight in each queue: one more than the driver ever offers.
@@ -30,7 +32,7 @@ const DEPTH: usize = 3;
 /// Entries of a ring: room for `DEPTH` chains of three.
 const RING: u16 = 16;
 /// Bytes of a sector.
-const SECTOR: u64 = 512;
+const SECTOR: u32 = 512;
 
 /// Where things are in memory: requests first, then the rings, each in one piece as the legacy interface has it.
 const HEADERS: u64 = 0x00;
@@ -38,13 +40,11 @@ const RANGES: u64 = 0x30;
 const STATUSES: u64 = 0x60;
 const RINGS: u64 = 0x80;
 const RING_BYTES: u64 = 0x1b0;
-const DRIVER_AREA: u64 = 0x100;
-const DEVICE_AREA: u64 = 0x128;
-const USED_EVENT: u64 = DRIVER_AREA + 4 + 2 * RING as u64;
 
-/// Descriptor flags (VIRTIO 1.3, 2.7.5).
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+const fn ring(queue: usize) -> RingLayout {
+    let at = RINGS + queue as u64 * RING_BYTES;
+    RingLayout { entries: RING, descriptors: at, driver: at + 0x100, device: at + 0x128 }
+}
 
 /// What kind of guest: what it negotiates and what its block layer then does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -112,12 +112,6 @@ pub struct Driver<const Q: usize> {
     write_cache: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct DriverRing {
-    available: u16,
-    used: u16,
-}
-
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Outstanding {
     id: u8,
@@ -129,12 +123,6 @@ struct Outstanding {
 enum Waiting {
     Reset { id: u8 },
     CacheOff { id: u8 },
-}
-
-/// Guest memory and storage, as they come in with each call.
-struct World<'a, M: ?Sized, H> {
-    memory: &'a M,
-    storage: &'a mut [H],
 }
 
 impl<const Q: usize> Driver<Q> {
@@ -192,18 +180,14 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Initialisation (VIRTIO 1.3, 3.1.1 and 4.2.3; legacy 4.2.4).
-    fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
+    fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
         let mut status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         self.set(world, register::STATUS, u32::from(status.bits()));
         let offered = self.features(world);
         let features = self.wants() & offered;
         let missing = self.wants().difference(offered);
         assert!((missing - Features::MQ).is_empty(), "not offered: {missing:?}");
-        let (low, high) = (features.bits() as u32, (features.bits() >> 32) as u32);
-        for (half, bits) in [(0, low), (1, high)] {
-            self.set(world, register::DRIVER_FEATURES_SEL, half);
-            self.set(world, register::DRIVER_FEATURES, bits);
-        }
+        self.set_all(world, &accept(features.bits()));
         if !self.is_legacy() {
             status |= DeviceStatus::FEATURES_OK;
             self.set(world, register::STATUS, u32::from(status.bits()));
@@ -222,32 +206,22 @@ impl<const Q: usize> Driver<Q> {
         };
     }
 
-    fn bring_up_queue<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, queue: u32) {
-        let ring = RINGS + u64::from(queue) * RING_BYTES;
-        put(world.memory, ring, &[0; RING_BYTES as usize]);
+    fn bring_up_queue<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, queue: u32) {
+        let layout = ring(queue as usize);
+        put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
         self.rings[queue as usize] = DriverRing::default();
         self.set(world, register::QUEUE_SEL, queue);
         assert_eq!(self.get(world, register::QUEUE_SIZE_MAX), u32::from(RING));
+        if !self.is_legacy() {
+            return self.set_all(world, &layout.set_up(queue));
+        }
         self.set(world, register::QUEUE_SIZE, u32::from(RING));
-        if self.is_legacy() {
-            self.set(world, register::GUEST_PAGE_SIZE, RINGS as u32);
-            self.set(world, register::QUEUE_ALIGN, 4);
-            self.set(world, register::QUEUE_PFN, (ring / RINGS) as u32);
-            return;
-        }
-        let parts = [
-            (register::QUEUE_DESC_LOW, ring),
-            (register::QUEUE_DRIVER_LOW, ring + DRIVER_AREA),
-            (register::QUEUE_DEVICE_LOW, ring + DEVICE_AREA),
-        ];
-        for (low, at) in parts {
-            self.set(world, low, at as u32);
-            self.set(world, low + 4, (at >> 32) as u32);
-        }
-        self.set(world, register::QUEUE_READY, 1);
+        self.set(world, register::GUEST_PAGE_SIZE, RINGS as u32);
+        self.set(world, register::QUEUE_ALIGN, 4);
+        self.set(world, register::QUEUE_PFN, (layout.descriptors / RINGS) as u32);
     }
 
-    fn features<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) -> Features {
+    fn features<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> Features {
         let bits = [1, 0].into_iter().fold(0, |bits, half| {
             self.set(world, register::DEVICE_FEATURES_SEL, half);
             bits << 32 | u64::from(self.get(world, register::DEVICE_FEATURES))
@@ -255,7 +229,7 @@ impl<const Q: usize> Driver<Q> {
         Features::from_bits_truncate(bits)
     }
 
-    fn read_writeback<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) -> bool {
+    fn read_writeback<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> bool {
         let offset = register::CONFIG + ConfigSpace::WRITEBACK;
         let World { memory, storage } = world;
         self.device.read(Region::Bar(0), offset, Width::Byte, *memory, *storage).value != 0
@@ -264,7 +238,7 @@ impl<const Q: usize> Driver<Q> {
     /// Writes `writeback`. Returns whether the write is done.
     fn write_writeback<M: GuestMemory, H: Storage<M>>(
         &mut self,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         on: bool,
     ) -> bool {
         let offset = register::CONFIG + ConfigSpace::WRITEBACK;
@@ -273,17 +247,20 @@ impl<const Q: usize> Driver<Q> {
         access.value == WriteStatus::Done
     }
 
-    fn get<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, offset: u64) -> u32 {
-        let World { memory, storage } = world;
-        self.device.read(Region::Bar(0), offset, Width::Dword, *memory, *storage).value as u32
+    fn get<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, offset: u64) -> u32 {
+        world.register(&mut self.device, offset)
     }
 
-    /// Writes a register. Status 0 may stay pending, which the poll sees.
-    fn set<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, offset: u64, value: u32) {
-        let World { memory, storage } = world;
-        let access =
-            self.device.write(Region::Bar(0), offset, Width::Dword, u64::from(value), *memory, *storage);
-        assert!(access.value == WriteStatus::Done || (offset, value) == (register::STATUS, 0));
+    fn set<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, offset: u64, value: u32) {
+        world.set_register(&mut self.device, offset, value);
+    }
+
+    fn set_all<M, H>(&mut self, world: &mut World<'_, M, [H]>, registers: &[(u64, u32)])
+    where
+        M: GuestMemory,
+        H: Storage<M>,
+    {
+        registers.iter().for_each(|&(offset, value)| self.set(world, offset, value));
     }
 
     /// The request of a step, and whether its data is written by the device.
@@ -303,7 +280,7 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Puts a request into its ring, and notifies.
-    fn send<M: GuestMemory, H: Storage<M>>(&mut self, id: u8, action: Action, world: &mut World<'_, M, H>) {
+    fn send<M: GuestMemory, H: Storage<M>>(&mut self, id: u8, action: Action, world: &mut World<'_, M, [H]>) {
         let slot = self.outstanding.iter().position(Option::is_none).expect("within the depth");
         let queue = if action == Action::Flush { 0 } else { (usize::from(id) + 1) % Q };
         let (kind, flags, device_writes) = self.request(action);
@@ -321,8 +298,8 @@ impl<const Q: usize> Driver<Q> {
                 put(world.memory, RANGES + 16 * at, range.as_bytes());
                 Some((RANGES + 16 * at, 16))
             }
-            Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR as u32)),
-            _ => run.map(|run| (layout::source(written_by(id)).0, u32::from(run.count) * SECTOR as u32)),
+            Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR)),
+            _ => run.map(|run| (layout::source(written_by(id)).0, u32::from(run.count) * SECTOR)),
         };
         let ranged = matches!(action, Action::Discard(_) | Action::WriteZeroes(_));
         let sector = run.filter(|_| !ranged).map_or(0, |run| u64::from(run.first));
@@ -330,64 +307,26 @@ impl<const Q: usize> Driver<Q> {
         put(world.memory, header, bytes.as_bytes());
         put(world.memory, status, &[0xff]);
 
-        let mut chain = Vec::<(u64, u32, u16), 3>::new();
+        let mut chain = Vec::<Piece, 3>::new();
         let data = data.map(|(at, len)| (at, len, if device_writes { WRITE } else { 0 }));
         chain.extend([Some((header, 16, 0)), data, Some((status, 1, WRITE))].into_iter().flatten());
-        self.offer(queue, slot, &chain, world);
-        self.outstanding[slot] = Some(Outstanding { id, action, queue: queue as u8 });
-    }
-
-    fn offer<M: GuestMemory, H: Storage<M>>(
-        &mut self,
-        queue: usize,
-        slot: usize,
-        chain: &[(u64, u32, u16)],
-        world: &mut World<'_, M, H>,
-    ) {
-        let ring = RINGS + queue as u64 * RING_BYTES;
-        let head = slot as u16 * 3;
-        for (index, &(addr, len, flags)) in (head..).zip(chain) {
-            let last = usize::from(index - head) + 1 == chain.len();
-            let (flags, next) = if last { (flags, 0) } else { (flags | NEXT, index + 1) };
-            let low = u128::from(len) << 64 | u128::from(addr);
-            let bytes = low | u128::from(flags) << 96 | u128::from(next) << 112;
-            put(world.memory, ring + 16 * u64::from(index), &bytes.to_le_bytes());
-        }
-        let available = &mut self.rings[queue].available;
-        let entry = ring + DRIVER_AREA + 4 + 2 * u64::from(*available % RING);
-        put(world.memory, entry, &head.to_le_bytes());
-        *available += 1;
-        let index = GuestAddr(ring + DRIVER_AREA + 2);
-        world.memory.store_u16_release(index, *available).expect("rings are in RAM");
-        world.memory.full_fence();
+        self.rings[queue].offer(world.memory, &ring(queue), slot as u16 * 3, &chain);
         self.set(world, register::QUEUE_NOTIFY, queue as u32);
+        self.outstanding[slot] = Some(Outstanding { id, action, queue: queue as u8 });
     }
 
     /// Takes what is in the used rings, as an interrupt handler does.
     fn reap<M: GuestMemory, H: Storage<M>>(
         &mut self,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         ended: &mut Vec<Ended, 16>,
     ) {
         for queue in 0..Q {
-            let ring = RINGS + queue as u64 * RING_BYTES;
-            loop {
-                let index = world.memory.load_u16_acquire(GuestAddr(ring + DEVICE_AREA + 2));
-                let used = self.rings[queue].used;
-                if index.expect("rings are in RAM") == used {
-                    break;
-                }
-                let mut element = [0; 8];
-                get(world.memory, ring + DEVICE_AREA + 4 + 8 * u64::from(used % RING), &mut element);
-                self.rings[queue].used += 1;
-                let element = u64::from_le_bytes(element);
-                let one = self.finish(queue, element as u32, (element >> 32) as u32, world.memory);
+            while let Some((head, written)) = self.rings[queue].take_used(world.memory, &ring(queue)) {
+                let one = self.finish(queue, head, written, world.memory);
                 ended.push(one).expect("no more than the depth");
                 if self.wants().contains(Features::EVENT_IDX) {
-                    let event = GuestAddr(ring + USED_EVENT);
-                    let next = self.rings[queue].used;
-                    world.memory.store_u16_release(event, next).expect("rings are in RAM");
-                    world.memory.full_fence();
+                    self.rings[queue].want_interrupt(world.memory, &ring(queue));
                 }
             }
         }
@@ -399,20 +338,15 @@ impl<const Q: usize> Driver<Q> {
         let outstanding = self.outstanding.get_mut(slot).and_then(Option::take);
         let Outstanding { id, action, queue: asked } = outstanding.expect("a chain comes back once");
         assert_eq!((queue, head % 3), (usize::from(asked), 0), "a chain comes back whence it came");
-        let mut status = [0xff];
-        get(memory, STATUSES + slot as u64, &mut status);
         let mut expected = 1;
-        let outcome = match status {
-            [0] => {
-                let mut read = [None; 2];
-                if let Action::Read(run) = action {
-                    expected += u32::from(run.count) * SECTOR as u32;
-                    for (index, value) in (0..u64::from(run.count)).zip(&mut read) {
-                        *value = uniform(memory, layout::sink(id).0 + SECTOR * index);
-                    }
+        let outcome = match get(memory, STATUSES + slot as u64) {
+            [0] => match action {
+                Action::Read(run) => {
+                    expected += u32::from(run.count) * SECTOR;
+                    Outcome::Ok { read: read_back(memory, id, run) }
                 }
-                Outcome::Ok { read }
-            }
+                _ => OK,
+            },
             [1 | 2] => Outcome::Failed,
             other => panic!("status {other:?}"),
         };
@@ -427,14 +361,14 @@ impl<const Q: usize> Driver<Q> {
         put(memory, HEADERS + 16 * at, &[0; 16]);
         put(memory, RANGES + 16 * at, &[0; 16]);
         put(memory, STATUSES + at, &[0]);
-        put(memory, RINGS + queue as u64 * RING_BYTES + 48 * at, &[0; 48]);
+        put(memory, ring(queue).descriptors + 48 * at, &[0; 48]);
     }
 
     /// The register write that the vCPU waited for is done.
     fn resume<M: GuestMemory, H: Storage<M>>(
         &mut self,
         waiting: Waiting,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
     ) -> Ended {
         match waiting {
             Waiting::Reset { id } => {
@@ -512,9 +446,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
             }
         };
         // After an interrupt only, so that one that is lost shows.
-        let interrupt = self.get(&mut world, register::INTERRUPT_STATUS);
-        if interrupt & INTERRUPT_USED != 0 {
-            self.set(&mut world, register::INTERRUPT_ACK, interrupt);
+        if world.take_interrupt(&mut self.device) {
             self.reap(&mut world, &mut ended);
         }
         if !progress.pending_write
@@ -546,19 +478,4 @@ const fn run_of(action: Action) -> Option<SectorRun> {
         | Action::Read(run) => Some(run),
         Action::Flush | Action::CacheOff | Action::CacheOn | Action::Reset => None,
     }
-}
-
-fn put<M: GuestMemory>(memory: &M, at: u64, bytes: &[u8]) {
-    memory.write(GuestAddr(at), bytes).expect("it is RAM");
-}
-
-fn get<M: GuestMemory>(memory: &M, at: u64, bytes: &mut [u8]) {
-    memory.read(GuestAddr(at), bytes).expect("it is RAM");
-}
-
-/// The value of a sector in memory, if all its bytes are the same.
-fn uniform<M: GuestMemory>(memory: &M, at: u64) -> Option<u8> {
-    let mut bytes = [0; SECTOR as usize];
-    get(memory, at, &mut bytes);
-    bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
 }
