@@ -6,8 +6,8 @@
 #[path = "rig/crash.rs"]
 mod scenario;
 
-use ata_model::sim::{AhciConfig, AhciGuest, AhciReset};
-use blk_core::sim::{Cell, SimHandle, SimMemory};
+use ata_model::sim::{AhciConfig, AhciReset};
+use blk_core::sim::Cell;
 use blk_core::storage::CacheMode;
 use scenario::Driver;
 
@@ -16,14 +16,6 @@ const DRIVERS: [AhciConfig; 2] = [AhciConfig::new(false), AhciConfig::new(true)]
 /// All but COMRESET, which is the drivers' own.
 const RESETS: [AhciReset; 5] =
     [AhciReset::Stop, AhciReset::BusMasterOff, AhciReset::Software, AhciReset::Host, AhciReset::Machine];
-
-impl Driver for AhciConfig {
-    type Guest = AhciGuest;
-
-    fn boot(self, memory: &SimMemory, storage: &mut [SimHandle]) -> AhciGuest {
-        AhciGuest::boot(self, memory, storage)
-    }
-}
 
 #[test]
 fn every_mode_but_unsafe_is_safe() {

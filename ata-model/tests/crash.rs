@@ -6,20 +6,12 @@
 #[path = "rig/crash.rs"]
 mod scenario;
 
-use ata_model::sim::{DriverConfig, IdeGuest, ResetBy, Transport};
-use blk_core::sim::{Cell, SAFE_MODES, SimHandle, SimMemory};
+use ata_model::sim::{DriverConfig, ResetBy, Transport};
+use blk_core::sim::{Cell, SAFE_MODES};
 use blk_core::storage::CacheMode;
 use scenario::Driver;
 
 const TRANSPORTS: [Transport; 2] = [Transport::Pio, Transport::Dma];
-
-impl Driver for DriverConfig {
-    type Guest = IdeGuest;
-
-    fn boot(self, memory: &SimMemory, storage: &mut [SimHandle]) -> IdeGuest {
-        IdeGuest::boot(self, memory, storage)
-    }
-}
 
 #[test]
 fn every_mode_but_unsafe_is_safe() {

@@ -1,13 +1,8 @@
 //! Guests for the crash explorer: small drivers that reach the disk through command blocks and parameter lists, or through
 //! [`virtio_scsi`], and nothing else. They also run over real memory and real files.
 
-#![allow(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test driver: a panic in it is a failed test, and no guest reaches it"
-)]
+// A panic in a test driver is a failed test, and no guest reaches it.
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used, clippy::panic)]
 
 pub mod virtio_scsi;
 
@@ -16,7 +11,7 @@ use core::ops::Range;
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
 use blk_core::sim::{
-    Action, Ended, Guest, Outcome, SectorRun, World, get, layout, put, read_back, written_by,
+    Action, Ended, Guest, Outcome, SectorRun, World, alphabet, get, layout, put, read_back, written_by,
 };
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
@@ -30,7 +25,7 @@ use crate::task_set::{Attribute, Task};
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 /// Tasks that the unit has room for: one more than the driver ever has outstanding.
-const TASKS: usize = 4;
+const TASKS: usize = DEPTH + 1;
 /// Steps outstanding at once.
 const DEPTH: usize = 3;
 /// Bytes of a sector, and of a logical block.
@@ -56,39 +51,26 @@ pub enum Variant {
     FirmwareThenOld,
 }
 
-const ALPHABET: [Action; 12] = [
-    Action::Write(SectorRun::ZERO),
-    Action::Write(SectorRun::ONE),
-    Action::Write(SectorRun::BOTH),
-    Action::WriteFua(SectorRun::ZERO),
-    Action::WriteOrdered(SectorRun::ONE),
-    Action::WriteZeroes(SectorRun::BOTH),
-    Action::Discard(SectorRun::ZERO),
-    Action::Read(SectorRun::BOTH),
-    Action::Flush,
-    Action::Reset,
-    Action::CacheOff,
-    Action::CacheOn,
-];
+const ALPHABET: [Action; 12] = alphabet(&[
+    &Action::WRITES,
+    &[Action::WriteFua(SectorRun::ZERO), Action::WriteOrdered(SectorRun::ONE)],
+    &[Action::WriteZeroes(SectorRun::BOTH), Action::Discard(SectorRun::ZERO), Action::Read(SectorRun::BOTH)],
+    &[Action::Flush, Action::Reset, Action::CacheOff, Action::CacheOn],
+]);
 
 /// A driver and its disk.
 #[derive(Clone, Debug, Serialize)]
 pub struct Driver {
     unit: LogicalUnit<TASKS>,
     variant: Variant,
-    outstanding: [Option<Outstanding>; DEPTH],
+    /// Steps that have not ended.
+    outstanding: [Option<(u8, Action)>; DEPTH],
     /// The step whose reset is under way.
     resetting: Option<u8>,
     /// A step for which there was no room.
     refused: Option<u8>,
     /// The cache as the driver last read it.
     write_cache: bool,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Outstanding {
-    id: u8,
-    action: Action,
 }
 
 /// Where a task's data is, told by its tag: the step's page, or a parameter list in RAM.
@@ -289,10 +271,10 @@ impl Driver {
         ended: &mut Vec<Ended, 16>,
     ) {
         let id = (one.tag & 0xff) as u8;
-        let slot = self.outstanding.iter().position(|o| o.is_some_and(|o| o.id == id));
+        let slot = self.outstanding.iter().position(|o| o.is_some_and(|(step, _)| step == id));
         // Tasks that a reset took away are not waited for.
         let Some(slot) = slot else { return };
-        let Some(Outstanding { action, .. }) = self.outstanding[slot].take() else { return };
+        let Some((_, action)) = self.outstanding[slot].take() else { return };
         self.wipe(slot, action, world.memory);
         let outcome = match &one.outcome {
             disk::Outcome::Good => {
@@ -300,7 +282,7 @@ impl Driver {
                     assert_eq!(one.transferred_bytes, bytes(run), "all of it was read");
                     Outcome::Ok { read: read_back(world.memory, id, run) }
                 } else {
-                    OK
+                    Outcome::DONE
                 }
             }
             disk::Outcome::CheckCondition(sense) => {
@@ -326,15 +308,13 @@ impl Driver {
     /// The reset is over: nothing that was outstanding comes back.
     fn restart<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
         for slot in 0..DEPTH {
-            if let Some(Outstanding { action, .. }) = self.outstanding[slot].take() {
+            if let Some((_, action)) = self.outstanding[slot].take() {
                 self.wipe(slot, action, world.memory);
             }
         }
         self.bring_up(world);
     }
 }
-
-const OK: Outcome = Outcome::Ok { read: [None; 2] };
 
 impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
     fn alphabet(&self) -> &'static [Action] {
@@ -365,7 +345,7 @@ impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
         self.put_list(slot as u64, &order, world);
         let in_list = if order.list.is_some() { IN_LIST } else { 0 };
         match self.unit.enqueue(order.task(u64::from(id) | (slot as u64) << 8 | in_list)) {
-            Ok(()) => self.outstanding[slot] = Some(Outstanding { id, action }),
+            Ok(()) => self.outstanding[slot] = Some((id, action)),
             // Only where a mutant runs tasks that a reset should have dropped.
             Err(_) => self.refused = Some(id),
         }
@@ -390,7 +370,7 @@ impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
             && let Some(id) = self.resetting.take()
         {
             self.restart(world);
-            ended.push(Ended { id, outcome: OK }).expect("no more than the depth and this");
+            ended.push(Ended { id, outcome: Outcome::DONE }).expect("no more than the depth and this");
         }
         ended
     }

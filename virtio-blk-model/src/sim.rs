@@ -1,21 +1,17 @@
 //! A guest for the crash explorer: a small driver that reaches the device through its registers and rings, and nothing
 //! else. It also runs over real memory and real files.
 
-#![allow(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test driver: a panic in it is a failed test, and no guest reaches it"
-)]
+// A panic in a test driver is a failed test, and no guest reaches it.
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used, clippy::panic)]
 
 use blk_core::bus::{Device, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::sim::virtio::{DriverRing, Piece, RingLayout, WRITE, accept};
 use blk_core::sim::{
-    Action, Ended, Guest, Outcome, SectorRun, World, get, layout, put, read_back, written_by,
+    Action, Ended, Guest, Outcome, SectorRun, World, alphabet, get, layout, put, read_back, written_by,
 };
 use blk_core::storage::Storage;
+use blk_core::units::SECTOR_BYTES;
 use heapless::Vec;
 use serde::Serialize;
 use serde_big_array::BigArray;
@@ -26,13 +22,11 @@ use crate::front::mmio::{Mmio, register};
 use crate::wire::{ConfigSpace, DeviceStatus, Features, RangeSegment, RequestHeader};
 
 /// Requests that the device has in flight in each queue: one more than the driver ever offers.
-const SLOTS: usize = 4;
+const SLOTS: usize = DEPTH + 1;
 /// Steps outstanding at once.
 const DEPTH: usize = 3;
 /// Entries of a ring: room for `DEPTH` chains of three.
 const RING: u16 = 16;
-/// Bytes of a sector.
-const SECTOR: u32 = 512;
 
 /// Where things are in memory: requests first, then the rings, each in one piece as the legacy interface has it.
 const HEADERS: u64 = 0x00;
@@ -63,20 +57,13 @@ pub enum Variant {
     Of2009,
 }
 
-const COMMON: [Action; 10] = [
-    Action::Write(SectorRun::ZERO),
-    Action::Write(SectorRun::ONE),
-    Action::Write(SectorRun::BOTH),
-    Action::WriteZeroes(SectorRun::BOTH),
-    Action::Discard(SectorRun::ZERO),
-    Action::Read(SectorRun::BOTH),
-    Action::Flush,
-    Action::Reset,
-    Action::CacheOff,
-    Action::CacheOn,
-];
-const BARRIER: [Action; 11] = with(Action::WriteOrdered(SectorRun::ONE));
-const FUA: [Action; 11] = with(Action::WriteFua(SectorRun::ZERO));
+const COMMON: [Action; 10] = alphabet(&[
+    &Action::WRITES,
+    &[Action::WriteZeroes(SectorRun::BOTH), Action::Discard(SectorRun::ZERO), Action::Read(SectorRun::BOTH)],
+    &[Action::Flush, Action::Reset, Action::CacheOff, Action::CacheOn],
+]);
+const BARRIER: [Action; 11] = alphabet(&[&COMMON, &[Action::WriteOrdered(SectorRun::ONE)]]);
+const FUA: [Action; 11] = alphabet(&[&COMMON, &[Action::WriteFua(SectorRun::ZERO)]]);
 const OF_2009: [Action; 6] = [
     Action::Write(SectorRun::ZERO),
     Action::Write(SectorRun::BOTH),
@@ -85,16 +72,6 @@ const OF_2009: [Action; 6] = [
     Action::Flush,
     Action::Reset,
 ];
-
-const fn with(action: Action) -> [Action; 11] {
-    let mut all = [action; 11];
-    let mut index = 0;
-    while index < COMMON.len() {
-        all[index] = COMMON[index];
-        index += 1;
-    }
-    all
-}
 
 /// A driver and its device, of `Q` queues.
 #[derive(Clone, Debug, Serialize)]
@@ -182,23 +159,23 @@ impl<const Q: usize> Driver<Q> {
     /// Initialisation (VIRTIO 1.3, 3.1.1 and 4.2.3; legacy 4.2.4).
     fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
         let mut status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        self.set(world, register::STATUS, u32::from(status.bits()));
+        world.set(&mut self.device, register::STATUS, u32::from(status.bits()));
         let offered = self.features(world);
         let features = self.wants() & offered;
         let missing = self.wants().difference(offered);
         assert!((missing - Features::MQ).is_empty(), "not offered: {missing:?}");
-        self.set_all(world, &accept(features.bits()));
+        world.set_all(&mut self.device, &accept(features.bits()));
         if !self.is_legacy() {
             status |= DeviceStatus::FEATURES_OK;
-            self.set(world, register::STATUS, u32::from(status.bits()));
-            let accepted = self.get(world, register::STATUS);
+            world.set(&mut self.device, register::STATUS, u32::from(status.bits()));
+            let accepted = world.get(&mut self.device, register::STATUS);
             assert_eq!(accepted, u32::from(status.bits()), "the features are accepted");
         }
         for queue in 0..Q as u32 {
             self.bring_up_queue(world, queue);
         }
         status |= DeviceStatus::DRIVER_OK;
-        self.set(world, register::STATUS, u32::from(status.bits()));
+        world.set(&mut self.device, register::STATUS, u32::from(status.bits()));
         self.write_cache = match self.variant {
             Variant::NoFlush => false,
             Variant::Of2009 => true,
@@ -210,21 +187,21 @@ impl<const Q: usize> Driver<Q> {
         let layout = ring(queue as usize);
         put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
         self.rings[queue as usize] = DriverRing::default();
-        self.set(world, register::QUEUE_SEL, queue);
-        assert_eq!(self.get(world, register::QUEUE_SIZE_MAX), u32::from(RING));
+        world.set(&mut self.device, register::QUEUE_SEL, queue);
+        assert_eq!(world.get(&mut self.device, register::QUEUE_SIZE_MAX), u32::from(RING));
         if !self.is_legacy() {
-            return self.set_all(world, &layout.set_up(queue));
+            return world.set_all(&mut self.device, &layout.set_up(queue));
         }
-        self.set(world, register::QUEUE_SIZE, u32::from(RING));
-        self.set(world, register::GUEST_PAGE_SIZE, RINGS as u32);
-        self.set(world, register::QUEUE_ALIGN, 4);
-        self.set(world, register::QUEUE_PFN, (layout.descriptors / RINGS) as u32);
+        world.set(&mut self.device, register::QUEUE_SIZE, u32::from(RING));
+        world.set(&mut self.device, register::GUEST_PAGE_SIZE, RINGS as u32);
+        world.set(&mut self.device, register::QUEUE_ALIGN, 4);
+        world.set(&mut self.device, register::QUEUE_PFN, (layout.descriptors / RINGS) as u32);
     }
 
     fn features<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> Features {
         let bits = [1, 0].into_iter().fold(0, |bits, half| {
-            self.set(world, register::DEVICE_FEATURES_SEL, half);
-            bits << 32 | u64::from(self.get(world, register::DEVICE_FEATURES))
+            world.set(&mut self.device, register::DEVICE_FEATURES_SEL, half);
+            bits << 32 | u64::from(world.get(&mut self.device, register::DEVICE_FEATURES))
         });
         Features::from_bits_truncate(bits)
     }
@@ -245,22 +222,6 @@ impl<const Q: usize> Driver<Q> {
         let World { memory, storage } = world;
         let access = self.device.write(Region::Bar(0), offset, Width::Byte, u64::from(on), *memory, *storage);
         access.value == WriteStatus::Done
-    }
-
-    fn get<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, offset: u64) -> u32 {
-        world.register(&mut self.device, offset)
-    }
-
-    fn set<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, offset: u64, value: u32) {
-        world.set_register(&mut self.device, offset, value);
-    }
-
-    fn set_all<M, H>(&mut self, world: &mut World<'_, M, [H]>, registers: &[(u64, u32)])
-    where
-        M: GuestMemory,
-        H: Storage<M>,
-    {
-        registers.iter().for_each(|&(offset, value)| self.set(world, offset, value));
     }
 
     /// The request of a step, and whether its data is written by the device.
@@ -286,7 +247,7 @@ impl<const Q: usize> Driver<Q> {
         let (kind, flags, device_writes) = self.request(action);
         let at = slot as u64;
         let (header, status) = (HEADERS + 16 * at, STATUSES + at);
-        let run = run_of(action);
+        let run = action.run();
         let data = match action {
             Action::Flush => None,
             Action::Discard(run) | Action::WriteZeroes(run) => {
@@ -298,8 +259,8 @@ impl<const Q: usize> Driver<Q> {
                 put(world.memory, RANGES + 16 * at, range.as_bytes());
                 Some((RANGES + 16 * at, 16))
             }
-            Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR)),
-            _ => run.map(|run| (layout::source(written_by(id)).0, u32::from(run.count) * SECTOR)),
+            Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR_BYTES)),
+            _ => run.map(|run| (layout::source(written_by(id)).0, u32::from(run.count) * SECTOR_BYTES)),
         };
         let ranged = matches!(action, Action::Discard(_) | Action::WriteZeroes(_));
         let sector = run.filter(|_| !ranged).map_or(0, |run| u64::from(run.first));
@@ -311,7 +272,7 @@ impl<const Q: usize> Driver<Q> {
         let data = data.map(|(at, len)| (at, len, if device_writes { WRITE } else { 0 }));
         chain.extend([Some((header, 16, 0)), data, Some((status, 1, WRITE))].into_iter().flatten());
         self.rings[queue].offer(world.memory, &ring(queue), slot as u16 * 3, &chain);
-        self.set(world, register::QUEUE_NOTIFY, queue as u32);
+        world.set(&mut self.device, register::QUEUE_NOTIFY, queue as u32);
         self.outstanding[slot] = Some(Outstanding { id, action, queue: queue as u8 });
     }
 
@@ -342,10 +303,10 @@ impl<const Q: usize> Driver<Q> {
         let outcome = match get(memory, STATUSES + slot as u64) {
             [0] => match action {
                 Action::Read(run) => {
-                    expected += u32::from(run.count) * SECTOR;
+                    expected += u32::from(run.count) * SECTOR_BYTES;
                     Outcome::Ok { read: read_back(memory, id, run) }
                 }
-                _ => OK,
+                _ => Outcome::DONE,
             },
             [1 | 2] => Outcome::Failed,
             other => panic!("status {other:?}"),
@@ -372,25 +333,23 @@ impl<const Q: usize> Driver<Q> {
     ) -> Ended {
         match waiting {
             Waiting::Reset { id } => {
-                assert_eq!(self.get(world, register::STATUS), 0, "the reset is done");
+                assert_eq!(world.get(&mut self.device, register::STATUS), 0, "the reset is done");
                 for slot in 0..DEPTH {
                     if let Some(Outstanding { queue, .. }) = self.outstanding[slot].take() {
                         self.wipe(slot, usize::from(queue), world.memory);
                     }
                 }
                 self.bring_up(world);
-                Ended { id, outcome: OK }
+                Ended { id, outcome: Outcome::DONE }
             }
             Waiting::CacheOff { id } => {
                 self.write_cache = self.read_writeback(world);
-                let outcome = if self.write_cache { Outcome::Failed } else { OK };
+                let outcome = if self.write_cache { Outcome::Failed } else { Outcome::DONE };
                 Ended { id, outcome }
             }
         }
     }
 }
-
-const OK: Outcome = Outcome::Ok { read: [None; 2] };
 
 impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> {
     fn alphabet(&self) -> &'static [Action] {
@@ -417,7 +376,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
         match action {
             Action::Flush if self.variant == Variant::Of2009 => self.at_once = Some(id),
             Action::Reset => {
-                self.set(&mut world, register::STATUS, 0);
+                world.set(&mut self.device, register::STATUS, 0);
                 self.waiting = Some(Waiting::Reset { id });
             }
             Action::CacheOff => {
@@ -437,7 +396,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
         let mut world = World { memory, storage };
         let mut ended = Vec::new();
         if let Some(id) = self.at_once.take() {
-            ended.push(Ended { id, outcome: OK }).expect("it is empty");
+            ended.push(Ended { id, outcome: Outcome::DONE }).expect("it is empty");
         }
         let progress = loop {
             let progress = self.device.poll(world.memory, world.storage);
@@ -465,17 +424,5 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
     /// BARRIER flushes before and after.
     fn ordered_crash(&self) -> bool {
         !self.write_cache || self.variant == Variant::Barrier
-    }
-}
-
-const fn run_of(action: Action) -> Option<SectorRun> {
-    match action {
-        Action::Write(run)
-        | Action::WriteFua(run)
-        | Action::WriteOrdered(run)
-        | Action::WriteZeroes(run)
-        | Action::Discard(run)
-        | Action::Read(run) => Some(run),
-        Action::Flush | Action::CacheOff | Action::CacheOn | Action::Reset => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use ata_model::sim::{AhciConfig, AhciGuest, DriverConfig, IdeGuest};
 use blk_core::sim::{Cell, Report, SAFE_MODES, SimGuest, SimHandle, SimMemory, explore_all, sample_all};
 use blk_core::storage::CacheMode;
 
@@ -17,6 +18,22 @@ pub trait Driver: Copy + Debug {
         let (fua, explored) = (disk.native_fua, report.explored);
         println!("{self:?} {:?} length={length} fua={fua} {explored:?} {:?}", disk.mode, report.elapsed);
         report
+    }
+}
+
+impl Driver for DriverConfig {
+    type Guest = IdeGuest;
+
+    fn boot(self, memory: &SimMemory, storage: &mut [SimHandle]) -> IdeGuest {
+        IdeGuest::boot(self, memory, storage)
+    }
+}
+
+impl Driver for AhciConfig {
+    type Guest = AhciGuest;
+
+    fn boot(self, memory: &SimMemory, storage: &mut [SimHandle]) -> AhciGuest {
+        AhciGuest::boot(self, memory, storage)
     }
 }
 

@@ -11,6 +11,7 @@
     reason = "the proof is a test: a panic in it is a failed test, and no guest's machine runs it"
 )]
 
+mod bench;
 mod cell;
 mod disk;
 mod driver;
@@ -22,11 +23,12 @@ mod state;
 mod value;
 pub mod virtio;
 
+pub use bench::{Bench, BenchRing};
 pub use cell::{Cell, Counterexample, Progress, Report, SAFE_MODES, Verdict};
 pub use disk::{DiskConfig, Fate, SimDisk, SimHandle, TRACKED};
 pub use driver::{World, get, put, read_back};
 pub use explore::{explore, explore_all, sample, sample_all};
-pub use guest::{Action, Ended, Guest, Outcome, SectorRun, layout};
+pub use guest::{Action, Ended, Guest, Outcome, SectorRun, alphabet, layout};
 pub use memory::SimMemory;
 pub use oracle::{Oracle, Violation, Why};
 pub use state::SimGuest;

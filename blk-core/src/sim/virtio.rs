@@ -4,11 +4,12 @@
 
 use serde::Serialize;
 
-use crate::bus::{Device, Region, Width, WriteStatus};
+use crate::bus::{Access, Device, Region, Width, WriteStatus};
 use crate::memory::GuestMemory;
 use crate::pci::PciFunction;
 use crate::sim::driver::{World, get, put};
 use crate::units::GuestAddr;
+use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::{INTERRUPT_USED, Mmio, register};
 use crate::virtio::pci::{VirtioPci, common, structure};
 
@@ -153,7 +154,7 @@ pub fn put_descriptor<M: GuestMemory + ?Sized>(
 
 impl<M: ?Sized, S: ?Sized> World<'_, M, S> {
     /// Reads a register of a virtio-mmio device.
-    pub fn register(&mut self, device: &mut impl Device<M, S>, offset: u64) -> u32 {
+    pub fn get(&mut self, device: &mut impl Device<M, S>, offset: u64) -> u32 {
         device.read(Region::Bar(0), offset, Width::Dword, self.memory, self.storage).value as u32
     }
 
@@ -161,59 +162,85 @@ impl<M: ?Sized, S: ?Sized> World<'_, M, S> {
     ///
     /// # Panics
     /// If another one does.
-    pub fn set_register(&mut self, device: &mut impl Device<M, S>, offset: u64, value: u32) {
+    pub fn set(&mut self, device: &mut impl Device<M, S>, offset: u64, value: u32) {
         let access =
             device.write(Region::Bar(0), offset, Width::Dword, value.into(), self.memory, self.storage);
         assert!(access.value == WriteStatus::Done || (offset, value) == (register::STATUS, 0));
     }
 
+    /// Writes registers of a virtio-mmio device, one after the other.
+    pub fn set_all(&mut self, device: &mut impl Device<M, S>, registers: &[(u64, u32)]) {
+        registers.iter().for_each(|&(offset, value)| self.set(device, offset, value));
+    }
+
     /// Whether a virtio-mmio device has interrupted for what it has used, which is acknowledged.
     pub fn take_interrupt(&mut self, device: &mut impl Device<M, S>) -> bool {
-        let raised = self.register(device, register::INTERRUPT_STATUS);
-        self.set_register(device, register::INTERRUPT_ACK, raised);
+        let raised = self.get(device, register::INTERRUPT_STATUS);
+        self.set(device, register::INTERRUPT_ACK, raised);
         raised & INTERRUPT_USED != 0
     }
 }
 
-/// A transport, whose registers a driver names as virtio-mmio does.
-pub trait Transport {
+/// A device on a transport, whose registers a driver names as virtio-mmio does.
+pub trait Transport<M: ?Sized, S: ?Sized>: Device<M, S> {
     /// Where the register is in BAR 0, and how wide.
     fn place(register: u64) -> (u64, Width);
+
+    /// Reads a register.
+    fn get(&mut self, register: u64, memory: &M, storage: &mut S) -> Access<u64> {
+        let (offset, width) = Self::place(register);
+        self.read(Region::Bar(0), offset, width, memory, storage)
+    }
+
+    /// Writes a register.
+    fn set(&mut self, register: u64, value: u32, memory: &M, storage: &mut S) -> Access<WriteStatus> {
+        let (offset, width) = Self::place(register);
+        self.write(Region::Bar(0), offset, width, value.into(), memory, storage)
+    }
 }
 
-impl<D> Transport for Mmio<D> {
+impl<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>> Transport<M, S> for Mmio<D> {
     fn place(register: u64) -> (u64, Width) {
         (register, Width::Dword)
     }
 }
 
-impl<D, const V: usize> Transport for PciFunction<VirtioPci<D>, V> {
-    /// # Panics
-    /// If there is no such register on PCI.
+impl<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>, const V: usize> Transport<M, S>
+    for PciFunction<VirtioPci<D>, V>
+{
     fn place(register: u64) -> (u64, Width) {
-        if let Some(offset) = register.checked_sub(register::CONFIG) {
-            return (structure::DEVICE + offset, Width::Dword);
-        }
-        match register {
-            register::DEVICE_FEATURES_SEL => (common::DEVICE_FEATURE_SELECT, Width::Dword),
-            register::DEVICE_FEATURES => (common::DEVICE_FEATURE, Width::Dword),
-            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
-            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
-            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
-            register::CONFIG_GENERATION => (common::CONFIG_GENERATION, Width::Byte),
-            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
-            register::QUEUE_SIZE_MAX | register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
-            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
-            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
-            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
-            register::QUEUE_DESC_HIGH => (common::QUEUE_DESC + 4, Width::Dword),
-            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
-            register::QUEUE_DRIVER_HIGH => (common::QUEUE_DRIVER + 4, Width::Dword),
-            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
-            register::QUEUE_DEVICE_HIGH => (common::QUEUE_DEVICE + 4, Width::Dword),
-            register::QUEUE_NOTIFY => (structure::NOTIFY, Width::Word),
-            register::INTERRUPT_STATUS => (structure::ISR, Width::Byte),
-            _ => panic!("there is no such register on PCI: {register:#x}"),
-        }
+        place_on_pci(register)
+    }
+}
+
+/// Where virtio-pci has what virtio-mmio calls so, in BAR 0, and how wide.
+///
+/// # Panics
+/// If there is no such register on PCI.
+#[must_use]
+pub fn place_on_pci(register: u64) -> (u64, Width) {
+    if let Some(offset) = register.checked_sub(register::CONFIG) {
+        return (structure::DEVICE + offset, Width::Dword);
+    }
+    match register {
+        register::DEVICE_FEATURES_SEL => (common::DEVICE_FEATURE_SELECT, Width::Dword),
+        register::DEVICE_FEATURES => (common::DEVICE_FEATURE, Width::Dword),
+        register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
+        register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
+        register::STATUS => (common::DEVICE_STATUS, Width::Byte),
+        register::CONFIG_GENERATION => (common::CONFIG_GENERATION, Width::Byte),
+        register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
+        register::QUEUE_SIZE_MAX | register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
+        register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
+        register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
+        register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
+        register::QUEUE_DESC_HIGH => (common::QUEUE_DESC + 4, Width::Dword),
+        register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
+        register::QUEUE_DRIVER_HIGH => (common::QUEUE_DRIVER + 4, Width::Dword),
+        register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
+        register::QUEUE_DEVICE_HIGH => (common::QUEUE_DEVICE + 4, Width::Dword),
+        register::QUEUE_NOTIFY => (structure::NOTIFY, Width::Word),
+        register::INTERRUPT_STATUS => (structure::ISR, Width::Byte),
+        _ => panic!("there is no such register on PCI: {register:#x}"),
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_big_array::BigArray;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::{ALPHABET, CACHING, DEPTH, HEADER, OK, Order, SECTOR, TASKS, WCE, bytes};
+use super::{ALPHABET, CACHING, DEPTH, HEADER, Order, SECTOR, TASKS, WCE, bytes};
 use crate::config::Config;
 use crate::front::virtio_scsi::wire::{
     Features, Management, RequestHead, Response, ResponseHead, attribute, function,
@@ -38,8 +38,11 @@ const MANAGEMENT_RESPONSE: u64 = MANAGEMENT + 0x18;
 const RINGS: u64 = 0x140;
 const RING_BYTES: u64 = 0x1b0;
 
-/// Statuses.
-const GOOD: u8 = 0;
+const fn layout_of(ring: usize) -> RingLayout {
+    // The event queue is not set up.
+    let at = RINGS + RING_BYTES * (if ring == CONTROL { 0 } else { ring as u64 - 1 });
+    RingLayout { entries: RING, descriptors: at, driver: at + 0x100, device: at + 0x128 }
+}
 
 /// What kind of guest: above all, how it resets the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -127,7 +130,7 @@ impl<const Q: usize> Driver<Q> {
         if variant == Variant::FirmwareThenOld {
             // Refused where the host has no volatile cache.
             driver.execute(&Order::mode_select(WCE), world);
-            driver.set(world, register::STATUS, 0);
+            world.set(&mut driver.device, register::STATUS, 0);
             driver.bring_up(world);
         }
         driver
@@ -141,17 +144,17 @@ impl<const Q: usize> Driver<Q> {
 
     /// Initialisation (VIRTIO 1.3, 3.1.1 and 4.2.3).
     fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
-        self.set(world, register::STATUS, 1);
-        self.set(world, register::STATUS, 3);
-        self.set_all(world, &accept(Features::VERSION_1.bits()));
-        self.set(world, register::STATUS, 11);
-        assert_eq!(self.get(world, register::STATUS), 11, "the features are accepted");
-        self.set(world, register::CONFIG + 20, SENSE_BYTES as u32);
-        self.set(world, register::CONFIG + 24, CDB_BYTES as u32);
+        world.set(&mut self.device, register::STATUS, 1);
+        world.set(&mut self.device, register::STATUS, 3);
+        world.set_all(&mut self.device, &accept(Features::VERSION_1.bits()));
+        world.set(&mut self.device, register::STATUS, 11);
+        assert_eq!(world.get(&mut self.device, register::STATUS), 11, "the features are accepted");
+        world.set(&mut self.device, register::CONFIG + 20, SENSE_BYTES as u32);
+        world.set(&mut self.device, register::CONFIG + 24, CDB_BYTES as u32);
         for ring in [CONTROL].into_iter().chain((REQUEST..).take(Q)) {
             self.bring_up_ring(world, ring);
         }
-        self.set(world, register::STATUS, 15);
+        world.set(&mut self.device, register::STATUS, 15);
         self.find_disk(world);
     }
 
@@ -159,7 +162,7 @@ impl<const Q: usize> Driver<Q> {
         let layout = layout_of(ring);
         put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
         *self.ring(ring) = DriverRing::default();
-        self.set_all(world, &layout.set_up(ring as u32));
+        world.set_all(&mut self.device, &layout.set_up(ring as u32));
     }
 
     /// TEST UNIT READY until the unit attentions are gone, and the caching page. Nothing is outstanding.
@@ -198,22 +201,6 @@ impl<const Q: usize> Driver<Q> {
 
     fn ring(&mut self, ring: usize) -> &mut DriverRing {
         if ring == CONTROL { &mut self.control } else { &mut self.rings[ring - REQUEST] }
-    }
-
-    fn get<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, offset: u64) -> u32 {
-        world.register(&mut self.device, offset)
-    }
-
-    fn set<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, offset: u64, value: u32) {
-        world.set_register(&mut self.device, offset, value);
-    }
-
-    fn set_all<M, H>(&mut self, world: &mut World<'_, M, [H]>, registers: &[(u64, u32)])
-    where
-        M: GuestMemory,
-        H: Storage<M>,
-    {
-        registers.iter().for_each(|&(offset, value)| self.set(world, offset, value));
     }
 
     /// Polls until the device rests, and returns whether it interrupts.
@@ -272,7 +259,7 @@ impl<const Q: usize> Driver<Q> {
         world: &mut World<'_, M, [H]>,
     ) {
         self.ring(ring).offer(world.memory, &layout_of(ring), head, chain);
-        self.set(world, register::QUEUE_NOTIFY, ring as u32);
+        world.set(&mut self.device, register::QUEUE_NOTIFY, ring as u32);
     }
 
     /// The next head in a used ring, with the length that was written.
@@ -291,7 +278,7 @@ impl<const Q: usize> Driver<Q> {
         let data = (written as usize).saturating_sub(RESPONSE_BYTES);
         let at = layout_of(REQUEST + queue).descriptors + 48 * slot as u64;
         put(memory, at, &[0; 48]);
-        let good = !aborted && head.status == GOOD;
+        let good = !aborted && head.status == 0;
         Some((queue, slot, Answer { good, aborted, moved_bytes: data as u64 }))
     }
 
@@ -336,7 +323,7 @@ impl<const Q: usize> Driver<Q> {
                     assert_eq!(answer.moved_bytes, bytes(run), "all of it was read");
                     Outcome::Ok { read: read_back(world.memory, id, run) }
                 }
-                _ => OK,
+                _ => Outcome::DONE,
             }
         } else {
             Outcome::Failed
@@ -352,7 +339,7 @@ impl<const Q: usize> Driver<Q> {
     /// Whether the reset that is under way is over.
     fn reset_is_over<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> bool {
         if self.variant.function().is_none() {
-            return self.get(world, register::STATUS) == 0;
+            return world.get(&mut self.device, register::STATUS) == 0;
         }
         let Some((_, written)) = self.used(CONTROL, world.memory) else { return false };
         let response = get(world.memory, MANAGEMENT_RESPONSE);
@@ -370,7 +357,7 @@ impl<const Q: usize> Driver<Q> {
         if let Some(id) = resetting.filter(|_| self.reset_is_over(world)) {
             self.resetting = None;
             self.restart(world);
-            ended.push(Ended { id, outcome: OK }).expect("no more than the depth and this");
+            ended.push(Ended { id, outcome: Outcome::DONE }).expect("no more than the depth and this");
         }
     }
 
@@ -408,7 +395,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
         if action == Action::Reset {
             self.resetting = Some(id);
             let Some(subtype) = self.variant.function() else {
-                return self.set(world, register::STATUS, 0);
+                return world.set(&mut self.device, register::STATUS, 0);
             };
             let request =
                 Management { subtype: subtype.into(), lun: ADDRESS.encode(), ..Management::default() };
@@ -447,12 +434,6 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
 }
 
 const RESPONSE_BYTES: usize = size_of::<ResponseHead>() + SENSE_BYTES;
-
-const fn layout_of(ring: usize) -> RingLayout {
-    // The event queue is not set up.
-    let at = RINGS + RING_BYTES * (if ring == CONTROL { 0 } else { ring as u64 - 1 });
-    RingLayout { entries: RING, descriptors: at, driver: at + 0x100, device: at + 0x128 }
-}
 
 /// MODE SENSE of the caching page, before everything that waits.
 fn mode_sense() -> Order {

@@ -2,13 +2,12 @@
 
 use std::cell::RefCell;
 
-use blk_core::bus::{Device, Progress, Region, Width, WriteStatus};
-use blk_core::memory::GuestMemory;
+use blk_core::bus::{Region, Width};
 use blk_core::pci::{MsixOwner, PciFunction};
-use blk_core::sim::virtio::{self, DriverRing, RingLayout, Transport};
+use blk_core::sim::virtio::{self, RingLayout, Transport};
 pub(crate) use blk_core::sim::virtio::{INDIRECT, NEXT, Piece, WRITE};
+pub(crate) use blk_core::sim::{Bench, BenchRing};
 use blk_core::storage::{Cache, Storage};
-use blk_core::units::GuestAddr;
 use blk_core::virtio::mmio::{INTERRUPT_CONFIG, register};
 use scsi_model::Config as Identity;
 use scsi_model::front::virtio_scsi::wire::Features;
@@ -85,8 +84,7 @@ pub(crate) struct Machine<D = OnMmio> {
     pub(crate) memory: Memory,
     pub(crate) device: D,
     pub(crate) disks: Vec<Disk>,
-    rings: [DriverRing; RINGS],
-    next: [u16; RINGS],
+    rings: [BenchRing; RINGS],
     next_id: u64,
 }
 
@@ -173,8 +171,7 @@ impl Machine<OnPci> {
     }
 
     pub(crate) fn configure(&mut self, at: u64, value: u64) {
-        let (memory, disks) = (&self.memory, &mut self.disks[..]);
-        let _ = self.device.write(Region::Config, at, Width::Word, value, memory, disks);
+        let _ = self.store(Region::Config, at, Width::Word, value);
     }
 }
 
@@ -188,14 +185,31 @@ fn plug_all(scsi: &mut Scsi<QUEUES, UNITS, TAGS>, addresses: &[Address]) -> Vec<
     disks
 }
 
-impl<D: Transport + Device<Memory, [Disk]>> Machine<D> {
+impl<D: Transport<Memory, [Disk]>> Bench for Machine<D> {
+    type Memory = Memory;
+    type Storage = [Disk];
+    type Device = D;
+
+    fn parts(&mut self) -> (&mut D, &Memory, &mut [Disk]) {
+        (&mut self.device, &self.memory, &mut self.disks)
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn rings(&mut self) -> (&mut [BenchRing], &Memory) {
+        (&mut self.rings, &self.memory)
+    }
+}
+
+impl<D: Transport<Memory, [Disk]>> Machine<D> {
     fn with(device: D, disks: Vec<Disk>) -> Self {
         Self {
             memory: Memory(RefCell::new(vec![0; MEMORY_BYTES as usize])),
             device,
             disks,
-            rings: [DriverRing::default(); RINGS],
-            next: [0; RINGS],
+            rings: std::array::from_fn(|ring| BenchRing::new(layout(ring))),
             next_id: 1,
         }
     }
@@ -212,86 +226,8 @@ impl<D: Transport + Device<Memory, [Disk]>> Machine<D> {
         self.set(register::STATUS, 15);
     }
 
-    pub(crate) fn set_up_ring(&mut self, ring: usize) {
-        let layout = layout(ring);
-        self.put(layout.descriptors, &[0; RING_BYTES as usize]);
-        (self.rings[ring], self.next[ring]) = (DriverRing::default(), 0);
-        self.set_all(&layout.set_up(ring as u32));
-    }
-
-    pub(crate) fn get(&mut self, register: u64) -> u32 {
-        let (offset, width) = D::place(register);
-        self.read(offset, width) as u32
-    }
-
-    pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks[..]).value
-    }
-
-    /// Writes a register, whatever comes of it.
-    pub(crate) fn set(&mut self, offset: u64, value: u32) {
-        let _ = self.try_set(offset, value);
-    }
-
-    fn set_all(&mut self, registers: &[(u64, u32)]) {
-        registers.iter().for_each(|&(register, value)| self.set(register, value));
-    }
-
-    pub(crate) fn try_set(&mut self, register: u64, value: u32) -> WriteStatus {
-        let (offset, width) = D::place(register);
-        self.write(offset, width, value.into())
-    }
-
-    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
-        self.device.write(Region::Bar(0), offset, width, value, &self.memory, &mut self.disks[..]).value
-    }
-
-    /// Polls until the device rests.
-    pub(crate) fn poll(&mut self) -> Progress {
-        loop {
-            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
-            if !progress.again {
-                return progress;
-            }
-        }
-    }
-
-    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
-        self.memory.write(GuestAddr(at), bytes).unwrap();
-    }
-
-    pub(crate) fn fetch(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.read(GuestAddr(at), &mut bytes).unwrap();
-        bytes
-    }
-
     pub(crate) fn next(&self, ring: usize) -> u16 {
-        self.next[ring]
-    }
-
-    pub(crate) fn descriptor(&self, table: u64, index: u16, piece: Piece, next: u16) {
-        virtio::put_descriptor(&self.memory, table, index, piece, next);
-    }
-
-    /// Makes a chain of `pieces` available, and returns its head.
-    pub(crate) fn offer(&mut self, ring: usize, pieces: &[Piece]) -> u16 {
-        let head = self.next[ring] % RING;
-        self.next[ring] += pieces.len() as u16;
-        self.rings[ring].offer(&self.memory, &layout(ring), head, pieces);
-        self.set(register::QUEUE_NOTIFY, ring as u32);
-        head
-    }
-
-    pub(crate) fn offer_head(&mut self, ring: usize, head: u16) {
-        self.rings[ring].offer_head(&self.memory, &layout(ring), head);
-        self.set(register::QUEUE_NOTIFY, ring as u32);
-    }
-
-    /// The used ring's next element: head and length.
-    pub(crate) fn reap(&mut self, ring: usize) -> Option<(u16, u32)> {
-        let (head, written) = self.rings[ring].take_used(&self.memory, &layout(ring))?;
-        Some((head as u16, written))
+        self.rings[ring].next()
     }
 
     /// The heads of what came back on a ring.
@@ -314,7 +250,7 @@ impl<D: Transport + Device<Memory, [Disk]>> Machine<D> {
         out: &[u8],
         in_bytes: usize,
     ) -> Sent {
-        let first = self.next[ring];
+        let first = self.next(ring);
         let [head, middle, last] = [0, 1, 2].map(|index| <Machine>::buffer(ring, first + index));
         self.put(head, &<Machine>::header(lun, id, attribute, cdb));
         let mut pieces = vec![(head, HEAD_BYTES as u32, 0)];
@@ -374,7 +310,7 @@ impl<D: Transport + Device<Memory, [Disk]>> Machine<D> {
 
     /// Makes a request of the control queue available.
     pub(crate) fn control(&mut self, request: &[u8], answer_bytes: u32) -> Sent {
-        let first = self.next[CONTROL];
+        let first = self.next(CONTROL);
         let [data, response] = [0, 1].map(|index| <Machine>::buffer(CONTROL, first + index));
         self.put(data, request);
         self.put(response, &[0xee; 8]);
@@ -399,7 +335,7 @@ impl<D: Transport + Device<Memory, [Disk]>> Machine<D> {
 
     /// Gives the device a buffer for an event, and returns where it is.
     pub(crate) fn lend(&mut self, bytes: u32) -> u64 {
-        let buffer = <Machine>::buffer(EVENT, self.next[EVENT]);
+        let buffer = <Machine>::buffer(EVENT, self.next(EVENT));
         self.put(buffer, &[0xee; 16]);
         self.offer(EVENT, &[(buffer, bytes, WRITE)]);
         buffer

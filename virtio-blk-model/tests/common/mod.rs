@@ -4,13 +4,14 @@
 
 use std::collections::VecDeque;
 
-use blk_core::bus::{Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{IrqChange, Region, Width};
 use blk_core::memory::{CellMemory, GuestMemory};
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::plain_info;
-use blk_core::sim::virtio::{self, DriverRing, RingLayout, Transport};
+use blk_core::sim::virtio::{self, RingLayout, Transport};
 pub(crate) use blk_core::sim::virtio::{INDIRECT, NEXT, Piece, WRITE};
+pub(crate) use blk_core::sim::{Bench, BenchRing};
 use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
 use blk_core::units::{GuestAddr, Tag};
 use virtio_blk_model::device::{Config, Interface};
@@ -141,8 +142,7 @@ pub(crate) struct Machine<const Q: usize = 1, D = Mmio<Q, 8>> {
     pub(crate) device: D,
     legacy: bool,
     pub(crate) disks: Vec<Disk>,
-    rings: [DriverRing; Q],
-    next: u16,
+    rings: [BenchRing; Q],
     pub(crate) line: bool,
     /// Messages that were due, by vector.
     pub(crate) messages: Vec<u8>,
@@ -187,7 +187,7 @@ impl<const Q: usize> Machine<Q, OnPci<Q>> {
     }
 
     pub(crate) fn configuration(&mut self, at: u64, width: Width) -> u64 {
-        self.access(Region::Config, at, width)
+        self.load(Region::Config, at, width)
     }
 
     /// Writes into configuration space, whatever comes of it.
@@ -201,7 +201,32 @@ impl<const Q: usize> Machine<Q, OnPci<Q>> {
     }
 }
 
-impl<const Q: usize, D: Transport + Device<Memory, [Disk]>> Machine<Q, D> {
+impl<const Q: usize, D: Transport<Memory, [Disk]>> Bench for Machine<Q, D> {
+    type Memory = Memory;
+    type Storage = [Disk];
+    type Device = D;
+
+    fn parts(&mut self) -> (&mut D, &Memory, &mut [Disk]) {
+        (&mut self.device, &self.memory, &mut self.disks[..])
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn rings(&mut self) -> (&mut [BenchRing], &Memory) {
+        (&mut self.rings, &self.memory)
+    }
+
+    fn hear(&mut self, irq: IrqChange) {
+        if let Some(level) = irq.line(0) {
+            self.line = level;
+        }
+        self.messages.extend((0..31).filter(|vector| irq.line(vector + 1) == Some(true)));
+    }
+}
+
+impl<const Q: usize, D: Transport<Memory, [Disk]>> Machine<Q, D> {
     fn with(make: impl FnOnce(Config) -> D, config: Config, disks: Vec<Disk>) -> Self {
         let config = Config { queues: Q as u16, queue_size_max: RING, ..config };
         Self {
@@ -209,8 +234,7 @@ impl<const Q: usize, D: Transport + Device<Memory, [Disk]>> Machine<Q, D> {
             device: make(config),
             legacy: config.interface != Interface::Modern,
             disks,
-            rings: [DriverRing::default(); Q],
-            next: 0,
+            rings: std::array::from_fn(|queue| BenchRing::new(layout(queue))),
             line: false,
             messages: Vec::new(),
         }
@@ -244,12 +268,10 @@ impl<const Q: usize, D: Transport + Device<Memory, [Disk]>> Machine<Q, D> {
     }
 
     pub(crate) fn set_up_queue(&mut self, queue: u32, legacy: bool) {
-        let layout = layout(queue as usize);
-        self.put(layout.descriptors, &[0; 0x400]);
-        self.rings[queue as usize] = DriverRing::default();
         if !legacy {
-            return self.set_all(&layout.set_up(queue));
+            return self.set_up_ring(queue as usize);
         }
+        let layout = self.clear_ring(queue as usize);
         self.set(register::QUEUE_SEL, queue);
         self.set(register::QUEUE_SIZE, u32::from(RING));
         self.set(register::GUEST_PAGE_SIZE, 0x1000);
@@ -257,92 +279,8 @@ impl<const Q: usize, D: Transport + Device<Memory, [Disk]>> Machine<Q, D> {
         self.set(register::QUEUE_PFN, (layout.descriptors / 0x1000) as u32);
     }
 
-    pub(crate) fn get(&mut self, register: u64) -> u32 {
-        let (offset, width) = D::place(register);
-        self.read(offset, width) as u32
-    }
-
-    pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.access(Region::Bar(0), offset, width)
-    }
-
-    pub(crate) fn access(&mut self, region: Region, offset: u64, width: Width) -> u64 {
-        let access = self.device.read(region, offset, width, &self.memory, &mut self.disks[..]);
-        self.hear(access.irq);
-        access.value
-    }
-
     pub(crate) fn config(&mut self, offset: u64, width: Width) -> u64 {
         self.read(D::place(register::CONFIG).0 + offset, width)
-    }
-
-    /// Writes a register, whatever comes of it.
-    pub(crate) fn set(&mut self, offset: u64, value: u32) {
-        let _ = self.try_set(offset, value);
-    }
-
-    fn set_all(&mut self, registers: &[(u64, u32)]) {
-        registers.iter().for_each(|&(register, value)| self.set(register, value));
-    }
-
-    pub(crate) fn try_set(&mut self, register: u64, value: u32) -> WriteStatus {
-        let (offset, width) = D::place(register);
-        self.write(offset, width, u64::from(value))
-    }
-
-    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
-        self.store(Region::Bar(0), offset, width, value)
-    }
-
-    pub(crate) fn store(&mut self, region: Region, offset: u64, width: Width, value: u64) -> WriteStatus {
-        let access = self.device.write(region, offset, width, value, &self.memory, &mut self.disks[..]);
-        self.hear(access.irq);
-        access.value
-    }
-
-    fn hear(&mut self, irq: IrqChange) {
-        if let Some(level) = irq.line(0) {
-            self.line = level;
-        }
-        self.messages.extend((0..31).filter(|vector| irq.line(vector + 1) == Some(true)));
-    }
-
-    pub(crate) fn poll(&mut self) -> Progress {
-        loop {
-            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
-            self.hear(progress.irq);
-            if !progress.again {
-                return progress;
-            }
-        }
-    }
-
-    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
-        self.memory.write(GuestAddr(at), bytes).unwrap();
-    }
-
-    pub(crate) fn fetch(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.read(GuestAddr(at), &mut bytes).unwrap();
-        bytes
-    }
-
-    pub(crate) fn descriptor(&self, table: u64, index: u16, piece: Piece, next: u16) {
-        virtio::put_descriptor(&self.memory, table, index, piece, next);
-    }
-
-    /// Makes a chain of `pieces` available, and returns its head.
-    pub(crate) fn offer(&mut self, queue: usize, pieces: &[Piece]) -> u16 {
-        let head = self.next % RING;
-        self.next += pieces.len() as u16;
-        self.rings[queue].offer(&self.memory, &layout(queue), head, pieces);
-        self.set(register::QUEUE_NOTIFY, queue as u32);
-        head
-    }
-
-    pub(crate) fn offer_head(&mut self, queue: usize, head: u16) {
-        self.rings[queue].offer_head(&self.memory, &layout(queue), head);
-        self.set(register::QUEUE_NOTIFY, queue as u32);
     }
 
     pub(crate) fn header(&self, at: u64, kind: u32, sector: u64) {
@@ -350,12 +288,6 @@ impl<const Q: usize, D: Transport + Device<Memory, [Disk]>> Machine<Q, D> {
         self.put(at + 4, &[0; 4]);
         self.put(at + 8, &sector.to_le_bytes());
         self.put(STATUS, &[0xff]);
-    }
-
-    /// The used ring's next element: head and length.
-    pub(crate) fn reap(&mut self, queue: usize) -> Option<(u16, u32)> {
-        let (head, written) = self.rings[queue].take_used(&self.memory, &layout(queue))?;
-        Some((head as u16, written))
     }
 
     /// Sends a request on queue 0, waits, and returns status and used length.
