@@ -8,5 +8,5 @@ mod ide;
 
 pub use ahci::{Ahci, AhciGuest};
 pub use config::{AhciConfig, AhciReset, Belief, DriverConfig, ResetBy, Transport};
-pub use guest::{AtaGuest, Bus, Driver};
+pub use guest::{AtaGuest, Bus, Driver, Steps};
 pub use ide::{Ide, IdeGuest};

@@ -10,9 +10,7 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
-use blk_core::sim::{
-    Action, Ended, Guest, Outcome, SectorRun, World, alphabet, get, layout, put, read_back, written_by,
-};
+use blk_core::sim::{self, Action, Ended, Guest, Outcome, SectorRun, World, alphabet, layout, written_by};
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
 use heapless::Vec;
@@ -231,8 +229,8 @@ impl Driver {
             ..Order::new(&[0x1a, 0x08, 0x08, 0, len as u8, 0])
         };
         assert!(self.execute(&sense, world, ended), "the caching page is always there");
-        let page: [u8; HEADER + CACHING] = get(world.memory, OWN_LIST * LIST_BYTES);
-        put(world.memory, OWN_LIST * LIST_BYTES, &[0; HEADER + CACHING]);
+        let page: [u8; HEADER + CACHING] = sim::get(world.memory, OWN_LIST * LIST_BYTES);
+        sim::put(world.memory, OWN_LIST * LIST_BYTES, &[0; HEADER + CACHING]);
         assert_eq!((page[3], page[HEADER], page[HEADER + 1]), (0, 0x08, 0x12), "no descriptor, the page");
         page[HEADER + 2] & WCE != 0
     }
@@ -259,7 +257,7 @@ impl Driver {
 
     fn put_list<M: GuestMemory, H>(&self, number: u64, order: &Order, world: &mut World<'_, M, H>) {
         if let Some(list) = order.list {
-            put(world.memory, number * LIST_BYTES, &list);
+            sim::put(world.memory, number * LIST_BYTES, &list);
         }
     }
 
@@ -280,7 +278,7 @@ impl Driver {
             disk::Outcome::Good => {
                 if let Action::Read(run) = action {
                     assert_eq!(one.transferred_bytes, bytes(run), "all of it was read");
-                    Outcome::Ok { read: read_back(world.memory, id, run) }
+                    Outcome::Ok { read: sim::read_back(world.memory, id, run) }
                 } else {
                     Outcome::DONE
                 }
@@ -301,7 +299,7 @@ impl Driver {
     /// Clears what a task leaves behind, so that histories with the same future are the same state.
     fn wipe<M: GuestMemory>(&self, slot: usize, action: Action, memory: &M) {
         if matches!(action, Action::Discard(_) | Action::CacheOff | Action::CacheOn) {
-            put(memory, slot as u64 * LIST_BYTES, &[0; HEADER + CACHING]);
+            sim::put(memory, slot as u64 * LIST_BYTES, &[0; HEADER + CACHING]);
         }
     }
 

@@ -7,9 +7,7 @@
 use blk_core::bus::{Device, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::sim::virtio::{DriverRing, Piece, RingLayout, WRITE, accept};
-use blk_core::sim::{
-    Action, Ended, Guest, Outcome, SectorRun, World, alphabet, get, layout, put, read_back, written_by,
-};
+use blk_core::sim::{self, Action, Ended, Guest, Outcome, SectorRun, World, alphabet, layout, written_by};
 use blk_core::storage::Storage;
 use blk_core::units::SECTOR_BYTES;
 use heapless::Vec;
@@ -185,7 +183,7 @@ impl<const Q: usize> Driver<Q> {
 
     fn bring_up_queue<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, queue: u32) {
         let layout = ring(queue as usize);
-        put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
+        sim::put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
         self.rings[queue as usize] = DriverRing::default();
         world.set(&mut self.device, register::QUEUE_SEL, queue);
         assert_eq!(world.get(&mut self.device, register::QUEUE_SIZE_MAX), u32::from(RING));
@@ -256,7 +254,7 @@ impl<const Q: usize> Driver<Q> {
                     num_sectors: u32::from(run.count).into(),
                     flags: 0.into(),
                 };
-                put(world.memory, RANGES + 16 * at, range.as_bytes());
+                sim::put(world.memory, RANGES + 16 * at, range.as_bytes());
                 Some((RANGES + 16 * at, 16))
             }
             Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR_BYTES)),
@@ -265,8 +263,8 @@ impl<const Q: usize> Driver<Q> {
         let ranged = matches!(action, Action::Discard(_) | Action::WriteZeroes(_));
         let sector = run.filter(|_| !ranged).map_or(0, |run| u64::from(run.first));
         let bytes = RequestHeader { kind: kind.into(), reserved: flags.into(), sector: sector.into() };
-        put(world.memory, header, bytes.as_bytes());
-        put(world.memory, status, &[0xff]);
+        sim::put(world.memory, header, bytes.as_bytes());
+        sim::put(world.memory, status, &[0xff]);
 
         let mut chain = Vec::<Piece, 3>::new();
         let data = data.map(|(at, len)| (at, len, if device_writes { WRITE } else { 0 }));
@@ -300,11 +298,11 @@ impl<const Q: usize> Driver<Q> {
         let Outstanding { id, action, queue: asked } = outstanding.expect("a chain comes back once");
         assert_eq!((queue, head % 3), (usize::from(asked), 0), "a chain comes back whence it came");
         let mut expected = 1;
-        let outcome = match get(memory, STATUSES + slot as u64) {
+        let outcome = match sim::get(memory, STATUSES + slot as u64) {
             [0] => match action {
                 Action::Read(run) => {
                     expected += u32::from(run.count) * SECTOR_BYTES;
-                    Outcome::Ok { read: read_back(memory, id, run) }
+                    Outcome::Ok { read: sim::read_back(memory, id, run) }
                 }
                 _ => Outcome::DONE,
             },
@@ -319,10 +317,10 @@ impl<const Q: usize> Driver<Q> {
     /// Clears what a request leaves behind, so that histories with the same future are the same state.
     fn wipe<M: GuestMemory>(&self, slot: usize, queue: usize, memory: &M) {
         let at = slot as u64;
-        put(memory, HEADERS + 16 * at, &[0; 16]);
-        put(memory, RANGES + 16 * at, &[0; 16]);
-        put(memory, STATUSES + at, &[0]);
-        put(memory, ring(queue).descriptors + 48 * at, &[0; 48]);
+        sim::put(memory, HEADERS + 16 * at, &[0; 16]);
+        sim::put(memory, RANGES + 16 * at, &[0; 16]);
+        sim::put(memory, STATUSES + at, &[0]);
+        sim::put(memory, ring(queue).descriptors + 48 * at, &[0; 48]);
     }
 
     /// The register write that the vCPU waited for is done.

@@ -13,14 +13,12 @@ use blk_core::units::GuestAddr;
 use serde::Serialize;
 
 use super::config::{AhciConfig, AhciReset, Belief};
-use super::guest::{AtaGuest, Bus, Driver, drive, function, range};
-use super::hba::{
-    ABAR, CI, CLB, CMD, CR, FB, FRE, GHC, HOST_IS, IE, IS, SACT, SCTL, SERR, ST, TFD, command_fis,
-    control_fis, prepare, queued_fis,
-};
+use super::guest::{AtaGuest, Bus, Driver, Steps, drive, function, range};
+use super::hba::{ABAR, CR, FRE, ST, command_fis, control_fis, prepare, queued_fis};
 use super::ide::DMA;
 use crate::front::PciAhci;
 use crate::wire::Status;
+use crate::wire::ahci::{PORTS_AT, host, port};
 
 /// Where the command list, the received FISes, the tables and other data are.
 const LIST: u64 = 0;
@@ -87,77 +85,7 @@ impl Ahci {
     }
 }
 
-impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
-    fn set(&mut self, offset: u64, value: u32) {
-        self.write(ABAR, offset, Width::Dword, value.into());
-    }
-
-    fn get(&mut self, offset: u64) -> u32 {
-        u32::try_from(self.read(ABAR, offset, Width::Dword)).unwrap_or(0)
-    }
-
-    /// Bus mastering, addresses, FIS reception, interrupts.
-    fn bring_up(&mut self) {
-        self.permit(Command::MEMORY | Command::BUS_MASTER);
-        self.set(CLB, u32::try_from(LIST).unwrap_or(0));
-        self.set(FB, u32::try_from(RECEIVED).unwrap_or(0));
-        self.set(CMD, FRE);
-        self.set(SERR, u32::MAX);
-        self.set(IS, u32::MAX);
-        self.set(IE, u32::MAX);
-        self.set(GHC, 2);
-    }
-
-    fn start(&mut self) {
-        self.acknowledge();
-        self.set(CMD, FRE | ST);
-    }
-
-    /// Clears what is pending, and what the device left in memory.
-    fn acknowledge(&mut self) -> u32 {
-        let pending = self.get(IS);
-        self.set(SERR, u32::MAX);
-        self.set(IS, pending);
-        self.set(HOST_IS, 1);
-        self.put(RECEIVED, &[0; 0x60]);
-        pending
-    }
-
-    /// Puts a command into a slot; its data, if there is any, is one region.
-    fn prepare(&mut self, slot: u8, fis: &[u8], data: Option<(GuestAddr, u32)>) {
-        let table = TABLES.wrapping_add(u64::from(slot).wrapping_mul(TABLE_BYTES));
-        let region = data.map(|(addr, bytes)| (addr.0, bytes));
-        for (at, bytes) in prepare(LIST, slot, table, fis, region.as_slice()) {
-            self.put(at, &bytes);
-        }
-    }
-
-    /// Takes what a slot held out of memory.
-    fn clear(&mut self, slot: u8) {
-        self.prepare(slot, &[0; 20], Some((GuestAddr(0), 1)));
-        self.put(LIST.wrapping_add(u64::from(slot).wrapping_mul(32)), &[0; 32]);
-    }
-
-    /// A command that needs no disk, to its end.
-    fn run(&mut self, fis: &[u8]) {
-        self.prepare(0, fis, Some((GuestAddr(PAGE), 512)));
-        self.set(CI, 1);
-        self.acknowledge();
-        self.clear(0);
-    }
-
-    fn identify(&mut self) {
-        self.run(&command(0xec, 0, 0, 0));
-        let memory = self.memory;
-        let word = |n: usize| {
-            let mut bytes = [0; 2];
-            let _ = memory.read(GuestAddr(PAGE.wrapping_add((n as u64).wrapping_mul(2))), &mut bytes);
-            u16::from_le_bytes(bytes)
-        };
-        self.guest.identified(word);
-        self.put(PAGE, &[0; 512]);
-    }
-
+impl<M: GuestMemory + ?Sized, H: Storage<M>> Steps for Bus<'_, Ahci, M, H> {
     fn issue(&mut self, id: u8, action: Action) {
         let free =
             (0_u8..).zip(&self.guest.driver.slots).find(|(_, issued)| issued.is_none()).map(|(slot, _)| slot);
@@ -193,9 +121,132 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
         self.prepare(slot, &fis, data);
         let bit = 1_u32.checked_shl(slot.into()).unwrap_or(0);
         if self.guest.driver.queues(action) {
-            self.set(SACT, bit);
+            self.set(port::SACT, bit);
         }
-        self.set(CI, bit);
+        self.set(port::CI, bit);
+    }
+
+    fn reset(&mut self, id: u8) {
+        if let Some((before, _)) = self.guest.driver.resetting.take() {
+            self.guest.end(before, Outcome::Aborted);
+        }
+        self.end_all(Outcome::Aborted);
+        self.guest.driver.resetting = Some((id, Resetting::Stops));
+        match self.guest.driver.config.reset {
+            AhciReset::Stop | AhciReset::Software => self.set(port::CMD, FRE),
+            AhciReset::BusMasterOff => {
+                self.permit(Command::MEMORY);
+                self.set(port::CMD, FRE);
+            }
+            AhciReset::Comreset => {
+                self.set(port::CMD, FRE);
+                self.set(port::SCTL, 0x301);
+                self.set(port::SCTL, 0x300);
+            }
+            AhciReset::Host => self.set_host(host::GHC, 1),
+            AhciReset::Machine => {
+                self.reset_machine();
+                self.permit(Command::MEMORY);
+            }
+        }
+    }
+
+    /// Serves an interrupt: what is neither in PxSACT nor in PxCI has ended.
+    fn serve(&mut self) {
+        if let Some((id, stage)) = self.guest.driver.resetting {
+            return self.serve_reset(id, stage);
+        }
+        if !self.guest.irq {
+            return;
+        }
+        let failed = self.acknowledge() & (1 << 30) != 0;
+        let outstanding = self.get(port::SACT) | self.get(port::CI);
+        for slot in 0..2_u8 {
+            let ended = outstanding.checked_shr(slot.into()).unwrap_or(0) & 1 == 0;
+            let place = self.guest.driver.slots.get_mut(usize::from(slot));
+            if ended && let Some(issued) = place.and_then(Option::take) {
+                self.succeed(slot, issued);
+            }
+        }
+        if failed {
+            self.recover();
+        }
+    }
+}
+
+impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
+    fn set(&mut self, offset: u64, value: u32) {
+        self.set_host(PORTS_AT.wrapping_add(offset), value);
+    }
+
+    fn set_host(&mut self, offset: u64, value: u32) {
+        self.write(ABAR, offset, Width::Dword, value.into());
+    }
+
+    fn get(&mut self, offset: u64) -> u32 {
+        u32::try_from(self.read(ABAR, PORTS_AT.wrapping_add(offset), Width::Dword)).unwrap_or(0)
+    }
+
+    /// Bus mastering, addresses, FIS reception, interrupts.
+    fn bring_up(&mut self) {
+        self.permit(Command::MEMORY | Command::BUS_MASTER);
+        self.set(port::CLB, u32::try_from(LIST).unwrap_or(0));
+        self.set(port::FB, u32::try_from(RECEIVED).unwrap_or(0));
+        self.set(port::CMD, FRE);
+        self.set(port::SERR, u32::MAX);
+        self.set(port::IS, u32::MAX);
+        self.set(port::IE, u32::MAX);
+        self.set_host(host::GHC, 2);
+    }
+
+    fn start(&mut self) {
+        self.acknowledge();
+        self.set(port::CMD, FRE | ST);
+    }
+
+    /// Clears what is pending, and what the device left in memory.
+    fn acknowledge(&mut self) -> u32 {
+        let pending = self.get(port::IS);
+        self.set(port::SERR, u32::MAX);
+        self.set(port::IS, pending);
+        self.set_host(host::IS, 1);
+        self.put(RECEIVED, &[0; 0x60]);
+        pending
+    }
+
+    /// Puts a command into a slot; its data, if there is any, is one region.
+    fn prepare(&mut self, slot: u8, fis: &[u8], data: Option<(GuestAddr, u32)>) {
+        let table = TABLES.wrapping_add(u64::from(slot).wrapping_mul(TABLE_BYTES));
+        let region = data.map(|(addr, bytes)| (addr.0, bytes));
+        for (at, bytes) in prepare(LIST, slot, table, fis, region.as_slice()) {
+            self.put(at, &bytes);
+        }
+    }
+
+    /// Takes what a slot held out of memory.
+    fn clear(&mut self, slot: u8) {
+        self.prepare(slot, &[0; 20], Some((GuestAddr(0), 1)));
+        self.put(LIST.wrapping_add(u64::from(slot).wrapping_mul(32)), &[0; 32]);
+    }
+
+    /// A command that needs no disk, to its end.
+    fn run(&mut self, fis: &[u8]) {
+        self.prepare(0, fis, Some((GuestAddr(PAGE), 512)));
+        self.set(port::CI, 1);
+        self.acknowledge();
+        self.clear(0);
+    }
+
+    fn identify(&mut self) {
+        self.run(&command(0xec, 0, 0, 0));
+        let memory = self.memory;
+        let word = |n: usize| {
+            let mut bytes = [0; 2];
+            let _ = memory.read(GuestAddr(PAGE.wrapping_add((n as u64).wrapping_mul(2))), &mut bytes);
+            u16::from_le_bytes(bytes)
+        };
+        self.guest.identified(word);
+        self.put(PAGE, &[0; 512]);
     }
 
     /// Ends every command that is outstanding.
@@ -207,35 +258,10 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
         }
     }
 
-    fn reset(&mut self, id: u8) {
-        if let Some((before, _)) = self.guest.driver.resetting.take() {
-            self.guest.end(before, Outcome::Aborted);
-        }
-        self.end_all(Outcome::Aborted);
-        self.guest.driver.resetting = Some((id, Resetting::Stops));
-        match self.guest.driver.config.reset {
-            AhciReset::Stop | AhciReset::Software => self.set(CMD, FRE),
-            AhciReset::BusMasterOff => {
-                self.permit(Command::MEMORY);
-                self.set(CMD, FRE);
-            }
-            AhciReset::Comreset => {
-                self.set(CMD, FRE);
-                self.set(SCTL, 0x301);
-                self.set(SCTL, 0x300);
-            }
-            AhciReset::Host => self.set(GHC, 1),
-            AhciReset::Machine => {
-                self.reset_machine();
-                self.permit(Command::MEMORY);
-            }
-        }
-    }
-
     /// Goes on with a reset as far as the registers let it.
     fn serve_reset(&mut self, id: u8, stage: Resetting) {
         if stage == Resetting::Stops {
-            if self.get(GHC) & 1 != 0 || self.get(CMD) & CR != 0 {
+            if self.read(ABAR, host::GHC, Width::Dword) & 1 != 0 || self.get(port::CMD) & CR != 0 {
                 return;
             }
             self.bring_up();
@@ -246,7 +272,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
             }
             self.guest.driver.resetting = Some((id, Resetting::Signs));
         }
-        if self.get(TFD) & u32::from(Status::BSY.bits()) != 0 {
+        if self.get(port::TFD) & u32::from(Status::BSY.bits()) != 0 {
             return;
         }
         (0..2).for_each(|slot| self.clear(slot));
@@ -264,29 +290,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
 
     fn control(&mut self, control: u8) {
         self.prepare(0, &control_fis(0, control), None);
-        self.set(CI, 1);
-    }
-
-    /// Serves an interrupt: what is neither in PxSACT nor in PxCI has ended.
-    fn serve(&mut self) {
-        if let Some((id, stage)) = self.guest.driver.resetting {
-            return self.serve_reset(id, stage);
-        }
-        if !self.guest.irq {
-            return;
-        }
-        let failed = self.acknowledge() & (1 << 30) != 0;
-        let outstanding = self.get(SACT) | self.get(CI);
-        for slot in 0..2_u8 {
-            let ended = outstanding.checked_shr(slot.into()).unwrap_or(0) & 1 == 0;
-            let place = self.guest.driver.slots.get_mut(usize::from(slot));
-            if ended && let Some(issued) = place.and_then(Option::take) {
-                self.succeed(slot, issued);
-            }
-        }
-        if failed {
-            self.recover();
-        }
+        self.set(port::CI, 1);
     }
 
     fn succeed(&mut self, slot: u8, issued: Issued) {
@@ -306,8 +310,8 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ahci, M, H> {
 
     /// An error: the commands that are still outstanding have failed, or were aborted with the one that has.
     fn recover(&mut self) {
-        self.set(CMD, FRE);
-        debug_assert_eq!(self.get(CMD) & CR, 0, "the queue was drained before the error was reported");
+        self.set(port::CMD, FRE);
+        debug_assert_eq!(self.get(port::CMD) & CR, 0, "the queue was drained before the error was reported");
         let queued =
             self.guest.driver.slots.iter().flatten().any(|issued| self.guest.driver.queues(issued.action));
         self.end_all(Outcome::Failed);
@@ -362,17 +366,5 @@ impl Driver for Ahci {
             (action, None) if self.queues(action) => issued.all(|issued| self.queues(issued.action)),
             (_, None) => issued.next().is_none(),
         }
-    }
-
-    fn issue<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>, id: u8, action: Action) {
-        bus.issue(id, action);
-    }
-
-    fn reset<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>, id: u8) {
-        bus.reset(id);
-    }
-
-    fn serve<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>) {
-        bus.serve();
     }
 }

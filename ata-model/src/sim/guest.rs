@@ -30,15 +30,18 @@ pub trait Driver: Clone + Serialize + Sized {
 
     /// As for [`Guest`].
     fn accepts(&self, action: Action) -> bool;
+}
 
+/// What a driver does once its registers are at hand.
+pub trait Steps {
     /// Issues anything but a reset.
-    fn issue<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>, id: u8, action: Action);
+    fn issue(&mut self, id: u8, action: Action);
 
     /// Begins a reset.
-    fn reset<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>, id: u8);
+    fn reset(&mut self, id: u8);
 
     /// Serves what a poll brought.
-    fn serve<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>);
+    fn serve(&mut self);
 }
 
 /// One drive, its front, and their driver.
@@ -120,7 +123,10 @@ impl<D: Driver, M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, D, M, H> {
     }
 }
 
-impl<D: Driver, M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for AtaGuest<D> {
+impl<D: Driver, M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for AtaGuest<D>
+where
+    for<'a> Bus<'a, D, M, H>: Steps,
+{
     fn alphabet(&self) -> &'static [Action] {
         self.driver.alphabet(self.belief)
     }
@@ -136,9 +142,9 @@ impl<D: Driver, M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for AtaGue
     fn issue(&mut self, id: u8, action: Action, memory: &M, storage: &mut [H]) {
         let mut bus = Bus { guest: self, memory, storage };
         if action != Action::Reset {
-            return D::issue(&mut bus, id, action);
+            return bus.issue(id, action);
         }
-        D::reset(&mut bus, id);
+        bus.reset(id);
         if self.belief == Belief::IdentifyThenNoCache {
             self.belief = Belief::NoCache;
         }
@@ -147,7 +153,7 @@ impl<D: Driver, M: GuestMemory + ?Sized, H: Storage<M>> Guest<M, [H]> for AtaGue
     fn poll(&mut self, memory: &M, storage: &mut [H]) -> Vec<Ended, 16> {
         let mut bus = Bus { guest: self, memory, storage };
         bus.poll();
-        D::serve(&mut bus);
+        bus.serve();
         core::mem::take(&mut self.ended).into_iter().collect()
     }
 

@@ -13,7 +13,7 @@ use blk_core::units::GuestAddr;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::config::{Belief, DriverConfig, ResetBy, Transport};
-use super::guest::{AtaGuest, Bus, Driver, drive, function, range};
+use super::guest::{AtaGuest, Bus, Driver, Steps, drive, function, range};
 use crate::front::{Channel, PciIde, PciIdeChip, PciIdeMode};
 use crate::wire::{Control, DeviceBits, ErrorBits, Prd, Status};
 
@@ -95,6 +95,80 @@ impl IdeGuest {
     }
 }
 
+impl<M: GuestMemory + ?Sized, H: Storage<M>> Steps for Bus<'_, Ide, M, H> {
+    fn issue(&mut self, id: u8, action: Action) {
+        self.guest.driver.action = action;
+        self.guest.driver.waits = Waits::Command { id, moved: 0, read: [None; 2] };
+        let pio = self.guest.driver.config.transport == Transport::Pio;
+        let source = layout::source(id.wrapping_add(1));
+        match action {
+            Action::Write(run) if pio => self.start_pio_write(id, 0x34, run),
+            Action::WriteFua(run) if pio => self.start_pio_write(id, 0xce, run),
+            Action::Read(run) if pio => self.command(0x29, 0, run.first, run.count),
+            Action::Write(run) => self.start_dma(0x35, 0, run, source, false),
+            Action::WriteFua(run) => self.start_dma(0x3d, 0, run, source, false),
+            Action::Read(run) => self.start_dma(0x25, 0, run, layout::sink(id), true),
+            Action::Discard(run) => {
+                self.put(RANGES.0, &range(run));
+                self.start_dma(0x06, 1, SectorRun { first: 0, count: 1 }, RANGES, false);
+            }
+            Action::Flush if self.guest.belief == Belief::NoCache => {
+                self.finish(id, Outcome::DONE);
+            }
+            Action::Flush => self.command(0xe7, 0, 0, 0),
+            Action::CacheOff => self.command(0xef, 0x82, 0, 0),
+            Action::CacheOn => self.command(0xef, 0x02, 0, 0),
+            // Not in the alphabet.
+            Action::WriteOrdered(_) | Action::WriteZeroes(_) | Action::Reset => {
+                self.finish(id, Outcome::Failed)
+            }
+        }
+    }
+
+    fn reset(&mut self, id: u8) {
+        match self.guest.driver.waits {
+            Waits::Command { id, .. } | Waits::Reset { id } => self.guest.end(id, Outcome::Aborted),
+            Waits::Nothing => {}
+        }
+        self.guest.driver.waits = Waits::Reset { id };
+        match self.guest.driver.config.reset {
+            ResetBy::Software => self.software_reset(),
+            ResetBy::BusMasterStop => self.stop_dma(),
+            ResetBy::BusMasterOff => {
+                self.permit(Command::IO);
+                self.software_reset();
+            }
+            ResetBy::Machine => {
+                self.reset_machine();
+                self.permit(Command::IO | Command::BUS_MASTER);
+            }
+        }
+    }
+
+    /// Serves what a poll brought.
+    fn serve(&mut self) {
+        match self.guest.driver.waits {
+            Waits::Nothing => {}
+            Waits::Reset { id } => {
+                if !self.status().contains(Status::BSY) {
+                    self.permit(Command::IO | Command::BUS_MASTER);
+                    self.acknowledge();
+                    if self.guest.driver.config.transport == Transport::Dma {
+                        self.stop_dma();
+                    }
+                    self.identify();
+                    self.finish(id, Outcome::DONE);
+                }
+            }
+            Waits::Command { id, moved, read } => {
+                if self.guest.irq {
+                    self.serve_command(id, moved, read);
+                }
+            }
+        }
+    }
+}
+
 impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ide, M, H> {
     /// Reads Alternate Status.
     fn status(&mut self) -> Status {
@@ -152,35 +226,6 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ide, M, H> {
         self.guest.identified(|word| words.get(word).copied().unwrap_or(0));
     }
 
-    fn issue(&mut self, id: u8, action: Action) {
-        self.guest.driver.action = action;
-        self.guest.driver.waits = Waits::Command { id, moved: 0, read: [None; 2] };
-        let pio = self.guest.driver.config.transport == Transport::Pio;
-        let source = layout::source(id.wrapping_add(1));
-        match action {
-            Action::Write(run) if pio => self.start_pio_write(id, 0x34, run),
-            Action::WriteFua(run) if pio => self.start_pio_write(id, 0xce, run),
-            Action::Read(run) if pio => self.command(0x29, 0, run.first, run.count),
-            Action::Write(run) => self.start_dma(0x35, 0, run, source, false),
-            Action::WriteFua(run) => self.start_dma(0x3d, 0, run, source, false),
-            Action::Read(run) => self.start_dma(0x25, 0, run, layout::sink(id), true),
-            Action::Discard(run) => {
-                self.put(RANGES.0, &range(run));
-                self.start_dma(0x06, 1, SectorRun { first: 0, count: 1 }, RANGES, false);
-            }
-            Action::Flush if self.guest.belief == Belief::NoCache => {
-                self.finish(id, Outcome::DONE);
-            }
-            Action::Flush => self.command(0xe7, 0, 0, 0),
-            Action::CacheOff => self.command(0xef, 0x82, 0, 0),
-            Action::CacheOn => self.command(0xef, 0x02, 0, 0),
-            // Not in the alphabet.
-            Action::WriteOrdered(_) | Action::WriteZeroes(_) | Action::Reset => {
-                self.finish(id, Outcome::Failed)
-            }
-        }
-    }
-
     /// The first block is not announced by an interrupt: the driver looks for DRQ.
     fn start_pio_write(&mut self, id: u8, opcode: u8, run: SectorRun) {
         self.command(opcode, 0, run.first, run.count);
@@ -201,26 +246,6 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ide, M, H> {
         }
     }
 
-    fn reset(&mut self, id: u8) {
-        match self.guest.driver.waits {
-            Waits::Command { id, .. } | Waits::Reset { id } => self.guest.end(id, Outcome::Aborted),
-            Waits::Nothing => {}
-        }
-        self.guest.driver.waits = Waits::Reset { id };
-        match self.guest.driver.config.reset {
-            ResetBy::Software => self.software_reset(),
-            ResetBy::BusMasterStop => self.stop_dma(),
-            ResetBy::BusMasterOff => {
-                self.permit(Command::IO);
-                self.software_reset();
-            }
-            ResetBy::Machine => {
-                self.reset_machine();
-                self.permit(Command::IO | Command::BUS_MASTER);
-            }
-        }
-    }
-
     fn software_reset(&mut self) {
         self.write(CONTROL, 2, Width::Byte, Control::SRST.bits().into());
         self.write(CONTROL, 2, Width::Byte, 0);
@@ -230,29 +255,6 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Bus<'_, Ide, M, H> {
         self.guest.driver.waits = Waits::Nothing;
         self.guest.driver.action = Action::Flush;
         self.guest.end(id, outcome);
-    }
-
-    /// Serves what a poll brought.
-    fn serve(&mut self) {
-        match self.guest.driver.waits {
-            Waits::Nothing => {}
-            Waits::Reset { id } => {
-                if !self.status().contains(Status::BSY) {
-                    self.permit(Command::IO | Command::BUS_MASTER);
-                    self.acknowledge();
-                    if self.guest.driver.config.transport == Transport::Dma {
-                        self.stop_dma();
-                    }
-                    self.identify();
-                    self.finish(id, Outcome::DONE);
-                }
-            }
-            Waits::Command { id, moved, read } => {
-                if self.guest.irq {
-                    self.serve_command(id, moved, read);
-                }
-            }
-        }
     }
 
     fn serve_command(&mut self, id: u8, mut moved: u8, mut read: [Option<u8>; 2]) {
@@ -348,17 +350,5 @@ impl Driver for Ide {
             // A second stop would stop nothing.
             Waits::Reset { .. } => action == Action::Reset && self.config.reset != ResetBy::BusMasterStop,
         }
-    }
-
-    fn issue<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>, id: u8, action: Action) {
-        bus.issue(id, action);
-    }
-
-    fn reset<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>, id: u8) {
-        bus.reset(id);
-    }
-
-    fn serve<M: GuestMemory + ?Sized, H: Storage<M>>(bus: &mut Bus<'_, Self, M, H>) {
-        bus.serve();
     }
 }
