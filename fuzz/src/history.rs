@@ -122,10 +122,12 @@ impl History {
         self.end(ticket, ok, stable);
     }
 
-    /// The guest is told that the cache is off, which it asked for at the time `begun`.
-    pub fn cache_is_off(&mut self, begun: u64, latched: bool) {
-        assert!(!latched, "the cache was turned off after a durable operation had failed");
-        self.flushed(begun);
+    /// The guest is told that the cache is on or off, which it asked for at the time `begun`.
+    pub fn cache_switched(&mut self, on: bool, begun: u64, latched: bool) {
+        assert!(on || !latched, "the cache was turned off after a durable operation had failed");
+        if !on {
+            self.flushed(begun);
+        }
     }
 
     /// Something that the guest takes for a flush, submitted at the time [`Self::now`] returned, has ended well.

@@ -190,8 +190,7 @@ impl<D: Driver> Rig<D> {
             }
             Action::Scribble { at, value } => {
                 self.lie();
-                let end = page(D::RINGS_AT, self.ring_count as u64 + D::OUTSTANDING);
-                self.memory.put(u64::from(at) % end, &value.to_le_bytes());
+                self.memory.scribble(at, value);
             }
             Action::BusMaster { on } => self.set_bus_master(on),
             Action::Configure { offset, width, value } => {

@@ -201,7 +201,7 @@ impl Driver for ScsiDriver {
         assert!(u64::from(residual) <= data_bytes);
         let ok = (response, status) == (0, 0);
         if let (true, Some(begun)) = (ok, cache_off) {
-            rig.history.cache_is_off(begun, latched);
+            rig.history.cache_switched(false, begun, latched);
         }
         let Some((act, ticket)) = act else { return };
         if let (Act::Read(_), true) = (act, ok) {
