@@ -18,14 +18,11 @@ use std::ops::ControlFlow;
 
 use blk_core::memory::GuestMemory;
 use blk_core::sim::{
-    Action, Cell, Contents, Ended, Guest, INITIAL, Outcome, Party, Report, SectorRun, Verdict, Violation,
-    explore, sample,
+    Action, Cell, Contents, Ended, Guest, INITIAL, Outcome, Party, Report, SAFE_MODES, SectorRun, Verdict,
+    Violation, explore, explore_all, sample,
 };
 use blk_core::storage::{CacheMode, Storage};
 use direct::{Direct, Driver};
-
-const SAFE_MODES: [CacheMode; 4] =
-    [CacheMode::WriteThrough, CacheMode::WriteBack, CacheMode::None, CacheMode::DirectSync];
 
 /// Longest programs of the exhaustive tests: an unoptimized build is ten times slower.
 const LENGTH: u8 = if cfg!(debug_assertions) { 2 } else { 3 };
@@ -33,19 +30,9 @@ const LENGTH: u8 = if cfg!(debug_assertions) { 2 } else { 3 };
 fn run<const Q: usize>(cell: &Cell, driver: Driver) -> Report {
     let mut cell = *cell;
     cell.disk.handles = Q;
-    let report = explore(&|memory, storage| Direct::<Q>::boot(driver, memory, storage), &cell, &mut |_| {
-        ControlFlow::Continue(())
-    });
+    let report = explore_all(&|memory, storage| Direct::<Q>::boot(driver, memory, storage), &cell);
     println!("{:?} fua={} {:?} {:?}", cell.disk.mode, cell.disk.native_fua, report.explored, report.elapsed);
     report
-}
-
-#[track_caller]
-fn assert_safe(report: &Report) {
-    if let Some(counterexample) = report.counterexample() {
-        panic!("\n{counterexample}");
-    }
-    assert_eq!(report.verdict, Verdict::Safe);
 }
 
 #[test]
@@ -54,7 +41,7 @@ fn every_mode_but_unsafe_is_safe() {
         for native_fua in [false, true] {
             let mut cell = Cell::new(mode, LENGTH);
             cell.disk.native_fua = native_fua;
-            assert_safe(&run::<1>(&cell, Driver::Whole));
+            run::<1>(&cell, Driver::Whole).assert_safe();
         }
     }
 }
@@ -62,15 +49,15 @@ fn every_mode_but_unsafe_is_safe() {
 #[test]
 fn two_queues_are_safe() {
     for mode in SAFE_MODES {
-        assert_safe(&run::<2>(&Cell::new(mode, LENGTH), Driver::Whole));
+        run::<2>(&Cell::new(mode, LENGTH), Driver::Whole).assert_safe();
     }
 }
 
 #[test]
 fn a_driver_that_knows_no_flush_is_safe_because_the_device_is_write_through() {
     for mode in SAFE_MODES {
-        assert_safe(&run::<1>(&Cell::new(mode, LENGTH), Driver::Old));
-        assert_safe(&run::<1>(&Cell::new(mode, LENGTH), Driver::FirmwareThenOld));
+        run::<1>(&Cell::new(mode, LENGTH), Driver::Old).assert_safe();
+        run::<1>(&Cell::new(mode, LENGTH), Driver::FirmwareThenOld).assert_safe();
     }
 }
 
@@ -79,7 +66,7 @@ fn a_full_disk_queue_delays_and_breaks_nothing() {
     for depth in [1, 2] {
         let mut cell = Cell::new(CacheMode::WriteBack, LENGTH);
         cell.disk.depth = depth;
-        assert_safe(&run::<1>(&cell, Driver::Whole));
+        run::<1>(&cell, Driver::Whole).assert_safe();
     }
 }
 
@@ -87,7 +74,7 @@ fn a_full_disk_queue_delays_and_breaks_nothing() {
 fn a_reset_that_fences_instead_of_waiting_is_safe() {
     let mut cell = Cell::new(CacheMode::WriteBack, LENGTH);
     cell.disk.cancels = true;
-    assert_safe(&run::<2>(&cell, Driver::Whole));
+    run::<2>(&cell, Driver::Whole).assert_safe();
 }
 
 #[test]
@@ -127,7 +114,7 @@ fn a_guest_that_is_told_of_no_cache_where_there_is_one_loses_data() {
 fn a_program_that_needs_barriers_breaks_on_a_front_without_them() {
     let mut cell = Cell::new(CacheMode::WriteThrough, LENGTH);
     cell.needs_barriers = true;
-    assert_safe(&run::<1>(&cell, Driver::Whole));
+    run::<1>(&cell, Driver::Whole).assert_safe();
     let report = run::<1>(&cell, Driver::WithoutBarriers);
     let counterexample = report.counterexample().expect("nobody drains");
     println!("{counterexample}");
@@ -144,7 +131,7 @@ fn random_walks_through_long_programs_find_nothing_in_safe_modes_and_the_loss_in
     let boot = &|memory: &_, storage: &mut [_]| Direct::<1>::boot(Driver::Whole, memory, storage);
     let mut watch = |_| ControlFlow::Continue(());
     for mode in SAFE_MODES {
-        assert_safe(&sample(boot, &Cell::new(mode, 40), 1, 300, &mut watch));
+        sample(boot, &Cell::new(mode, 40), 1, 300, &mut watch).assert_safe();
     }
     let cell = Cell::new(CacheMode::Unsafe, 40);
     let found = sample(boot, &cell, 1, 300, &mut watch);
@@ -200,7 +187,7 @@ fn a_defect_that_shows_only_after_a_power_cut_is_found() {
     let mut watch = |_| ControlFlow::Continue(());
     let mut cell = Cell::new(CacheMode::WriteBack, 3);
     cell.power_cuts = 0;
-    assert_safe(&explore(boot, &cell, &mut watch));
+    explore(boot, &cell, &mut watch).assert_safe();
     cell.power_cuts = 1;
     let report = explore(boot, &cell, &mut watch);
     let counterexample = report.counterexample().expect("I7: all of it again, starting from a crash state");
@@ -263,7 +250,7 @@ mod mutants {
             set(Some(mutant));
             assert!(!explore_cell(mutant).is_safe());
             set(None);
-            assert_safe(&explore_cell(mutant));
+            explore_cell(mutant).assert_safe();
         }
     }
 }

@@ -27,6 +27,17 @@ pub fn stamp(value: u64) -> [u8; SECTOR] {
     bytes
 }
 
+/// The bytes of a run of sectors that hold `value`.
+pub fn stamps(extent: Extent, value: u64) -> Vec<u8> {
+    stamp(value).repeat(usize::try_from(extent.sectors).expect("small"))
+}
+
+/// A run on a disk of `sectors`, from the low bits of `at` on, of at most `longest` sectors by its bits from `shift` on.
+pub fn extent(at: u8, shift: u8, longest: u64, sectors: u64) -> Extent {
+    let start = u64::from(at) % sectors;
+    Extent::new(start, (1 + u64::from(at >> shift) % longest).min(sectors - start))
+}
+
 /// The value of a sector's bytes, or [`MIXED`].
 pub fn value(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().expect("8 bytes")));
@@ -397,6 +408,11 @@ impl Handle {
             Event::Busy { on } => disk.busy = on,
             Event::Prompt { on } => disk.prompt = on,
         }
+    }
+
+    /// Whether nothing that was submitted is still to land.
+    pub fn has_landed(&self) -> bool {
+        self.disk().flying().count() == 0
     }
 
     /// Ends what is in flight, and from now on everything as it is submitted.

@@ -2,6 +2,7 @@
 
 use blk_core::bus::{Access, Device as _, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::pci::{MsixOwner, PciFunction};
+use blk_core::sim::virtio::place_on_pci;
 use blk_core::virtio::VirtioDevice;
 use blk_core::virtio::mmio::{INTERRUPT_USED, Mmio, register};
 use blk_core::virtio::pci::{ISR_QUEUE, VirtioPci, common, structure};
@@ -240,23 +241,9 @@ impl<D: VirtioDevice<Memory, [Handle]>> Front<D> {
         if self.way == Way::Mmio {
             return (register, width);
         }
-        if let Some(offset) = register.checked_sub(register::CONFIG) {
-            return (structure::DEVICE + offset, width);
-        }
-        match register {
-            register::DEVICE_FEATURES_SEL => (common::DEVICE_FEATURE_SELECT, Width::Dword),
-            register::DEVICE_FEATURES => (common::DEVICE_FEATURE, Width::Dword),
-            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
-            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
-            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
-            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
-            register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
-            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
-            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
-            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
-            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
-            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
-            _ => unreachable!("{register:#x} is no register that a driver uses on PCI"),
+        match place_on_pci(register) {
+            (offset, _) if register >= register::CONFIG => (offset, width),
+            place => place,
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use blk_core::units::Extent;
 
-use crate::disk::{Disk, MIXED};
+use crate::disk::{Disk, MIXED, value};
 
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,24 @@ pub enum Act {
     Read(Extent),
     /// Makes stable what was done before it was submitted.
     Flush,
+}
+
+impl Act {
+    /// Whether it changes the disk.
+    pub const fn mutates(self) -> bool {
+        matches!(self, Self::Write(..) | Self::Zero(_) | Self::Discard(_))
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// Well.
+    pub ok: bool,
+    /// By what the guest was told, it then survives a power cut: see [`History::end`].
+    pub stable: bool,
+    /// It was submitted after a durable operation had failed.
+    pub latched: bool,
 }
 
 struct Entry {
@@ -81,6 +99,34 @@ impl History {
         if ok && (entry.act == Act::Flush || stable && matches!(entry.act, Act::Read(_))) {
             let begun = entry.submitted;
             self.make_stable(begun);
+        }
+    }
+
+    /// As [`Self::end`], after a look at what no request may do. `sector` has what the sector at this index of a read brought.
+    pub fn conclude(
+        &mut self,
+        disk: &Disk,
+        (act, ticket): (Act, Ticket),
+        end: End,
+        sector: impl Fn(u64) -> [u8; 512],
+    ) {
+        let End { ok, stable, latched } = end;
+        assert!(!(ok && act.mutates() && disk.info().read_only), "{act:?} on a read-only disk");
+        let promises = act.mutates() || act == Act::Flush || stable;
+        assert!(!(ok && promises && latched), "{act:?} ended well after a durable operation had failed");
+        if let (Act::Read(extent), true) = (act, ok) {
+            for index in 0..extent.sectors {
+                self.check_read(ticket, extent.start.0 + index, value(&sector(index)));
+            }
+        }
+        self.end(ticket, ok, stable);
+    }
+
+    /// The guest is told that the cache is on or off, which it asked for at the time `begun`.
+    pub fn cache_switched(&mut self, on: bool, begun: u64, latched: bool) {
+        assert!(on || !latched, "the cache was turned off after a durable operation had failed");
+        if !on {
+            self.flushed(begun);
         }
     }
 

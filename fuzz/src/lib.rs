@@ -8,6 +8,8 @@
 //! - [`disk`]: a storage that completes when, in which order and how the fuzzer says, keeping medium and cache apart;
 //! - [`front`]: a virtio device behind any of its transports;
 //! - [`ring`]: the driver's side of a virtqueue;
+//! - [`virtio`]: a driver of a virtio device, whichever;
+//! - [`image`]: an image for whole servers;
 //! - [`history`]: the oracle: what a guest may read, and what must survive a power cut.
 
 #![allow(missing_docs, reason = "the macros generate helpers")]
@@ -15,7 +17,9 @@
 pub mod disk;
 pub mod front;
 pub mod history;
+pub mod image;
 pub mod memory;
 pub mod program;
 pub mod ring;
 pub mod targets;
+pub mod virtio;

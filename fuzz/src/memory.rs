@@ -45,6 +45,11 @@ impl Memory {
         cells.zip(bytes).for_each(|(cell, byte)| cell.set(*byte));
     }
 
+    /// The guest writes anything over whatever it has.
+    pub fn scribble(&self, at: u16, value: u32) {
+        self.put(u64::from(at) % self.bytes.len() as u64, &value.to_le_bytes());
+    }
+
     /// The guest reads. Beyond the end it reads zeroes.
     pub fn get<const N: usize>(&self, addr: u64) -> [u8; N] {
         std::array::from_fn(|i| self.bytes.get(to_usize(addr).saturating_add(i)).map_or(0, Cell::get))

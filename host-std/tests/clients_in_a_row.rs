@@ -7,7 +7,6 @@ mod ahci;
 mod serving;
 
 use std::io::Write as _;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use ahci::{Ahci, MSI};
@@ -59,7 +58,7 @@ fn row(mut server: Server, mut client: impl FnMut(&Server, &mut Rng, &mut Shadow
 
 /// A client that says a part of what it has to say.
 fn half_a_message(server: &Server, random: &mut Rng) {
-    let mut stream = UnixStream::connect(server.socket()).unwrap();
+    let mut stream = server.connect();
     let bytes: Vec<u8> = (0..random.usize(..15)).map(|_| random.u8(..)).collect();
     stream.write_all(&bytes).unwrap();
 }

@@ -1,13 +1,8 @@
 //! Guests for the crash explorer: small drivers that reach the disk through command blocks and parameter lists, or through
 //! [`virtio_scsi`], and nothing else. They also run over real memory and real files.
 
-#![allow(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test driver: a panic in it is a failed test, and no guest reaches it"
-)]
+// A panic in a test driver is a failed test, and no guest reaches it.
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used, clippy::panic)]
 
 pub mod virtio_scsi;
 
@@ -15,7 +10,7 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
-use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, written_by};
+use blk_core::sim::{self, Action, Ended, Guest, Outcome, SectorRun, World, alphabet, layout, written_by};
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
 use heapless::Vec;
@@ -28,7 +23,7 @@ use crate::task_set::{Attribute, Task};
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 /// Tasks that the unit has room for: one more than the driver ever has outstanding.
-const TASKS: usize = 4;
+const TASKS: usize = DEPTH + 1;
 /// Steps outstanding at once.
 const DEPTH: usize = 3;
 /// Bytes of a sector, and of a logical block.
@@ -54,39 +49,26 @@ pub enum Variant {
     FirmwareThenOld,
 }
 
-const ALPHABET: [Action; 12] = [
-    Action::Write(SectorRun::ZERO),
-    Action::Write(SectorRun::ONE),
-    Action::Write(SectorRun::BOTH),
-    Action::WriteFua(SectorRun::ZERO),
-    Action::WriteOrdered(SectorRun::ONE),
-    Action::WriteZeroes(SectorRun::BOTH),
-    Action::Discard(SectorRun::ZERO),
-    Action::Read(SectorRun::BOTH),
-    Action::Flush,
-    Action::Reset,
-    Action::CacheOff,
-    Action::CacheOn,
-];
+const ALPHABET: [Action; 12] = alphabet(&[
+    &Action::WRITES,
+    &[Action::WriteFua(SectorRun::ZERO), Action::WriteOrdered(SectorRun::ONE)],
+    &[Action::WriteZeroes(SectorRun::BOTH), Action::Discard(SectorRun::ZERO), Action::Read(SectorRun::BOTH)],
+    &[Action::Flush, Action::Reset, Action::CacheOff, Action::CacheOn],
+]);
 
 /// A driver and its disk.
 #[derive(Clone, Debug, Serialize)]
 pub struct Driver {
     unit: LogicalUnit<TASKS>,
     variant: Variant,
-    outstanding: [Option<Outstanding>; DEPTH],
+    /// Steps that have not ended.
+    outstanding: [Option<(u8, Action)>; DEPTH],
     /// The step whose reset is under way.
     resetting: Option<u8>,
     /// A step for which there was no room.
     refused: Option<u8>,
     /// The cache as the driver last read it.
     write_cache: bool,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Outstanding {
-    id: u8,
-    action: Action,
 }
 
 /// Where a task's data is, told by its tag: the step's page, or a parameter list in RAM.
@@ -185,12 +167,6 @@ impl Order {
     }
 }
 
-/// Guest memory and storage, as they come in with each call.
-struct World<'a, M: ?Sized, H> {
-    memory: &'a M,
-    storage: &'a mut H,
-}
-
 impl Driver {
     /// Brings a disk up for a guest of this kind. `storage` has one handle.
     ///
@@ -253,10 +229,8 @@ impl Driver {
             ..Order::new(&[0x1a, 0x08, 0x08, 0, len as u8, 0])
         };
         assert!(self.execute(&sense, world, ended), "the caching page is always there");
-        let mut page = [0; HEADER + CACHING];
-        let at = GuestAddr(OWN_LIST * LIST_BYTES);
-        world.memory.read(at, &mut page).expect("it is RAM");
-        world.memory.write(at, &[0; HEADER + CACHING]).expect("it is RAM");
+        let page: [u8; HEADER + CACHING] = sim::get(world.memory, OWN_LIST * LIST_BYTES);
+        sim::put(world.memory, OWN_LIST * LIST_BYTES, &[0; HEADER + CACHING]);
         assert_eq!((page[3], page[HEADER], page[HEADER + 1]), (0, 0x08, 0x12), "no descriptor, the page");
         page[HEADER + 2] & WCE != 0
     }
@@ -283,7 +257,7 @@ impl Driver {
 
     fn put_list<M: GuestMemory, H>(&self, number: u64, order: &Order, world: &mut World<'_, M, H>) {
         if let Some(list) = order.list {
-            world.memory.write(GuestAddr(number * LIST_BYTES), &list).expect("it is RAM");
+            sim::put(world.memory, number * LIST_BYTES, &list);
         }
     }
 
@@ -295,21 +269,19 @@ impl Driver {
         ended: &mut Vec<Ended, 16>,
     ) {
         let id = (one.tag & 0xff) as u8;
-        let slot = self.outstanding.iter().position(|o| o.is_some_and(|o| o.id == id));
+        let slot = self.outstanding.iter().position(|o| o.is_some_and(|(step, _)| step == id));
         // Tasks that a reset took away are not waited for.
         let Some(slot) = slot else { return };
-        let Some(Outstanding { action, .. }) = self.outstanding[slot].take() else { return };
+        let Some((_, action)) = self.outstanding[slot].take() else { return };
         self.wipe(slot, action, world.memory);
         let outcome = match &one.outcome {
             disk::Outcome::Good => {
-                let mut read = [None; 2];
                 if let Action::Read(run) = action {
                     assert_eq!(one.transferred_bytes, bytes(run), "all of it was read");
-                    for (index, value) in (0..u64::from(run.count)).zip(&mut read) {
-                        *value = uniform(world.memory, layout::sink(id).0 + SECTOR * index);
-                    }
+                    Outcome::Ok { read: sim::read_back(world.memory, id, run) }
+                } else {
+                    Outcome::DONE
                 }
-                Outcome::Ok { read }
             }
             disk::Outcome::CheckCondition(sense) => {
                 assert!(matches!(sense.first(), Some(0x70 | 0x71 | 0xf0 | 0xf1)), "fixed format");
@@ -327,23 +299,20 @@ impl Driver {
     /// Clears what a task leaves behind, so that histories with the same future are the same state.
     fn wipe<M: GuestMemory>(&self, slot: usize, action: Action, memory: &M) {
         if matches!(action, Action::Discard(_) | Action::CacheOff | Action::CacheOn) {
-            let at = GuestAddr(slot as u64 * LIST_BYTES);
-            memory.write(at, &[0; HEADER + CACHING]).expect("it is RAM");
+            sim::put(memory, slot as u64 * LIST_BYTES, &[0; HEADER + CACHING]);
         }
     }
 
     /// The reset is over: nothing that was outstanding comes back.
     fn restart<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
         for slot in 0..DEPTH {
-            if let Some(Outstanding { action, .. }) = self.outstanding[slot].take() {
+            if let Some((_, action)) = self.outstanding[slot].take() {
                 self.wipe(slot, action, world.memory);
             }
         }
         self.bring_up(world);
     }
 }
-
-const OK: Outcome = Outcome::Ok { read: [None; 2] };
 
 impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
     fn alphabet(&self) -> &'static [Action] {
@@ -374,7 +343,7 @@ impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
         self.put_list(slot as u64, &order, world);
         let in_list = if order.list.is_some() { IN_LIST } else { 0 };
         match self.unit.enqueue(order.task(u64::from(id) | (slot as u64) << 8 | in_list)) {
-            Ok(()) => self.outstanding[slot] = Some(Outstanding { id, action }),
+            Ok(()) => self.outstanding[slot] = Some((id, action)),
             // Only where a mutant runs tasks that a reset should have dropped.
             Err(_) => self.refused = Some(id),
         }
@@ -399,7 +368,7 @@ impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
             && let Some(id) = self.resetting.take()
         {
             self.restart(world);
-            ended.push(Ended { id, outcome: OK }).expect("no more than the depth and this");
+            ended.push(Ended { id, outcome: Outcome::DONE }).expect("no more than the depth and this");
         }
         ended
     }
@@ -411,11 +380,4 @@ impl<M: GuestMemory, H: Storage<M>> Guest<M, [H]> for Driver {
 
 const fn bytes(run: SectorRun) -> u64 {
     run.count as u64 * SECTOR
-}
-
-/// The value of a sector in memory, if all its bytes are the same.
-fn uniform<M: GuestMemory>(memory: &M, at: u64) -> Option<u8> {
-    let mut bytes = [0; SECTOR as usize];
-    memory.read(GuestAddr(at), &mut bytes).expect("it is a sink");
-    bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
 }

@@ -1,11 +1,8 @@
 //! Every schedule and crash point of small programs, through real command blocks.
 
 #![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::ops::ControlFlow;
-
-use blk_core::sim::{Cell, DiskConfig, Report, SimHandle, SimMemory, explore, sample};
+use blk_core::sim::{Cell, DiskConfig, Report, SAFE_MODES, SimHandle, SimMemory, explore_all, sample_all};
 use blk_core::storage::CacheMode;
 use scsi_model::sim::virtio_scsi::{Driver as VirtioDriver, Variant as VirtioVariant};
 use scsi_model::sim::{Driver, Variant};
@@ -13,19 +10,16 @@ use scsi_model::sim::{Driver, Variant};
 fn run(variant: Variant, mode: CacheMode, native_fua: bool, length: u8) -> Report {
     let boot = |memory: &SimMemory, storage: &mut [SimHandle]| Driver::boot(variant, memory, storage);
     let cell = Cell { disk: DiskConfig { native_fua, ..DiskConfig::new(mode) }, ..Cell::new(mode, length) };
-    explore(&boot, &cell, &mut |_| ControlFlow::Continue(()))
+    explore_all(&boot, &cell)
 }
 
 #[test]
 fn every_mode_but_unsafe_keeps_every_promise() {
-    for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+    for mode in SAFE_MODES {
         for (variant, fua) in [(Variant::Sd, false), (Variant::Sd, true), (Variant::FirmwareThenOld, false)] {
             let report = run(variant, mode, fua, 2);
             println!("{} {variant:?} {fua}: {:?} {:?}", mode.name(), report.explored, report.elapsed);
-            if let Some(counterexample) = report.counterexample() {
-                panic!("{} {variant:?}: {counterexample}", mode.name());
-            }
-            assert!(report.is_safe());
+            report.assert_safe();
         }
     }
 }
@@ -33,12 +27,12 @@ fn every_mode_but_unsafe_keeps_every_promise() {
 fn run_virtio<const Q: usize>(variant: VirtioVariant, mode: CacheMode, length: u8) -> Report {
     let boot =
         |memory: &SimMemory, storage: &mut [SimHandle]| VirtioDriver::<Q>::boot(variant, memory, storage);
-    explore(&boot, &Cell::new(mode, length), &mut |_| ControlFlow::Continue(()))
+    explore_all(&boot, &Cell::new(mode, length))
 }
 
 #[test]
 fn so_it_does_behind_virtio_scsi() {
-    for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+    for mode in SAFE_MODES {
         let reports = [
             ("device reset", run_virtio::<1>(VirtioVariant::DeviceReset, mode, 2)),
             ("two queues, unit reset", run_virtio::<2>(VirtioVariant::UnitReset, mode, 2)),
@@ -47,10 +41,7 @@ fn so_it_does_behind_virtio_scsi() {
         ];
         for (name, report) in reports {
             println!("{} {name}: {:?} {:?}", mode.name(), report.explored, report.elapsed);
-            if let Some(counterexample) = report.counterexample() {
-                panic!("{} {name}: {counterexample}", mode.name());
-            }
-            assert!(report.is_safe());
+            report.assert_safe();
         }
     }
     assert!(run_virtio::<1>(VirtioVariant::DeviceReset, CacheMode::Unsafe, 2).counterexample().is_some());
@@ -61,11 +52,7 @@ fn so_it_does_behind_virtio_scsi() {
 fn random_walks_through_longer_programs_keep_every_promise() {
     for mode in [CacheMode::WriteThrough, CacheMode::WriteBack] {
         let boot = |memory: &SimMemory, storage: &mut [SimHandle]| Driver::boot(Variant::Sd, memory, storage);
-        let report = sample(&boot, &Cell::new(mode, 10), 1, 1000, &mut |_| ControlFlow::Continue(()));
-        if let Some(counterexample) = report.counterexample() {
-            panic!("{}: {counterexample}", mode.name());
-        }
-        assert!(report.is_safe());
+        sample_all(&boot, &Cell::new(mode, 10), 1000).assert_safe();
     }
 }
 

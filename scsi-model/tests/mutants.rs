@@ -3,10 +3,8 @@
 #![cfg(feature = "mutants")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::ops::ControlFlow;
-
 use blk_core::mutant::{self, Mutant};
-use blk_core::sim::{Cell, Counterexample, SimGuest, SimHandle, SimMemory, explore};
+use blk_core::sim::{Cell, Counterexample, SAFE_MODES, SimGuest, SimHandle, SimMemory, explore_all};
 use blk_core::storage::CacheMode;
 use scsi_model::sim::{Driver, Variant, virtio_scsi};
 
@@ -21,7 +19,7 @@ fn find<G: SimGuest>(
     mode: CacheMode,
     length: u8,
 ) -> Option<Counterexample> {
-    explore(&boot, &Cell::new(mode, length), &mut |_| ControlFlow::Continue(())).counterexample().cloned()
+    explore_all(&boot, &Cell::new(mode, length)).counterexample().cloned()
 }
 
 fn in_unit(mode: CacheMode, length: u8) -> Option<(String, Counterexample)> {
@@ -47,7 +45,7 @@ fn catch(
     find: fn(CacheMode, u8) -> Option<(String, Counterexample)>,
 ) -> Option<(String, Counterexample)> {
     for length in 1..=3 {
-        for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+        for mode in SAFE_MODES {
             mutant::set(Some(mutant));
             let found = find(mode, length);
             mutant::set(None);

@@ -1,36 +1,30 @@
 //! A guest for the crash explorer: a small driver that reaches the device through its registers and rings, and nothing
 //! else. It also runs over real memory and real files.
 
-#![allow(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test driver: a panic in it is a failed test, and no guest reaches it"
-)]
+// A panic in a test driver is a failed test, and no guest reaches it.
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used, clippy::panic)]
 
 use blk_core::bus::{Device, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
-use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, written_by};
+use blk_core::sim::virtio::{DriverRing, Piece, RingLayout, WRITE, accept};
+use blk_core::sim::{self, Action, Ended, Guest, Outcome, SectorRun, World, alphabet, layout, written_by};
 use blk_core::storage::Storage;
-use blk_core::units::GuestAddr;
+use blk_core::units::SECTOR_BYTES;
 use heapless::Vec;
 use serde::Serialize;
 use serde_big_array::BigArray;
 use zerocopy::IntoBytes as _;
 
 use crate::device::{Config, Interface};
-use crate::front::mmio::{INTERRUPT_USED, Mmio, register};
+use crate::front::mmio::{Mmio, register};
 use crate::wire::{ConfigSpace, DeviceStatus, Features, RangeSegment, RequestHeader};
 
 /// Requests that the device has in flight in each queue: one more than the driver ever offers.
-const SLOTS: usize = 4;
+const SLOTS: usize = DEPTH + 1;
 /// Steps outstanding at once.
 const DEPTH: usize = 3;
 /// Entries of a ring: room for `DEPTH` chains of three.
 const RING: u16 = 16;
-/// Bytes of a sector.
-const SECTOR: u64 = 512;
 
 /// Where things are in memory: requests first, then the rings, each in one piece as the legacy interface has it.
 const HEADERS: u64 = 0x00;
@@ -38,13 +32,11 @@ const RANGES: u64 = 0x30;
 const STATUSES: u64 = 0x60;
 const RINGS: u64 = 0x80;
 const RING_BYTES: u64 = 0x1b0;
-const DRIVER_AREA: u64 = 0x100;
-const DEVICE_AREA: u64 = 0x128;
-const USED_EVENT: u64 = DRIVER_AREA + 4 + 2 * RING as u64;
 
-/// Descriptor flags (VIRTIO 1.3, 2.7.5).
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+const fn ring(queue: usize) -> RingLayout {
+    let at = RINGS + queue as u64 * RING_BYTES;
+    RingLayout { entries: RING, descriptors: at, driver: at + 0x100, device: at + 0x128 }
+}
 
 /// What kind of guest: what it negotiates and what its block layer then does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,20 +55,13 @@ pub enum Variant {
     Of2009,
 }
 
-const COMMON: [Action; 10] = [
-    Action::Write(SectorRun::ZERO),
-    Action::Write(SectorRun::ONE),
-    Action::Write(SectorRun::BOTH),
-    Action::WriteZeroes(SectorRun::BOTH),
-    Action::Discard(SectorRun::ZERO),
-    Action::Read(SectorRun::BOTH),
-    Action::Flush,
-    Action::Reset,
-    Action::CacheOff,
-    Action::CacheOn,
-];
-const BARRIER: [Action; 11] = with(Action::WriteOrdered(SectorRun::ONE));
-const FUA: [Action; 11] = with(Action::WriteFua(SectorRun::ZERO));
+const COMMON: [Action; 10] = alphabet(&[
+    &Action::WRITES,
+    &[Action::WriteZeroes(SectorRun::BOTH), Action::Discard(SectorRun::ZERO), Action::Read(SectorRun::BOTH)],
+    &[Action::Flush, Action::Reset, Action::CacheOff, Action::CacheOn],
+]);
+const BARRIER: [Action; 11] = alphabet(&[&COMMON, &[Action::WriteOrdered(SectorRun::ONE)]]);
+const FUA: [Action; 11] = alphabet(&[&COMMON, &[Action::WriteFua(SectorRun::ZERO)]]);
 const OF_2009: [Action; 6] = [
     Action::Write(SectorRun::ZERO),
     Action::Write(SectorRun::BOTH),
@@ -85,16 +70,6 @@ const OF_2009: [Action; 6] = [
     Action::Flush,
     Action::Reset,
 ];
-
-const fn with(action: Action) -> [Action; 11] {
-    let mut all = [action; 11];
-    let mut index = 0;
-    while index < COMMON.len() {
-        all[index] = COMMON[index];
-        index += 1;
-    }
-    all
-}
 
 /// A driver and its device, of `Q` queues.
 #[derive(Clone, Debug, Serialize)]
@@ -112,12 +87,6 @@ pub struct Driver<const Q: usize> {
     write_cache: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct DriverRing {
-    available: u16,
-    used: u16,
-}
-
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Outstanding {
     id: u8,
@@ -129,12 +98,6 @@ struct Outstanding {
 enum Waiting {
     Reset { id: u8 },
     CacheOff { id: u8 },
-}
-
-/// Guest memory and storage, as they come in with each call.
-struct World<'a, M: ?Sized, H> {
-    memory: &'a M,
-    storage: &'a mut [H],
 }
 
 impl<const Q: usize> Driver<Q> {
@@ -192,29 +155,25 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Initialisation (VIRTIO 1.3, 3.1.1 and 4.2.3; legacy 4.2.4).
-    fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
+    fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
         let mut status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        self.set(world, register::STATUS, u32::from(status.bits()));
+        world.set(&mut self.device, register::STATUS, u32::from(status.bits()));
         let offered = self.features(world);
         let features = self.wants() & offered;
         let missing = self.wants().difference(offered);
         assert!((missing - Features::MQ).is_empty(), "not offered: {missing:?}");
-        let (low, high) = (features.bits() as u32, (features.bits() >> 32) as u32);
-        for (half, bits) in [(0, low), (1, high)] {
-            self.set(world, register::DRIVER_FEATURES_SEL, half);
-            self.set(world, register::DRIVER_FEATURES, bits);
-        }
+        world.set_all(&mut self.device, &accept(features.bits()));
         if !self.is_legacy() {
             status |= DeviceStatus::FEATURES_OK;
-            self.set(world, register::STATUS, u32::from(status.bits()));
-            let accepted = self.get(world, register::STATUS);
+            world.set(&mut self.device, register::STATUS, u32::from(status.bits()));
+            let accepted = world.get(&mut self.device, register::STATUS);
             assert_eq!(accepted, u32::from(status.bits()), "the features are accepted");
         }
         for queue in 0..Q as u32 {
             self.bring_up_queue(world, queue);
         }
         status |= DeviceStatus::DRIVER_OK;
-        self.set(world, register::STATUS, u32::from(status.bits()));
+        world.set(&mut self.device, register::STATUS, u32::from(status.bits()));
         self.write_cache = match self.variant {
             Variant::NoFlush => false,
             Variant::Of2009 => true,
@@ -222,40 +181,30 @@ impl<const Q: usize> Driver<Q> {
         };
     }
 
-    fn bring_up_queue<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, queue: u32) {
-        let ring = RINGS + u64::from(queue) * RING_BYTES;
-        put(world.memory, ring, &[0; RING_BYTES as usize]);
+    fn bring_up_queue<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, queue: u32) {
+        let layout = ring(queue as usize);
+        sim::put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
         self.rings[queue as usize] = DriverRing::default();
-        self.set(world, register::QUEUE_SEL, queue);
-        assert_eq!(self.get(world, register::QUEUE_SIZE_MAX), u32::from(RING));
-        self.set(world, register::QUEUE_SIZE, u32::from(RING));
-        if self.is_legacy() {
-            self.set(world, register::GUEST_PAGE_SIZE, RINGS as u32);
-            self.set(world, register::QUEUE_ALIGN, 4);
-            self.set(world, register::QUEUE_PFN, (ring / RINGS) as u32);
-            return;
+        world.set(&mut self.device, register::QUEUE_SEL, queue);
+        assert_eq!(world.get(&mut self.device, register::QUEUE_SIZE_MAX), u32::from(RING));
+        if !self.is_legacy() {
+            return world.set_all(&mut self.device, &layout.set_up(queue));
         }
-        let parts = [
-            (register::QUEUE_DESC_LOW, ring),
-            (register::QUEUE_DRIVER_LOW, ring + DRIVER_AREA),
-            (register::QUEUE_DEVICE_LOW, ring + DEVICE_AREA),
-        ];
-        for (low, at) in parts {
-            self.set(world, low, at as u32);
-            self.set(world, low + 4, (at >> 32) as u32);
-        }
-        self.set(world, register::QUEUE_READY, 1);
+        world.set(&mut self.device, register::QUEUE_SIZE, u32::from(RING));
+        world.set(&mut self.device, register::GUEST_PAGE_SIZE, RINGS as u32);
+        world.set(&mut self.device, register::QUEUE_ALIGN, 4);
+        world.set(&mut self.device, register::QUEUE_PFN, (layout.descriptors / RINGS) as u32);
     }
 
-    fn features<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) -> Features {
+    fn features<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> Features {
         let bits = [1, 0].into_iter().fold(0, |bits, half| {
-            self.set(world, register::DEVICE_FEATURES_SEL, half);
-            bits << 32 | u64::from(self.get(world, register::DEVICE_FEATURES))
+            world.set(&mut self.device, register::DEVICE_FEATURES_SEL, half);
+            bits << 32 | u64::from(world.get(&mut self.device, register::DEVICE_FEATURES))
         });
         Features::from_bits_truncate(bits)
     }
 
-    fn read_writeback<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) -> bool {
+    fn read_writeback<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> bool {
         let offset = register::CONFIG + ConfigSpace::WRITEBACK;
         let World { memory, storage } = world;
         self.device.read(Region::Bar(0), offset, Width::Byte, *memory, *storage).value != 0
@@ -264,26 +213,13 @@ impl<const Q: usize> Driver<Q> {
     /// Writes `writeback`. Returns whether the write is done.
     fn write_writeback<M: GuestMemory, H: Storage<M>>(
         &mut self,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         on: bool,
     ) -> bool {
         let offset = register::CONFIG + ConfigSpace::WRITEBACK;
         let World { memory, storage } = world;
         let access = self.device.write(Region::Bar(0), offset, Width::Byte, u64::from(on), *memory, *storage);
         access.value == WriteStatus::Done
-    }
-
-    fn get<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, offset: u64) -> u32 {
-        let World { memory, storage } = world;
-        self.device.read(Region::Bar(0), offset, Width::Dword, *memory, *storage).value as u32
-    }
-
-    /// Writes a register. Status 0 may stay pending, which the poll sees.
-    fn set<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, offset: u64, value: u32) {
-        let World { memory, storage } = world;
-        let access =
-            self.device.write(Region::Bar(0), offset, Width::Dword, u64::from(value), *memory, *storage);
-        assert!(access.value == WriteStatus::Done || (offset, value) == (register::STATUS, 0));
     }
 
     /// The request of a step, and whether its data is written by the device.
@@ -303,13 +239,13 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Puts a request into its ring, and notifies.
-    fn send<M: GuestMemory, H: Storage<M>>(&mut self, id: u8, action: Action, world: &mut World<'_, M, H>) {
+    fn send<M: GuestMemory, H: Storage<M>>(&mut self, id: u8, action: Action, world: &mut World<'_, M, [H]>) {
         let slot = self.outstanding.iter().position(Option::is_none).expect("within the depth");
         let queue = if action == Action::Flush { 0 } else { (usize::from(id) + 1) % Q };
         let (kind, flags, device_writes) = self.request(action);
         let at = slot as u64;
         let (header, status) = (HEADERS + 16 * at, STATUSES + at);
-        let run = run_of(action);
+        let run = action.run();
         let data = match action {
             Action::Flush => None,
             Action::Discard(run) | Action::WriteZeroes(run) => {
@@ -318,76 +254,38 @@ impl<const Q: usize> Driver<Q> {
                     num_sectors: u32::from(run.count).into(),
                     flags: 0.into(),
                 };
-                put(world.memory, RANGES + 16 * at, range.as_bytes());
+                sim::put(world.memory, RANGES + 16 * at, range.as_bytes());
                 Some((RANGES + 16 * at, 16))
             }
-            Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR as u32)),
-            _ => run.map(|run| (layout::source(written_by(id)).0, u32::from(run.count) * SECTOR as u32)),
+            Action::Read(run) => Some((layout::sink(id).0, u32::from(run.count) * SECTOR_BYTES)),
+            _ => run.map(|run| (layout::source(written_by(id)).0, u32::from(run.count) * SECTOR_BYTES)),
         };
         let ranged = matches!(action, Action::Discard(_) | Action::WriteZeroes(_));
         let sector = run.filter(|_| !ranged).map_or(0, |run| u64::from(run.first));
         let bytes = RequestHeader { kind: kind.into(), reserved: flags.into(), sector: sector.into() };
-        put(world.memory, header, bytes.as_bytes());
-        put(world.memory, status, &[0xff]);
+        sim::put(world.memory, header, bytes.as_bytes());
+        sim::put(world.memory, status, &[0xff]);
 
-        let mut chain = Vec::<(u64, u32, u16), 3>::new();
+        let mut chain = Vec::<Piece, 3>::new();
         let data = data.map(|(at, len)| (at, len, if device_writes { WRITE } else { 0 }));
         chain.extend([Some((header, 16, 0)), data, Some((status, 1, WRITE))].into_iter().flatten());
-        self.offer(queue, slot, &chain, world);
+        self.rings[queue].offer(world.memory, &ring(queue), slot as u16 * 3, &chain);
+        world.set(&mut self.device, register::QUEUE_NOTIFY, queue as u32);
         self.outstanding[slot] = Some(Outstanding { id, action, queue: queue as u8 });
-    }
-
-    fn offer<M: GuestMemory, H: Storage<M>>(
-        &mut self,
-        queue: usize,
-        slot: usize,
-        chain: &[(u64, u32, u16)],
-        world: &mut World<'_, M, H>,
-    ) {
-        let ring = RINGS + queue as u64 * RING_BYTES;
-        let head = slot as u16 * 3;
-        for (index, &(addr, len, flags)) in (head..).zip(chain) {
-            let last = usize::from(index - head) + 1 == chain.len();
-            let (flags, next) = if last { (flags, 0) } else { (flags | NEXT, index + 1) };
-            let low = u128::from(len) << 64 | u128::from(addr);
-            let bytes = low | u128::from(flags) << 96 | u128::from(next) << 112;
-            put(world.memory, ring + 16 * u64::from(index), &bytes.to_le_bytes());
-        }
-        let available = &mut self.rings[queue].available;
-        let entry = ring + DRIVER_AREA + 4 + 2 * u64::from(*available % RING);
-        put(world.memory, entry, &head.to_le_bytes());
-        *available += 1;
-        let index = GuestAddr(ring + DRIVER_AREA + 2);
-        world.memory.store_u16_release(index, *available).expect("rings are in RAM");
-        world.memory.full_fence();
-        self.set(world, register::QUEUE_NOTIFY, queue as u32);
     }
 
     /// Takes what is in the used rings, as an interrupt handler does.
     fn reap<M: GuestMemory, H: Storage<M>>(
         &mut self,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         ended: &mut Vec<Ended, 16>,
     ) {
         for queue in 0..Q {
-            let ring = RINGS + queue as u64 * RING_BYTES;
-            loop {
-                let index = world.memory.load_u16_acquire(GuestAddr(ring + DEVICE_AREA + 2));
-                let used = self.rings[queue].used;
-                if index.expect("rings are in RAM") == used {
-                    break;
-                }
-                let mut element = [0; 8];
-                get(world.memory, ring + DEVICE_AREA + 4 + 8 * u64::from(used % RING), &mut element);
-                self.rings[queue].used += 1;
-                let element = u64::from_le_bytes(element);
-                let one = self.finish(queue, element as u32, (element >> 32) as u32, world.memory);
+            while let Some((head, written)) = self.rings[queue].take_used(world.memory, &ring(queue)) {
+                let one = self.finish(queue, head, written, world.memory);
                 ended.push(one).expect("no more than the depth");
                 if self.wants().contains(Features::EVENT_IDX) {
-                    let event = GuestAddr(ring + USED_EVENT);
-                    let next = self.rings[queue].used;
-                    world.memory.store_u16_release(event, next).expect("rings are in RAM");
-                    world.memory.full_fence();
+                    self.rings[queue].want_interrupt(world.memory, &ring(queue));
                 }
             }
         }
@@ -399,20 +297,15 @@ impl<const Q: usize> Driver<Q> {
         let outstanding = self.outstanding.get_mut(slot).and_then(Option::take);
         let Outstanding { id, action, queue: asked } = outstanding.expect("a chain comes back once");
         assert_eq!((queue, head % 3), (usize::from(asked), 0), "a chain comes back whence it came");
-        let mut status = [0xff];
-        get(memory, STATUSES + slot as u64, &mut status);
         let mut expected = 1;
-        let outcome = match status {
-            [0] => {
-                let mut read = [None; 2];
-                if let Action::Read(run) = action {
-                    expected += u32::from(run.count) * SECTOR as u32;
-                    for (index, value) in (0..u64::from(run.count)).zip(&mut read) {
-                        *value = uniform(memory, layout::sink(id).0 + SECTOR * index);
-                    }
+        let outcome = match sim::get(memory, STATUSES + slot as u64) {
+            [0] => match action {
+                Action::Read(run) => {
+                    expected += u32::from(run.count) * SECTOR_BYTES;
+                    Outcome::Ok { read: sim::read_back(memory, id, run) }
                 }
-                Outcome::Ok { read }
-            }
+                _ => Outcome::DONE,
+            },
             [1 | 2] => Outcome::Failed,
             other => panic!("status {other:?}"),
         };
@@ -424,39 +317,37 @@ impl<const Q: usize> Driver<Q> {
     /// Clears what a request leaves behind, so that histories with the same future are the same state.
     fn wipe<M: GuestMemory>(&self, slot: usize, queue: usize, memory: &M) {
         let at = slot as u64;
-        put(memory, HEADERS + 16 * at, &[0; 16]);
-        put(memory, RANGES + 16 * at, &[0; 16]);
-        put(memory, STATUSES + at, &[0]);
-        put(memory, RINGS + queue as u64 * RING_BYTES + 48 * at, &[0; 48]);
+        sim::put(memory, HEADERS + 16 * at, &[0; 16]);
+        sim::put(memory, RANGES + 16 * at, &[0; 16]);
+        sim::put(memory, STATUSES + at, &[0]);
+        sim::put(memory, ring(queue).descriptors + 48 * at, &[0; 48]);
     }
 
     /// The register write that the vCPU waited for is done.
     fn resume<M: GuestMemory, H: Storage<M>>(
         &mut self,
         waiting: Waiting,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
     ) -> Ended {
         match waiting {
             Waiting::Reset { id } => {
-                assert_eq!(self.get(world, register::STATUS), 0, "the reset is done");
+                assert_eq!(world.get(&mut self.device, register::STATUS), 0, "the reset is done");
                 for slot in 0..DEPTH {
                     if let Some(Outstanding { queue, .. }) = self.outstanding[slot].take() {
                         self.wipe(slot, usize::from(queue), world.memory);
                     }
                 }
                 self.bring_up(world);
-                Ended { id, outcome: OK }
+                Ended { id, outcome: Outcome::DONE }
             }
             Waiting::CacheOff { id } => {
                 self.write_cache = self.read_writeback(world);
-                let outcome = if self.write_cache { Outcome::Failed } else { OK };
+                let outcome = if self.write_cache { Outcome::Failed } else { Outcome::DONE };
                 Ended { id, outcome }
             }
         }
     }
 }
-
-const OK: Outcome = Outcome::Ok { read: [None; 2] };
 
 impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> {
     fn alphabet(&self) -> &'static [Action] {
@@ -483,7 +374,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
         match action {
             Action::Flush if self.variant == Variant::Of2009 => self.at_once = Some(id),
             Action::Reset => {
-                self.set(&mut world, register::STATUS, 0);
+                world.set(&mut self.device, register::STATUS, 0);
                 self.waiting = Some(Waiting::Reset { id });
             }
             Action::CacheOff => {
@@ -503,7 +394,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
         let mut world = World { memory, storage };
         let mut ended = Vec::new();
         if let Some(id) = self.at_once.take() {
-            ended.push(Ended { id, outcome: OK }).expect("it is empty");
+            ended.push(Ended { id, outcome: Outcome::DONE }).expect("it is empty");
         }
         let progress = loop {
             let progress = self.device.poll(world.memory, world.storage);
@@ -512,9 +403,7 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
             }
         };
         // After an interrupt only, so that one that is lost shows.
-        let interrupt = self.get(&mut world, register::INTERRUPT_STATUS);
-        if interrupt & INTERRUPT_USED != 0 {
-            self.set(&mut world, register::INTERRUPT_ACK, interrupt);
+        if world.take_interrupt(&mut self.device) {
             self.reap(&mut world, &mut ended);
         }
         if !progress.pending_write
@@ -534,31 +423,4 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
     fn ordered_crash(&self) -> bool {
         !self.write_cache || self.variant == Variant::Barrier
     }
-}
-
-const fn run_of(action: Action) -> Option<SectorRun> {
-    match action {
-        Action::Write(run)
-        | Action::WriteFua(run)
-        | Action::WriteOrdered(run)
-        | Action::WriteZeroes(run)
-        | Action::Discard(run)
-        | Action::Read(run) => Some(run),
-        Action::Flush | Action::CacheOff | Action::CacheOn | Action::Reset => None,
-    }
-}
-
-fn put<M: GuestMemory>(memory: &M, at: u64, bytes: &[u8]) {
-    memory.write(GuestAddr(at), bytes).expect("it is RAM");
-}
-
-fn get<M: GuestMemory>(memory: &M, at: u64, bytes: &mut [u8]) {
-    memory.read(GuestAddr(at), bytes).expect("it is RAM");
-}
-
-/// The value of a sector in memory, if all its bytes are the same.
-fn uniform<M: GuestMemory>(memory: &M, at: u64) -> Option<u8> {
-    let mut bytes = [0; SECTOR as usize];
-    get(memory, at, &mut bytes);
-    bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
 }

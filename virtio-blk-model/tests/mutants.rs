@@ -3,10 +3,8 @@
 #![cfg(feature = "mutants")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::ops::ControlFlow;
-
 use blk_core::mutant::{self, Mutant};
-use blk_core::sim::{Cell, Counterexample, DiskConfig, SimHandle, SimMemory, explore};
+use blk_core::sim::{Cell, Counterexample, DiskConfig, SAFE_MODES, SimHandle, SimMemory, explore_all};
 use blk_core::storage::CacheMode;
 use virtio_blk_model::sim::{Driver, Variant};
 
@@ -21,7 +19,7 @@ fn find<const Q: usize>(
         disk: DiskConfig { handles: Q, native_fua, ..DiskConfig::new(mode) },
         ..Cell::new(mode, length)
     };
-    explore(&boot, &cell, &mut |_| ControlFlow::Continue(())).counterexample().cloned()
+    explore_all(&boot, &cell).counterexample().cloned()
 }
 
 /// The shortest counterexample in any guest and mode, and where.
@@ -29,7 +27,7 @@ fn catch(mutant: Mutant) -> Option<(String, Counterexample)> {
     mutant::set(Some(mutant));
     let mut found = None;
     'search: for length in 1..=3 {
-        for mode in CacheMode::ALL.into_iter().filter(|mode| *mode != CacheMode::Unsafe) {
+        for mode in SAFE_MODES {
             let guests = [
                 ("barrier", find::<1>(Variant::Barrier, mode, false, length)),
                 ("two queues", find::<2>(Variant::Modern, mode, false, length)),

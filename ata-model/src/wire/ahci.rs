@@ -81,3 +81,54 @@ const _: () = {
     assert!(size_of::<PrdEntry>() == 16);
     assert!(offset_of!(PrdEntry, count) == 12);
 };
+
+/// Offsets of the generic host control registers (3.1).
+pub mod host {
+    /// What the HBA can do.
+    pub const CAP: u64 = 0x00;
+    /// Global control: bit 0 resets, bit 1 enables interrupts.
+    pub const GHC: u64 = 0x04;
+    /// Pending interrupts, a bit for each port.
+    pub const IS: u64 = 0x08;
+    /// The ports that there are.
+    pub const PI: u64 = 0x0c;
+    /// Version.
+    pub const VS: u64 = 0x10;
+}
+
+/// Where the first port's registers are.
+pub const PORTS_AT: u64 = 0x100;
+/// How far from a port's registers the next one's are.
+pub const PORT_BYTES: u64 = 0x80;
+
+/// Offsets of a port's registers (3.3).
+pub mod port {
+    /// The command list.
+    pub const CLB: u64 = 0x00;
+    /// The command list, high half.
+    pub const CLBU: u64 = 0x04;
+    /// The received FISes.
+    pub const FB: u64 = 0x08;
+    /// The received FISes, high half.
+    pub const FBU: u64 = 0x0c;
+    /// Pending interrupts.
+    pub const IS: u64 = 0x10;
+    /// Enabled interrupts.
+    pub const IE: u64 = 0x14;
+    /// Command and status.
+    pub const CMD: u64 = 0x18;
+    /// Task file data: Status, and Error above it.
+    pub const TFD: u64 = 0x20;
+    /// Signature.
+    pub const SIG: u64 = 0x24;
+    /// SATA status.
+    pub const SSTS: u64 = 0x28;
+    /// SATA control.
+    pub const SCTL: u64 = 0x2c;
+    /// SATA errors.
+    pub const SERR: u64 = 0x30;
+    /// Queued commands that are outstanding.
+    pub const SACT: u64 = 0x34;
+    /// Commands that are issued.
+    pub const CI: u64 = 0x38;
+}

@@ -1,26 +1,12 @@
 //! A driver of an AHCI HBA: registers, command lists and tables, as a guest writes them.
 
+pub use ata_model::wire::ahci::port::*;
 use ata_model::{DriveConfig, Hba, PciAhci};
 use blk_core::bus::Width;
 use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::Cache;
 
 use super::{Cmd, Rig, TestDisk, drive};
-
-pub const CLB: u64 = 0x00;
-pub const CLBU: u64 = 0x04;
-pub const FB: u64 = 0x08;
-pub const FBU: u64 = 0x0c;
-pub const IS: u64 = 0x10;
-pub const IE: u64 = 0x14;
-pub const CMD: u64 = 0x18;
-pub const TFD: u64 = 0x20;
-pub const SIG: u64 = 0x24;
-pub const SSTS: u64 = 0x28;
-pub const SCTL: u64 = 0x2c;
-pub const SERR: u64 = 0x30;
-pub const SACT: u64 = 0x34;
-pub const CI: u64 = 0x38;
 
 pub const ST: u32 = 1;
 pub const CLO: u32 = 1 << 3;

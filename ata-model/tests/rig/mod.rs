@@ -66,7 +66,7 @@ impl TestDisk {
     }
 
     /// Lets the `n`th of the operations held go.
-    pub fn release_one(&mut self, memory: &impl GuestMemory, n: usize) {
+    pub fn release_one(&mut self, memory: &(impl GuestMemory + ?Sized), n: usize) {
         let (tag, op, segments) = self.held.remove(n).unwrap();
         self.run(memory, tag, op, &segments);
     }
@@ -121,10 +121,9 @@ impl<M: GuestMemory + ?Sized> Storage<M> for TestDisk {
         assert!(op.extent().is_none_or(|extent| extent.fits(self.info.sectors)), "{op:?}");
         assert!(segments.len() <= usize::from(self.info.segments_max));
         self.log.push(op);
-        if self.hold {
-            self.held.push_back((tag, op, segments.to_vec()));
-        } else {
-            self.run(memory, tag, op, segments);
+        self.held.push_back((tag, op, segments.to_vec()));
+        if !self.hold {
+            self.release_one(memory, self.held.len() - 1);
         }
         Ok(())
     }

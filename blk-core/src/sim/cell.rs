@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::time::Duration;
+use std::string::ToString;
 use std::vec::Vec;
 
 use crate::mutant::Mutant;
@@ -10,6 +11,10 @@ use crate::sim::guest::{Action, SectorRun};
 use crate::sim::history::History;
 use crate::sim::oracle::Violation;
 use crate::storage::CacheMode;
+
+/// The modes in which every promise holds: all but `unsafe`.
+pub const SAFE_MODES: [CacheMode; 4] =
+    [CacheMode::WriteThrough, CacheMode::WriteBack, CacheMode::None, CacheMode::DirectSync];
 
 /// One cell of the integrity table: a disk, and bounds on what happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +127,16 @@ impl Report {
             Verdict::Unsafe(counterexample) => Some(counterexample),
             Verdict::Safe | Verdict::Stopped => None,
         }
+    }
+
+    /// Fails a test in which not every promise held.
+    ///
+    /// # Panics
+    /// With the counterexample, or if the exploration was stopped.
+    #[track_caller]
+    pub fn assert_safe(&self) {
+        let found = self.counterexample().map_or("stopped".to_string(), ToString::to_string);
+        assert!(self.is_safe(), "\n{found}");
     }
 }
 

@@ -93,6 +93,20 @@ pub fn example<G: SimGuest>(
     booted.history(&events, None)
 }
 
+/// [`explore`], which nobody stops.
+pub fn explore_all<G: SimGuest>(boot: &dyn Fn(&SimMemory, &mut [SimHandle]) -> G, cell: &Cell) -> Report {
+    explore(boot, cell, &mut |_| ControlFlow::Continue(()))
+}
+
+/// [`sample`] from seed 1, which nobody stops.
+pub fn sample_all<G: SimGuest>(
+    boot: &dyn Fn(&SimMemory, &mut [SimHandle]) -> G,
+    cell: &Cell,
+    walks: u64,
+) -> Report {
+    sample(boot, cell, 1, walks, &mut |_| ControlFlow::Continue(()))
+}
+
 enum Found {
     Nothing,
     Stopped,

@@ -82,6 +82,43 @@ pub enum Action {
     Reset,
 }
 
+impl Action {
+    /// Plain writes: of each sector, and of both.
+    pub const WRITES: [Self; 3] =
+        [Self::Write(SectorRun::ZERO), Self::Write(SectorRun::ONE), Self::Write(SectorRun::BOTH)];
+
+    /// The sectors that it is about.
+    #[must_use]
+    pub const fn run(self) -> Option<SectorRun> {
+        match self {
+            Self::Write(run)
+            | Self::WriteFua(run)
+            | Self::WriteOrdered(run)
+            | Self::WriteZeroes(run)
+            | Self::Discard(run)
+            | Self::Read(run) => Some(run),
+            Self::Flush | Self::CacheOff | Self::CacheOn | Self::Reset => None,
+        }
+    }
+}
+
+/// The steps of all `parts`, which are `N`, in order.
+#[must_use]
+pub const fn alphabet<const N: usize>(parts: &[&[Action]]) -> [Action; N] {
+    let mut all = [Action::Flush; N];
+    let (mut part, mut len) = (0, 0);
+    while part < parts.len() {
+        let mut index = 0;
+        while index < parts[part].len() {
+            all[len] = parts[part][index];
+            (index, len) = (index + 1, len + 1);
+        }
+        part += 1;
+    }
+    assert!(len == N);
+    all
+}
+
 /// End of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Outcome {
@@ -94,6 +131,11 @@ pub enum Outcome {
     Failed,
     /// A reset took it away.
     Aborted,
+}
+
+impl Outcome {
+    /// Success of anything but a read.
+    pub const DONE: Self = Self::Ok { read: [None; 2] };
 }
 
 /// A step has ended, as the guest sees it.

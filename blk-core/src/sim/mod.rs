@@ -6,11 +6,15 @@
 #![allow(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::panic,
     reason = "the proof is a test: a panic in it is a failed test, and no guest's machine runs it"
 )]
 
+mod bench;
 mod cell;
 mod disk;
+mod driver;
 mod explore;
 mod guest;
 mod history;
@@ -18,11 +22,14 @@ mod memory;
 mod oracle;
 mod state;
 mod value;
+pub mod virtio;
 
-pub use cell::{Cell, Counterexample, Progress, Report, Verdict};
+pub use bench::{Bench, BenchRing};
+pub use cell::{Cell, Counterexample, Progress, Report, SAFE_MODES, Verdict};
 pub use disk::{DiskConfig, Fate, SimDisk, SimHandle, TRACKED};
-pub use explore::{example, explore, sample};
-pub use guest::{Action, Ended, Guest, Outcome, SectorRun, layout};
+pub use driver::{World, get, put, read_back};
+pub use explore::{example, explore, explore_all, sample, sample_all};
+pub use guest::{Action, Ended, Guest, Outcome, SectorRun, alphabet, layout};
 pub use history::{Ending, Happened, History, HistoryEvent, OpName, Party};
 pub use memory::SimMemory;
 pub use oracle::{Oracle, Violation, Why};

@@ -360,12 +360,12 @@ impl Oracle {
     ) -> Option<(usize, usize, u8)> {
         let before = &self.steps[earlier];
         let certain = overwrites(before.action) && matches!(before.status, Status::Pending | Status::Ok);
-        let run = run_of(self.steps[later].action).filter(|_| is_mutation(self.steps[later].action))?;
+        let run = self.steps[later].action.run().filter(|_| is_mutation(self.steps[later].action))?;
         let value = self.value(later, self.steps[later].action);
         for shows in run.sectors() {
             let visible = reachable[shows].contains(value)
                 && self.sources(shows, value).all(|source| source == Some(later));
-            for lacks in run_of(before.action)?.sectors() {
+            for lacks in before.action.run()?.sectors() {
                 // One sector holds one value: what shows the later write there lacks nothing.
                 if !certain || !visible || shows == lacks {
                     continue;
@@ -408,7 +408,7 @@ impl Oracle {
 
     fn mutations(&self, sector: usize) -> impl Iterator<Item = (usize, &Step)> {
         self.steps.iter().enumerate().filter(move |(_, step)| {
-            is_mutation(step.action) && run_of(step.action).is_some_and(|run| run.sectors().contains(&sector))
+            is_mutation(step.action) && step.action.run().is_some_and(|run| run.sectors().contains(&sector))
         })
     }
 
@@ -453,20 +453,8 @@ const fn bit(index: usize) -> Steps {
     1 << index
 }
 
-const fn run_of(action: Action) -> Option<SectorRun> {
-    match action {
-        Action::Write(run)
-        | Action::WriteFua(run)
-        | Action::WriteOrdered(run)
-        | Action::WriteZeroes(run)
-        | Action::Discard(run)
-        | Action::Read(run) => Some(run),
-        Action::Flush | Action::CacheOff | Action::CacheOn | Action::Reset => None,
-    }
-}
-
 const fn is_mutation(action: Action) -> bool {
-    run_of(action).is_some() && !matches!(action, Action::Read(_))
+    action.run().is_some() && !matches!(action, Action::Read(_))
 }
 
 /// A discard may leave the old data: it supersedes nothing.

@@ -3,7 +3,7 @@
 use blk_core::mutant::{Mutant, active};
 use blk_core::op::{Op, Segment};
 use blk_core::order::{GuestCache, Order, Request, Sequencer};
-use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout};
+use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, read_back};
 use blk_core::storage::Storage;
 use blk_core::units::{Extent, GuestAddr};
 use heapless::Vec;
@@ -54,9 +54,6 @@ enum Control {
     Reset { id: u8 },
     Done { id: u8, outcome: Outcome },
 }
-
-const NOTHING_READ: [Option<u8>; 2] = [None; 2];
-const OK: Outcome = Outcome::Ok { read: NOTHING_READ };
 
 impl<const Q: usize> Direct<Q> {
     pub fn boot<M, H: Storage<M>>(driver: Driver, _memory: &M, storage: &mut [H]) -> Self {
@@ -113,7 +110,7 @@ impl<const Q: usize> Direct<Q> {
                     && switch == id
                 {
                     self.cache &= done.result.is_err();
-                    let outcome = if done.result.is_ok() { OK } else { Outcome::Failed };
+                    let outcome = if done.result.is_ok() { Outcome::DONE } else { Outcome::Failed };
                     self.control = Control::Done { id, outcome };
                     continue;
                 }
@@ -122,7 +119,7 @@ impl<const Q: usize> Direct<Q> {
                 let outcome = match (done.result, action) {
                     (Err(_), _) => Outcome::Failed,
                     (Ok(()), Action::Read(run)) => Outcome::Ok { read: read_back(memory, id, run) },
-                    (Ok(()), _) => OK,
+                    (Ok(()), _) => Outcome::DONE,
                 };
                 ended.push(Ended { id, outcome }).unwrap();
             }
@@ -184,7 +181,7 @@ impl<const Q: usize> Direct<Q> {
         if !active(Mutant::CacheSettingLeaks) {
             self.cache = self.driver != Driver::Old && storage[0].info().has_volatile_cache();
         }
-        self.control = Control::Done { id, outcome: OK };
+        self.control = Control::Done { id, outcome: Outcome::DONE };
     }
 }
 
@@ -208,11 +205,11 @@ impl<M: blk_core::memory::GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [
 
     fn issue(&mut self, id: u8, action: Action, _memory: &M, storage: &mut [H]) {
         match action {
-            Action::CacheOff if !self.cache => self.control = Control::Done { id, outcome: OK },
+            Action::CacheOff if !self.cache => self.control = Control::Done { id, outcome: Outcome::DONE },
             Action::CacheOff => self.control = Control::CacheOff { id, submitted: false },
             Action::CacheOn => {
                 self.cache = storage[0].info().has_volatile_cache();
-                self.control = Control::Done { id, outcome: OK };
+                self.control = Control::Done { id, outcome: Outcome::DONE };
             }
             Action::Reset => {
                 let reached = if active(Mutant::ResetOneQueueOnly) { 1 } else { Q };
@@ -313,14 +310,4 @@ fn decode(id: u8, action: Action, barriers: bool) -> (Request, Vec<Segment, 1>) 
         Action::Flush => (Request::new(Op::Flush), Vec::new()),
         Action::CacheOff | Action::CacheOn | Action::Reset => unreachable!("not a request"),
     }
-}
-
-fn read_back<M: blk_core::memory::GuestMemory>(memory: &M, id: u8, run: SectorRun) -> [Option<u8>; 2] {
-    let mut values = NOTHING_READ;
-    for (sector, value) in (0..u64::from(run.count)).zip(&mut values) {
-        let mut bytes = [0; 512];
-        memory.read(layout::sink(id).checked_add(sector * 512).unwrap(), &mut bytes).unwrap();
-        *value = bytes.iter().all(|&byte| byte == bytes[0]).then_some(bytes[0]);
-    }
-    values
 }

@@ -2,15 +2,17 @@
 
 use ata_model::drive::DriveConfig;
 use ata_model::front::{Hba, PciAhci};
+use ata_model::sim::hba::{ABAR, CR, FRE, ST, TFES, command_fis, control_fis, prepare};
+use ata_model::wire::ahci::{PORTS_AT, host, port};
 use blk_core::bus::{Device as _, IrqChange, Region, Width};
 use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
-use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
-use crate::history::{Act, History, Ticket};
+use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::history::{Act, End, History, Ticket};
 use crate::memory::Memory;
-use crate::program::{parse, seed};
+use crate::program::{join, parse, seed};
 use crate::{choices, record};
 
 const SECTORS: u64 = 16;
@@ -27,41 +29,19 @@ const PAGE: u64 = 0x7000;
 /// Slots that the driver uses.
 const SLOTS: usize = 8;
 
-const ABAR: Region = Region::Bar(5);
-const GHC: u64 = 0x04;
-const PORT: u64 = 0x100;
-const IS: u64 = PORT + 0x10;
-const CMD: u64 = PORT + 0x18;
-const TFD: u64 = PORT + 0x20;
-const SCTL: u64 = PORT + 0x2c;
-const SACT: u64 = PORT + 0x34;
-const CI: u64 = PORT + 0x38;
-const ST: u32 = 1;
-const FRE: u32 = 1 << 4;
-const CR: u32 = 1 << 15;
-const TFES: u32 = 1 << 30;
 const BSY: u32 = 0x80;
 
 record! {
-    /// The HBA.
-    pub struct Setup {
-        /// The disk.
-        pub kind: Kind,
-    }
+    /// The disk.
+    pub struct Setup { pub kind: Kind, }
 }
 
 choices! {
     /// What happens.
     pub enum Action {
-        /// A command in the next free slot, if it may be issued now.
-        Command {
-            /// Which: see [`Rig::command`].
-            what: u8,
-            /// First sector and length.
-            at: u8,
-            /// Where the PRD table cuts the data; the top bit issues what must not be mixed.
-            cut: u8,
-        },
+        /// A command in the next free slot, if it may be issued now: which (see [`Rig::command`]); first sector and length; where the
+        /// PRD table cuts the data, and in the top bit whether it is issued although it must not be mixed.
+        Command { what: u8, at: u8, cut: u8 },
         /// SET FEATURES: the write cache, if nothing is outstanding.
         WriteCache { on: bool },
         /// The HBA is polled until it rests, and the driver goes on.
@@ -190,12 +170,11 @@ impl Rig {
                 self.lie();
                 let width = Width::from_bytes(1 << (width % 4)).expect("a width");
                 let ((region, offset), value) = (place(offset), u64::from(value));
-                let access = self.function.write(region, offset, width, value, &self.memory, &mut self.disks);
-                self.wire(access.irq);
+                self.store(region, offset, width, value);
             }
             Action::Scribble { at, value } => {
                 self.lie();
-                self.memory.put(u64::from(at) % MEMORY_BYTES, &value.to_le_bytes());
+                self.memory.scribble(at, value);
             }
         }
     }
@@ -214,13 +193,24 @@ impl Rig {
     }
 
     fn set(&mut self, offset: u64, value: u32) {
-        let value = u64::from(value);
-        let access = self.function.write(ABAR, offset, Width::Dword, value, &self.memory, &mut self.disks);
-        self.wire(access.irq);
+        self.store(ABAR, PORTS_AT + offset, Width::Dword, value.into());
     }
 
     fn get(&mut self, offset: u64) -> u32 {
+        self.get_host(PORTS_AT + offset)
+    }
+
+    fn get_host(&mut self, offset: u64) -> u32 {
         self.function.read(ABAR, offset, Width::Dword, &self.memory, &mut self.disks).value as u32
+    }
+
+    fn set_host(&mut self, offset: u64, value: u32) {
+        self.store(ABAR, offset, Width::Dword, value.into());
+    }
+
+    fn store(&mut self, region: Region, offset: u64, width: Width, value: u64) {
+        let access = self.function.write(region, offset, width, value, &self.memory, &mut self.disks);
+        self.wire(access.irq);
     }
 
     fn hba(&mut self) -> &mut Hba<1> {
@@ -231,19 +221,17 @@ impl Rig {
     fn master(&mut self, on: bool) {
         self.bus_mastering = on;
         let command = if on { Pci::MEMORY | Pci::BUS_MASTER } else { Pci::MEMORY };
-        let (value, disks) = (command.bits().into(), &mut self.disks);
-        let access = self.function.write(Region::Config, 0x04, Width::Word, value, &self.memory, disks);
-        self.wire(access.irq);
+        self.store(Region::Config, 0x04, Width::Word, command.bits().into());
     }
 
     /// Bus mastering, addresses, FIS reception, interrupts.
     fn bring_up(&mut self) {
         self.master(true);
-        self.set(PORT, LIST as u32);
-        self.set(PORT + 0x08, RECEIVED as u32);
-        self.set(CMD, FRE);
-        self.set(PORT + 0x14, u32::MAX);
-        self.set(GHC, 2);
+        self.set(port::CLB, LIST as u32);
+        self.set(port::FB, RECEIVED as u32);
+        self.set(port::CMD, FRE);
+        self.set(port::IE, u32::MAX);
+        self.set_host(host::GHC, 2);
     }
 
     /// Starts the port of a drive that has sent its signature, and looks at the drive, which needs no disk.
@@ -261,14 +249,14 @@ impl Rig {
 
     fn start(&mut self) {
         self.acknowledge();
-        self.set(CMD, FRE | ST);
+        self.set(port::CMD, FRE | ST);
     }
 
     fn acknowledge(&mut self) -> u32 {
-        self.set(PORT + 0x30, u32::MAX);
-        let pending = self.get(IS);
-        self.set(IS, pending);
-        self.set(0x08, 1);
+        self.set(port::SERR, u32::MAX);
+        let pending = self.get(port::IS);
+        self.set(port::IS, pending);
+        self.set_host(host::IS, 1);
         assert!(!self.line, "nothing is pending any more");
         pending
     }
@@ -276,24 +264,18 @@ impl Rig {
     /// A page of parameters, by a command that needs no disk.
     fn parameters(&mut self, opcode: u8, lba: u8) {
         self.memory.lend(PAGE..PAGE + 512);
-        let fis = [0x27, 0x80, opcode, 0, lba, 0, 0, 0x40, 0, 0, 0, 0, 1];
+        let fis = command_fis(opcode, 0, lba.into(), 1, 0x40);
         self.prepare(0, &fis, &[(PAGE, 512)]);
-        self.set(CI, 1);
-        assert_eq!((self.get(CI), self.get(TFD)), (0, 0x50), "{opcode:#x}");
+        self.set(port::CI, 1);
+        assert_eq!((self.get(port::CI), self.get(port::TFD)), (0, 0x50), "{opcode:#x}");
         self.acknowledge();
         self.memory.take_back(PAGE..PAGE + 512);
     }
 
-    fn prepare(&mut self, slot: usize, fis: &[u8], regions: &[(u64, u64)]) {
+    fn prepare(&mut self, slot: usize, fis: &[u8], regions: &[(u64, u32)]) {
         let table = TABLES + slot as u64 * TABLE_BYTES;
-        let header = LIST + slot as u64 * 32;
-        self.memory.put(header, &(5 | (regions.len() as u64) << 16).to_le_bytes());
-        self.memory.put(header + 8, &table.to_le_bytes());
-        self.memory.put(table, &[0; 20]);
-        self.memory.put(table, fis);
-        for (n, (base, bytes)) in (0..).zip(regions) {
-            self.memory.put(table + 0x80 + 16 * n, &base.to_le_bytes());
-            self.memory.put(table + 0x8c + 16 * n, &(*bytes as u32 - 1).to_le_bytes());
+        for (at, bytes) in prepare(LIST, slot as u8, table, fis, regions) {
+            self.memory.put(at, &bytes);
         }
     }
 
@@ -310,8 +292,7 @@ impl Rig {
             return;
         }
         let Some(slot) = self.running.iter().position(Option::is_none) else { return };
-        let start = u64::from(at) % SECTORS;
-        let extent = Extent::new(start, (1 + u64::from(at >> 4) % 4).min(SECTORS - start));
+        let extent = extent(at, 4, 4, SECTORS);
         let written = self.history.next_value();
         let (write, read) = (Some(Act::Write(extent, written)), Some(Act::Read(extent)));
         let (opcode, act, fua) = match what % 18 {
@@ -337,7 +318,7 @@ impl Rig {
         // A queued command beside one that is not: the HBA holds it back, and then it is right. So it is with one that is not
         // before the drive has the queued ones, which it has not while bus mastering is off.
         let held = others.any(|running| !running.queued);
-        if mixed && (cut < 0x80 || self.get(CI) != 0) || queued && held {
+        if mixed && (cut < 0x80 || self.get(port::CI) != 0) || queued && held {
             return;
         }
         let data = DATA + slot as u64 * DATA_BYTES;
@@ -346,14 +327,14 @@ impl Rig {
             self.memory.lend(data..data + DATA_BYTES);
         }
         let (lba, count) =
-            if bytes == 512 && opcode == 0x06 { (0, 1) } else { (start as u8, extent.sectors as u8) };
+            if bytes == 512 && opcode == 0x06 { (0, 1) } else { (extent.start.0, extent.sectors as u16) };
         let device = if queued && fua { 0xc0 } else { 0x40 };
         let (features, count) = match opcode {
-            0x60 | 0x61 => (count, (slot as u8) << 3),
+            0x60 | 0x61 => (count, (slot as u16) << 3),
             0x06 => (1, count),
             _ => (0, count),
         };
-        let fis = [0x27, 0x80, opcode, features, lba, 0, 0, device, 0, 0, 0, 0, count];
+        let fis = command_fis(opcode, features, lba, count, device);
         self.prepare(slot, &fis, &regions(data, bytes, cut));
         let is_read = matches!(act, Some(Act::Read(_)));
         let running = Running {
@@ -371,7 +352,7 @@ impl Rig {
     fn fill(&mut self, data: u64, act: Option<Act>, extent: Extent) -> u64 {
         match act {
             Some(Act::Write(_, written)) => {
-                (0..extent.sectors).for_each(|index| self.memory.put(data + 512 * index, &stamp(written)));
+                self.memory.put(data, &stamps(extent, written));
                 extent.sectors * 512
             }
             Some(Act::Read(_)) => extent.sectors * 512,
@@ -387,9 +368,9 @@ impl Rig {
     fn issue(&mut self, slot: usize, running: Running) {
         self.running[slot] = Some(running);
         if running.queued {
-            self.set(SACT, 1 << slot);
+            self.set(port::SACT, 1 << slot);
         }
-        self.set(CI, 1 << slot);
+        self.set(port::CI, 1 << slot);
         self.go_on();
     }
 
@@ -400,7 +381,7 @@ impl Rig {
         let cache = Some((on, self.history.now()));
         let latched = self.disks[0].disk().is_latched();
         let feature = if on { 0x02 } else { 0x82 };
-        self.prepare(0, &[0x27, 0x80, 0xef, feature, 0, 0, 0, 0x40], &[]);
+        self.prepare(0, &command_fis(0xef, feature, 0, 0, 0x40), &[]);
         let running = Running { act: None, queued: false, stable: false, latched, cache, mixed: false };
         self.issue(0, running);
     }
@@ -433,8 +414,8 @@ impl Rig {
         if let Some((way, second)) = self.resetting {
             return self.go_on_resetting(way, second);
         }
-        let pending = self.get(IS);
-        let outstanding = self.get(SACT) | self.get(CI);
+        let pending = self.get(port::IS);
+        let outstanding = self.get(port::SACT) | self.get(port::CI);
         let ended = (0..SLOTS).filter(|slot| outstanding >> slot & 1 == 0);
         let ended: Vec<_> = ended.filter_map(|slot| Some((slot, self.running[slot].take()?))).collect();
         if pending != 0 {
@@ -450,10 +431,10 @@ impl Rig {
 
     /// After an error: the port is stopped and started, and of a queue the log is read.
     fn recover(&mut self) {
-        assert_eq!(self.disks[0].disk().flying().count(), 0, "what is reported as aborted has landed");
+        assert!(self.disks[0].has_landed(), "what is reported as aborted has landed");
         let queue = self.queue_busy() || self.running.iter().flatten().any(|running| running.mixed);
-        self.set(CMD, FRE);
-        assert_eq!(self.get(CMD) & CR, 0);
+        self.set(port::CMD, FRE);
+        assert_eq!(self.get(port::CMD) & CR, 0);
         let failed = self.running.map(|running| running.is_some());
         for slot in 0..SLOTS {
             if let Some(running) = self.running[slot].take() {
@@ -473,25 +454,14 @@ impl Rig {
         self.memory.take_back(data..data + DATA_BYTES);
         assert!(!(ok && running.mixed), "{running:?} was executed");
         if let Some((on, begun)) = running.cache.filter(|_| ok) {
-            if !on {
-                assert!(!running.latched, "the cache was turned off after a durable operation had failed");
-                self.history.flushed(begun);
-            }
+            self.history.cache_switched(on, begun, running.latched);
             self.finish_bring_up();
             assert_eq!(self.through, !on, "IDENTIFY says what was done");
         }
         let Some((act, ticket)) = running.act else { return };
-        let mutates = matches!(act, Act::Write(..) | Act::Discard(_));
-        assert!(!(ok && mutates && self.disks[0].info().read_only), "{act:?} on a read-only disk");
-        let latched = ok && running.latched && (mutates || act == Act::Flush);
-        assert!(!latched, "{act:?} ended well after a durable operation had failed");
-        if let (Act::Read(extent), true) = (act, ok) {
-            for index in 0..extent.sectors {
-                let sector: [u8; 512] = self.memory.get(data + 512 * index);
-                self.history.check_read(ticket, extent.start.0 + index, value(&sector));
-            }
-        }
-        self.history.end(ticket, ok, running.stable);
+        let end = End { ok, stable: running.stable, latched: running.latched };
+        let sector = |index| self.memory.get(data + 512 * index);
+        self.history.conclude(&self.disks[0].disk(), (act, ticket), end, sector);
     }
 
     fn reset(&mut self, way: Way) {
@@ -509,16 +479,16 @@ impl Rig {
             return;
         }
         match way {
-            Way::Stop | Way::Software => self.set(CMD, FRE),
+            Way::Stop | Way::Software => self.set(port::CMD, FRE),
             Way::Comreset => {
-                self.set(CMD, FRE);
-                self.set(SCTL, 0x301);
-                self.set(SCTL, 0x300);
+                self.set(port::CMD, FRE);
+                self.set(port::SCTL, 0x301);
+                self.set(port::SCTL, 0x300);
             }
-            Way::Host => self.set(GHC, 1),
+            Way::Host => self.set_host(host::GHC, 1),
             Way::Replug => {
                 self.hba().unplug(0);
-                self.set(CMD, FRE);
+                self.set(port::CMD, FRE);
             }
             Way::Machine => {}
         }
@@ -529,7 +499,7 @@ impl Rig {
 
     fn go_on_resetting(&mut self, way: Way, second: bool) {
         if !second {
-            if self.get(GHC) & 1 != 0 || self.get(CMD) & CR != 0 {
+            if self.get_host(host::GHC) & 1 != 0 || self.get(port::CMD) & CR != 0 {
                 return;
             }
             if way == Way::Replug && !self.hba().is_empty(0) {
@@ -544,16 +514,16 @@ impl Rig {
             if way == Way::Software {
                 self.start();
                 for control in [4, 0] {
-                    self.prepare(0, &[0x27, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, control], &[]);
-                    self.set(CI, 1);
+                    self.prepare(0, &control_fis(0, control), &[]);
+                    self.set(port::CI, 1);
                 }
             }
             self.resetting = Some((way, true));
         }
-        if self.get(TFD) & BSY != 0 {
+        if self.get(port::TFD) & BSY != 0 {
             return;
         }
-        assert_eq!(self.disks[0].disk().flying().count(), 0, "a reset waits for what was submitted");
+        assert!(self.disks[0].has_landed(), "a reset waits for what was submitted");
         self.resetting = None;
         self.memory.take_back(0..MEMORY_BYTES);
         self.memory.lend(LIST..RECEIVED + 0x100);
@@ -585,7 +555,7 @@ fn place(offset: u16) -> (Region, u64) {
 }
 
 /// One to three regions.
-fn regions(data: u64, bytes: u64, cut: u8) -> Vec<(u64, u64)> {
+fn regions(data: u64, bytes: u64, cut: u8) -> Vec<(u64, u32)> {
     if bytes == 0 {
         return Vec::new();
     }
@@ -595,7 +565,7 @@ fn regions(data: u64, bytes: u64, cut: u8) -> Vec<(u64, u64)> {
         2 if first > 2 => vec![0, 2, first, bytes],
         _ => vec![0, bytes],
     };
-    cuts.windows(2).map(|pair| (data + pair[0], pair[1] - pair[0])).collect()
+    cuts.windows(2).map(|pair| (data + pair[0], (pair[1] - pair[0]) as u32)).collect()
 }
 
 /// Programs to begin with.
@@ -606,70 +576,50 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let complete = |which, how| disk(Event::Complete { which, how });
     let (ended, poll) = (complete(0, 2), Action::Poll);
     let prompt = disk(Event::Prompt { on: true });
+    let (wait, done) = ([poll, ended, poll], [ended, poll]);
+    let write = |offset, width, value| Action::Write { offset, width, value };
+    let reset = |way| Action::Reset { way };
+    let [off, on] = [false, true].map(|on| Action::BusMastering { on });
+    let queue = [command(0, 0x10), command(1, 0x12), command(4, 0x14), command(5, 0x16), poll];
     let mut programs: Vec<Vec<Action>> = (0..18)
         .map(|what| vec![prompt, command(8, 0x30), poll, command(what, 0x31), poll, command(10, 0x31), poll])
         .collect();
     programs.extend((0..6).map(|way| {
-        vec![
-            command(0, 0x31),
-            command(4, 0x35),
-            poll,
-            Action::Reset { way },
-            poll,
-            ended,
-            poll,
-            ended,
-            poll,
-            command(5, 0x31),
-            ended,
-            poll,
-        ]
+        join(&[
+            &[command(0, 0x31), command(4, 0x35), poll, reset(way)],
+            &wait,
+            &done,
+            &[command(5, 0x31)],
+            &done,
+        ])
     }));
-    let queue = [command(0, 0x10), command(1, 0x12), command(4, 0x14), command(5, 0x16), poll];
-    programs.push(
-        [&queue[..], &[complete(3, 2), complete(2, 2), complete(1, 2), ended, poll, ended, poll]].concat(),
-    );
-    programs.push(
-        [&queue[..], &[complete(1, 0), poll, ended, ended, ended, poll, command(13, 0), ended, poll]]
-            .concat(),
-    );
-    programs.push([&queue[..], &[mixed(13, 0), poll, ended, ended, ended, poll, ended, poll]].concat());
-    programs.push(vec![
-        command(0, 1),
-        ended,
-        poll,
-        Action::WriteCache { on: false },
-        poll,
-        ended,
-        poll,
-        command(0, 1),
-        poll,
-        ended,
-        poll,
-        ended,
-    ]);
-    programs.push(vec![command(7, 1), poll, ended, poll, ended, poll]);
-    let [off, on] = [false, true].map(|on| Action::BusMastering { on });
-    programs.push([&queue[..], &[off, ended, ended, poll, on, poll, ended, ended, poll]].concat());
-    programs.push(vec![command(8, 0x31), poll, off, Action::Reset { way: 0 }, poll, ended, poll, on, poll]);
-    programs.push(vec![
-        Action::Write { offset: 0x224, width: 1, value: 6 },
-        Action::Write { offset: 0x210, width: 2, value: 0x138 },
-        Action::Write { offset: 0x214, width: 2, value: 1 },
-        poll,
-    ]);
-    programs.push(vec![
-        Action::Write { offset: 0x138, width: 2, value: 0xff },
-        Action::Scribble { at: 0x800, value: 0x0060_8027 },
-        Action::Write { offset: 0x134, width: 2, value: 0xff },
-        poll,
-        ended,
-        poll,
-        Action::Reset { way: 5 },
-        poll,
-        command(0, 1),
-        ended,
-        poll,
+    programs.extend([
+        join(&[&queue, &[complete(3, 2), complete(2, 2), complete(1, 2)], &done, &done]),
+        join(&[&queue, &[complete(1, 0), poll, ended, ended], &done, &[command(13, 0)], &done]),
+        join(&[&queue, &[mixed(13, 0), poll, ended, ended], &done, &done]),
+        join(&[
+            &[command(0, 1)],
+            &done,
+            &[Action::WriteCache { on: false }],
+            &wait,
+            &[command(0, 1)],
+            &wait,
+            &[ended],
+        ]),
+        join(&[&[command(7, 1)], &wait, &done]),
+        join(&[&queue, &[off, ended], &done, &[on, poll, ended], &done]),
+        join(&[&[command(8, 0x31), poll, off, reset(0)], &wait, &[on, poll]]),
+        vec![write(0x224, 1, 6), write(0x210, 2, 0x138), write(0x214, 2, 1), poll],
+        join(&[
+            &[
+                write(0x138, 2, 0xff),
+                Action::Scribble { at: 0x800, value: 0x0060_8027 },
+                write(0x134, 2, 0xff),
+            ],
+            &wait,
+            &[reset(5), poll, command(0, 1)],
+            &done,
+        ]),
     ]);
     let setups = [Kind::WRITE_BACK, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }];
     setups

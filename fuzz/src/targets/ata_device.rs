@@ -7,10 +7,10 @@ use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
-use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
-use crate::history::{Act, History, Ticket};
+use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::history::{Act, End, History, Ticket};
 use crate::memory::Memory;
-use crate::program::{parse, seed};
+use crate::program::{join, parse, seed};
 use crate::{choices, record};
 
 const SECTORS: u64 = 16;
@@ -28,27 +28,16 @@ const DRQ: u8 = 0x08;
 const FAILED: u8 = 0x21;
 
 record! {
-    /// The channel.
-    pub struct Setup {
-        /// The disks, both.
-        pub kind: Kind,
-        /// Blocks of the MULTIPLE commands: log2, modulo 3.
-        pub multiple: u8,
-    }
+    /// The disks, both, and the blocks of the MULTIPLE commands: log2, modulo 3.
+    pub struct Setup { pub kind: Kind, pub multiple: u8, }
 }
 
 choices! {
     /// What happens.
     pub enum Action {
-        /// A command, if the channel is free.
-        Command {
-            /// Which, and to which drive: see [`Rig::command`].
-            what: u8,
-            /// First sector and length.
-            at: u8,
-            /// Where the PRD table cuts the data.
-            cut: u8,
-        },
+        /// A command, if the channel is free: which, and to which drive (see [`Rig::command`]); first sector and length; where the
+        /// PRD table cuts the data.
+        Command { what: u8, at: u8, cut: u8 },
         /// SET FEATURES: the write cache, if the channel is free.
         WriteCache { drive: bool, on: bool },
         /// The channel is polled until it rests, and the driver goes on.
@@ -219,7 +208,7 @@ impl Rig {
             }
             Action::Scribble { at, value } => {
                 self.lie();
-                self.memory.put(u64::from(at) % MEMORY_BYTES, &value.to_le_bytes());
+                self.memory.scribble(at, value);
             }
         }
     }
@@ -298,8 +287,7 @@ impl Rig {
             return;
         }
         let drive = usize::from(what >> 7);
-        let start = u64::from(at) % SECTORS;
-        let extent = Extent::new(start, (1 + u64::from(at >> 4) % DATA_SECTORS).min(SECTORS - start));
+        let extent = extent(at, 4, DATA_SECTORS, SECTORS);
         let written = self.histories[drive].next_value();
         let (write, read) = (Act::Write(extent, written), Act::Read(extent));
         let (pio_in, pio_out) = (Protocol::PioIn { at: 0 }, Protocol::PioOut { at: 0 });
@@ -325,9 +313,7 @@ impl Rig {
         };
         let trim = matches!(act, Some(Act::Discard(_)));
         if let Some(Act::Write(..)) = act {
-            for index in 0..extent.sectors {
-                self.memory.put(DATA + 512 * index, &stamp(written));
-            }
+            self.memory.put(DATA, &stamps(extent, written));
         } else if trim {
             let entry = extent.start.0 | extent.sectors << 48;
             self.memory.put(DATA, &[0; 512]);
@@ -429,7 +415,7 @@ impl Rig {
                 if self.status() & BSY == 0 {
                     self.memory.take_back(0..MEMORY_BYTES);
                     for (disk, history) in self.disks.iter().zip(&mut self.histories) {
-                        assert_eq!(disk.disk().flying().count(), 0, "a reset waits for what was submitted");
+                        assert!(disk.has_landed(), "a reset waits for what was submitted");
                         history.reset();
                     }
                     self.state = State::Idle;
@@ -489,33 +475,20 @@ impl Rig {
         }
         self.memory.take_back(DATA..DATA + DATA_SECTORS * 512);
         if running.cancelled {
-            assert_eq!(self.disks[drive].disk().flying().count(), 0, "a stopped command is drained");
+            assert!(self.disks[drive].has_landed(), "a stopped command is drained");
         }
         if let Some((on, begun)) = running.cache.filter(|_| ok) {
-            if !on {
-                assert!(!running.latched, "the cache was turned off after a durable operation had failed");
-                self.histories[drive].flushed(begun);
-            }
+            self.histories[drive].cache_switched(on, begun, running.latched);
             self.identify(drive);
             assert_eq!(self.through[drive], !on, "IDENTIFY says what was done");
         }
         let Some((act, ticket)) = act else { return };
-        let mutates = matches!(act, Act::Write(..) | Act::Discard(_));
-        assert!(!(ok && mutates && self.disks[drive].info().read_only), "{act:?} on a read-only disk");
-        assert!(
-            !(ok && running.latched && (mutates || act == Act::Flush)),
-            "{act:?} ended well after a durable operation had failed"
-        );
-        if let (Act::Read(extent), true) = (act, ok) {
-            if let Protocol::PioIn { at } = protocol {
-                assert_eq!(at, extent.sectors * 512);
-            }
-            for index in 0..extent.sectors {
-                let sector: [u8; 512] = self.memory.get(DATA + 512 * index);
-                self.histories[drive].check_read(ticket, extent.start.0 + index, value(&sector));
-            }
+        if let (Act::Read(extent), true, Protocol::PioIn { at }) = (act, ok, protocol) {
+            assert_eq!(at, extent.sectors * 512);
         }
-        self.histories[drive].end(ticket, ok, running.stable);
+        let end = End { ok, stable: running.stable, latched: running.latched };
+        let sector = |index| self.memory.get(DATA + 512 * index);
+        self.histories[drive].conclude(&self.disks[drive].disk(), (act, ticket), end, sector);
     }
 
     fn begin_reset(&mut self) {
@@ -550,87 +523,28 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let complete = |how| disk(Event::Complete { which: 0, how });
     let prompt = [false, true].map(|drive| Action::Disk { drive, event: Event::Prompt { on: true } });
     let [ended, poll] = [complete(2), Action::Poll];
-    let mut programs: Vec<Vec<Action>> = (0..16)
-        .map(|what| [&prompt[..], &[command(5, 0x30), poll, command(what, 0x31), poll]].concat())
-        .collect();
-    programs.push(
-        [&prompt[..], &[command(0x85, 1), poll, command(0x8b, 0), poll, command(0x87, 1), poll]].concat(),
-    );
-    programs.push(vec![
-        command(5, 1),
-        ended,
-        poll,
-        Action::WriteCache { drive: false, on: false },
-        poll,
-        ended,
-        poll,
-    ]);
-    programs.push(vec![
-        command(6, 1),
-        poll,
-        ended,
-        poll,
-        ended,
-        poll,
-        command(11, 0),
-        poll,
-        complete(0),
-        poll,
-    ]);
-    programs.push(vec![
-        command(5, 0x31),
-        poll,
-        Action::SoftwareReset,
-        poll,
-        ended,
-        poll,
-        command(7, 1),
-        ended,
-        poll,
-    ]);
-    programs.push(vec![
-        command(9, 0x31),
-        poll,
-        Action::StopBusMaster,
-        poll,
-        ended,
-        poll,
-        command(7, 1),
-        ended,
-        poll,
-    ]);
-    programs.push(vec![command(5, 1), poll, Action::Restart, ended, poll]);
+    let (wait, done) = ([poll, ended, poll], [ended, poll]);
+    let cache_off = Action::WriteCache { drive: false, on: false };
+    let write = |region, offset, width, value| Action::Write { region, offset, width, value };
     let [off, on] = [false, true].map(|on| Action::BusMastering { on });
-    programs.push(vec![command(10, 0x31), poll, off, ended, poll, command(5, 1), on, poll, ended, poll]);
-    programs.push(vec![
-        command(5, 0x31),
-        off,
-        Action::SoftwareReset,
-        poll,
-        ended,
-        poll,
-        on,
-        command(9, 1),
-        ended,
-    ]);
-    programs.push(vec![
-        Action::Write { region: 3, offset: 4, width: 1, value: 0 },
-        poll,
-        Action::Restart,
-        poll,
-    ]);
-    programs.push(vec![
-        Action::Write { region: 0, offset: 7, width: 0, value: 0xc8 },
-        Action::Scribble { at: 4, value: 0x8000_0200 },
-        Action::Write { region: 2, offset: 0, width: 0, value: 9 },
-        poll,
-        ended,
-        poll,
-        Action::Restart,
-        poll,
-        command(5, 1),
-        ended,
-        poll,
+    let mut programs: Vec<Vec<Action>> =
+        (0..16).map(|what| join(&[&prompt, &[command(5, 0x30), poll, command(what, 0x31), poll]])).collect();
+    programs.extend([
+        join(&[&prompt, &[command(0x85, 1), poll, command(0x8b, 0), poll, command(0x87, 1), poll]]),
+        join(&[&[command(5, 1)], &done, &[cache_off], &wait]),
+        join(&[&[command(6, 1)], &wait, &done, &[command(11, 0), poll, complete(0), poll]]),
+        join(&[&[command(5, 0x31), poll, Action::SoftwareReset], &wait, &[command(7, 1)], &done]),
+        join(&[&[command(9, 0x31), poll, Action::StopBusMaster], &wait, &[command(7, 1)], &done]),
+        join(&[&[command(5, 1), poll, Action::Restart], &done]),
+        join(&[&[command(10, 0x31), poll, off], &done, &[command(5, 1), on], &wait]),
+        join(&[&[command(5, 0x31), off, Action::SoftwareReset], &wait, &[on, command(9, 1), ended]]),
+        vec![write(3, 4, 1, 0), poll, Action::Restart, poll],
+        join(&[
+            &[write(0, 7, 0, 0xc8), Action::Scribble { at: 4, value: 0x8000_0200 }, write(2, 0, 0, 9)],
+            &wait,
+            &[Action::Restart, poll, command(5, 1)],
+            &done,
+        ]),
     ]);
     let setups = [Kind::WRITE_BACK, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }]
         .map(|kind| Setup { kind, multiple: 1 });

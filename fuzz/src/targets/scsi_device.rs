@@ -5,16 +5,16 @@ use std::ops::Range;
 
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{Cache, Storage as _};
-use blk_core::units::{Extent, GuestAddr};
+use blk_core::units::GuestAddr;
 use scsi_model::{
     Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Outcome, Polled, ResetCause, SegmentList,
     Task, Transport,
 };
 
-use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
-use crate::history::{Act, History, Ticket};
+use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::history::{Act, End, History, Ticket};
 use crate::memory::Memory;
-use crate::program::{parse, seed};
+use crate::program::{join, parse, seed};
 use crate::{choices, record};
 
 const TASKS: usize = 4;
@@ -24,27 +24,16 @@ const PAGE: u64 = 0x1000;
 const PAGES: u64 = 6;
 
 record! {
-    /// The unit.
-    pub struct Setup {
-        /// The disk.
-        pub kind: Kind,
-        /// Whether the cache is on by default; where the transport cuts data in two.
-        pub unit: u8,
-    }
+    /// The disk; whether its cache is on by default, and where the transport cuts data in two.
+    pub struct Setup { pub kind: Kind, pub unit: u8, }
 }
 
 choices! {
     /// What happens.
     pub enum Action {
-        /// A command with an account of it.
-        Command {
-            /// Which, FUA, attribute: see [`Rig::command`].
-            what: u8,
-            /// First sector and length.
-            at: u8,
-            /// The length of the command block.
-            form: u8,
-        },
+        /// A command with an account of it: which, FUA, attribute (see [`Rig::command`]); first sector and length; the length of the
+        /// command block.
+        Command { what: u8, at: u8, form: u8 },
         /// MODE SELECT of the write cache.
         WriteCache { on: bool, attribute: u8 },
         /// Any command block, with any data.
@@ -195,9 +184,8 @@ impl Rig {
     }
 
     fn command(&mut self, what: u8, at: u8, form: u8) {
-        let start = u64::from(at) % SECTORS;
-        let extent = Extent::new(start, (1 + u64::from(at >> 4) % 4).min(SECTORS - start));
-        let (lba, count) = (start as u8, extent.sectors as u8);
+        let extent = extent(at, 4, 4, SECTORS);
+        let (lba, count) = (extent.start.0 as u8, extent.sectors as u8);
         let fua = what & 0x10 != 0 && !form.is_multiple_of(4);
         let flags = if fua { 0x08 } else { 0 };
         let bytes = extent.sectors * 512;
@@ -239,9 +227,7 @@ impl Rig {
         };
         if let Some(Act::Write(..)) = act {
             let page = self.page();
-            for index in 0..extent.sectors {
-                self.memory.put(page + 512 * index, &stamp(written));
-            }
+            self.memory.put(page, &stamps(extent, written));
         }
         self.enqueue(&cdb, data, what >> 5, act, None);
     }
@@ -287,7 +273,7 @@ impl Rig {
             let managing = self.unit.is_managing();
             let polled = self.unit.poll(&self.memory, &mut self.disk, &mut self.pages);
             if self.resetting && managing && !self.unit.is_managing() {
-                assert_eq!(self.disk.disk().flying().count(), 0, "a reset waits for what was submitted");
+                assert!(self.disk.has_landed(), "a reset waits for what was submitted");
             }
             self.resetting &= self.unit.is_managing();
             match polled {
@@ -313,25 +299,14 @@ impl Rig {
         }
         let good = outcome == Outcome::Good;
         if let (true, Some(begun)) = (good, known.cache_off) {
-            assert!(!known.latched, "the cache was turned off after a durable operation had failed");
-            self.history.flushed(begun);
+            self.history.cache_switched(false, begun, known.latched);
         }
         let Some((act, ticket)) = known.act else { return };
-        let mutates = matches!(act, Act::Write(..) | Act::Zero(_) | Act::Discard(_));
-        assert!(!(good && mutates && self.disk.info().read_only), "{act:?} on a read-only disk");
-        let promises = mutates || act == Act::Flush || known.fua;
-        assert!(
-            !(good && promises && known.latched),
-            "{act:?} ended well after a durable operation had failed"
-        );
-        if let (Act::Read(extent), true) = (act, good) {
-            for index in 0..extent.sectors {
-                let sector: [u8; 512] = self.memory.get(page + 512 * index);
-                self.history.check_read(ticket, extent.start.0 + index, value(&sector));
-            }
-        }
         let through = known.through && !self.unit.write_cache();
-        self.history.end(ticket, good, known.fua || mutates && through);
+        let stable = known.fua || act.mutates() && through;
+        let end = End { ok: good, stable, latched: known.latched };
+        let sector = |index| self.memory.get(page + 512 * index);
+        self.history.conclude(&self.disk.disk(), (act, ticket), end, sector);
     }
 
     /// What holds after every action.
@@ -375,73 +350,25 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Action::Raw { cdb: action.0, len: cdb.len() as u8, out_bytes: 32, in_bytes: 255, data: action.1 }
     };
     let ready = [simple(14, 0), poll, ended, poll];
+    let (wait, done) = ([poll, ended, poll], [ended, poll]);
+    let off = Action::WriteCache { on: false, attribute: 3 };
     let mut programs: Vec<Vec<Action>> = vec![
-        vec![
-            simple(0, 1),
-            poll,
-            ended,
-            poll,
-            simple(4, 1),
-            poll,
-            ended,
-            poll,
-            simple(7, 0),
-            poll,
-            ended,
-            poll,
-        ],
-        vec![
-            simple(0x10, 1),
-            poll,
-            ended,
-            poll,
-            ended,
-            poll,
-            simple(0x14, 1),
-            poll,
-            ended,
-            poll,
-            ended,
-            poll,
-        ],
-        vec![simple(0, 1), command(0, 2), simple(0, 3), poll, ended, poll, ended, poll, ended, poll],
-        vec![simple(0, 1), Action::WriteCache { on: false, attribute: 3 }, poll, ended, poll, ended, poll],
-        vec![
-            simple(9, 0x21),
-            simple(10, 4),
-            simple(11, 5),
-            poll,
-            ended,
-            ended,
-            poll,
-            ended,
-            poll,
-            ended,
-            poll,
-        ],
-        vec![
-            simple(0, 1),
-            simple(4, 2),
-            poll,
-            Action::Abort { which: 0 },
-            poll,
-            ended,
-            poll,
-            Action::AbortSet,
-            poll,
-        ],
-        vec![
-            simple(0, 1),
-            poll,
-            simple(4, 2),
-            Action::Reset { cause: 2 },
-            poll,
-            ended,
-            poll,
-            simple(4, 1),
-            poll,
-        ],
-        vec![simple(13, 0), poll, ended, poll, simple(0, 0), poll, simple(14, 0), poll],
+        join(&[&[simple(0, 1)], &wait, &[simple(4, 1)], &wait, &[simple(7, 0)], &wait]),
+        join(&[&[simple(0x10, 1)], &wait, &done, &[simple(0x14, 1)], &wait, &done]),
+        join(&[&[simple(0, 1), command(0, 2), simple(0, 3)], &wait, &done, &done]),
+        join(&[&[simple(0, 1), off], &wait, &done]),
+        join(&[&[simple(9, 0x21), simple(10, 4), simple(11, 5), poll, ended], &done, &done, &done]),
+        join(&[
+            &[simple(0, 1), simple(4, 2), poll, Action::Abort { which: 0 }],
+            &wait,
+            &[Action::AbortSet, poll],
+        ]),
+        join(&[
+            &[simple(0, 1), poll, simple(4, 2), Action::Reset { cause: 2 }],
+            &wait,
+            &[simple(4, 1), poll],
+        ]),
+        join(&[&[simple(13, 0)], &wait, &[simple(0, 0), poll, simple(14, 0), poll]]),
     ];
     let inquiry = |page: u8| raw(&[0x12, 1, page, 0, 0xff, 0], &[]);
     programs

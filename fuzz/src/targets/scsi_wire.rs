@@ -20,17 +20,8 @@ const OUT: u64 = 0x2000;
 const MEMORY_BYTES: u64 = 0x4000;
 
 record! {
-    /// One command.
-    pub struct Input {
-        /// The disk.
-        pub kind: Kind,
-        /// The command block.
-        pub cdb: [u8; 16],
-        /// How much of it is given.
-        pub len: u8,
-        /// Room for the data that comes in.
-        pub in_bytes: u16,
-    }
+    /// One command: the disk, its block and how much of it is given, and room for the data that comes in.
+    pub struct Input { pub kind: Kind, pub cdb: [u8; 16], pub len: u8, pub in_bytes: u16, }
 }
 
 struct Flat;

@@ -3,20 +3,18 @@
 
 use std::io::{IoSlice, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use crate::image::{image, memory_file};
 use ata_model::DriveConfig;
-use blk_core::storage::CacheMode;
-use host_std::backend::{FileBackend, FileOptions};
 use host_std::server::Server;
 use host_std::server::vfio_user::devices;
 use host_std::server::vfio_user::protocol::{Flags, Header, RegionAccess, command};
 use host_std::testing::client::vfio_user::map;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use zerocopy::IntoBytes as _;
 
@@ -32,15 +30,11 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let image = memfd_create("image", MemfdFlags::CLOEXEC).expect("a memory file");
-    ftruncate(&image, 1 << 20).expect("its size");
-    let path = format!("/proc/self/fd/{}", image.as_raw_fd());
-    let backend = FileBackend::open(&path, &FileOptions::new(CacheMode::WriteBack)).expect("an image");
+    let (image, backend) = image();
     let handle = Box::new(backend.handle().expect("a handle"));
     let device = devices::ahci(vec![DriveConfig::new("FUZZ", "1")], true).expect("a controller");
     let server = Server::pci("ahci", device, vec![handle]).expect("a server").with_client_patience(PATIENCE);
-    let memory = memfd_create("memory", MemfdFlags::CLOEXEC).expect("a memory file");
-    ftruncate(&memory, MEMORY_BYTES).expect("its size");
+    let memory = memory_file("memory", MEMORY_BYTES);
     let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an event");
     Fixture { server, _image: image, memory, signal }
 });

@@ -7,17 +7,16 @@ mod messages;
 
 use std::io::{IoSlice, Read as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use blk_core::storage::CacheMode;
-use host_std::backend::{FileBackend, FileOptions};
+use crate::image::image;
 use host_std::server::{BlkOptions, Server};
 use host_std::testing::client::{Blk, Options};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::ftruncate;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use descriptors::Descriptors;
@@ -49,10 +48,7 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let image = memfd_create("image", MemfdFlags::CLOEXEC).expect("a memory file");
-    ftruncate(&image, 1 << 20).expect("its size");
-    let path = format!("/proc/self/fd/{}", image.as_raw_fd());
-    let backend = FileBackend::open(&path, &FileOptions::new(CacheMode::WriteBack)).expect("an image");
+    let (image, backend) = image();
     let options = BlkOptions { queues: 2, ..BlkOptions::default() };
     let server = Server::blk(&options, Arc::new(backend)).expect("a server").with_client_patience(PATIENCE);
     let socket = std::env::temp_dir().join(format!("vhost-user-fuzz-{}.sock", std::process::id()));

@@ -17,21 +17,9 @@ const WRITABLE: u64 = 0x3000;
 const MEMORY_BYTES: u64 = 0x6000;
 
 record! {
-    /// One chain.
-    pub struct Input {
-        /// The disk.
-        pub kind: Kind,
-        /// Which ring.
-        pub ring: u8,
-        /// `sense_size` and `cdb_size`, as far as they can be that.
-        pub sense_bytes: u16,
-        /// See there.
-        pub cdb_bytes: u16,
-        /// Bytes that the device may write.
-        pub writable: u16,
-        /// Where the readable and the writable part are cut.
-        pub cut: u16,
-    }
+    /// One chain: the disk; which ring; `sense_size` and `cdb_size`, as far as they can be that; bytes that the device may write,
+    /// and where the readable and the writable part are cut.
+    pub struct Input { pub kind: Kind, pub ring: u8, pub sense_bytes: u16, pub cdb_bytes: u16, pub writable: u16, pub cut: u16, }
 }
 
 /// Runs one [`Input`]; the rest of the bytes are what the device reads.

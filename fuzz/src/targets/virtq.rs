@@ -15,13 +15,8 @@ const RINGS: u64 = 0x4000;
 const MEMORY_BYTES: usize = 0x6000;
 
 record! {
-    /// The ring.
-    pub struct Setup {
-        /// log2 of the entries, modulo 6.
-        pub size: u8,
-        /// EVENT_IDX, indirect descriptors.
-        pub features: u8,
-    }
+    /// The ring: log2 of its entries, modulo 6, and EVENT_IDX, indirect descriptors.
+    pub struct Setup { pub size: u8, pub features: u8, }
 }
 
 choices! {

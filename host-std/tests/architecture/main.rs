@@ -36,7 +36,8 @@ const CRATES: &[Crate] = &[
         folder: "blk-core",
         root: "src/lib.rs",
         floors: &[
-            &["", "ram", "sim", "virtio", "snapshot"],
+            &["", "ram", "sim", "snapshot"],
+            &["virtio"],
             &["order", "latch", "sync", "virtq", "pci"],
             &["bus", "memory", "storage"],
             &["mutant", "op"],

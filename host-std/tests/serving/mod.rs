@@ -4,6 +4,7 @@
 pub mod garbage;
 pub mod vfio_garbage;
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -52,12 +53,22 @@ impl Server {
         &self.socket
     }
 
-    /// A vfio-user client. A server that has just been started may not listen yet.
+    /// A connection to the socket.
+    pub fn connect(&self) -> UnixStream {
+        self.connect_by(|socket| UnixStream::connect(socket))
+    }
+
+    /// A vfio-user client.
     pub fn connect_vfio_user(&self) -> VfioUser {
+        self.connect_by(|socket| VfioUser::connect(socket, PATIENCE))
+    }
+
+    /// Tries until it can: a server that has just been started may not listen yet.
+    fn connect_by<T, E: std::fmt::Display>(&self, connect: impl Fn(&Path) -> Result<T, E>) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match VfioUser::connect(&self.socket, PATIENCE) {
-                Ok(client) => return client,
+            match connect(&self.socket) {
+                Ok(connected) => return connected,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             std::thread::sleep(Duration::from_millis(5));

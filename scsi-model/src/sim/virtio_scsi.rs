@@ -1,17 +1,17 @@
 //! A driver that reaches the same disk through virtio-scsi: registers, rings, task management.
 
-use blk_core::bus::{Device, Region, Width, WriteStatus};
+use blk_core::bus::Device;
 use blk_core::memory::GuestMemory;
-use blk_core::sim::{Action, Ended, Guest, Outcome, layout, written_by};
+use blk_core::sim::virtio::{DriverRing, Piece, RingLayout, WRITE, accept};
+use blk_core::sim::{Action, Ended, Guest, Outcome, World, get, layout, put, read_back, written_by};
 use blk_core::storage::Storage;
-use blk_core::units::GuestAddr;
-use blk_core::virtio::mmio::{INTERRUPT_USED, register};
+use blk_core::virtio::mmio::register;
 use heapless::Vec;
 use serde::Serialize;
 use serde_big_array::BigArray;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::{ALPHABET, CACHING, DEPTH, HEADER, OK, Order, SECTOR, TASKS, WCE, bytes, uniform};
+use super::{ALPHABET, CACHING, DEPTH, HEADER, Order, SECTOR, TASKS, WCE, bytes};
 use crate::config::Config;
 use crate::front::virtio_scsi::wire::{
     Features, Management, RequestHead, Response, ResponseHead, attribute, function,
@@ -37,15 +37,12 @@ const MANAGEMENT: u64 = REQUEST_BYTES * DEPTH as u64;
 const MANAGEMENT_RESPONSE: u64 = MANAGEMENT + 0x18;
 const RINGS: u64 = 0x140;
 const RING_BYTES: u64 = 0x1b0;
-const DRIVER_AREA: u64 = 0x100;
-const DEVICE_AREA: u64 = 0x128;
 
-/// Descriptor flags (VIRTIO 1.3, 2.7.5).
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-
-/// Statuses.
-const GOOD: u8 = 0;
+const fn layout_of(ring: usize) -> RingLayout {
+    // The event queue is not set up.
+    let at = RINGS + RING_BYTES * (if ring == CONTROL { 0 } else { ring as u64 - 1 });
+    RingLayout { entries: RING, descriptors: at, driver: at + 0x100, device: at + 0x128 }
+}
 
 /// What kind of guest: above all, how it resets the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -89,12 +86,6 @@ pub struct Driver<const Q: usize> {
     stuck: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct DriverRing {
-    available: u16,
-    used: u16,
-}
-
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Outstanding {
     id: u8,
@@ -102,12 +93,6 @@ struct Outstanding {
     queue: u8,
     /// The step is done but for this: the driver reads what has become of the cache.
     reading: Option<Outcome>,
-}
-
-/// Guest memory and storage, as they come in with each call.
-struct World<'a, M: ?Sized, H> {
-    memory: &'a M,
-    storage: &'a mut [H],
 }
 
 /// What a chain that came back says.
@@ -145,7 +130,7 @@ impl<const Q: usize> Driver<Q> {
         if variant == Variant::FirmwareThenOld {
             // Refused where the host has no volatile cache.
             driver.execute(&Order::mode_select(WCE), world);
-            driver.set(world, register::STATUS, 0);
+            world.set(&mut driver.device, register::STATUS, 0);
             driver.bring_up(world);
         }
         driver
@@ -158,44 +143,30 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Initialisation (VIRTIO 1.3, 3.1.1 and 4.2.3).
-    fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
-        self.set(world, register::STATUS, 1);
-        self.set(world, register::STATUS, 3);
-        let features = Features::VERSION_1.bits();
-        for (half, bits) in [(0, features as u32), (1, (features >> 32) as u32)] {
-            self.set(world, register::DRIVER_FEATURES_SEL, half);
-            self.set(world, register::DRIVER_FEATURES, bits);
-        }
-        self.set(world, register::STATUS, 11);
-        assert_eq!(self.get(world, register::STATUS), 11, "the features are accepted");
-        self.set(world, register::CONFIG + 20, SENSE_BYTES as u32);
-        self.set(world, register::CONFIG + 24, CDB_BYTES as u32);
+    fn bring_up<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
+        world.set(&mut self.device, register::STATUS, 1);
+        world.set(&mut self.device, register::STATUS, 3);
+        world.set_all(&mut self.device, &accept(Features::VERSION_1.bits()));
+        world.set(&mut self.device, register::STATUS, 11);
+        assert_eq!(world.get(&mut self.device, register::STATUS), 11, "the features are accepted");
+        world.set(&mut self.device, register::CONFIG + 20, SENSE_BYTES as u32);
+        world.set(&mut self.device, register::CONFIG + 24, CDB_BYTES as u32);
         for ring in [CONTROL].into_iter().chain((REQUEST..).take(Q)) {
             self.bring_up_ring(world, ring);
         }
-        self.set(world, register::STATUS, 15);
+        world.set(&mut self.device, register::STATUS, 15);
         self.find_disk(world);
     }
 
-    fn bring_up_ring<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, ring: usize) {
-        let base = ring_base(ring);
-        put(world.memory, base, &[0; RING_BYTES as usize]);
+    fn bring_up_ring<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>, ring: usize) {
+        let layout = layout_of(ring);
+        put(world.memory, layout.descriptors, &[0; RING_BYTES as usize]);
         *self.ring(ring) = DriverRing::default();
-        self.set(world, register::QUEUE_SEL, ring as u32);
-        self.set(world, register::QUEUE_SIZE, u32::from(RING));
-        let parts = [
-            (register::QUEUE_DESC_LOW, base),
-            (register::QUEUE_DRIVER_LOW, base + DRIVER_AREA),
-            (register::QUEUE_DEVICE_LOW, base + DEVICE_AREA),
-        ];
-        for (low, at) in parts {
-            self.set(world, low, at as u32);
-        }
-        self.set(world, register::QUEUE_READY, 1);
+        world.set_all(&mut self.device, &layout.set_up(ring as u32));
     }
 
     /// TEST UNIT READY until the unit attentions are gone, and the caching page. Nothing is outstanding.
-    fn find_disk<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
+    fn find_disk<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
         let is_ready = (0..3).any(|_| self.execute(&Order::new(&[0; 6]), world));
         if self.stuck {
             return;
@@ -209,7 +180,11 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Executes a command of the driver's own while nothing is outstanding, and returns whether it ended with GOOD.
-    fn execute<M: GuestMemory, H: Storage<M>>(&mut self, order: &Order, world: &mut World<'_, M, H>) -> bool {
+    fn execute<M: GuestMemory, H: Storage<M>>(
+        &mut self,
+        order: &Order,
+        world: &mut World<'_, M, [H]>,
+    ) -> bool {
         if self.stuck {
             return false;
         }
@@ -228,25 +203,10 @@ impl<const Q: usize> Driver<Q> {
         if ring == CONTROL { &mut self.control } else { &mut self.rings[ring - REQUEST] }
     }
 
-    fn get<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, offset: u64) -> u32 {
-        let World { memory, storage } = world;
-        self.device.read(Region::Bar(0), offset, Width::Dword, *memory, *storage).value as u32
-    }
-
-    /// Writes a register. Status 0 may stay pending, which the poll sees.
-    fn set<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>, offset: u64, value: u32) {
-        let World { memory, storage } = world;
-        let access =
-            self.device.write(Region::Bar(0), offset, Width::Dword, u64::from(value), *memory, *storage);
-        assert!(access.value == WriteStatus::Done || (offset, value) == (register::STATUS, 0));
-    }
-
     /// Polls until the device rests, and returns whether it interrupts.
-    fn settle<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) -> bool {
+    fn settle<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> bool {
         while self.device.poll(world.memory, world.storage).again {}
-        let interrupt = self.get(world, register::INTERRUPT_STATUS);
-        self.set(world, register::INTERRUPT_ACK, interrupt);
-        interrupt & INTERRUPT_USED != 0
+        world.take_interrupt(&mut self.device)
     }
 
     /// Puts a command into a request queue. `id` names the page of data that is no list.
@@ -256,7 +216,7 @@ impl<const Q: usize> Driver<Q> {
         queue: usize,
         id: u8,
         order: &Order,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
     ) {
         let at = REQUEST_BYTES * slot as u64;
         let head = RequestHead {
@@ -274,8 +234,8 @@ impl<const Q: usize> Driver<Q> {
         let cdb: [u8; CDB_BYTES] = core::array::from_fn(|index| order.cdb.byte(index));
         put(world.memory, at + size_of::<RequestHead>() as u64, &cdb);
         put(world.memory, at + RESPONSE, &[0xff; RESPONSE_BYTES]);
-        let mut chain = Vec::<(u64, usize, u16), 3>::new();
-        let mut add = |at, bytes: usize, flags| chain.push((at, bytes, flags)).expect("three at most");
+        let mut chain = Vec::<Piece, 3>::new();
+        let mut add = |at, bytes: usize, flags| chain.push((at, bytes as u32, flags)).expect("three at most");
         add(at, size_of::<RequestHead>() + CDB_BYTES, 0);
         if let Some(list) = order.list {
             put(world.memory, at + DATA, &list);
@@ -295,62 +255,37 @@ impl<const Q: usize> Driver<Q> {
         &mut self,
         ring: usize,
         head: u16,
-        chain: &[(u64, usize, u16)],
-        world: &mut World<'_, M, H>,
+        chain: &[Piece],
+        world: &mut World<'_, M, [H]>,
     ) {
-        let base = ring_base(ring);
-        for (index, &(addr, len, flags)) in (head..).zip(chain) {
-            let last = usize::from(index - head) + 1 == chain.len();
-            let (flags, next) = if last { (flags, 0) } else { (flags | NEXT, index + 1) };
-            let low = (len as u128) << 64 | u128::from(addr);
-            let bytes = low | u128::from(flags) << 96 | u128::from(next) << 112;
-            put(world.memory, base + 16 * u64::from(index), &bytes.to_le_bytes());
-        }
-        let available = &mut self.ring(ring).available;
-        let entry = base + DRIVER_AREA + 4 + 2 * u64::from(*available % RING);
-        put(world.memory, entry, &head.to_le_bytes());
-        *available += 1;
-        let index = *available;
-        world.memory.store_u16_release(GuestAddr(base + DRIVER_AREA + 2), index).expect("rings are in RAM");
-        world.memory.full_fence();
-        self.set(world, register::QUEUE_NOTIFY, ring as u32);
+        self.ring(ring).offer(world.memory, &layout_of(ring), head, chain);
+        world.set(&mut self.device, register::QUEUE_NOTIFY, ring as u32);
     }
 
     /// The next head in a used ring, with the length that was written.
-    fn used<M: GuestMemory>(&mut self, ring: usize, memory: &M) -> Option<(u16, u32)> {
-        let base = ring_base(ring) + DEVICE_AREA;
-        let index = memory.load_u16_acquire(GuestAddr(base + 2)).expect("rings are in RAM");
-        let used = &mut self.ring(ring).used;
-        if index == *used {
-            return None;
-        }
-        let mut element = [0; 8];
-        get(memory, base + 4 + 8 * u64::from(*used % RING), &mut element);
-        *used += 1;
-        let element = u64::from_le_bytes(element);
-        Some((element as u16, (element >> 32) as u32))
+    fn used<M: GuestMemory>(&mut self, ring: usize, memory: &M) -> Option<(u32, u32)> {
+        self.ring(ring).take_used(memory, &layout_of(ring))
     }
 
     /// The next command that came back in a request queue: its queue, slot and answer.
     fn reap<M: GuestMemory>(&mut self, queue: usize, memory: &M) -> Option<(usize, usize, Answer)> {
         let (head, written) = self.used(REQUEST + queue, memory)?;
-        let slot = usize::from(head / 3);
-        let mut response = [0; RESPONSE_BYTES];
-        get(memory, REQUEST_BYTES * slot as u64 + RESPONSE, &mut response);
+        let slot = head as usize / 3;
+        let response: [u8; RESPONSE_BYTES] = get(memory, REQUEST_BYTES * slot as u64 + RESPONSE);
         let (head, _) = ResponseHead::read_from_prefix(&response).expect("it is that long");
         let aborted = [Response::Aborted as u8, Response::Reset as u8].contains(&head.response);
         assert!(aborted || head.response == Response::Ok as u8, "response {}", head.response);
         let data = (written as usize).saturating_sub(RESPONSE_BYTES);
-        let at = ring_base(REQUEST + queue) + 48 * slot as u64;
+        let at = layout_of(REQUEST + queue).descriptors + 48 * slot as u64;
         put(memory, at, &[0; 48]);
-        let good = !aborted && head.status == GOOD;
+        let good = !aborted && head.status == 0;
         Some((queue, slot, Answer { good, aborted, moved_bytes: data as u64 }))
     }
 
     /// Takes what came back, and goes on with what is not done by that.
     fn serve<M: GuestMemory, H: Storage<M>>(
         &mut self,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         ended: &mut Vec<Ended, 16>,
     ) {
         for queue in 0..Q {
@@ -367,7 +302,7 @@ impl<const Q: usize> Driver<Q> {
         one: Outstanding,
         slot: usize,
         answer: &Answer,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         ended: &mut Vec<Ended, 16>,
     ) {
         let Outstanding { id, action, queue, reading } = one;
@@ -383,14 +318,13 @@ impl<const Q: usize> Driver<Q> {
         }
         wipe(slot, world.memory);
         let outcome = if answer.good {
-            let mut read = [None; 2];
-            if let Action::Read(run) = action {
-                assert_eq!(answer.moved_bytes, bytes(run), "all of it was read");
-                for (index, value) in (0..u64::from(run.count)).zip(&mut read) {
-                    *value = uniform(world.memory, layout::sink(id).0 + SECTOR * index);
+            match action {
+                Action::Read(run) => {
+                    assert_eq!(answer.moved_bytes, bytes(run), "all of it was read");
+                    Outcome::Ok { read: read_back(world.memory, id, run) }
                 }
+                _ => Outcome::DONE,
             }
-            Outcome::Ok { read }
         } else {
             Outcome::Failed
         };
@@ -403,13 +337,12 @@ impl<const Q: usize> Driver<Q> {
     }
 
     /// Whether the reset that is under way is over.
-    fn reset_is_over<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) -> bool {
+    fn reset_is_over<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) -> bool {
         if self.variant.function().is_none() {
-            return self.get(world, register::STATUS) == 0;
+            return world.get(&mut self.device, register::STATUS) == 0;
         }
         let Some((_, written)) = self.used(CONTROL, world.memory) else { return false };
-        let mut response = [0xff];
-        get(world.memory, MANAGEMENT_RESPONSE, &mut response);
+        let response = get(world.memory, MANAGEMENT_RESPONSE);
         assert_eq!((written, response), (1, [0]), "FUNCTION COMPLETE");
         true
     }
@@ -418,18 +351,18 @@ impl<const Q: usize> Driver<Q> {
     fn end_reset<M: GuestMemory, H: Storage<M>>(
         &mut self,
         resetting: Option<u8>,
-        world: &mut World<'_, M, H>,
+        world: &mut World<'_, M, [H]>,
         ended: &mut Vec<Ended, 16>,
     ) {
         if let Some(id) = resetting.filter(|_| self.reset_is_over(world)) {
             self.resetting = None;
             self.restart(world);
-            ended.push(Ended { id, outcome: OK }).expect("no more than the depth and this");
+            ended.push(Ended { id, outcome: Outcome::DONE }).expect("no more than the depth and this");
         }
     }
 
     /// The reset is over: nothing that was outstanding comes back.
-    fn restart<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, H>) {
+    fn restart<M: GuestMemory, H: Storage<M>>(&mut self, world: &mut World<'_, M, [H]>) {
         for slot in 0..DEPTH {
             if let Some(Outstanding { .. }) = self.outstanding[slot].take() {
                 wipe(slot, world.memory);
@@ -462,13 +395,13 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
         if action == Action::Reset {
             self.resetting = Some(id);
             let Some(subtype) = self.variant.function() else {
-                return self.set(world, register::STATUS, 0);
+                return world.set(&mut self.device, register::STATUS, 0);
             };
             let request =
                 Management { subtype: subtype.into(), lun: ADDRESS.encode(), ..Management::default() };
             put(memory, MANAGEMENT, request.as_bytes());
             put(memory, MANAGEMENT_RESPONSE, &[0xff]);
-            let chain = [(MANAGEMENT, size_of::<Management>(), 0), (MANAGEMENT_RESPONSE, 1, WRITE)];
+            let chain = [(MANAGEMENT, size_of::<Management>() as u32, 0), (MANAGEMENT_RESPONSE, 1, WRITE)];
             return self.offer(CONTROL, 0, &chain, world);
         }
         let slot = self.outstanding.iter().position(Option::is_none).expect("within the depth");
@@ -502,11 +435,6 @@ impl<M: GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [H]> for Driver<Q> 
 
 const RESPONSE_BYTES: usize = size_of::<ResponseHead>() + SENSE_BYTES;
 
-const fn ring_base(ring: usize) -> u64 {
-    // The event queue is not set up.
-    RINGS + RING_BYTES * (if ring == CONTROL { 0 } else { ring as u64 - 1 })
-}
-
 /// MODE SENSE of the caching page, before everything that waits.
 fn mode_sense() -> Order {
     let len = HEADER + CACHING;
@@ -519,8 +447,7 @@ fn mode_sense() -> Order {
 
 /// WCE, from the page that a slot's command has read.
 fn read_page<M: GuestMemory>(slot: usize, memory: &M) -> bool {
-    let mut page = [0; HEADER + CACHING];
-    get(memory, REQUEST_BYTES * slot as u64 + DATA, &mut page);
+    let page: [u8; HEADER + CACHING] = get(memory, REQUEST_BYTES * slot as u64 + DATA);
     assert_eq!((page[3], page[HEADER], page[HEADER + 1]), (0, 0x08, 0x12), "no descriptor, the page");
     page[HEADER + 2] & WCE != 0
 }
@@ -528,14 +455,6 @@ fn read_page<M: GuestMemory>(slot: usize, memory: &M) -> bool {
 /// Clears what a request leaves behind, so that histories with the same future are the same state.
 fn wipe<M: GuestMemory>(slot: usize, memory: &M) {
     put(memory, REQUEST_BYTES * slot as u64, &[0; REQUEST_BYTES as usize]);
-}
-
-fn put<M: GuestMemory>(memory: &M, at: u64, bytes: &[u8]) {
-    memory.write(GuestAddr(at), bytes).expect("it is RAM");
-}
-
-fn get<M: GuestMemory>(memory: &M, at: u64, bytes: &mut [u8]) {
-    memory.read(GuestAddr(at), bytes).expect("it is RAM");
 }
 
 const _: () = assert!(size_of::<RequestHead>() + CDB_BYTES <= RESPONSE as usize);

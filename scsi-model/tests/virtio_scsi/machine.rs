@@ -2,13 +2,13 @@
 
 use std::cell::RefCell;
 
-use blk_core::bus::{Device, Progress, Region, Width, WriteStatus};
-use blk_core::memory::GuestMemory;
+use blk_core::bus::{Region, Width};
 use blk_core::pci::{MsixOwner, PciFunction};
+use blk_core::sim::virtio::{self, RingLayout, Transport};
+pub(crate) use blk_core::sim::virtio::{INDIRECT, NEXT, Piece, WRITE};
+pub(crate) use blk_core::sim::{Bench, BenchRing};
 use blk_core::storage::{Cache, Storage};
-use blk_core::units::GuestAddr;
 use blk_core::virtio::mmio::{INTERRUPT_CONFIG, register};
-use blk_core::virtio::pci::{common, structure};
 use scsi_model::Config as Identity;
 use scsi_model::front::virtio_scsi::wire::Features;
 use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, Mmio, Pci, REQUEST, Scsi};
@@ -21,16 +21,10 @@ const RINGS: usize = QUEUES + 2;
 pub(crate) const RING: u16 = 64;
 
 const RING_BYTES: u64 = 0x1000;
-const DRIVER_AREA: u64 = 0x400;
-const DEVICE_AREA: u64 = 0x500;
 /// Each descriptor has bytes of its own: requests do not share any.
 const BUFFERS: u64 = 0x1_0000;
 const BUFFER_BYTES: u64 = 0x1000;
 const MEMORY_BYTES: u64 = BUFFERS + RINGS as u64 * RING as u64 * BUFFER_BYTES;
-
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
-pub(crate) const INDIRECT: u16 = 4;
 
 pub(crate) const HEAD_BYTES: usize = 51;
 pub(crate) const RESPONSE_BYTES: usize = 108;
@@ -50,9 +44,6 @@ pub(crate) const CHECK_CONDITION: u8 = 2;
 
 pub(crate) const TEST_UNIT_READY: [u8; 6] = [0; 6];
 pub(crate) const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 255, 0];
-
-/// A descriptor: address, length, flags.
-pub(crate) type Piece = (u64, u32, u16);
 
 /// A chain in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,45 +80,17 @@ impl Answer {
 pub(crate) type OnMmio = Mmio<QUEUES, UNITS, TAGS>;
 pub(crate) type OnPci = PciFunction<Pci<QUEUES, UNITS, TAGS>, 31>;
 
-/// Where a transport has what virtio-mmio calls so: offset and width. Tests name registers as virtio-mmio does.
-pub(crate) trait Transport: Device<Memory, [Disk]> {
-    fn place(register: u64) -> (u64, Width);
-}
-
-impl Transport for OnMmio {
-    fn place(register: u64) -> (u64, Width) {
-        (register, Width::Dword)
-    }
-}
-
-impl Transport for OnPci {
-    fn place(register: u64) -> (u64, Width) {
-        match register {
-            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
-            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
-            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
-            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
-            register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
-            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
-            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
-            register::QUEUE_NOTIFY => (structure::NOTIFY, Width::Word),
-            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
-            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
-            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
-            register::INTERRUPT_STATUS => (structure::ISR, Width::Byte),
-            _ => panic!("there is no such register on PCI: {register:#x}"),
-        }
-    }
-}
-
 pub(crate) struct Machine<D = OnMmio> {
     pub(crate) memory: Memory,
     pub(crate) device: D,
     pub(crate) disks: Vec<Disk>,
-    available: [u16; RINGS],
-    used: [u16; RINGS],
-    next: [u16; RINGS],
+    rings: [BenchRing; RINGS],
     next_id: u64,
+}
+
+fn layout(ring: usize) -> RingLayout {
+    let at = ring as u64 * RING_BYTES;
+    RingLayout { entries: RING, descriptors: at, driver: at + 0x400, device: at + 0x500 }
 }
 
 /// The features that a driver takes by default.
@@ -208,8 +171,7 @@ impl Machine<OnPci> {
     }
 
     pub(crate) fn configure(&mut self, at: u64, value: u64) {
-        let (memory, disks) = (&self.memory, &mut self.disks[..]);
-        let _ = self.device.write(Region::Config, at, Width::Word, value, memory, disks);
+        let _ = self.store(Region::Config, at, Width::Word, value);
     }
 }
 
@@ -223,15 +185,31 @@ fn plug_all(scsi: &mut Scsi<QUEUES, UNITS, TAGS>, addresses: &[Address]) -> Vec<
     disks
 }
 
-impl<D: Transport> Machine<D> {
+impl<D: Transport<Memory, [Disk]>> Bench for Machine<D> {
+    type Memory = Memory;
+    type Storage = [Disk];
+    type Device = D;
+
+    fn parts(&mut self) -> (&mut D, &Memory, &mut [Disk]) {
+        (&mut self.device, &self.memory, &mut self.disks)
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn rings(&mut self) -> (&mut [BenchRing], &Memory) {
+        (&mut self.rings, &self.memory)
+    }
+}
+
+impl<D: Transport<Memory, [Disk]>> Machine<D> {
     fn with(device: D, disks: Vec<Disk>) -> Self {
         Self {
             memory: Memory(RefCell::new(vec![0; MEMORY_BYTES as usize])),
             device,
             disks,
-            available: [0; RINGS],
-            used: [0; RINGS],
-            next: [0; RINGS],
+            rings: std::array::from_fn(|ring| BenchRing::new(layout(ring))),
             next_id: 1,
         }
     }
@@ -239,10 +217,7 @@ impl<D: Transport> Machine<D> {
     pub(crate) fn bring_up(&mut self, features: Features) {
         self.set(register::STATUS, 1);
         self.set(register::STATUS, 3);
-        for half in [0, 1] {
-            self.set(register::DRIVER_FEATURES_SEL, half);
-            self.set(register::DRIVER_FEATURES, (features.bits() >> (32 * half)) as u32);
-        }
+        self.set_all(&virtio::accept(features.bits()));
         self.set(register::STATUS, 11);
         assert_eq!(self.get(register::STATUS), 11, "features accepted");
         for ring in 0..RINGS {
@@ -251,106 +226,8 @@ impl<D: Transport> Machine<D> {
         self.set(register::STATUS, 15);
     }
 
-    pub(crate) fn set_up_ring(&mut self, ring: usize) {
-        let base = ring as u64 * RING_BYTES;
-        self.put(base, &[0; RING_BYTES as usize]);
-        (self.available[ring], self.used[ring], self.next[ring]) = (0, 0, 0);
-        self.set(register::QUEUE_SEL, ring as u32);
-        self.set(register::QUEUE_SIZE, RING.into());
-        self.set(register::QUEUE_DESC_LOW, base as u32);
-        self.set(register::QUEUE_DRIVER_LOW, (base + DRIVER_AREA) as u32);
-        self.set(register::QUEUE_DEVICE_LOW, (base + DEVICE_AREA) as u32);
-        self.set(register::QUEUE_READY, 1);
-    }
-
-    pub(crate) fn get(&mut self, register: u64) -> u32 {
-        let (offset, width) = D::place(register);
-        self.read(offset, width) as u32
-    }
-
-    pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.device.read(Region::Bar(0), offset, width, &self.memory, &mut self.disks[..]).value
-    }
-
-    /// Writes a register, whatever comes of it.
-    pub(crate) fn set(&mut self, offset: u64, value: u32) {
-        let _ = self.try_set(offset, value);
-    }
-
-    pub(crate) fn try_set(&mut self, register: u64, value: u32) -> WriteStatus {
-        let (offset, width) = D::place(register);
-        self.write(offset, width, value.into())
-    }
-
-    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
-        self.device.write(Region::Bar(0), offset, width, value, &self.memory, &mut self.disks[..]).value
-    }
-
-    /// Polls until the device rests.
-    pub(crate) fn poll(&mut self) -> Progress {
-        loop {
-            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
-            if !progress.again {
-                return progress;
-            }
-        }
-    }
-
-    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
-        self.memory.write(GuestAddr(at), bytes).unwrap();
-    }
-
-    pub(crate) fn fetch(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.read(GuestAddr(at), &mut bytes).unwrap();
-        bytes
-    }
-
     pub(crate) fn next(&self, ring: usize) -> u16 {
-        self.next[ring]
-    }
-
-    pub(crate) fn descriptor(&self, table: u64, index: u16, (addr, len, flags): Piece, next: u16) {
-        let at = table + u64::from(index) * 16;
-        self.put(at, &addr.to_le_bytes());
-        self.put(at + 8, &len.to_le_bytes());
-        self.put(at + 12, &flags.to_le_bytes());
-        self.put(at + 14, &next.to_le_bytes());
-    }
-
-    /// Makes a chain of `pieces` available, and returns its head.
-    pub(crate) fn offer(&mut self, ring: usize, pieces: &[Piece]) -> u16 {
-        let base = ring as u64 * RING_BYTES;
-        let head = self.next[ring] % RING;
-        for (index, &(addr, len, flags)) in (0..).zip(pieces) {
-            let at = (head + index) % RING;
-            let more = usize::from(index) + 1 < pieces.len();
-            let flags = flags | if more { NEXT } else { 0 };
-            self.descriptor(base, at, (addr, len, flags), (at + 1) % RING);
-        }
-        self.next[ring] += pieces.len() as u16;
-        self.offer_head(ring, head);
-        head
-    }
-
-    pub(crate) fn offer_head(&mut self, ring: usize, head: u16) {
-        let driver = ring as u64 * RING_BYTES + DRIVER_AREA;
-        self.put(driver + 4 + 2 * u64::from(self.available[ring] % RING), &head.to_le_bytes());
-        self.available[ring] = self.available[ring].wrapping_add(1);
-        self.put(driver + 2, &self.available[ring].to_le_bytes());
-        self.set(register::QUEUE_NOTIFY, ring as u32);
-    }
-
-    /// The used ring's next element: head and length.
-    pub(crate) fn reap(&mut self, ring: usize) -> Option<(u16, u32)> {
-        let used = ring as u64 * RING_BYTES + DEVICE_AREA;
-        if self.memory.load_u16_acquire(GuestAddr(used + 2)).unwrap() == self.used[ring] {
-            return None;
-        }
-        let element = self.fetch(used + 4 + 8 * u64::from(self.used[ring] % RING), 8);
-        self.used[ring] = self.used[ring].wrapping_add(1);
-        let half = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
-        Some((half(0) as u16, half(4)))
+        self.rings[ring].next()
     }
 
     /// The heads of what came back on a ring.
@@ -373,7 +250,7 @@ impl<D: Transport> Machine<D> {
         out: &[u8],
         in_bytes: usize,
     ) -> Sent {
-        let first = self.next[ring];
+        let first = self.next(ring);
         let [head, middle, last] = [0, 1, 2].map(|index| <Machine>::buffer(ring, first + index));
         self.put(head, &<Machine>::header(lun, id, attribute, cdb));
         let mut pieces = vec![(head, HEAD_BYTES as u32, 0)];
@@ -433,7 +310,7 @@ impl<D: Transport> Machine<D> {
 
     /// Makes a request of the control queue available.
     pub(crate) fn control(&mut self, request: &[u8], answer_bytes: u32) -> Sent {
-        let first = self.next[CONTROL];
+        let first = self.next(CONTROL);
         let [data, response] = [0, 1].map(|index| <Machine>::buffer(CONTROL, first + index));
         self.put(data, request);
         self.put(response, &[0xee; 8]);
@@ -458,7 +335,7 @@ impl<D: Transport> Machine<D> {
 
     /// Gives the device a buffer for an event, and returns where it is.
     pub(crate) fn lend(&mut self, bytes: u32) -> u64 {
-        let buffer = <Machine>::buffer(EVENT, self.next[EVENT]);
+        let buffer = <Machine>::buffer(EVENT, self.next(EVENT));
         self.put(buffer, &[0xee; 16]);
         self.offer(EVENT, &[(buffer, bytes, WRITE)]);
         buffer

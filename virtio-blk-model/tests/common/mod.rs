@@ -1,19 +1,21 @@
 //! A machine with one virtio-blk device: a driver's pen for whatever it may write, and a disk that does as it is told.
 
-#![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses some of it")]
 
 use std::collections::VecDeque;
 
-use blk_core::bus::{Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{IrqChange, Region, Width};
 use blk_core::memory::{CellMemory, GuestMemory};
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::plain_info;
+use blk_core::sim::virtio::{self, RingLayout, Transport};
+pub(crate) use blk_core::sim::virtio::{INDIRECT, NEXT, Piece, WRITE};
+pub(crate) use blk_core::sim::{Bench, BenchRing};
 use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
 use blk_core::units::{GuestAddr, Tag};
 use virtio_blk_model::device::{Config, Interface};
 use virtio_blk_model::front::mmio::register;
-use virtio_blk_model::front::pci::{common, structure};
 use virtio_blk_model::front::{Mmio, Pci};
 use virtio_blk_model::wire::Features;
 
@@ -21,16 +23,10 @@ pub(crate) const SECTORS: u64 = 64;
 pub(crate) const RING: u16 = 16;
 const RINGS: u64 = 0x1000;
 const RING_BYTES: u64 = 0x1000;
-const DRIVER_AREA: u64 = 0x100;
-const DEVICE_AREA: u64 = 0x140;
 pub(crate) const HEADER: u64 = 0x8000;
 pub(crate) const STATUS: u64 = 0x8100;
 pub(crate) const DATA: u64 = 0x9000;
 pub(crate) const TABLE: u64 = 0x8800;
-
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
-pub(crate) const INDIRECT: u16 = 4;
 
 pub(crate) const IN: u32 = 0;
 pub(crate) const OUT: u32 = 1;
@@ -138,67 +134,27 @@ impl Storage<Memory> for Disk {
     }
 }
 
-/// A descriptor: address, length, flags.
-pub(crate) type Piece = (u64, u32, u16);
-
 /// A device on PCI.
 pub(crate) type OnPci<const Q: usize> = PciFunction<Pci<Q, 8>, 31>;
-
-/// Where a transport has what virtio-mmio calls so: offset and width. Tests name registers as virtio-mmio does.
-pub(crate) trait Transport: Device<Memory, [Disk]> {
-    const CONFIG: u64;
-
-    fn place(register: u64) -> (u64, Width);
-}
-
-impl<const Q: usize> Transport for Mmio<Q, 8> {
-    const CONFIG: u64 = register::CONFIG;
-
-    fn place(register: u64) -> (u64, Width) {
-        (register, Width::Dword)
-    }
-}
-
-impl<const Q: usize> Transport for OnPci<Q> {
-    const CONFIG: u64 = structure::DEVICE;
-
-    fn place(register: u64) -> (u64, Width) {
-        match register {
-            register::DEVICE_FEATURES_SEL => (common::DEVICE_FEATURE_SELECT, Width::Dword),
-            register::DEVICE_FEATURES => (common::DEVICE_FEATURE, Width::Dword),
-            register::DRIVER_FEATURES_SEL => (common::DRIVER_FEATURE_SELECT, Width::Dword),
-            register::DRIVER_FEATURES => (common::DRIVER_FEATURE, Width::Dword),
-            register::QUEUE_SEL => (common::QUEUE_SELECT, Width::Word),
-            register::QUEUE_SIZE_MAX | register::QUEUE_SIZE => (common::QUEUE_SIZE, Width::Word),
-            register::QUEUE_READY => (common::QUEUE_ENABLE, Width::Word),
-            register::QUEUE_RESET => (common::QUEUE_RESET, Width::Word),
-            register::QUEUE_NOTIFY => (structure::NOTIFY, Width::Word),
-            register::INTERRUPT_STATUS => (structure::ISR, Width::Byte),
-            register::STATUS => (common::DEVICE_STATUS, Width::Byte),
-            register::CONFIG_GENERATION => (common::CONFIG_GENERATION, Width::Byte),
-            register::QUEUE_DESC_LOW => (common::QUEUE_DESC, Width::Dword),
-            register::QUEUE_DRIVER_LOW => (common::QUEUE_DRIVER, Width::Dword),
-            register::QUEUE_DEVICE_LOW => (common::QUEUE_DEVICE, Width::Dword),
-            _ => panic!("there is no such register on PCI: {register:#x}"),
-        }
-    }
-}
 
 pub(crate) struct Machine<const Q: usize = 1, D = Mmio<Q, 8>> {
     pub(crate) memory: Memory,
     pub(crate) device: D,
     legacy: bool,
     pub(crate) disks: Vec<Disk>,
-    available: [u16; Q],
-    used: [u16; Q],
-    next: u16,
+    rings: [BenchRing; Q],
     pub(crate) line: bool,
     /// Messages that were due, by vector.
     pub(crate) messages: Vec<u8>,
 }
 
 pub(crate) fn ring(queue: usize) -> u64 {
-    RINGS + queue as u64 * RING_BYTES
+    layout(queue).descriptors
+}
+
+fn layout(queue: usize) -> RingLayout {
+    let at = RINGS + queue as u64 * RING_BYTES;
+    RingLayout { entries: RING, descriptors: at, driver: at + 0x100, device: at + 0x140 }
 }
 
 /// Features that a modern driver takes by default.
@@ -231,7 +187,7 @@ impl<const Q: usize> Machine<Q, OnPci<Q>> {
     }
 
     pub(crate) fn configuration(&mut self, at: u64, width: Width) -> u64 {
-        self.access(Region::Config, at, width)
+        self.load(Region::Config, at, width)
     }
 
     /// Writes into configuration space, whatever comes of it.
@@ -245,7 +201,32 @@ impl<const Q: usize> Machine<Q, OnPci<Q>> {
     }
 }
 
-impl<const Q: usize, D: Transport> Machine<Q, D> {
+impl<const Q: usize, D: Transport<Memory, [Disk]>> Bench for Machine<Q, D> {
+    type Memory = Memory;
+    type Storage = [Disk];
+    type Device = D;
+
+    fn parts(&mut self) -> (&mut D, &Memory, &mut [Disk]) {
+        (&mut self.device, &self.memory, &mut self.disks[..])
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn rings(&mut self) -> (&mut [BenchRing], &Memory) {
+        (&mut self.rings, &self.memory)
+    }
+
+    fn hear(&mut self, irq: IrqChange) {
+        if let Some(level) = irq.line(0) {
+            self.line = level;
+        }
+        self.messages.extend((0..31).filter(|vector| irq.line(vector + 1) == Some(true)));
+    }
+}
+
+impl<const Q: usize, D: Transport<Memory, [Disk]>> Machine<Q, D> {
     fn with(make: impl FnOnce(Config) -> D, config: Config, disks: Vec<Disk>) -> Self {
         let config = Config { queues: Q as u16, queue_size_max: RING, ..config };
         Self {
@@ -253,9 +234,7 @@ impl<const Q: usize, D: Transport> Machine<Q, D> {
             device: make(config),
             legacy: config.interface != Interface::Modern,
             disks,
-            available: [0; Q],
-            used: [0; Q],
-            next: 0,
+            rings: std::array::from_fn(|queue| BenchRing::new(layout(queue))),
             line: false,
             messages: Vec::new(),
         }
@@ -285,126 +264,23 @@ impl<const Q: usize, D: Transport> Machine<Q, D> {
     }
 
     pub(crate) fn accept(&mut self, features: u64) {
-        for half in [0, 1] {
-            self.set(register::DRIVER_FEATURES_SEL, half);
-            self.set(register::DRIVER_FEATURES, (features >> (32 * half)) as u32);
-        }
+        self.set_all(&virtio::accept(features));
     }
 
     pub(crate) fn set_up_queue(&mut self, queue: u32, legacy: bool) {
-        let ring = RINGS + u64::from(queue) * RING_BYTES;
-        self.memory.write(GuestAddr(ring), &[0; 0x400]).unwrap();
-        (self.available[queue as usize], self.used[queue as usize]) = (0, 0);
+        if !legacy {
+            return self.set_up_ring(queue as usize);
+        }
+        let layout = self.clear_ring(queue as usize);
         self.set(register::QUEUE_SEL, queue);
         self.set(register::QUEUE_SIZE, u32::from(RING));
-        if legacy {
-            self.set(register::GUEST_PAGE_SIZE, 0x1000);
-            self.set(register::QUEUE_ALIGN, 0x40);
-            self.set(register::QUEUE_PFN, (ring / 0x1000) as u32);
-            return;
-        }
-        self.set(register::QUEUE_DESC_LOW, ring as u32);
-        self.set(register::QUEUE_DRIVER_LOW, (ring + DRIVER_AREA) as u32);
-        self.set(register::QUEUE_DEVICE_LOW, (ring + DEVICE_AREA) as u32);
-        self.set(register::QUEUE_READY, 1);
-    }
-
-    pub(crate) fn get(&mut self, register: u64) -> u32 {
-        let (offset, width) = D::place(register);
-        self.read(offset, width) as u32
-    }
-
-    pub(crate) fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.access(Region::Bar(0), offset, width)
-    }
-
-    pub(crate) fn access(&mut self, region: Region, offset: u64, width: Width) -> u64 {
-        let access = self.device.read(region, offset, width, &self.memory, &mut self.disks[..]);
-        self.hear(access.irq);
-        access.value
+        self.set(register::GUEST_PAGE_SIZE, 0x1000);
+        self.set(register::QUEUE_ALIGN, 0x40);
+        self.set(register::QUEUE_PFN, (layout.descriptors / 0x1000) as u32);
     }
 
     pub(crate) fn config(&mut self, offset: u64, width: Width) -> u64 {
-        self.read(D::CONFIG + offset, width)
-    }
-
-    /// Writes a register, whatever comes of it.
-    pub(crate) fn set(&mut self, offset: u64, value: u32) {
-        let _ = self.try_set(offset, value);
-    }
-
-    pub(crate) fn try_set(&mut self, register: u64, value: u32) -> WriteStatus {
-        let (offset, width) = D::place(register);
-        self.write(offset, width, u64::from(value))
-    }
-
-    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> WriteStatus {
-        self.store(Region::Bar(0), offset, width, value)
-    }
-
-    pub(crate) fn store(&mut self, region: Region, offset: u64, width: Width, value: u64) -> WriteStatus {
-        let access = self.device.write(region, offset, width, value, &self.memory, &mut self.disks[..]);
-        self.hear(access.irq);
-        access.value
-    }
-
-    fn hear(&mut self, irq: IrqChange) {
-        if let Some(level) = irq.line(0) {
-            self.line = level;
-        }
-        self.messages.extend((0..31).filter(|vector| irq.line(vector + 1) == Some(true)));
-    }
-
-    pub(crate) fn poll(&mut self) -> Progress {
-        loop {
-            let progress = self.device.poll(&self.memory, &mut self.disks[..]);
-            self.hear(progress.irq);
-            if !progress.again {
-                return progress;
-            }
-        }
-    }
-
-    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
-        self.memory.write(GuestAddr(at), bytes).unwrap();
-    }
-
-    pub(crate) fn fetch(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.read(GuestAddr(at), &mut bytes).unwrap();
-        bytes
-    }
-
-    pub(crate) fn descriptor(&self, table: u64, index: u16, (addr, len, flags): Piece, next: u16) {
-        let at = table + u64::from(index) * 16;
-        self.put(at, &addr.to_le_bytes());
-        self.put(at + 8, &len.to_le_bytes());
-        self.put(at + 12, &flags.to_le_bytes());
-        self.put(at + 14, &next.to_le_bytes());
-    }
-
-    /// Makes a chain of `pieces` available, and returns its head.
-    pub(crate) fn offer(&mut self, queue: usize, pieces: &[Piece]) -> u16 {
-        let ring = ring(queue);
-        let head = self.next % RING;
-        for (index, &(addr, len, flags)) in (0..).zip(pieces) {
-            let at = (head + index) % RING;
-            let more = usize::from(index) + 1 < pieces.len();
-            let flags = flags | if more { NEXT } else { 0 };
-            self.descriptor(ring, at, (addr, len, flags), (at + 1) % RING);
-        }
-        self.next += pieces.len() as u16;
-        self.offer_head(queue, head);
-        head
-    }
-
-    pub(crate) fn offer_head(&mut self, queue: usize, head: u16) {
-        let ring = ring(queue);
-        let entry = ring + DRIVER_AREA + 4 + 2 * u64::from(self.available[queue] % RING);
-        self.put(entry, &head.to_le_bytes());
-        self.available[queue] = self.available[queue].wrapping_add(1);
-        self.put(ring + DRIVER_AREA + 2, &self.available[queue].to_le_bytes());
-        self.set(register::QUEUE_NOTIFY, queue as u32);
+        self.read(D::place(register::CONFIG).0 + offset, width)
     }
 
     pub(crate) fn header(&self, at: u64, kind: u32, sector: u64) {
@@ -412,19 +288,6 @@ impl<const Q: usize, D: Transport> Machine<Q, D> {
         self.put(at + 4, &[0; 4]);
         self.put(at + 8, &sector.to_le_bytes());
         self.put(STATUS, &[0xff]);
-    }
-
-    /// The used ring's next element: head and length.
-    pub(crate) fn reap(&mut self, queue: usize) -> Option<(u16, u32)> {
-        let used = ring(queue) + DEVICE_AREA;
-        let index = self.memory.load_u16_acquire(GuestAddr(used + 2)).unwrap();
-        if index == self.used[queue] {
-            return None;
-        }
-        let element = self.fetch(used + 4 + 8 * u64::from(self.used[queue] % RING), 8);
-        self.used[queue] = self.used[queue].wrapping_add(1);
-        let half = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
-        Some((half(0) as u16, half(4)))
     }
 
     /// Sends a request on queue 0, waits, and returns status and used length.

@@ -13,7 +13,7 @@ mod window;
 
 use blk_core::bus::Width;
 use blk_core::storage::Cache;
-use common::{Disk, Machine, OnPci, modern};
+use common::{Bench as _, Disk, Machine, OnPci, modern};
 use virtio_blk_model::front::mmio::register;
 use virtio_blk_model::front::pci::{common as field, structure};
 

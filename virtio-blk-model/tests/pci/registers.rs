@@ -130,7 +130,7 @@ fn other_regions_are_empty() {
     let mut machine = up::<1>();
     let before = machine.device.clone();
     for bar in [1, 2, 5, 6, 255] {
-        assert_eq!(machine.access(Region::Bar(bar), field::DEVICE_STATUS, Width::Byte), 0xff);
+        assert_eq!(machine.load(Region::Bar(bar), field::DEVICE_STATUS, Width::Byte), 0xff);
         let _ = machine.store(Region::Bar(bar), field::DEVICE_STATUS, Width::Byte, 0);
     }
     assert_eq!(machine.device, before);

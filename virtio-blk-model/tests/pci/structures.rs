@@ -1,6 +1,7 @@
 //! What the function is, and where its structures are.
 
 use blk_core::bus::Width;
+use blk_core::sim::Bench as _;
 use virtio_blk_model::front::mmio::register;
 use virtio_blk_model::front::pci::common as field;
 

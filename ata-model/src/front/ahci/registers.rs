@@ -3,17 +3,10 @@
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
+pub(super) use crate::wire::ahci::{PORT_BYTES, PORTS_AT, host, port};
+
 /// Command slots of a port, and queued commands of a drive.
 pub(super) const SLOTS: usize = 32;
-
-/// Offsets of the generic host control registers (3.1).
-pub(super) mod host {
-    pub(in super::super) const CAP: u64 = 0x00;
-    pub(in super::super) const GHC: u64 = 0x04;
-    pub(in super::super) const IS: u64 = 0x08;
-    pub(in super::super) const PI: u64 = 0x0c;
-    pub(in super::super) const VS: u64 = 0x10;
-}
 
 /// CAP without the number of ports: 64-bit addressing, NCQ, command list override, 6 Gb/s, AHCI only, several DRQ blocks, 32
 /// slots. No port multipliers, no enclosure management, no coalescing, no link power states, no staggered spin-up.
@@ -28,28 +21,6 @@ pub(super) const GHC_AE: u32 = 1 << 31;
 pub(super) const GHC_IE: u32 = 1 << 1;
 /// GHC.HR.
 pub(super) const GHC_HR: u32 = 1;
-
-/// Where the first port's registers are, and how far the next one's.
-pub(super) const PORTS_AT: u64 = 0x100;
-pub(super) const PORT_BYTES: u64 = 0x80;
-
-/// Offsets of a port's registers (3.3).
-pub(super) mod port {
-    pub(in super::super) const CLB: u64 = 0x00;
-    pub(in super::super) const CLBU: u64 = 0x04;
-    pub(in super::super) const FB: u64 = 0x08;
-    pub(in super::super) const FBU: u64 = 0x0c;
-    pub(in super::super) const IS: u64 = 0x10;
-    pub(in super::super) const IE: u64 = 0x14;
-    pub(in super::super) const CMD: u64 = 0x18;
-    pub(in super::super) const TFD: u64 = 0x20;
-    pub(in super::super) const SIG: u64 = 0x24;
-    pub(in super::super) const SSTS: u64 = 0x28;
-    pub(in super::super) const SCTL: u64 = 0x2c;
-    pub(in super::super) const SERR: u64 = 0x30;
-    pub(in super::super) const SACT: u64 = 0x34;
-    pub(in super::super) const CI: u64 = 0x38;
-}
 
 bitflags! {
     /// PxIS and PxIE (3.3.5, 3.3.6).
