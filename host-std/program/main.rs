@@ -1,8 +1,10 @@
 //! `blk-host`: shows, for every front end and cache mode, what reaches the host and what survives a power cut.
 
 mod cli;
+mod completions;
 mod ctl;
 mod exit;
+mod man;
 mod output;
 mod replay;
 mod table;
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
             log::init("error", LogFormat::Text);
             replay::run(&replay)
         }
+        Some(Command::Man(man)) => man::run(&man),
+        Some(Command::Completions(completions)) => completions::run(&completions),
         None => {
             log::init("error", LogFormat::Text);
             run_table(&args)

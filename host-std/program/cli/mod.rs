@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use blk_core::storage::CacheMode;
 use host_std::proof::Front;
@@ -25,6 +26,8 @@ Examples:
                                            a virtio-blk disk for QEMU, cloud-hypervisor or User-Mode Linux
   blk-host replay disk.rec --crash-states 1000 --list
                                            what power cuts could have left of a disk served with --record
+  blk-host man /usr/local/share/man/man1   manual pages
+  blk-host completions bash > /etc/bash_completion.d/blk-host
 
 Exit status: 0 every cell is as it must be (probe: safe; serve: stopped in order), 1 a cell that must be safe is not
 (probe: unsafe; serve: a last flush failed; ctl: refused), 2 wrong usage or an error, 3 probe cannot tell, 130 stopped
@@ -92,6 +95,23 @@ pub(crate) enum Command {
     Ctl(CtlArgs),
     /// What was recorded: the image at any point, and what power cuts could have left.
     Replay(crate::replay::ReplayArgs),
+    /// Write the manual pages, one for each command.
+    Man(ManArgs),
+    /// Print a script that completes this program's arguments in a shell.
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The folder to write them to. It is made if it is not there.
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
 }
 
 #[derive(Debug, clap::Args)]
