@@ -48,7 +48,11 @@ fn add_pages(command: &Command, pages: &mut Vec<(String, Vec<u8>)>) -> io::Resul
 
 /// As [`Man::render`], but for what follows the help: that is "EXTRA" there, with its lines joined.
 fn page(command: &Command) -> io::Result<(String, Vec<u8>)> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
     let man = Man::new(command.clone())
+        .title(name.to_uppercase())
+        // Not empty: the fields that follow would take its place.
+        .date(" ")
         .source(concat!("blk-host ", env!("CARGO_PKG_VERSION")))
         .manual("Disks for virtual machines");
     let mut text = Vec::new();
@@ -120,6 +124,8 @@ mod tests {
         let commands = check(&command, "blk-host", &pages);
         assert_eq!(commands, pages.len());
         assert!(commands > 15, "{commands}");
+        let stats = plain(&pages["blk-host-ctl-stats.1"]);
+        assert!(stats.contains(".TH BLK-HOST-CTL-STATS 1 \" \" \"blk-host "), "{stats}");
     }
 
     #[test]
