@@ -5,6 +5,7 @@ mod completions;
 mod ctl;
 mod exit;
 mod man;
+mod metrics;
 mod output;
 mod replay;
 mod table;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             log::init("error", LogFormat::Text);
             replay::run(&replay)
         }
+        Some(Command::Metrics(metrics)) => metrics::run(&metrics),
         Some(Command::Man(man)) => man::run(&man),
         Some(Command::Completions(completions)) => completions::run(&completions),
         None => {

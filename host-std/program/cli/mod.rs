@@ -1,5 +1,6 @@
 //! The command line.
 
+mod metrics;
 mod sandbox;
 mod serve;
 
@@ -12,6 +13,7 @@ use clap_complete::Shell;
 use blk_core::storage::CacheMode;
 use host_std::proof::Front;
 
+pub(crate) use metrics::{ListenArg, MetricsArgs};
 pub(crate) use serve::{CtlArgs, CtlCommand, ServeArgs, SizeArg};
 
 const EXAMPLES: &str = "\
@@ -26,6 +28,8 @@ Examples:
                                            a virtio-blk disk for QEMU, cloud-hypervisor or User-Mode Linux
   blk-host replay disk.rec --crash-states 1000 --list
                                            what power cuts could have left of a disk served with --record
+  blk-host metrics --control ctl.sock --listen 127.0.0.1:9185
+                                           what servers count, for Prometheus
   blk-host man /usr/local/share/man/man1   manual pages
   blk-host completions bash > /etc/bash_completion.d/blk-host
 
@@ -93,6 +97,7 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Ask or command a server by its control socket.
     Ctl(CtlArgs),
+    Metrics(MetricsArgs),
     /// What was recorded: the image at any point, and what power cuts could have left.
     Replay(crate::replay::ReplayArgs),
     /// Write the manual pages, one for each command.

@@ -104,7 +104,14 @@ const CRATES: &[Crate] = &[
     Crate {
         folder: "host-std",
         root: "program/main.rs",
-        floors: &[&[""], &["ctl", "table"], &["cli"], &["replay"], &["exit", "output"]],
+        floors: &[
+            &[""],
+            &["completions", "ctl", "man", "table"],
+            &["metrics"],
+            &["cli"],
+            &["replay"],
+            &["exit", "output"],
+        ],
     },
 ];
 

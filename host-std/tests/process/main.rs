@@ -1,6 +1,7 @@
 //! The process around the disks: its log, its output, its signals, its operator, who starts and measures it. None of them costs a guest anything.
 
 mod log;
+mod metrics;
 mod operator;
 mod output;
 mod signals;
