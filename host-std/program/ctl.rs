@@ -15,6 +15,7 @@ use host_std::serve::{DeviceStats, Event, ImageReport, State};
 
 use crate::cli::{CtlArgs, CtlCommand, SizeArg};
 use crate::exit::EXIT_UNSAFE;
+use crate::metrics::encode::{self, Scraped};
 use crate::output::{self, Failure, outln};
 
 pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
@@ -46,6 +47,10 @@ pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
         while let Some(line) = client.line()? {
             print_event(&line, args.json)?;
         }
+    } else if matches!(args.command, CtlCommand::Metrics) {
+        let report = serde_json::from_value(value).context("the server's answer is not understood")?;
+        let scraped = Scraped { control: args.control.display().to_string(), report: Some(report) };
+        output::text_of(format_args!("{}", encode::text(vec![scraped])?))?;
     } else {
         print_answer(&request, value, args.json)?;
     }
@@ -55,7 +60,7 @@ pub(crate) fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
 fn request(args: &CtlArgs) -> anyhow::Result<Request> {
     let device = args.device.clone();
     Ok(match &args.command {
-        CtlCommand::Stats => Request::Stats { device },
+        CtlCommand::Stats | CtlCommand::Metrics => Request::Stats { device },
         CtlCommand::Pause => Request::Pause { device },
         CtlCommand::Resume => Request::Resume { device },
         CtlCommand::Drain => Request::Drain { device },

@@ -1,9 +1,12 @@
 //! `blk-host`: shows, for every front end and cache mode, what reaches the host and what survives a power cut.
 
 mod cli;
+mod completions;
 mod ctl;
 mod demo;
 mod exit;
+mod man;
+mod metrics;
 mod number;
 mod output;
 mod replay;
@@ -64,6 +67,9 @@ fn main() -> ExitCode {
             stop_on_signal().and_then(|stop| demo::run(&demo, &stop))
         }
         Some(Command::DemoGuest(guest)) => demo::guest::run(&guest),
+        Some(Command::Metrics(metrics)) => metrics::run(&metrics),
+        Some(Command::Man(man)) => man::run(&man),
+        Some(Command::Completions(completions)) => completions::run(&completions),
         None => {
             log::init("error", LogFormat::Text);
             run_table(&args)

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod demo;
+mod metrics;
 mod sandbox;
 mod serve;
 mod table;
@@ -9,8 +10,10 @@ mod usage;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 
 pub(crate) use demo::{DemoArgs, DemoGuestArgs, DemoTask};
+pub(crate) use metrics::{ListenArg, MetricsArgs};
 pub(crate) use serve::{CtlArgs, CtlCommand, ServeArgs, SizeArg};
 pub(crate) use table::{ReportArgs, TableArgs};
 pub(crate) use usage::complaint;
@@ -29,6 +32,10 @@ Examples:
                                            a virtio-blk disk for QEMU, cloud-hypervisor or User-Mode Linux
   blk-host replay disk.rec --crash-states 1000 --list
                                            what power cuts could have left of a disk served with --record
+  blk-host metrics --control ctl.sock --listen 127.0.0.1:9185
+                                           what servers count, for Prometheus
+  blk-host man /usr/local/share/man/man1   manual pages
+  blk-host completions bash > /etc/bash_completion.d/blk-host
 
 Exit status: 0 every cell is as it must be (probe: safe; serve: stopped in order), 1 a cell that must be safe is not
 (probe: unsafe; serve: a last flush failed; ctl: refused; demo: a synced file was lost), 2 wrong usage or an error,
@@ -64,6 +71,7 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Ask or command a server by its control socket.
     Ctl(CtlArgs),
+    Metrics(MetricsArgs),
     /// What was recorded: the image at any point, and what power cuts could have left.
     Replay(crate::replay::ReplayArgs),
     /// Write the integrity table as an HTML page, with each counterexample as a sequence diagram.
@@ -71,6 +79,23 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     #[command(hide = true)]
     DemoGuest(DemoGuestArgs),
+    /// Write the manual pages, one for each command.
+    Man(ManArgs),
+    /// Print a script that completes this program's arguments in a shell.
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The folder to write them to. It is made if it is not there.
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
 }
 
 #[derive(Debug, clap::Args)]

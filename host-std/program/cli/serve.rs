@@ -304,6 +304,8 @@ pub(crate) struct CtlArgs {
 pub(crate) enum CtlCommand {
     /// What the guest asked for, what the images did, how long it took.
     Stats,
+    /// The same in OpenMetrics text, once: for a textfile collector.
+    Metrics,
     /// Take no more requests of the guest.
     Pause,
     /// Take requests again, and try those again that an error held.

@@ -108,7 +108,8 @@ const CRATES: &[Crate] = &[
         floors: &[
             &[""],
             &["report"],
-            &["ctl", "demo", "table"],
+            &["completions", "ctl", "demo", "man", "table"],
+            &["metrics"],
             &["cli"],
             &["replay"],
             &["exit", "number", "output", "temporary"],

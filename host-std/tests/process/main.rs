@@ -1,9 +1,11 @@
-//! The process around the disks: its log, its output, its signals, its operator. None of them costs a guest anything.
+//! The process around the disks: its log, its output, its signals, its operator, who starts and measures it. None of them costs a guest anything.
 
 mod log;
+mod metrics;
 mod operator;
 mod output;
 mod signals;
+mod systemd;
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;

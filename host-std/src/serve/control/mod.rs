@@ -35,6 +35,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -211,6 +213,19 @@ impl Client {
     /// As [`UnixStream::connect`].
     pub fn connect(path: &Path) -> io::Result<Self> {
         Ok(Self { from: BufReader::new(UnixStream::connect(path)?) })
+    }
+
+    /// The same; to connect, and each read and write from then on, fails after `timeout`.
+    ///
+    /// # Errors
+    /// As [`UnixStream::connect`]; [`io::ErrorKind::WouldBlock`] if it takes too long.
+    pub fn connect_within(path: &Path, timeout: Duration) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // Of the time to connect, too: unix(7), SO_SNDTIMEO.
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(timeout))?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self { from: BufReader::new(socket.into()) })
     }
 
     /// Sends a request and waits for its answer.
