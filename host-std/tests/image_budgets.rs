@@ -161,7 +161,7 @@ fn a_budget_of_nothing_is_refused() {
     let path = images.image("image", 1 << 20);
     let options = FileOptions { in_flight_bytes_max: 0, ..options(CacheMode::WriteBack) };
     let error = FileBackend::open(path, &options).unwrap_err().to_string();
-    assert!(error.contains("in_flight_bytes_max") && error.contains("1 byte or more"), "{error}");
+    assert!(error.contains("inflight=0") && error.contains("1 byte or more"), "{error}");
 }
 
 /// Counts what is copied, and whether it is anything but what it gave itself.
