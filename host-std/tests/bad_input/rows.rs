@@ -56,7 +56,7 @@ pub(crate) const OTHERS: &[Row] = &[
         "ctl --control taken stats",
         &["--control taken: no answer", "check that it is the control socket"],
     ),
-    Row(2, "ctl --control nofile", &["subcommand", "give one of stats, pause"]),
+    Row(2, "ctl --control nofile", &["subcommand", "give one of stats, metrics"]),
     Row(2, "ctl --control nofile stast", &["'stast'", "did you mean stats?"]),
     Row(2, "ctl --control nofile resize 10X", &["'10X'", "K, M, G or T"]),
     Row(2, "ctl --control nofile resize -5", &["'-5'", "10G"]),
