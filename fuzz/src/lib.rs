@@ -10,15 +10,15 @@
 //! - [`ring`]: the driver's side of a virtqueue;
 //! - [`virtio`]: a driver of a virtio device, whichever;
 //! - [`image`]: an image for whole servers;
-//! - [`history`]: the oracle: what a guest may read, and what must survive a power cut.
+//! - [`oracle`]: the oracle: what a guest may read, and what must survive a power cut.
 
 #![allow(missing_docs, reason = "the macros generate helpers")]
 
 pub mod disk;
 pub mod front;
-pub mod history;
 pub mod image;
 pub mod memory;
+pub mod oracle;
 pub mod program;
 pub mod ring;
 pub mod targets;

@@ -12,8 +12,8 @@ use blk_core::virtq::Buffer;
 use crate::choices;
 use crate::disk::{Event, Handle};
 use crate::front::{Front, Way, World};
-use crate::history::History;
 use crate::memory::Memory;
+use crate::oracle::Oracle;
 use crate::ring::{Layout, Ring};
 
 /// Entries of each ring.
@@ -116,7 +116,7 @@ pub struct Rig<D: Driver> {
     pub features: u64,
     pub outstanding: Vec<Outstanding<D::Request>>,
     numbers: u64,
-    pub history: History,
+    pub oracle: Oracle,
     pub waiting: Waiting,
     /// Whether the driver has kept to the rules since the device was brought up.
     pub honest: bool,
@@ -138,7 +138,7 @@ impl<D: Driver> Rig<D> {
             features: 0,
             outstanding: Vec::new(),
             numbers: 0,
-            history: History::default(),
+            oracle: Oracle::default(),
             waiting: Waiting::No,
             honest: true,
             busy: false,
@@ -162,7 +162,7 @@ impl<D: Driver> Rig<D> {
         self.check();
         if self.honest {
             assert!(self.is_quiet() && self.waiting == Waiting::No, "everything ends");
-            self.history.check_contents(&self.disks[0].disk());
+            self.oracle.check_contents(&self.disks[0].disk());
         }
     }
 
@@ -232,7 +232,7 @@ impl<D: Driver> Rig<D> {
         self.honest = false;
         self.frozen = None;
         self.memory.unguard();
-        self.history.lose_track();
+        self.oracle.lose_track();
     }
 
     /// Whatever has to wait is waited for by [`Self::resume`].
@@ -295,7 +295,7 @@ impl<D: Driver> Rig<D> {
         page: u64,
         buffers: &[Buffer],
         table: usize,
-        request: impl FnOnce(&mut History) -> D::Request,
+        request: impl FnOnce(&mut Oracle) -> D::Request,
     ) {
         let Some(head) = self.rings[ring].offer(&self.memory, buffers, table) else { return };
         let writable = buffers.iter().filter(|buffer| buffer.writable);
@@ -304,7 +304,7 @@ impl<D: Driver> Rig<D> {
         }
         let writable = writable.map(|buffer| buffer.len).sum();
         self.numbers += 1;
-        let (number, request) = (self.numbers, request(&mut self.history));
+        let (number, request) = (self.numbers, request(&mut self.oracle));
         self.outstanding.push(Outstanding { ring, head, page, number, writable, request });
     }
 
@@ -382,7 +382,7 @@ impl<D: Driver> Rig<D> {
                 if self.get(register::STATUS, Width::Dword) == 0 {
                     let landed = self.disks.iter().all(Handle::has_landed);
                     assert!(landed, "a reset waits for what was submitted");
-                    self.history.reset();
+                    self.oracle.reset();
                     self.waiting = Waiting::No;
                     D::bring_up(self);
                     self.freeze();
@@ -394,7 +394,7 @@ impl<D: Driver> Rig<D> {
                 if !progress.pending_write {
                     self.waiting = Waiting::No;
                     if D::through(self) {
-                        self.history.flushed(begun);
+                        self.oracle.flushed(begun);
                     }
                 }
             }
@@ -443,7 +443,7 @@ impl<D: Driver> Rig<D> {
         self.memory.guard();
         self.outstanding.clear();
         self.frozen = None;
-        self.history.reset();
+        self.oracle.reset();
         self.waiting = Waiting::No;
         self.honest = true;
         D::bring_up(self);
@@ -458,7 +458,7 @@ impl<D: Driver> Rig<D> {
         }
         let disk = self.disks[0].disk();
         if disk.info().cache != Cache::Unsafe {
-            self.history.check_medium(&disk);
+            self.oracle.check_medium(&disk);
         }
     }
 }

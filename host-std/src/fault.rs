@@ -173,11 +173,11 @@ impl fmt::Display for Plan {
 /// A backend that fails by plan.
 pub struct Faulty {
     inner: Arc<dyn Backend>,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<FaultState>>,
     plan: Plan,
 }
 
-struct Shared {
+struct FaultState {
     rules: Vec<Rule>,
     /// Operations so far, by kind; the last counts all.
     seen: [u64; 6],
@@ -190,7 +190,7 @@ impl Faulty {
     pub fn new(inner: Arc<dyn Backend>, mut plan: Plan) -> Self {
         let seed = *plan.seed.get_or_insert_with(|| fastrand::u64(..));
         tracing::warn!(%plan, "faults are injected");
-        let shared = Shared { rules: plan.rules.clone(), seen: [0; 6], rng: Rng::with_seed(seed) };
+        let shared = FaultState { rules: plan.rules.clone(), seen: [0; 6], rng: Rng::with_seed(seed) };
         Self { inner, shared: Arc::new(Mutex::new(shared)), plan }
     }
 
@@ -247,7 +247,7 @@ struct Fate {
     delay: Duration,
 }
 
-impl Shared {
+impl FaultState {
     fn fate(&mut self, op: Op) -> Fate {
         let kind = kind(op);
         self.seen[kind as usize] += 1;
@@ -282,7 +282,7 @@ const fn kind(op: Op) -> Kind {
 struct FaultyHandle {
     inner: Box<dyn Handle>,
     backend: Arc<dyn Backend>,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<FaultState>>,
     /// In flight below, and when they may be seen to have ended.
     delayed: HashMap<Tag, Delayed>,
     /// Ended, and not to be seen before it is time.

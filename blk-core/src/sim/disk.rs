@@ -30,7 +30,7 @@ use crate::sim::value::{INITIAL, ValueSet};
 use crate::storage::{CacheMode, Completion, IoError, IoErrorKind};
 use crate::units::Lba;
 
-use medium::{InFlight, Sector, Shared, Work};
+use medium::{DiskState, InFlight, Sector, Work};
 
 pub use config::DiskConfig;
 pub use handle::SimHandle;
@@ -48,7 +48,7 @@ pub enum Fate {
 /// Several handles to one disk.
 #[derive(Debug)]
 pub struct SimDisk {
-    shared: Rc<RefCell<Shared>>,
+    shared: Rc<RefCell<DiskState>>,
     handles: Vec<SimHandle>,
 }
 
@@ -56,7 +56,7 @@ impl SimDisk {
     /// A disk of which every sector holds [`INITIAL`].
     #[must_use]
     pub fn new(config: &DiskConfig) -> Self {
-        let shared = Rc::new(RefCell::new(Shared {
+        let shared = Rc::new(RefCell::new(DiskState {
             writes_stable: config.mode.dsync(),
             flushes: !matches!(config.mode, CacheMode::Unsafe),
             latched: false,

@@ -10,8 +10,8 @@ use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
 use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
-use crate::history::{Act, End, History, Ticket};
 use crate::memory::Memory;
+use crate::oracle::{Act, End, Oracle, Ticket};
 use crate::program::{join, parse, seed};
 use crate::{choices, record};
 
@@ -89,7 +89,7 @@ struct Rig {
     memory: Memory,
     disks: Vec<Handle>,
     function: PciFunction<PciAhci<1>, 1>,
-    history: History,
+    oracle: Oracle,
     /// Whether completed writes are stable, as IDENTIFY says.
     through: bool,
     running: [Option<Running>; SLOTS],
@@ -108,7 +108,7 @@ pub fn run(data: &[u8]) {
         memory: Memory::new(MEMORY_BYTES as usize),
         disks: Disk::open(setup.kind, SECTORS, 1),
         function: PciFunction::new(PciAhci::new([Some(drive())]), MsixOwner::Function),
-        history: History::default(),
+        oracle: Oracle::default(),
         through: false,
         running: [None; SLOTS],
         resetting: None,
@@ -134,7 +134,7 @@ pub fn run(data: &[u8]) {
     if rig.honest {
         assert!(rig.resetting.is_none() && rig.running.iter().all(Option::is_none), "everything ends");
         assert!(rig.hba().is_quiet());
-        rig.history.check_contents(&rig.disks[0].disk());
+        rig.oracle.check_contents(&rig.disks[0].disk());
     }
     assert_eq!(rig.hba().strays(), 0);
 }
@@ -183,7 +183,7 @@ impl Rig {
     fn lie(&mut self) {
         self.honest = false;
         self.memory.unguard();
-        self.history.lose_track();
+        self.oracle.lose_track();
         self.running = [None; SLOTS];
         self.resetting = None;
     }
@@ -293,7 +293,7 @@ impl Rig {
         }
         let Some(slot) = self.running.iter().position(Option::is_none) else { return };
         let extent = extent(at, 4, 4, SECTORS);
-        let written = self.history.next_value();
+        let written = self.oracle.next_value();
         let (write, read) = (Some(Act::Write(extent, written)), Some(Act::Read(extent)));
         let (opcode, act, fua) = match what % 18 {
             0..=3 => (0x61, write, false),
@@ -338,7 +338,7 @@ impl Rig {
         self.prepare(slot, &fis, &regions(data, bytes, cut));
         let is_read = matches!(act, Some(Act::Read(_)));
         let running = Running {
-            act: act.map(|act| (act, self.history.submit(act))),
+            act: act.map(|act| (act, self.oracle.submit(act))),
             queued,
             stable: fua || self.through && !is_read,
             latched: self.disks[0].disk().is_latched(),
@@ -378,7 +378,7 @@ impl Rig {
         if !self.honest || self.resetting.is_some() || self.running.iter().any(Option::is_some) {
             return;
         }
-        let cache = Some((on, self.history.now()));
+        let cache = Some((on, self.oracle.now()));
         let latched = self.disks[0].disk().is_latched();
         let feature = if on { 0x02 } else { 0x82 };
         self.prepare(0, &command_fis(0xef, feature, 0, 0, 0x40), &[]);
@@ -454,14 +454,14 @@ impl Rig {
         self.memory.take_back(data..data + DATA_BYTES);
         assert!(!(ok && running.mixed), "{running:?} was executed");
         if let Some((on, begun)) = running.cache.filter(|_| ok) {
-            self.history.cache_switched(on, begun, running.latched);
+            self.oracle.cache_switched(on, begun, running.latched);
             self.finish_bring_up();
             assert_eq!(self.through, !on, "IDENTIFY says what was done");
         }
         let Some((act, ticket)) = running.act else { return };
         let end = End { ok, stable: running.stable, latched: running.latched };
         let sector = |index| self.memory.get(data + 512 * index);
-        self.history.conclude(&self.disks[0].disk(), (act, ticket), end, sector);
+        self.oracle.conclude(&self.disks[0].disk(), (act, ticket), end, sector);
     }
 
     fn reset(&mut self, way: Way) {
@@ -527,7 +527,7 @@ impl Rig {
         self.resetting = None;
         self.memory.take_back(0..MEMORY_BYTES);
         self.memory.lend(LIST..RECEIVED + 0x100);
-        self.history.reset();
+        self.oracle.reset();
         if way == Way::Stop {
             // It does not reach the drive, whose queue may have ended before.
             self.start();
@@ -540,7 +540,7 @@ impl Rig {
     fn check(&self) {
         let disk = self.disks[0].disk();
         if disk.info().cache != Cache::Unsafe {
-            self.history.check_medium(&disk);
+            self.oracle.check_medium(&disk);
         }
     }
 }

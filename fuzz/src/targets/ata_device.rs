@@ -8,8 +8,8 @@ use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
 use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
-use crate::history::{Act, End, History, Ticket};
 use crate::memory::Memory;
+use crate::oracle::{Act, End, Oracle, Ticket};
 use crate::program::{join, parse, seed};
 use crate::{choices, record};
 
@@ -102,7 +102,7 @@ struct Rig {
     memory: Memory,
     disks: Vec<Handle>,
     function: PciFunction<PciIde, 1>,
-    histories: [History; 2],
+    oracles: [Oracle; 2],
     /// Whether completed writes are stable, as IDENTIFY says.
     through: [bool; 2],
     state: State,
@@ -124,7 +124,7 @@ pub fn run(data: &[u8]) {
         memory: Memory::new(MEMORY_BYTES as usize),
         disks,
         function: PciFunction::new(device, MsixOwner::Function),
-        histories: [History::default(), History::default()],
+        oracles: [Oracle::default(), Oracle::default()],
         through: [false; 2],
         state: State::Idle,
         line: false,
@@ -147,8 +147,8 @@ pub fn run(data: &[u8]) {
     rig.check();
     if rig.honest {
         assert!(matches!(rig.state, State::Idle), "everything ends: {:?}", rig.state);
-        for (history, disk) in rig.histories.iter().zip(&rig.disks) {
-            history.check_contents(&disk.disk());
+        for (oracle, disk) in rig.oracles.iter().zip(&rig.disks) {
+            oracle.check_contents(&disk.disk());
         }
     }
     assert!(rig.function.device().controller().channels().iter().all(|channel| channel.strays() == 0));
@@ -217,7 +217,7 @@ impl Rig {
     fn lie(&mut self) {
         self.honest = false;
         self.memory.unguard();
-        self.histories.iter_mut().for_each(History::lose_track);
+        self.oracles.iter_mut().for_each(Oracle::lose_track);
         self.state = State::Idle;
     }
 
@@ -288,7 +288,7 @@ impl Rig {
         }
         let drive = usize::from(what >> 7);
         let extent = extent(at, 4, DATA_SECTORS, SECTORS);
-        let written = self.histories[drive].next_value();
+        let written = self.oracles[drive].next_value();
         let (write, read) = (Act::Write(extent, written), Act::Read(extent));
         let (pio_in, pio_out) = (Protocol::PioIn { at: 0 }, Protocol::PioOut { at: 0 });
         let dma = |to_memory| Protocol::Dma { to_memory };
@@ -325,7 +325,7 @@ impl Rig {
         }
         let stable = fua || self.through[drive] && !matches!(act, Some(Act::Read(_)));
         let latched = self.disks[drive].disk().is_latched();
-        let act = act.map(|act| (act, self.histories[drive].submit(act)));
+        let act = act.map(|act| (act, self.oracles[drive].submit(act)));
         self.state =
             State::Running(Running { drive, act, protocol, stable, latched, cache: None, cancelled: false });
         self.issue(drive, opcode, features, moved);
@@ -363,7 +363,7 @@ impl Rig {
             return;
         }
         let was_on = !self.through[drive];
-        let cache = (was_on || on).then(|| (on, self.histories[drive].now()));
+        let cache = (was_on || on).then(|| (on, self.oracles[drive].now()));
         let latched = self.disks[drive].disk().is_latched();
         let protocol = Protocol::NonData;
         self.state = State::Running(Running {
@@ -414,9 +414,9 @@ impl Rig {
             State::Resetting => {
                 if self.status() & BSY == 0 {
                     self.memory.take_back(0..MEMORY_BYTES);
-                    for (disk, history) in self.disks.iter().zip(&mut self.histories) {
+                    for (disk, oracle) in self.disks.iter().zip(&mut self.oracles) {
                         assert!(disk.has_landed(), "a reset waits for what was submitted");
-                        history.reset();
+                        oracle.reset();
                     }
                     self.state = State::Idle;
                     self.bring_up();
@@ -478,7 +478,7 @@ impl Rig {
             assert!(self.disks[drive].has_landed(), "a stopped command is drained");
         }
         if let Some((on, begun)) = running.cache.filter(|_| ok) {
-            self.histories[drive].cache_switched(on, begun, running.latched);
+            self.oracles[drive].cache_switched(on, begun, running.latched);
             self.identify(drive);
             assert_eq!(self.through[drive], !on, "IDENTIFY says what was done");
         }
@@ -488,7 +488,7 @@ impl Rig {
         }
         let end = End { ok, stable: running.stable, latched: running.latched };
         let sector = |index| self.memory.get(DATA + 512 * index);
-        self.histories[drive].conclude(&self.disks[drive].disk(), (act, ticket), end, sector);
+        self.oracles[drive].conclude(&self.disks[drive].disk(), (act, ticket), end, sector);
     }
 
     fn begin_reset(&mut self) {
@@ -501,10 +501,10 @@ impl Rig {
 
     /// What holds after every action.
     fn check(&self) {
-        for (history, disk) in self.histories.iter().zip(&self.disks) {
+        for (oracle, disk) in self.oracles.iter().zip(&self.disks) {
             let disk = disk.disk();
             if disk.info().cache != Cache::Unsafe {
-                history.check_medium(&disk);
+                oracle.check_medium(&disk);
             }
         }
     }

@@ -12,8 +12,8 @@ use scsi_model::{
 };
 
 use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
-use crate::history::{Act, End, History, Ticket};
 use crate::memory::Memory;
+use crate::oracle::{Act, End, Oracle, Ticket};
 use crate::program::{join, parse, seed};
 use crate::{choices, record};
 
@@ -98,7 +98,7 @@ struct Rig {
     pages: Pages,
     outstanding: BTreeMap<u64, Known>,
     next_tag: u64,
-    history: History,
+    oracle: Oracle,
     resetting: bool,
     busy: bool,
 }
@@ -115,7 +115,7 @@ pub fn run(data: &[u8]) {
         pages: Pages { cut: u64::from(setup.unit >> 1) * 7 },
         outstanding: BTreeMap::new(),
         next_tag: 0,
-        history: History::default(),
+        oracle: Oracle::default(),
         resetting: false,
         busy: false,
     };
@@ -128,7 +128,7 @@ pub fn run(data: &[u8]) {
     rig.poll();
     rig.check();
     assert!(rig.outstanding.is_empty() && rig.unit.is_idle(), "everything ends");
-    rig.history.check_contents(&rig.disk.disk());
+    rig.oracle.check_contents(&rig.disk.disk());
 }
 
 impl Rig {
@@ -138,13 +138,13 @@ impl Rig {
             Action::WriteCache { on, attribute } => {
                 let mut list = [0; 24];
                 (list[4], list[5], list[6]) = (0x08, 0x12, if on { 0x04 } else { 0 });
-                let turns_off = (!on && self.unit.write_cache()).then(|| self.history.now());
+                let turns_off = (!on && self.unit.write_cache()).then(|| self.oracle.now());
                 let page = self.page();
                 self.memory.put(page, &list);
                 self.enqueue(&[0x15, 0x10, 0, 0, 24, 0], (24, 0), attribute, None, turns_off);
             }
             Action::Raw { cdb, len, out_bytes, in_bytes, data } => {
-                self.history.lose_track();
+                self.oracle.lose_track();
                 let page = self.page();
                 self.memory.put(page, &data);
                 let cdb = &cdb[..usize::from(len % 17)];
@@ -189,7 +189,7 @@ impl Rig {
         let fua = what & 0x10 != 0 && !form.is_multiple_of(4);
         let flags = if fua { 0x08 } else { 0 };
         let bytes = extent.sectors * 512;
-        let written = self.history.next_value();
+        let written = self.oracle.next_value();
         let form = usize::from(form % 4);
         let block = |opcodes: [u8; 4], flags: u8| match form {
             0 => vec![opcodes[0], 0, 0, lba, count, 0],
@@ -262,7 +262,7 @@ impl Rig {
         let fua = fua && !matches!(act, Some(Act::Zero(_)));
         let through = !self.unit.write_cache();
         let latched = self.disk.disk().is_latched();
-        let act = act.map(|act| (act, self.history.submit(act)));
+        let act = act.map(|act| (act, self.oracle.submit(act)));
         self.outstanding.insert(tag, Known { act, task, fua, through, latched, cache_off });
     }
 
@@ -299,21 +299,21 @@ impl Rig {
         }
         let good = outcome == Outcome::Good;
         if let (true, Some(begun)) = (good, known.cache_off) {
-            self.history.cache_switched(false, begun, known.latched);
+            self.oracle.cache_switched(false, begun, known.latched);
         }
         let Some((act, ticket)) = known.act else { return };
         let through = known.through && !self.unit.write_cache();
         let stable = known.fua || act.mutates() && through;
         let end = End { ok: good, stable, latched: known.latched };
         let sector = |index| self.memory.get(page + 512 * index);
-        self.history.conclude(&self.disk.disk(), (act, ticket), end, sector);
+        self.oracle.conclude(&self.disk.disk(), (act, ticket), end, sector);
     }
 
     /// What holds after every action.
     fn check(&self) {
         let disk = self.disk.disk();
         if disk.info().cache != Cache::Unsafe {
-            self.history.check_medium(&disk);
+            self.oracle.check_medium(&disk);
         }
         // An ORDERED write that no other task could be taken for, and no HEAD OF QUEUE task to overtake it.
         let tasks = self.outstanding.values();

@@ -9,8 +9,8 @@ use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::{Extent, GuestAddr, SECTOR_BYTES};
 
 use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
-use crate::history::{Act, History, Ticket};
 use crate::memory::Memory;
+use crate::oracle::{Act, Oracle, Ticket};
 use crate::program::{parse, seed};
 use crate::{choices, record};
 
@@ -92,7 +92,7 @@ struct Rig {
     memory: Memory,
     disk: Handle,
     queue: Sequencer<u32, SLOTS>,
-    history: History,
+    oracle: Oracle,
     live: BTreeMap<u16, Known>,
     taken: u32,
     ended: u32,
@@ -110,7 +110,7 @@ pub fn run(data: &[u8]) {
         memory: Memory::new(memory_bytes as usize),
         disk: Disk::open(kind, SECTORS, 1).remove(0),
         queue: Sequencer::new(),
-        history: History::default(),
+        oracle: Oracle::default(),
         live: BTreeMap::new(),
         taken: 0,
         ended: 0,
@@ -195,7 +195,7 @@ impl Rig {
 
     fn begin(&mut self, slot: u16, id: u32, request: Request, cache: GuestCache) {
         let act = match request.op {
-            Op::Write { extent, .. } => Act::Write(extent, self.history.next_value()),
+            Op::Write { extent, .. } => Act::Write(extent, self.oracle.next_value()),
             Op::Read { extent } => Act::Read(extent),
             Op::WriteZeroes { extent, .. } => Act::Zero(extent),
             Op::Discard { extent } => Act::Discard(extent),
@@ -203,7 +203,7 @@ impl Rig {
         };
         let exclusive = request.order == Order::Barrier;
         let stable = request.fua || request.op.mutates() && (cache == GuestCache::WriteThrough || exclusive);
-        let ticket = self.history.submit(act);
+        let ticket = self.oracle.submit(act);
         let latched = self.disk.disk().is_latched();
         self.live.insert(slot, Known { id, request, stable, ticket, latched });
     }
@@ -236,7 +236,7 @@ impl Rig {
         if let (Op::Read { extent }, true) = (op, ok) {
             for index in 0..extent.sectors {
                 let sector: [u8; 512] = self.memory.get(buffer(slot) + index * 512);
-                self.history.check_read(known.ticket, extent.start.0 + index, value(&sector));
+                self.oracle.check_read(known.ticket, extent.start.0 + index, value(&sector));
             }
         }
         let promises = op.mutates() || op == Op::Flush || known.request.fua;
@@ -244,7 +244,7 @@ impl Rig {
             !(ok && promises && known.latched),
             "{known:?} ended well after a durable operation had failed"
         );
-        self.history.end(known.ticket, ok, known.stable);
+        self.oracle.end(known.ticket, ok, known.stable);
     }
 
     fn release(&mut self, slot: u16) {
@@ -272,7 +272,7 @@ impl Rig {
             assert!(self.queue.is_idle());
             self.ended += self.live.len() as u32;
             self.live.clear();
-            self.history.reset();
+            self.oracle.reset();
             self.resetting = false;
         }
     }
@@ -292,13 +292,13 @@ impl Rig {
         }
         let safe = disk.info().cache != Cache::Unsafe;
         if safe {
-            self.history.check_medium(&disk);
+            self.oracle.check_medium(&disk);
         }
         if let Some(slot) = self.barrier() {
             for (_, tag, op) in disk.flying() {
                 assert_eq!(tag.slot, slot, "beside a barrier");
                 if safe && op.mutates() {
-                    self.history.check_settled(&disk);
+                    self.oracle.check_settled(&disk);
                 }
             }
         }
@@ -316,14 +316,14 @@ impl Rig {
         }
         assert!(self.queue.is_idle() && !self.queue.is_resetting() && self.disk.disk().is_idle());
         assert_eq!(self.ended, self.taken, "each request ends once");
-        self.history.check_contents(&self.disk.disk());
+        self.oracle.check_contents(&self.disk.disk());
     }
 
     /// Puts the data of a write into the slot's buffer.
     fn fill(&self, slot: u16, op: Op) {
         if let Op::Write { extent, .. } = op {
             for index in 0..extent.sectors {
-                self.memory.put(buffer(slot) + index * 512, &stamp(self.history.next_value()));
+                self.memory.put(buffer(slot) + index * 512, &stamp(self.oracle.next_value()));
             }
         }
     }

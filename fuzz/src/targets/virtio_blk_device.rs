@@ -9,7 +9,7 @@ use virtio_blk_model::wire::{ConfigSpace, DeviceStatus, Features};
 
 use crate::disk::{Disk, Event, Kind, extent, stamps};
 use crate::front::{Way, World};
-use crate::history::{Act, End, Ticket};
+use crate::oracle::{Act, End, Ticket};
 use crate::program::{join, parse, seed};
 use crate::ring::Layout;
 use crate::virtio::{self, DATA, Driver, Outstanding, PAGE_BYTES, RING_ENTRIES, Rig, Waiting, buffer};
@@ -172,7 +172,7 @@ impl Driver for BlkDriver {
         }
         let stable = act.mutates() && (fua || through && Self::through(rig));
         let sector = |index| rig.memory.get(one.page + DATA + 512 * index);
-        rig.history.conclude(&rig.disks[0].disk(), (act, ticket), End { ok, stable, latched }, sector);
+        rig.oracle.conclude(&rig.disks[0].disk(), (act, ticket), End { ok, stable, latched }, sector);
     }
 
     fn may_wait(_ring: usize) -> bool {
@@ -189,7 +189,7 @@ fn request(rig: &mut Rig<BlkDriver>, what: u8, at: u8, cut: u8) {
     let queue = usize::from(what >> 6) % rig.disks.len();
     let Some(page) = rig.page() else { return };
     let extent = extent(at, 5, DATA_SECTORS, SECTORS);
-    let written = rig.history.next_value();
+    let written = rig.oracle.next_value();
     let (kind, act) = match what % 8 {
         0..=2 => (1, Act::Write(extent, written)),
         3 => (0, Act::Read(extent)),
@@ -211,8 +211,8 @@ fn request(rig: &mut Rig<BlkDriver>, what: u8, at: u8, cut: u8) {
     let table = if features.contains(Features::INDIRECT_DESC) { usize::from(cut >> 5) } else { 0 };
     let through = BlkDriver::through(rig);
     let latched = rig.disks[0].disk().is_latched();
-    rig.offer(queue, page, &buffers, table, |history| {
-        let ticket = if barrier { history.submit_barrier(act) } else { history.submit(act) };
+    rig.offer(queue, page, &buffers, table, |oracle| {
+        let ticket = if barrier { oracle.submit_barrier(act) } else { oracle.submit(act) };
         Request { act, ticket, fua: fua || barrier, through, latched }
     });
 }
@@ -248,7 +248,7 @@ fn write_writeback(rig: &mut Rig<BlkDriver>, on: bool) {
     }
     // Only 1 to 0 is promised to flush what a guest before a reset may have left.
     let was_on = !BlkDriver::through(rig);
-    let begun = rig.history.now();
+    let begun = rig.oracle.now();
     let offset = register::CONFIG + ConfigSpace::WRITEBACK;
     let mut world = World { memory: &rig.memory, disks: &mut rig.disks };
     let access = rig.device.write(&mut world, offset, Width::Byte, u64::from(on));

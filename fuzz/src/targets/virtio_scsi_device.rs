@@ -10,8 +10,8 @@ use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, REQUEST, S
 
 use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
 use crate::front::Way;
-use crate::history::{Act, End, Ticket};
 use crate::memory::Memory;
+use crate::oracle::{Act, End, Ticket};
 use crate::program::{join, parse, seed};
 use crate::ring::Layout;
 use crate::virtio::{self, DATA, Driver, Outstanding, RING_ENTRIES, Rig, buffer};
@@ -117,7 +117,7 @@ fn act(rig: &mut Rig<ScsiDriver>, action: Action) {
         Action::WriteCache { on } => {
             let mut list = [0; 24];
             (list[4], list[5], list[6]) = (0x08, 0x12, if on { 0x04 } else { 0 });
-            let cache_off = (!on && !ScsiDriver::through(rig)).then(|| rig.history.now());
+            let cache_off = (!on && !ScsiDriver::through(rig)).then(|| rig.oracle.now());
             send(rig, (0, 0), &[0x15, 0x10, 0, 0, 24, 0], &list, 0, (None, false), cache_off);
         }
         Action::Raw { lun, attribute, cdb, out_bytes, in_bytes } => {
@@ -201,7 +201,7 @@ impl Driver for ScsiDriver {
         assert!(u64::from(residual) <= data_bytes);
         let ok = (response, status) == (0, 0);
         if let (true, Some(begun)) = (ok, cache_off) {
-            rig.history.cache_switched(false, begun, latched);
+            rig.oracle.cache_switched(false, begun, latched);
         }
         let Some((act, ticket)) = act else { return };
         if let (Act::Read(_), true) = (act, ok) {
@@ -209,7 +209,7 @@ impl Driver for ScsiDriver {
         }
         let stable = fua || act.mutates() && was_through && Self::through(rig);
         let sector = |index| rig.memory.get(one.page + DATA + 512 * index);
-        rig.history.conclude(&rig.disks[0].disk(), (act, ticket), End { ok, stable, latched }, sector);
+        rig.oracle.conclude(&rig.disks[0].disk(), (act, ticket), End { ok, stable, latched }, sector);
     }
 
     fn may_wait(ring: usize) -> bool {
@@ -221,7 +221,7 @@ fn command(rig: &mut Rig<ScsiDriver>, what: u8, at: u8, how: u8) {
     let extent = extent(at, 5, 4, SECTORS);
     let (lba, count) = (extent.start.0 as u8, extent.sectors as u8);
     let fua = how & 0x04 != 0;
-    let written = rig.history.next_value();
+    let written = rig.oracle.next_value();
     let transfer = |opcode: u8| [opcode, if fua { 0x08 } else { 0 }, 0, 0, 0, lba, 0, 0, count, 0];
     let bytes = extent.sectors as u32 * 512;
     let mut out = Vec::new();
@@ -264,8 +264,8 @@ fn send(
     let table = if indirect { usize::from(how >> 5) } else { 0 };
     let (through, latched) = (ScsiDriver::through(rig), rig.disks[0].disk().is_latched());
     let data_bytes = out.len() as u64 + u64::from(room);
-    rig.offer(REQUEST + usize::from(queue), page, &buffers, table, |history| {
-        let act = act.map(|act| (act, history.submit(act)));
+    rig.offer(REQUEST + usize::from(queue), page, &buffers, table, |oracle| {
+        let act = act.map(|act| (act, oracle.submit(act)));
         What::Command { act, fua, through, latched, cache_off, data_bytes }
     });
 }

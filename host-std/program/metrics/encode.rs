@@ -16,7 +16,7 @@ use host_std::serve::throttle::ThrottleStats;
 use host_std::serve::{DeviceStats, ImageReport, State};
 use host_std::server::QueueStats;
 
-/// Of what [`text`] gives.
+/// Media type of the answer of [`text()`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Bounds of the latency histograms: 2^13 ns (8 µs) to 2^35 ns (34 s), each twice the last. What is faster or slower is in the

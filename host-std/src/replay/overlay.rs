@@ -26,10 +26,10 @@ const TRANSFER_MAX_BYTES: u32 = 256 << 20;
 ///
 /// It says of itself that nothing is ever stable ([`Cache::Unsafe`]), which is the truth. Operations end at once.
 pub struct OverlayBackend {
-    shared: Arc<Shared>,
+    shared: Arc<OverlayDisk>,
 }
 
-struct Shared {
+struct OverlayDisk {
     info: Info,
     disk: Mutex<Disk>,
 }
@@ -65,7 +65,7 @@ impl OverlayBackend {
         };
         let disk =
             Disk { image, own: HashMap::new(), counts: Counts::default(), latched: None, client_latch: None };
-        Self { shared: Arc::new(Shared { info, disk: Mutex::new(disk) }) }
+        Self { shared: Arc::new(OverlayDisk { info, disk: Mutex::new(disk) }) }
     }
 
     /// Puts other contents under the handles, between two operations, and forgets what was written. The guest has to drop
@@ -133,7 +133,7 @@ impl Backend for OverlayBackend {
     }
 }
 
-impl Shared {
+impl OverlayDisk {
     fn lock(&self) -> MutexGuard<'_, Disk> {
         lock(&self.disk)
     }
@@ -172,7 +172,7 @@ impl Disk {
 }
 
 struct OverlayHandle {
-    shared: Arc<Shared>,
+    shared: Arc<OverlayDisk>,
     ended: VecDeque<Completion>,
     /// By slot, made when they are asked for.
     staging: Vec<Vec<u8>>,

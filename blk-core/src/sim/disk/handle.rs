@@ -8,7 +8,7 @@ use heapless::Vec as FixedVec;
 use serde::{Serialize, Serializer};
 
 use super::config::{DiskConfig, SEGMENTS_MAX};
-use super::medium::{Change, InFlight, Shared, TRACKED, Work};
+use super::medium::{Change, DiskState, InFlight, TRACKED, Work};
 use super::segments::{gather, scatter};
 use crate::op::{Op, Segment, total_bytes};
 use crate::sim::memory::{Bytes, SimMemory, uniform};
@@ -25,7 +25,7 @@ pub struct SimHandle {
     depth: usize,
     cancels: bool,
     info: Info,
-    pub(super) shared: Rc<RefCell<Shared>>,
+    pub(super) shared: Rc<RefCell<DiskState>>,
     /// In the order of submission.
     pub(super) in_flight: Vec<InFlight>,
     /// In the order of completion.
@@ -35,7 +35,7 @@ pub struct SimHandle {
 }
 
 impl SimHandle {
-    pub(super) fn new(index: u8, config: &DiskConfig, info: Info, shared: Rc<RefCell<Shared>>) -> Self {
+    pub(super) fn new(index: u8, config: &DiskConfig, info: Info, shared: Rc<RefCell<DiskState>>) -> Self {
         Self {
             index,
             depth: config.depth,

@@ -18,7 +18,7 @@ pub const TRACKED: usize = 2;
 
 /// State that the handles share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Shared {
+pub(super) struct DiskState {
     /// A completed plain write is stable: the image is open `O_DSYNC`.
     pub(super) writes_stable: bool,
     /// A flush does something.
@@ -80,7 +80,7 @@ pub(super) enum Change {
     Discard,
 }
 
-impl Shared {
+impl DiskState {
     /// The value of each sector that the operation reads.
     pub(super) fn read(&self, op: Op) -> Vec<u8> {
         let Some(extent) = op.extent() else { return Vec::new() };

@@ -14,12 +14,12 @@ use crate::mutex::lock;
 #[derive(Debug)]
 pub(super) struct Watchdog {
     timeout: Duration,
-    shared: Arc<Shared>,
+    shared: Arc<WatchdogState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct WatchdogState {
     watch: Mutex<Watch>,
     changed: Condvar,
 }
@@ -33,7 +33,7 @@ enum Watch {
     End,
 }
 
-impl Shared {
+impl WatchdogState {
     fn lock(&self) -> MutexGuard<'_, Watch> {
         lock(&self.watch)
     }
@@ -70,7 +70,7 @@ impl Shared {
 impl Watchdog {
     pub(super) fn new(socket: &UnixStream, timeout: Duration) -> Result<Self, ClientError> {
         let socket = socket.try_clone().map_err(ClientError::system("dup"))?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(WatchdogState::default());
         let its = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("watchdog".into())

@@ -1,4 +1,4 @@
-//! What a guest may find on its disk: an oracle that knows what was asked and answered, and nothing of the models.
+//! Oracle of the fuzz targets: what a guest may find on its disk. It knows what was asked and answered, and nothing of the models.
 //!
 //! One value is written to a sector at a time, so that values name their writes; 0 is what zeroes leave.
 
@@ -37,7 +37,7 @@ impl Act {
 pub struct End {
     /// Well.
     pub ok: bool,
-    /// By what the guest was told, it then survives a power cut: see [`History::end`].
+    /// By what the guest was told, it then survives a power cut: see [`Oracle::end`].
     pub stable: bool,
     /// It was submitted after a durable operation had failed.
     pub latched: bool,
@@ -54,7 +54,7 @@ struct Entry {
 
 /// Every request of a guest on one disk, in the order in which it was submitted.
 #[derive(Default)]
-pub struct History {
+pub struct Oracle {
     entries: Vec<Entry>,
     /// Those that are barriers.
     barriers: Vec<Ticket>,
@@ -63,7 +63,7 @@ pub struct History {
     lost: bool,
 }
 
-impl History {
+impl Oracle {
     /// A value for the next write.
     pub fn next_value(&self) -> u64 {
         self.entries.len() as u64 + 1
@@ -241,44 +241,44 @@ mod tests {
 
     const SECTOR: Extent = Extent::new(0, 1);
 
-    fn written(history: &mut History, value: u64, stable: bool) -> Ticket {
-        let ticket = history.submit(Act::Write(SECTOR, value));
-        history.end(ticket, true, stable);
+    fn written(oracle: &mut Oracle, value: u64, stable: bool) -> Ticket {
+        let ticket = oracle.submit(Act::Write(SECTOR, value));
+        oracle.end(ticket, true, stable);
         ticket
     }
 
     #[test]
     #[should_panic(expected = "read: sector 0 holds 1, which a newer write has replaced")]
     fn a_read_of_what_was_overwritten_is_caught() {
-        let mut history = History::default();
-        written(&mut history, 1, false);
-        written(&mut history, 2, false);
-        let read = history.submit(Act::Read(SECTOR));
-        history.check_read(read, 0, 2);
-        history.check_read(read, 0, 1);
+        let mut oracle = Oracle::default();
+        written(&mut oracle, 1, false);
+        written(&mut oracle, 2, false);
+        let read = oracle.submit(Act::Read(SECTOR));
+        oracle.check_read(read, 0, 2);
+        oracle.check_read(read, 0, 1);
     }
 
     #[test]
     fn writes_in_flight_together_may_end_in_any_order() {
-        let mut history = History::default();
-        let (a, b) = (history.submit(Act::Write(SECTOR, 1)), history.submit(Act::Write(SECTOR, 2)));
-        history.end(b, true, true);
-        history.end(a, true, true);
-        let read = history.submit(Act::Read(SECTOR));
-        history.check_read(read, 0, 1);
-        history.check_read(read, 0, 2);
+        let mut oracle = Oracle::default();
+        let (a, b) = (oracle.submit(Act::Write(SECTOR, 1)), oracle.submit(Act::Write(SECTOR, 2)));
+        oracle.end(b, true, true);
+        oracle.end(a, true, true);
+        let read = oracle.submit(Act::Read(SECTOR));
+        oracle.check_read(read, 0, 1);
+        oracle.check_read(read, 0, 2);
     }
 
     #[test]
     #[should_panic(expected = "holds 0, which a newer write has replaced")]
     fn a_flushed_write_that_the_medium_lacks_is_caught() {
-        let mut history = History::default();
-        written(&mut history, 1, false);
-        let check = |history: &History| history.check(0, 0, "power cut", |entry| entry.stable);
-        check(&history);
-        let flush = history.submit(Act::Flush);
-        check(&history);
-        history.end(flush, true, false);
-        check(&history);
+        let mut oracle = Oracle::default();
+        written(&mut oracle, 1, false);
+        let check = |oracle: &Oracle| oracle.check(0, 0, "power cut", |entry| entry.stable);
+        check(&oracle);
+        let flush = oracle.submit(Act::Flush);
+        check(&oracle);
+        oracle.end(flush, true, false);
+        check(&oracle);
     }
 }
