@@ -111,8 +111,8 @@ mod tests {
                 assert!(page.contains(&format!("--{long}")), "{name}: --{long} is missing");
             }
         }
-        let below =
-            command.get_subcommands().map(|sub| check(sub, &format!("{name}-{}", sub.get_name()), pages));
+        let shown = command.get_subcommands().filter(|sub| !sub.is_hide_set());
+        let below = shown.map(|sub| check(sub, &format!("{name}-{}", sub.get_name()), pages));
         1 + below.sum::<usize>()
     }
 
