@@ -1,5 +1,6 @@
 //! Models of all that threads hand each other, in every order that the memory model allows:
-//! `RUSTFLAGS="--cfg loom" cargo test -p host-std --no-default-features --lib loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test -p host-std --no-default-features --lib --config profile.dev.package.host-std.opt-level=1
+//! loom`. (Optimised, since the stacks of its threads are small.)
 //!
 //! The kernel's part is real: an eventfd is written and read under a lock. `OnceLock`, `Arc` and locks that are never waited for are
 //! those of the standard library.
