@@ -211,8 +211,11 @@ fn tracefs_error(path: &Path, source: io::Error) -> TraceError {
     }
 }
 
-/// The root of tracefs: where it is mounted, or else a mount that exists only as a descriptor.
-fn tracefs() -> Result<(PathBuf, Option<OwnedFd>), TraceError> {
+/// The root of tracefs: where it is mounted, or else a mount that exists only as the descriptor, as long as that is open.
+///
+/// # Errors
+/// [`TraceError`] without root, or on a kernel without tracefs.
+pub fn tracefs() -> Result<(PathBuf, Option<OwnedFd>), TraceError> {
     /// `TRACEFS_MAGIC` of linux/magic.h.
     const MAGIC: u32 = 0x7472_6163;
     let usual = Path::new("/sys/kernel/tracing");

@@ -2,7 +2,8 @@
 //! them itself, by the server.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use host_std::serve::control;
@@ -69,16 +70,19 @@ fn own_count(server: &Running) -> anyhow::Result<Option<u64>> {
 }
 
 /// An instance of kernel tracing of its own. Dropped, it is gone.
-struct Trace(PathBuf);
-
-const TRACEFS: &str = "/sys/kernel/tracing";
+struct Trace {
+    instance: PathBuf,
+    /// Where tracefs is not mounted.
+    _mount: Option<OwnedFd>,
+}
 
 impl Trace {
     /// Counts for a process and the threads that it starts.
     fn start(process: u32) -> anyhow::Result<Self> {
-        let instance = Path::new(TRACEFS).join(format!("instances/blk-host-bench-{}", std::process::id()));
-        fs::create_dir(&instance).context("tracing needs root and tracefs mounted at /sys/kernel/tracing")?;
-        let trace = Self(instance);
+        let (tracefs, mount) = host_std::trace::tracefs()?;
+        let instance = tracefs.join(format!("instances/blk-host-bench-{}", std::process::id()));
+        fs::create_dir(&instance).context("tracing needs root")?;
+        let trace = Self { instance, _mount: mount };
         // Without its context an event's line begins with its name; nothing else is in the trace.
         trace.write("options/context-info", "0")?;
         trace.write("options/event-fork", "1")?;
@@ -99,20 +103,20 @@ impl Trace {
 
     fn events(self) -> anyhow::Result<u64> {
         self.write("tracing_on", "0")?;
-        let text = fs::read(self.0.join("trace")).context("the trace")?;
+        let text = fs::read(self.instance.join("trace")).context("the trace")?;
         let text = String::from_utf8_lossy(&text);
         let is_event = |line: &&str| !line.trim().is_empty() && !line.starts_with('#');
         Ok(text.lines().filter(is_event).count() as u64)
     }
 
     fn write(&self, name: &str, value: &str) -> anyhow::Result<()> {
-        fs::write(self.0.join(name), value).with_context(|| format!("tracing: {name}"))
+        fs::write(self.instance.join(name), value).with_context(|| format!("tracing: {name}"))
     }
 }
 
 impl Drop for Trace {
     fn drop(&mut self) {
         let _ = self.write("events/enable", "0");
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir(&self.instance);
     }
 }
