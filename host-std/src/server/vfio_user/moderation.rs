@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 /// Longest delay of a message.
 const WAITING_MAX: Duration = Duration::from_micros(800);
-/// Most handler runs between two probes (a probe waits for twice as many requests). A guest with one request at a time is
-/// delayed by one interrupt in this many.
+/// Most handler runs between two probes (a probe waits for twice as many requests). For a guest with one request at a
+/// time, about one interrupt in this many is delayed.
 const PROBE_INTERVAL_MAX: u32 = 127;
 
 /// Decides when a message is signalled.
@@ -15,7 +15,7 @@ const PROBE_INTERVAL_MAX: u32 = 127;
 /// would spend most of its time in its handler, where each register read is a message to this server and back. So a message
 /// waits until as many new requests have arrived as completed before the handler's last run: by then the guest has replaced
 /// those. From time to time a probe waits for twice as many, and repeats while more arrive: a fast host would otherwise
-/// interrupt the guest before it can submit a second request. A guest whose handler reads no register is never delayed.
+/// interrupt the guest before it can submit a second request. A guest that reads no register after an interrupt is never delayed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Moderation {
     /// New requests at which a message is signalled; 0: at once.

@@ -9,11 +9,11 @@ use super::super::connection::Broken;
 use super::state::{CLIENT, CONTROL, IMAGE, Worker};
 use crate::backend::Handle as _;
 
-/// Longest wait from a DMA_UNMAP to the DMA_MAP that follows, with room for a busy machine. A ring that is read while its
-/// memory is unmapped breaks until the guest resets the device.
+/// After a DMA_UNMAP, a sleep this long without any event ends the wait for further changes. It leaves room for a busy machine. A
+/// ring that is read while its memory is unmapped breaks until the guest resets the device.
 pub(super) const MEMORY_CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A message that waits for more requests waits no longer after the guest's last access: one that issues them is quicker, even
-/// where its processor is emulated.
+/// A delayed interrupt is sent once nothing has come from the guest for this long: a guest that is about to submit more does so
+/// sooner, even on an emulated processor.
 const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 
 impl Worker {

@@ -19,7 +19,8 @@ use super::super::version;
 use super::state::{BlockedCommand, Leaving, RegisterWrite, Stage, Worker};
 use crate::server::mutant::{self, Mutant};
 
-/// Most messages handled, and most registers written, per turn. Each may cause as much work as one poll of the device.
+/// Most messages handled per turn, and most registers written for one message before the device is polled. Each may cause as
+/// much work as one poll.
 const MESSAGES_MAX: usize = 16;
 const WRITES_MAX: usize = 16;
 /// How long requests are taken before the thread looks at its other work, where the client is asked by message for each

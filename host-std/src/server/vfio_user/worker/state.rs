@@ -93,9 +93,9 @@ pub(in crate::server::vfio_user) struct Worker {
     pub(super) due: bool,
     /// The device has not completed a register write or a reset.
     pub(super) pending: bool,
-    /// A DMA_UNMAP was handled and a DMA_MAP may follow: QEMU unmaps and maps again what changes, while no vCPU runs. An idle
-    /// device is not polled until another message comes or [`super::idle::MEMORY_CHANGE_TIMEOUT`] has passed: a ring read
-    /// while its memory is missing breaks the queue.
+    /// A DMA_UNMAP was handled and a DMA_MAP may follow: QEMU unmaps and maps again what changes, while no vCPU runs. With
+    /// nothing in flight, the device is not polled until a message other than these two comes, or a sleep of
+    /// [`super::idle::MEMORY_CHANGE_TIMEOUT`] passes without an event: a ring read while its memory is missing breaks the queue.
     pub(super) memory_changing: bool,
     /// The device's fault that was logged last.
     fault: Option<&'static str>,
@@ -124,7 +124,7 @@ pub(super) struct ClientSession {
 
 /// A command that has to wait for the image. Those after it wait too.
 pub(super) enum BlockedCommand {
-    /// The device has not completed a register write, or this turn has done `WRITES_MAX`. `rest` is still to be written.
+    /// The device has not completed a register write, or `WRITES_MAX` were done since the last poll. `rest` is still to be written.
     Write { reply: Option<Header>, body: Vec<u8>, rest: VecDeque<RegisterWrite> },
     /// What is in flight may use the memory.
     Unmap { reply: Option<Header>, unmap: DmaUnmap },
@@ -255,7 +255,8 @@ impl Worker {
     /// Advances a flush of all images, which begins once nothing is in flight. Returns, at its end, whether all succeeded.
     pub(super) fn flush(&mut self, flushing: &mut Flushing) -> Option<bool> {
         if !flushing.begun {
-            if self.state.in_flight() != 0 {
+            // A handle has one flush at a time: that of the operator, or that after a client.
+            if self.state.in_flight() != 0 || self.ports.iter().any(CountedHandle::is_flushing) {
                 return None;
             }
             flushing.begun = true;
