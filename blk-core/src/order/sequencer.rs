@@ -1,5 +1,7 @@
 //! Executes the plans of one queue's requests on a `Storage`: fixed slots, each a state machine from pre-flush to post-flush.
 
+mod mutants;
+
 use core::fmt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -7,7 +9,7 @@ use serde_big_array::BigArray;
 
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
-use crate::order::plan::{GuestCache, Order, Plan, Request, plan};
+use crate::order::plan::{GuestCache, Plan, Request, plan};
 use crate::storage::{Busy, Completion, IoError, Storage};
 use crate::units::Tag;
 
@@ -261,7 +263,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         }
         let slot = self.next_slot().ok_or(Deferred::Full)?;
         let plan = plan(request, cache, storage.info());
-        let drains = plan.exclusive && !drain_dropped(request);
+        let drains = plan.exclusive && !Self::drain_dropped(request);
         if drains && self.used != 0 {
             return Err(Deferred::Barrier);
         }
@@ -461,7 +463,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         }
         let tag = self.next_tag(slot);
         if cfg!(feature = "mutants") && active(Mutant::HalfWrite) {
-            let (op, half) = first_half(plan.op, segments);
+            let (op, half) = Self::first_half(plan.op, segments);
             storage.submit(memory, tag, op, half.as_ref().map_or(segments, core::slice::from_ref))?;
         } else {
             storage.submit(memory, tag, plan.op, segments)?;
@@ -559,65 +561,9 @@ impl<T, const N: usize> Sequencer<T, N> {
             debug_assert!(false, "a completion that names no operation in flight");
         }
     }
-
-    // The rest exists for the mutants; without the feature all of it is constant.
-
-    fn drops_flush(&mut self, exclusive: bool) -> bool {
-        active(Mutant::FlushWithoutHostFlush)
-            || exclusive && active(Mutant::CacheOffWithoutFlush)
-            || active(Mutant::FlushSkippedByGeneration) && self.skips_flush()
-    }
-
-    /// Among others QEMU's defect (host-std/tests/defects.md, 16): the counter that says "something is dirty" is advanced after it was looked
-    /// at.
-    #[inline(always)]
-    fn skips_flush(&mut self) -> bool {
-        #[cfg(feature = "mutants")]
-        {
-            if active(Mutant::FuaFlushBesideWrite) {
-                // It ran beside its write.
-                return true;
-            }
-            if active(Mutant::FlushSkippedByGeneration) {
-                return !core::mem::take(&mut self.dirty);
-            }
-        }
-        false
-    }
-
-    fn acked_early(&mut self) -> Option<Done> {
-        let slot = self.slots.iter().position(|s| s.stage == Stage::AckEarly)?;
-        let slot = u16::try_from(slot).ok()?;
-        let plan = self.slots.get(usize::from(slot))?.plan;
-        self.set(slot, Stage::Ended, plan);
-        Some(Done { slot, result: Ok(()) })
-    }
 }
 
 #[inline]
 fn bit(slot: u16) -> u128 {
     1_u128.checked_shl(u32::from(slot)).unwrap_or(0)
-}
-
-/// Whether a mutant lets an exclusive request start beside older ones.
-fn drain_dropped(request: &Request) -> bool {
-    match (request.op, request.order) {
-        (Op::Flush, Order::Barrier) => active(Mutant::CacheSwitchInFlight),
-        _ => active(Mutant::BarrierIgnoresOlder),
-    }
-}
-
-/// The mutant's write: the first of two sectors, and the segment that holds it.
-fn first_half(op: Op, segments: &[Segment]) -> (Op, Option<Segment>) {
-    use crate::units::{Extent, SECTOR_BYTES};
-    match (op, segments.first()) {
-        (Op::Write { extent, fua }, Some(&first)) if extent.sectors == 2 => {
-            let half = match first {
-                Segment::Guest { addr, .. } => Segment::Guest { addr, len: SECTOR_BYTES },
-                Segment::Staging { offset, .. } => Segment::Staging { offset, len: SECTOR_BYTES },
-            };
-            (Op::Write { extent: Extent { sectors: 1, ..extent }, fua }, Some(half))
-        }
-        _ => (op, None),
-    }
 }
