@@ -190,29 +190,23 @@ impl<G: SimGuest> State<G> {
         let booted = self.clone();
         let mut history = Vec::new();
         for &event in events {
-            let mut happened = std::vec![self.happened(event)];
-            let before = self.reachable();
-            let queued = self.queued_without(event);
+            let (what, before, queued) = (self.happened(event), self.reachable(), self.queued_without(event));
             let polled = self.begin(event, &booted);
             // What is issued is seen before the device acts on it.
             let at_once = if matches!(event, Event::Issue(_)) { before } else { self.reachable() };
-            history.extend(happened.drain(..).map(|what| self.noted(what, at_once)));
-            happened.extend(self.submitted_since(&queued));
-            history.extend(happened.drain(..).map(|what| self.noted(what, self.reachable())));
+            history.push(self.noted(what, at_once));
+            history.extend(self.submitted_since(&queued));
             let queued = self.queued();
-            let settled =
-                if polled { self.settle(&mut |ended| happened.push(ended_step(ended))) } else { Ok(()) };
-            for what in &mut happened {
-                self.add_read_sectors(what);
-            }
-            happened.extend(self.submitted_since(&queued));
-            history.extend(happened.drain(..).map(|what| self.noted(what, self.reachable())));
+            let mut ended = Vec::new();
+            let settled = if polled { self.settle(&mut |step| ended.push(step)) } else { Ok(()) };
+            history.extend(ended.into_iter().map(|step| self.noted(self.ended(step), self.reachable())));
+            history.extend(self.submitted_since(&queued));
             if settled.is_err() {
                 break;
             }
         }
-        history
-            .extend(violation.map(|violation| self.noted(Happened::Broken { violation }, self.reachable())));
+        let broken = violation.map(|violation| Happened::Broken { violation });
+        history.extend(broken.map(|what| self.noted(what, self.reachable())));
         History { events: history }
     }
 
@@ -286,29 +280,23 @@ impl<G: SimGuest> State<G> {
     }
 
     /// What was submitted since the handles had `queued` in flight.
-    fn submitted_since(&self, queued: &[usize]) -> Vec<Happened> {
+    fn submitted_since(&self, queued: &[usize]) -> Vec<HistoryEvent> {
         let pending = self.disk.in_flight();
         let new = pending.filter(|&(handle, index, _)| index >= queued.get(handle).copied().unwrap_or(0));
-        new.map(|(handle, _, op)| Happened::Submitted { handle, op }).collect()
+        new.map(|(handle, _, op)| self.noted(Happened::Submitted { handle, op }, self.reachable())).collect()
     }
 
-    /// Of a read that has ended keeps the sectors that it read, with their numbers.
-    fn add_read_sectors(&self, what: &mut Happened) {
-        let Happened::Ended { step, read, .. } = what else { return };
-        let run = match self.oracle.action(*step) {
-            Some(Action::Read(run)) => run.sectors(),
-            _ => 0..0,
+    fn ended(&self, ended: Ended) -> Happened {
+        let step = ended.id;
+        let (result, read) = match (ended.outcome, self.oracle.action(step)) {
+            (Outcome::Ok { read }, Some(Action::Read(run))) => {
+                let contents = read.into_iter().map(|value| value.map(Contents::from));
+                (Ending::Done, run.sectors().zip(contents).collect())
+            }
+            (Outcome::Ok { .. }, _) => (Ending::Done, Vec::new()),
+            (Outcome::Failed, _) => (Ending::Failed, Vec::new()),
+            (Outcome::Aborted, _) => (Ending::Aborted, Vec::new()),
         };
-        *read = run.zip(read.drain(..)).map(|(sector, (_, value))| (sector, value)).collect();
+        Happened::Ended { step, result, read }
     }
-}
-
-fn ended_step(ended: Ended) -> Happened {
-    let (result, read) = match ended.outcome {
-        Outcome::Ok { read } => (Ending::Done, read.into()),
-        Outcome::Failed => (Ending::Failed, Vec::new()),
-        Outcome::Aborted => (Ending::Aborted, Vec::new()),
-    };
-    let read = read.into_iter().map(|value| (0, value.map(Contents::from))).collect();
-    Happened::Ended { step: ended.id, result, read }
 }
