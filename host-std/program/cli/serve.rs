@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use host_std::serve::config::{
     AhciMessages, Config, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, LogFormat, Size,
@@ -52,20 +52,20 @@ pub(crate) struct ServeArgs {
     fd: Option<i32>,
 
     /// What the guest sees.
-    #[arg(long, value_enum, default_value_t = DeviceArg::VirtioBlk)]
-    device: DeviceArg,
+    #[arg(long, value_enum, default_value_t = DeviceKind::VirtioBlk)]
+    device: DeviceKind,
 
     /// Which IDE controller it is.
-    #[arg(long, value_enum, value_name = "CHIP", default_value_t = IdeChipArg::Piix3)]
-    ide_chip: IdeChipArg,
+    #[arg(long, value_enum, value_name = "CHIP", default_value_t = IdeChip::Piix3)]
+    ide_chip: IdeChip,
 
     /// How an IDE controller is found: by its BARs, or at the ports of old.
-    #[arg(long, value_enum, value_name = "MODE", default_value_t = IdeModeArg::Native)]
-    ide_mode: IdeModeArg,
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = IdeMode::Native)]
+    ide_mode: IdeMode,
 
     /// How an AHCI controller interrupts: by a message for each port, or by one as the oldest do.
-    #[arg(long, value_enum, value_name = "WHICH", default_value_t = AhciMessagesArg::PerPort)]
-    ahci_messages: AhciMessagesArg,
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = AhciMessages::PerPort)]
+    ahci_messages: AhciMessages,
 
     /// An image and its options: PATH[,cache=MODE,readonly,serial=TEXT,queues=N,...].
     #[arg(long = "image", value_name = "PATH[,OPTION...]", long_help = IMAGE_HELP)]
@@ -93,7 +93,7 @@ pub(crate) struct ServeArgs {
 
     /// The form of the log, on standard error. BLK_HOST_LOG filters it (for example: debug).
     #[arg(long, value_enum, value_name = "FORMAT")]
-    log_format: Option<LogArg>,
+    log_format: Option<LogFormat>,
 
     #[command(flatten)]
     sandbox: SandboxArgs,
@@ -118,7 +118,7 @@ impl ServeArgs {
             config.control.clone_from(&self.control);
         }
         if let Some(format) = self.log_format {
-            config.log_format = format.into();
+            config.log_format = format;
         }
         self.sandbox.apply(&mut config);
         Ok((config, place))
@@ -151,7 +151,7 @@ impl ServeArgs {
                 );
             }
         }
-        let kind = DeviceKind::from(self.device);
+        let kind = self.device;
         match (&self.socket, &self.vfio_user) {
             (Some(_), _) if kind.is_pci() => {
                 return error(&format!("--socket with {}", kind.name()), "give --vfio-user PATH");
@@ -169,115 +169,13 @@ impl ServeArgs {
             fd: self.fd,
             queues,
             queue_size: 256,
-            ide_chip: self.ide_chip.into(),
-            ide_mode: self.ide_mode.into(),
-            ahci_messages: self.ahci_messages.into(),
+            ide_chip: self.ide_chip,
+            ide_mode: self.ide_mode,
+            ahci_messages: self.ahci_messages,
             once: self.once,
             images,
         };
         Ok(Config { devices: vec![device], ..Config::default() })
-    }
-}
-
-/// [`DeviceKind`] as an argument.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DeviceArg {
-    /// A disk.
-    VirtioBlk,
-    /// A SCSI host with disks.
-    VirtioScsi,
-    /// An AHCI controller with disks, as a PCI device.
-    Ahci,
-    /// A PCI IDE controller with disks.
-    Ide,
-    /// A disk, as a PCI device.
-    VirtioBlkPci,
-    /// A SCSI host with disks, as a PCI device.
-    VirtioScsiPci,
-}
-
-impl From<DeviceArg> for DeviceKind {
-    fn from(arg: DeviceArg) -> Self {
-        match arg {
-            DeviceArg::VirtioBlk => Self::VirtioBlk,
-            DeviceArg::VirtioScsi => Self::VirtioScsi,
-            DeviceArg::Ahci => Self::Ahci,
-            DeviceArg::Ide => Self::Ide,
-            DeviceArg::VirtioBlkPci => Self::VirtioBlkPci,
-            DeviceArg::VirtioScsiPci => Self::VirtioScsiPci,
-        }
-    }
-}
-
-/// [`IdeChip`] as an argument.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum IdeChipArg {
-    /// 8086:7010.
-    Piix3,
-    /// 8086:7111, which has Ultra DMA.
-    Piix4,
-}
-
-impl From<IdeChipArg> for IdeChip {
-    fn from(arg: IdeChipArg) -> Self {
-        match arg {
-            IdeChipArg::Piix3 => Self::Piix3,
-            IdeChipArg::Piix4 => Self::Piix4,
-        }
-    }
-}
-
-/// [`IdeMode`] as an argument.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum IdeModeArg {
-    /// By its BARs.
-    Native,
-    /// At 1F0h, 3F6h, 170h and 376h, IRQ 14 and 15.
-    Compatibility,
-}
-
-impl From<IdeModeArg> for IdeMode {
-    fn from(arg: IdeModeArg) -> Self {
-        match arg {
-            IdeModeArg::Native => Self::Native,
-            IdeModeArg::Compatibility => Self::Compatibility,
-        }
-    }
-}
-
-/// [`AhciMessages`] as an argument.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum AhciMessagesArg {
-    /// By MSI-X; MSI and INTA are there beside it.
-    PerPort,
-    /// By MSI, or INTA.
-    One,
-}
-
-impl From<AhciMessagesArg> for AhciMessages {
-    fn from(arg: AhciMessagesArg) -> Self {
-        match arg {
-            AhciMessagesArg::PerPort => Self::PerPort,
-            AhciMessagesArg::One => Self::One,
-        }
-    }
-}
-
-/// [`LogFormat`] as an argument.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogArg {
-    /// Lines for people.
-    Text,
-    /// A JSON object on each line.
-    Json,
-}
-
-impl From<LogArg> for LogFormat {
-    fn from(arg: LogArg) -> Self {
-        match arg {
-            LogArg::Text => Self::Text,
-            LogArg::Json => Self::Json,
-        }
     }
 }
 

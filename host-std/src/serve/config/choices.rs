@@ -1,11 +1,12 @@
-//! Options that are one of a few names.
+//! Options that are one of a few names, in a file or as an argument.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::server::vfio_user::devices;
 
 /// Which PCI IDE controller it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum IdeChip {
     /// 8086:7010.
@@ -16,7 +17,7 @@ pub enum IdeChip {
 }
 
 /// How a PCI IDE controller is found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum IdeMode {
     /// By its BARs, with INTA.
@@ -27,7 +28,7 @@ pub enum IdeMode {
 }
 
 /// The messages of an AHCI controller.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum AhciMessages {
     /// One for each port, by MSI-X; MSI and INTA are there beside it.
@@ -38,7 +39,7 @@ pub enum AhciMessages {
 }
 
 /// What a device is to its guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceKind {
     /// A virtio-blk disk, over vhost-user.
@@ -110,7 +111,7 @@ impl DeviceKind {
 }
 
 /// The form of the log, on standard error.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Lines for people.
