@@ -4,7 +4,7 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, text,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
@@ -301,12 +301,8 @@ impl Families<'_> {
         unit: Option<Unit>,
         samples: impl Iterator<Item = (Labels, V)>,
     ) -> fmt::Result {
-        let mut samples = samples.peekable();
-        if samples.peek().is_none() {
-            return Ok(());
-        }
-        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
-        samples.try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
+        let of = (name, help, unit, MetricType::Gauge);
+        self.family(of, samples, |mut sample, value| sample.encode_gauge(&value))
     }
 
     fn counter<V: EncodeCounterValue>(
@@ -316,13 +312,9 @@ impl Families<'_> {
         unit: Option<Unit>,
         samples: impl Iterator<Item = (Labels, V)>,
     ) -> fmt::Result {
-        let mut samples = samples.peekable();
-        if samples.peek().is_none() {
-            return Ok(());
-        }
-        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
-        samples.try_for_each(|(labels, value)| {
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        let of = (name, help, unit, MetricType::Counter);
+        self.family(of, samples, |mut sample, value| {
+            sample.encode_counter::<NoLabelSet, _, u64>(&value, None)
         })
     }
 
@@ -332,15 +324,25 @@ impl Families<'_> {
         help: &str,
         samples: impl Iterator<Item = (Labels, &'a KindStats)>,
     ) -> fmt::Result {
+        let of = (name, help, Some(Unit::Seconds), MetricType::Histogram);
+        self.family(of, samples, |mut sample, kind| {
+            let (sum, count) = (seconds(kind.total_ns), kind.latency.count());
+            sample.encode_histogram::<NoLabelSet>(sum, count, &buckets(kind), None)
+        })
+    }
+
+    fn family<V>(
+        &mut self,
+        (name, help, unit, kind): (&str, &str, Option<Unit>, MetricType),
+        samples: impl Iterator<Item = (Labels, V)>,
+        encode: impl Fn(MetricEncoder<'_>, V) -> fmt::Result,
+    ) -> fmt::Result {
         let mut samples = samples.peekable();
         if samples.peek().is_none() {
             return Ok(());
         }
-        let mut family = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        samples.try_for_each(|(labels, kind)| {
-            let (sum, count) = (seconds(kind.total_ns), kind.latency.count());
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets(kind), None)
-        })
+        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
+        samples.try_for_each(|(labels, value)| encode(family.encode_family(&labels)?, value))
     }
 }
 
