@@ -140,11 +140,6 @@ impl CountedHandle {
         begun
     }
 
-    /// Whether a flush that [`Self::begin_flush`] began is under way, or its end was not taken yet.
-    pub(super) fn is_flushing(&self) -> bool {
-        self.flush != Flush::None
-    }
-
     /// How that flush ended, once it has.
     pub(super) fn take_flushed(&mut self, memory: &MappedMemory) -> Option<bool> {
         if self.flush == Flush::Begun && self.counters.in_flight.get() == 0 {
@@ -280,26 +275,5 @@ mod tests {
         state.begin_turn(None);
         assert_eq!([flush(0), flush(1)], [Ok(()); 2]);
         assert_eq!(state.in_flight(), 5);
-    }
-
-    /// A second one meanwhile would take the end of the first, or lose its own.
-    #[test]
-    fn a_flush_of_ours_is_under_way_until_its_end_was_taken() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(4096).unwrap();
-        let backend = FileBackend::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
-        let inner = Box::new(backend.handle().unwrap());
-        let mut handle = CountedHandle::new(inner, Arc::default(), Arc::default());
-        let memory = MappedMemory::default();
-        assert!(!handle.is_flushing() && handle.begin_flush(&memory) && handle.is_flushing());
-        let ended = loop {
-            assert!(handle.is_flushing());
-            if let Some(well) = handle.take_flushed(&memory) {
-                break well;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        assert!(ended && !handle.is_flushing());
-        assert_eq!(handle.state.in_flight(), 0);
     }
 }

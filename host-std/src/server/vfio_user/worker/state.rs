@@ -252,11 +252,11 @@ impl Worker {
         busy || self.pending || self.leaving.is_some() || !self.waiting.is_empty()
     }
 
-    /// Advances a flush of all images, which begins once nothing is in flight. Returns, at its end, whether all succeeded.
+    /// Advances a flush of all images, which begins once nothing is in flight. Returns, at its end, whether all succeeded. There is
+    /// one at a time: the last of a server comes after that of its last client.
     pub(super) fn flush(&mut self, flushing: &mut Flushing) -> Option<bool> {
         if !flushing.begun {
-            // A handle has one flush at a time: that of the operator, or that after a client.
-            if self.state.in_flight() != 0 || self.ports.iter().any(CountedHandle::is_flushing) {
+            if self.state.in_flight() != 0 {
                 return None;
             }
             flushing.begun = true;
