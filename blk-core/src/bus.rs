@@ -1,7 +1,5 @@
 //! The machine's side: the small face that every front shows, so that any machine model wires it up in a page.
 
-use serde::{Deserialize, Serialize};
-
 /// Address range of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -66,7 +64,8 @@ impl Width {
 /// Changes of level on a device's interrupt lines, returned rather than called back.
 ///
 /// Bit n stands for line n. Lines not in `changed` keep their level.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct IrqChange {
     /// Lines whose level changed.

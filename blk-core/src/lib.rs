@@ -32,6 +32,8 @@
 extern crate std;
 
 pub mod bus;
+#[cfg(feature = "embedded-io")]
+pub mod io_medium;
 pub mod latch;
 pub mod memory;
 pub mod mutant;
@@ -41,6 +43,7 @@ pub mod pci;
 pub mod ram;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "snapshot")]
 pub mod snapshot;
 pub mod storage;
 pub mod sync;

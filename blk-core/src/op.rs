@@ -1,12 +1,11 @@
 //! Operations on a storage, and the memory segments that they touch.
 
-use serde::{Deserialize, Serialize};
-
 use crate::units::{Extent, GuestAddr};
 
 /// One operation on a [`Storage`](crate::storage::Storage).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "snapshot", serde(rename_all = "kebab-case"))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Op {
     /// Fill the segments from the disk.
@@ -62,7 +61,8 @@ impl Op {
 ///
 /// The lengths of an operation's segments add up to the bytes of its extent: the model guarantees it, the storage
 /// checks it. Flush, discard and write-zeroes have no segments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Segment {
     /// Guest memory.

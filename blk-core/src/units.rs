@@ -1,7 +1,5 @@
 //! Units as types: what a number counts is part of its type, and arithmetic on it is checked.
 
-use serde::{Deserialize, Serialize};
-
 /// Bytes in a sector, the unit of [`Lba`].
 pub const SECTOR_BYTES: u32 = 512;
 
@@ -9,12 +7,14 @@ pub const SECTOR_BYTES: u32 = 512;
 ///
 /// One fixed unit, as in Linux's `sector_t`, keeps divisions by a guest-chosen block size out of every
 /// path behind the command decoders.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Lba(pub u64);
 
 /// A run of 512-byte sectors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Extent {
     /// First sector.
@@ -68,7 +68,8 @@ impl Extent {
 }
 
 /// A guest-physical address. An allegation until [`GuestMemory`](crate::memory::GuestMemory) has checked it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct GuestAddr(pub u64);
 
@@ -87,7 +88,8 @@ impl GuestAddr {
 ///
 /// `slot` is smaller than the depth that the submitter keeps; `generation` changes with every submission, so
 /// that a completion delivered twice or too late is seen for what it is. It catches bugs and excuses none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Tag {
     /// Index of the submitter's slot, which also names the staging buffer.

@@ -4,7 +4,6 @@ use core::fmt;
 
 use blk_core::storage::{IoError, IoErrorKind};
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use crate::wire::sense::{DescriptorHead, FieldPointer, Fixed, Information, KeySpecific};
@@ -13,7 +12,8 @@ use crate::wire::sense::{DescriptorHead, FieldPointer, Fixed, Information, KeySp
 pub type SenseBytes = Vec<u8, 32>;
 
 /// SENSE KEY: SPC-4, sense key and additional sense code definitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
 pub enum Key {
@@ -38,7 +38,8 @@ pub enum Key {
 }
 
 /// ADDITIONAL SENSE CODE (high byte) and its QUALIFIER: SPC-4 annex D.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Code(pub u16);
 
@@ -72,7 +73,8 @@ impl Code {
 }
 
 /// Field of a command block or parameter list that is in error: SPC-4, field pointer sense key specific data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Field {
     /// In the command block, or else in the parameter list.
@@ -84,7 +86,8 @@ pub struct Field {
 }
 
 /// Why a command ended in CHECK CONDITION.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Sense {
     /// SENSE KEY.

@@ -4,13 +4,13 @@ use core::fmt;
 
 use blk_core::mutant::{Mutant, active};
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 
 use crate::command::{Cdb, Traits, traits};
 
 /// A task attribute: SAM-5, task attributes. ACA is not among them: a unit that says NORMACA=0 has no ACA condition, and a
 /// transport refuses tasks with that attribute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Attribute {
     /// Starts when no older ORDERED and no HEAD OF QUEUE task is left.
@@ -24,7 +24,8 @@ pub enum Attribute {
 
 /// A command on its way: what the guest sent, and how much memory it gave for the data. Where that memory is
 /// stays with the transport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Task {
     /// The transport's name for it, unique among the tasks in the set.
@@ -53,7 +54,8 @@ impl fmt::Display for TaskSetFull {
 impl core::error::Error for TaskSetFull {}
 
 /// Class of a task in the rules of which may run together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Gate {
     Simple,
     HeadOfQueue,
@@ -78,7 +80,8 @@ impl Gate {
 ///
 /// Tasks start strictly in this order. That is all the clause asks for: whatever runs is then older than whatever waits,
 /// or HEAD OF QUEUE, so that "everything older has ended" reads "nothing runs".
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct TaskSet<const N: usize> {
     waiting: Vec<Task, N>,
     running: Running,
@@ -86,7 +89,8 @@ pub(crate) struct TaskSet<const N: usize> {
 }
 
 /// Number of running tasks of each class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Running {
     simple: u16,
     head_of_queue: u16,

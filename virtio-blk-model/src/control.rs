@@ -5,7 +5,6 @@ use blk_core::mutant::{Mutant, active};
 use blk_core::order::GuestCache;
 use blk_core::storage::Info;
 use blk_core::virtq::RingFeatures;
-use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes as _;
 
 use crate::chain::SEGMENTS_MAX;
@@ -14,7 +13,8 @@ use crate::queue::DeviceView;
 use crate::wire::{ConfigSpace, DeviceStatus, Features};
 
 /// Interface of the device, one of the two of VIRTIO 1.3.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Interface {
     /// With VERSION_1.
@@ -28,7 +28,8 @@ pub enum Interface {
 }
 
 /// Configuration that an embedder chooses. The rest follows from the storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     /// The serial that GET_ID returns, padded with zeroes.
@@ -60,7 +61,8 @@ impl Default for Config {
 }
 
 /// A change that waits for every queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Change {
     /// None.
     None,
@@ -73,7 +75,8 @@ pub(crate) enum Change {
 }
 
 /// The part of a device that its queues only see as a [`DeviceView`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Control {
     pub(crate) config: Config,
     status: DeviceStatus,

@@ -7,8 +7,6 @@ use blk_core::storage::{Info, Storage};
 use blk_core::virtio::{VirtioDevice, VirtioType};
 use blk_core::virtq;
 use blk_core::virtq::QueueError;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 use crate::control::Change;
 use crate::queue::Queue;
@@ -20,10 +18,11 @@ pub use blk_core::virtio::Polled;
 /// A virtio-blk device of at most `Q` queues with `N` requests in flight each, behind whatever transport.
 ///
 /// Queue `n` works on storage handle `n`; handles without a queue and queues without a handle are left alone.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Blk<const Q: usize, const N: usize> {
     control: Control,
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     queues: [Queue<N>; Q],
 }
 

@@ -35,7 +35,7 @@ pub mod embedding {
     //! [`CellMemory`]: blk_core::memory::CellMemory
     //! [`Storage`]: blk_core::storage::Storage
     //! [`RamDisk`]: blk_core::ram::RamDisk
-    //! [`IoMedium`]: blk_core::ram::IoMedium
+    //! [`IoMedium`]: blk_core::io_medium::IoMedium
     //! [`Medium`]: blk_core::sync::Medium
     //! [`Synchronous`]: blk_core::sync::Synchronous
     //! [`Info`]: blk_core::storage::Info

@@ -7,7 +7,6 @@ use blk_core::storage::{IoError, IoErrorKind, Storage};
 use blk_core::units::GuestAddr;
 use blk_core::virtq::{self, InflightTracker, QueueError};
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 
 use crate::chain::{Chain, Segments, copy_in, copy_out};
 use crate::command::{self, Command, RANGES_MAX};
@@ -17,7 +16,8 @@ use crate::wire::{Features, RangeSegment, Status};
 ///
 /// Where queues have threads of their own, the device publishes a new snapshot with a higher epoch. The change is complete when
 /// every queue [is quiet](Queue::is_quiet) in that epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DeviceView {
     /// The negotiated features.
@@ -58,7 +58,8 @@ impl Observer for () {}
 /// A ring and its requests in flight, at most `N`.
 ///
 /// It is polled by whoever owns it, with the storage handle that is its own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Queue<const N: usize> {
     ring: virtq::Queue,
     slots: Sequencer<Owner, N>,
@@ -527,7 +528,8 @@ impl<const N: usize> Queue<N> {
 }
 
 /// A request in flight: what is left to do once the storage is done.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 enum Owner {
     /// The driver's, in a chain.
     Driver {
@@ -546,7 +548,8 @@ enum Owner {
 }
 
 /// Rest of a discard or write-zeroes of several segments.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Ranges {
     slot: u16,
     /// The request's order, for each range: in a barrier every range has to be stable.

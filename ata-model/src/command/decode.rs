@@ -2,8 +2,6 @@
 
 use core::fmt;
 
-use serde::{Deserialize, Serialize};
-
 use super::geometry::Geometry;
 use super::interface::Direction;
 use super::power::Power;
@@ -11,7 +9,8 @@ use super::table::{Addressing, Operation, Row};
 use crate::wire::{DeviceBits, Pair, TaskFile};
 
 /// A run of logical blocks, as a command names it. Not yet checked against the capacity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Blocks {
     /// First logical block.
@@ -21,7 +20,8 @@ pub struct Blocks {
 }
 
 /// READ or WRITE FPDMA QUEUED.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Queued {
     /// 0 to 31. Not yet checked against what is outstanding.
@@ -35,7 +35,8 @@ pub struct Queued {
 }
 
 /// A decoded command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Command {
     /// Blocks to the host.

@@ -1,11 +1,10 @@
 //! The translation of cylinders, heads and sectors.
 
-use serde::{Deserialize, Serialize};
-
 /// The CHS translation in force (ATA/ATAPI-5, INITIALIZE DEVICE PARAMETERS).
 ///
 /// Neither number is zero, so nothing is ever divided by one (CVE-2015-6855).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Geometry {
     heads: u8,

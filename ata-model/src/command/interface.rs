@@ -1,9 +1,8 @@
 //! Interface between a drive and its host, parallel or serial.
 
-use serde::{Deserialize, Serialize};
-
 /// Direction of a command's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Direction {
     /// From the disk to the host.
@@ -13,7 +12,8 @@ pub enum Direction {
 }
 
 /// Interface between a drive and its host. It decides which commands there are, and so what IDENTIFY shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Interface {
     /// A parallel cable, and a host that moves every word itself.

@@ -3,11 +3,10 @@
 use core::fmt;
 
 use blk_core::storage::Info;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 /// Configuration of a drive, as its maker or its operator decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DriveConfig {
     /// Serial number, padded with spaces.
@@ -15,7 +14,7 @@ pub struct DriveConfig {
     /// Firmware revision, padded with spaces.
     pub firmware: [u8; 8],
     /// Model number, padded with spaces.
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub model: [u8; 40],
     /// NAA world wide name; `None` to have none.
     pub world_wide_name: Option<u64>,

@@ -3,13 +3,13 @@
 use core::fmt;
 
 use blk_core::storage::{Info, IoError, IoErrorKind};
-use serde::{Deserialize, Serialize};
 
 use crate::command::Addressing;
 use crate::wire::{ErrorBits, Status, TaskFile};
 
 /// Why a command failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Failure {
     /// The command, or a field of it, is not supported; or it was cut short.

@@ -1,7 +1,6 @@
 //! The command in execution, and whose an operation of the storage is.
 
 use blk_core::units::Extent;
-use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use crate::command::{Direction, Power};
@@ -19,7 +18,8 @@ pub enum Taken {
 }
 
 /// Effect of a completed flush.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Then {
     Nothing,
     CacheOff,
@@ -27,7 +27,8 @@ pub(super) enum Then {
 }
 
 /// The command in execution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Job {
     Idle,
     /// `moving` sectors of `left` are with the storage.
@@ -59,7 +60,8 @@ pub(super) enum Job {
 }
 
 /// Whose an operation in flight is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Owner {
     /// The command in execution.
     NonQueued,

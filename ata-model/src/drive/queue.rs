@@ -4,17 +4,16 @@ use core::fmt;
 
 use blk_core::storage::{IoError, IoErrorKind};
 use blk_core::units::Extent;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 use super::extents::after;
 use super::failure::Failure;
 use crate::command::Direction;
 
 /// The queued commands, by tag.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Queue<const N: usize> {
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) entries: [Entry; N],
     pub(super) state: State,
     /// The tag that the storage had no room for last: it is the first to be offered again.
@@ -22,7 +21,8 @@ pub(super) struct Queue<const N: usize> {
 }
 
 /// A queued command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Entry {
     Free,
     /// A read with FUA: what others have written is to be made stable first.
@@ -47,7 +47,8 @@ pub(super) enum Entry {
     Ended,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Transfer {
     pub(super) direction: Direction,
     pub(super) left: Extent,
@@ -55,7 +56,8 @@ pub(super) struct Transfer {
 }
 
 /// Whether commands are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum State {
     Open,
     /// The queue ends when nothing of it is with the storage any more.
@@ -65,7 +67,8 @@ pub(super) enum State {
 }
 
 /// Why the queue ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct QueueError {
     /// The queued command that failed; `None` for a command that was not a queued one.
@@ -88,7 +91,8 @@ impl fmt::Display for QueueError {
 impl core::error::Error for QueueError {}
 
 /// Way in which a host is told that a queue has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Reply {
     /// As the answer to the command that has just come.

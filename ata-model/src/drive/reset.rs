@@ -4,7 +4,6 @@ use blk_core::mutant::{Mutant, active};
 use blk_core::storage::Storage;
 #[cfg(feature = "mutants")]
 use blk_core::{op::Op, order::Request};
-use serde::{Deserialize, Serialize};
 
 use super::job::Job;
 use super::settings::Settings;
@@ -12,7 +11,8 @@ use super::state::Drive;
 use crate::command::{Interface, Power};
 
 /// Kind of reset. A later kind includes the ones before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Reset {
     /// The host gives up the commands in execution, and nothing else.

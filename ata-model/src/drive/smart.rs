@@ -1,6 +1,5 @@
 //! SMART: its state, and the pages that it reads out. The model has no attributes; nothing wears out here.
 
-use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -11,7 +10,8 @@ use crate::wire::{LogDirectory, SelfTestEntry, SelfTestLog, SmartData, SummaryEr
 const SELF_TESTS: usize = 21;
 
 /// SMART state. It outlives resets, as it does in a drive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Smart {
     /// SMART ENABLE / DISABLE OPERATIONS.
     pub enabled: bool,

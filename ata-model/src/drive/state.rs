@@ -5,7 +5,6 @@ use blk_core::order::{Deferred, GuestCache, Request, Sequencer};
 use blk_core::storage::{Info, Storage};
 #[cfg(feature = "mutants")]
 use blk_core::units::Extent;
-use serde::{Deserialize, Serialize};
 
 use super::config::DriveConfig;
 use super::identify::Identity;
@@ -17,7 +16,8 @@ use crate::command::{Interface, Power};
 
 /// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`], up to
 /// `N` queued ones (32 at most).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Drive<const N: usize> {
     pub(super) config: DriveConfig,
     pub(super) interface: Interface,

@@ -2,7 +2,6 @@
 
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::units::GuestAddr;
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::scatter::Table;
@@ -19,7 +18,8 @@ const INTERRUPT: u8 = 0x04;
 const CAPABLE: u8 = 0x60;
 
 /// The registers of one channel, eight bytes of I/O space, and the transfer that Start began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct BusMaster {
     /// Whether memory may be accessed.
     permitted: bool,
@@ -150,7 +150,8 @@ impl BusMaster {
 ///
 /// A table ends with the entry that says so, or at the 64 KiB boundary that it may not cross: 8,192 entries bound
 /// every walk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cursor {
     entry: u32,
     last: bool,

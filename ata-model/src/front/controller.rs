@@ -3,7 +3,6 @@
 use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
-use serde::{Deserialize, Serialize};
 
 use super::ide::Channel;
 use crate::drive::DriveConfig;
@@ -17,7 +16,8 @@ use crate::drive::DriveConfig;
 /// | `Bar(4)`, 16 bytes | bus master: primary, secondary |
 ///
 /// Interrupt line n and storage handles 2n and 2n+1 are channel n's; a missing drive's handle is not used.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct IdeController {
     channels: [Channel; 2],
 }

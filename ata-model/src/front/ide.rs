@@ -4,7 +4,6 @@
 use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
-use serde::{Deserialize, Serialize};
 
 use super::bmdma::BusMaster;
 use crate::command::{Addressing, Interface, Operation, Protocol, Reject, Row, decode};
@@ -54,7 +53,8 @@ const FLOATING: u8 = 0x7f;
 /// assert_eq!(status.irq.line(0), Some(false), "reading Status clears the interrupt");
 /// assert_eq!(disks[0].medium().bytes()[7 * 512..8 * 512], [0x5a; 512]);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Channel {
     pub(super) units: [Option<Unit>; 2],
     /// The DEV bit: device 1 is selected.
@@ -75,7 +75,8 @@ pub struct Staged {
 }
 
 /// A drive with its registers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Unit {
     pub(super) drive: Drive<1>,
     task: TaskFile,
@@ -87,7 +88,8 @@ pub(super) struct Unit {
 }
 
 /// Phase of the selected drive's command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Phase {
     /// There is none.
     Idle,

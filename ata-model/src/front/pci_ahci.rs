@@ -6,7 +6,6 @@ use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Capability, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 
 use super::ahci::Hba;
 use crate::drive::DriveConfig;
@@ -60,7 +59,8 @@ const PAIR: u32 = 4 << 4 | 8;
 /// let ports = function.read(Region::Bar(5), 0x0c, Width::Dword, &memory, &mut disks[..]);
 /// assert_eq!(ports.value, 0b11, "PI");
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct PciAhci<const P: usize> {
     hba: Hba<P>,
     index: u32,

@@ -6,7 +6,6 @@ use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 
 use super::controller::IdeController;
 use crate::drive::DriveConfig;
@@ -25,7 +24,8 @@ const UDMA: u8 = 0x48;
 const UDMA_SETTINGS: u32 = 0x3333_000f;
 
 /// Model of the controller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeChip {
     /// 8086:7010, whose drives go to multiword DMA mode 2.
@@ -35,7 +35,8 @@ pub enum PciIdeChip {
 }
 
 /// Address mode of both channels: where they are found, and how they interrupt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeMode {
     /// Where their BARs are (class 010185h), by INTA.
@@ -82,7 +83,8 @@ pub enum PciIdeMode {
 /// let status = function.read(Region::Bar(0), 7, Width::Byte, &memory, &mut disks[..]);
 /// assert_eq!(status.value, 0x50);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct PciIde {
     controller: IdeController,
     chip: PciIdeChip,

@@ -1,11 +1,11 @@
 //! The command block and control block registers (ATA/ATAPI-7 volume 1, register definitions).
 
 use bitflags::bitflags;
-use serde::{Deserialize, Serialize};
 
 bitflags! {
     /// The Status and Alternate Status registers.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct Status: u8 {
         /// The command ended with an error; see the Error register.
         const ERR = 0x01;
@@ -31,7 +31,8 @@ impl defmt::Format for Status {
 
 bitflags! {
     /// The Error register after a command that failed.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct ErrorBits: u8 {
         /// The command was aborted.
         const ABRT = 0x04;
@@ -53,7 +54,8 @@ impl defmt::Format for ErrorBits {
 
 bitflags! {
     /// The Device register without the head or address bits.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct DeviceBits: u8 {
         /// Device 1 is selected.
         const DEV = 0x10;
@@ -73,7 +75,8 @@ impl defmt::Format for DeviceBits {
 
 bitflags! {
     /// The Device Control register.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct Control: u8 {
         /// INTRQ is not driven.
         const NIEN = 0x02;
@@ -92,7 +95,8 @@ impl defmt::Format for Control {
 }
 
 /// A register that is two deep: 48-bit commands use both bytes, 28-bit commands the current one only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Pair {
     /// The byte written last.
@@ -122,7 +126,8 @@ impl Pair {
 }
 
 /// The registers that make up a command, and those that its outcome is reported in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TaskFile {
     /// Features.

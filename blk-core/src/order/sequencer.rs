@@ -4,9 +4,6 @@ mod mutants;
 
 use core::fmt;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_big_array::BigArray;
-
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::order::plan::{GuestCache, Plan, Request, plan};
@@ -57,7 +54,8 @@ pub struct Done {
 }
 
 /// Stage of a slot in its plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 enum Stage {
     /// Unused.
     Free,
@@ -84,7 +82,8 @@ impl Stage {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Slot<T> {
     stage: Stage,
     generation: u16,
@@ -127,10 +126,14 @@ struct Slot<T> {
 /// sequencer.release(slot);
 /// # Ok::<(), Deferred>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(bound(serialize = "T: Serialize", deserialize = "T: DeserializeOwned"))]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    serde(bound(serialize = "T: serde::Serialize", deserialize = "T: serde::de::DeserializeOwned"))
+)]
 pub struct Sequencer<T, const N: usize> {
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     slots: [Slot<T>; N],
     /// Bit n: slot n is in use.
     used: u128,

@@ -2,8 +2,6 @@
 
 use bitflags::bitflags;
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 use super::capability::{Capability, Message};
 use crate::bus::{IrqChange, Width};
@@ -52,7 +50,8 @@ const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 
 /// Identity of a function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Identity {
     /// Vendor.
@@ -89,7 +88,8 @@ impl Identity {
 }
 
 /// A base address register (PCI 3.0, 6.2.5.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Bar {
     /// None: reads as zeroes.
@@ -115,7 +115,8 @@ pub enum Bar {
 }
 
 /// Description of a function by its front.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Function {
     /// Identity.
     pub identity: Identity,
@@ -151,10 +152,11 @@ pub(super) struct Window {
 }
 
 /// A function's configuration space.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct ConfigSpace {
     function: Function,
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     bytes: [u8; BYTES],
     /// The front's interrupt, before INTX_DISABLE.
     level: bool,

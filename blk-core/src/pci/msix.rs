@@ -1,8 +1,5 @@
 //! The MSI-X table and its pending bits, which live in a BAR (PCI 3.0, 6.8.2).
 
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
-
 use super::capability::Message;
 use crate::bus::Width;
 
@@ -15,14 +12,16 @@ const MASKED: u32 = 1;
 ///
 /// All vectors are masked after a reset (6.8.2.9). A masked vector's interrupt is kept as a pending bit, and its message
 /// is due when it is unmasked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct MsixTable<const V: usize> {
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     entries: [Entry; V],
     pending: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Entry {
     message: Message,
     control: u32,

@@ -1,15 +1,14 @@
 //! A function as a machine sees it: configuration space in front of a device's registers, and its interrupts by the way that
 //! the guest has chosen.
 
-use serde::{Deserialize, Serialize};
-
 use super::capability::{Capability, Message};
 use super::config_space::{Bar, Command, ConfigSpace, Function};
 use super::msix::MsixTable;
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 
 /// Permissions that configuration space gives the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Permissions {
     /// It may access memory. Without it nothing new may be begun that does; what is in flight ends.
@@ -42,7 +41,8 @@ pub trait Endpoint {
 }
 
 /// Owner of the MSI-X table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum MsixOwner {
     /// The function: it masks, keeps pending bits, and knows the messages.
@@ -77,7 +77,8 @@ pub enum MsixOwner {
 ///
 /// Interrupt line 0 is the INTx pin, by level. Line `1 + v` is message `v`: each change of it, always to high, is one to
 /// be sent, as [`Self::message`] says where to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct PciFunction<D, const V: usize> {
     config: ConfigSpace,
     msix: MsixTable<V>,

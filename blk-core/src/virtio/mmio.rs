@@ -2,8 +2,6 @@
 //!
 //! A register block is one or the other: there is no transitional device over MMIO.
 
-use serde::{Deserialize, Serialize};
-
 use super::VirtioDevice;
 use super::selectors::{Selectors, set_high, set_low};
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
@@ -85,7 +83,8 @@ const VENDOR: u32 = u32::from_le_bytes(*b"blkm");
 /// A virtio device behind a virtio-mmio register block in [`Region::Bar`]`(0)`. Its one interrupt is line 0, by level.
 ///
 /// Registers are 32 bits wide and taken by [`Width::Dword`] only (4.2.2.2); configuration space takes any width.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Mmio<D> {
     device: D,
     selectors: Selectors,
@@ -94,7 +93,8 @@ pub struct Mmio<D> {
 }
 
 /// Registers of the legacy interface only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct LegacyRegisters {
     page_bytes: u32,
     /// Alignment of the used ring. One for all queues: drivers write it before each `QUEUE_PFN`.

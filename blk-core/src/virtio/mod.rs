@@ -6,14 +6,14 @@ pub mod pci;
 mod selectors;
 
 use bitflags::bitflags;
-use serde::{Deserialize, Serialize};
 
 use crate::bus::{Width, WriteStatus};
 use crate::virtq::{Queue, QueueError};
 
 bitflags! {
     /// The device status field (VIRTIO 1.3, 2.1).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct DeviceStatus: u8 {
         /// The guest has seen the device.
         const ACKNOWLEDGE = 1;

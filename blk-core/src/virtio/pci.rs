@@ -3,8 +3,6 @@
 
 use crate::virtq::QueueError;
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 use super::selectors::{Selectors, set_high, set_low};
 use super::{DeviceStatus, Polled, VirtioDevice, VirtioType};
@@ -106,14 +104,15 @@ const RING_RESET: u64 = 1 << 40;
 /// **Without bus mastering** the device rests: it takes no request and touches no ring, and what the storage has done is
 /// answered when bus mastering is on again. Only a reset goes on. Writes are then never [`WriteStatus::Pending`], so that
 /// no vCPU waits for what another one has to allow.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct VirtioPci<D> {
     device: D,
     selectors: Selectors,
     permissions: Permissions,
     isr: u8,
     config_vector: u16,
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     queue_vectors: [u16; QUEUES_MAX],
     generation: Generation,
     /// A reset of the whole device waits: its rings are forgotten already.
@@ -122,7 +121,8 @@ pub struct VirtioPci<D> {
 
 /// The configuration's generation as a driver sees it, 8 bits wide: it moves on when the driver reads what has changed since it
 /// read last, and not with every change, so that it cannot come round in between (4.1.4.3.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Generation {
     shown: u8,
     /// The device's, as it was when the driver read last, if it has.

@@ -1,13 +1,12 @@
 //! Selector registers and the state that they select, for all transports with registers.
 
-use serde::{Deserialize, Serialize};
-
 use super::VirtioDevice;
 use crate::units::GuestAddr;
 use crate::virtq::{Queue, RingSetup};
 
 /// The registers that say which half of the features, and which queue, the others are about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Selectors {
     pub(super) device_features: u32,
     pub(super) driver_features: u32,

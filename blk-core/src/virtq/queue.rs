@@ -1,13 +1,12 @@
 //! Virtqueue as the device sees it: its registers, and its ring once it is enabled.
 
-use serde::{Deserialize, Serialize};
-
 use super::inflight::InflightTracker;
 use super::ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
 use super::split;
 use crate::memory::GuestMemory;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 enum State {
     /// Not enabled, or reset.
     Off,
@@ -18,7 +17,8 @@ enum State {
 }
 
 /// One virtqueue, seen by the device: its registers, and the ring once it is enabled.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Queue {
     size_max: u16,
     setup: RingSetup,

@@ -1,6 +1,5 @@
 //! Split rings (VIRTIO 1.3, 2.7).
 
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes, little_endian as le};
 
 use super::inflight::InflightTracker;
@@ -37,7 +36,8 @@ const INDEX: u64 = 2;
 const ENTRIES: u64 = 4;
 
 /// A split ring that is set up. Nothing in it but the guest's addresses and free-running indices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Ring {
     descriptors: GuestAddr,
     available: GuestAddr,

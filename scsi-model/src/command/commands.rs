@@ -1,9 +1,8 @@
 //! Commands, decoded.
 
-use serde::{Deserialize, Serialize};
-
 /// A run of logical blocks, as the guest names it. Not yet checked against the capacity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Blocks {
     /// First logical block.
@@ -13,7 +12,8 @@ pub struct Blocks {
 }
 
 /// Whether a command exists in a form of 6 bytes or of 10.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ModeForm {
     /// MODE SENSE(6), MODE SELECT(6).
@@ -23,7 +23,8 @@ pub enum ModeForm {
 }
 
 /// Values of the mode pages that MODE SENSE asks for: SPC-4, MODE SENSE(6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PageControl {
     /// In force.
@@ -37,7 +38,8 @@ pub enum PageControl {
 }
 
 /// Data that VERIFY compares with: BYTCHK, SBC-3, VERIFY(10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Against {
     /// Nothing: the medium is read, and that is all (00b).
@@ -49,7 +51,8 @@ pub enum Against {
 }
 
 /// A decoded command. Lengths are in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[allow(missing_docs, reason = "each variant and field is named as in the standards")]
 pub enum Command {
@@ -135,7 +138,8 @@ pub enum Command {
 }
 
 /// MODE SENSE, of 6 bytes or of 10.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ModeSense {
     /// Which header.

@@ -6,7 +6,6 @@ use blk_core::order::{Order, Request};
 use blk_core::storage::{Info, Storage};
 use blk_core::units::{Extent, SECTOR_BYTES};
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 
 use super::io::Io;
 use super::limits::UNMAP_DESCRIPTORS_MAX;
@@ -17,7 +16,8 @@ use crate::task_set::Task;
 use crate::transport::{Direction, SegmentList, Transport, differs, take};
 
 /// Effect on the unit when a job has succeeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum After {
     Nothing,
     /// MODE SELECT: these are in force.
@@ -27,7 +27,8 @@ pub(super) enum After {
 }
 
 /// A command's work.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Job {
     /// Moves blocks.
     Transfer(Transfer),
@@ -54,7 +55,8 @@ impl Begun {
 }
 
 /// Kind of a block transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Verb {
     Read,
     Write,
@@ -67,7 +69,8 @@ pub(super) enum Verb {
 }
 
 /// Moves blocks in chunks: as many at a time as the guest's segments, the storage and the staging buffer allow.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Transfer {
     verb: Verb,
     extent: Extent,

@@ -5,7 +5,6 @@ use core::fmt;
 use blk_core::memory::GuestMemory;
 use blk_core::order::{Done, GuestCache, Sequencer};
 use blk_core::storage::{Info, IoError, Storage};
-use serde::{Deserialize, Serialize};
 
 use super::io::{Io, Refusal};
 use super::job::{After, Begun, Job};
@@ -94,7 +93,8 @@ impl core::error::Error for Unsupported {}
 /// assert!(matches!(run(2), Outcome::Good));
 /// # Ok::<(), scsi_model::Unsupported>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct LogicalUnit<const N: usize> {
     unit: Unit,
     tasks: TaskSet<N>,
@@ -102,7 +102,8 @@ pub struct LogicalUnit<const N: usize> {
 }
 
 /// A task that runs: the payload of its slot.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Started {
     task: Task,
     gate: Gate,

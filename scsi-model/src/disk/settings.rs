@@ -1,11 +1,10 @@
 //! The mode parameters of a unit.
 
-use serde::{Deserialize, Serialize};
-
 use crate::config::Config;
 
 /// The mode parameters that can be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Settings {
     /// WCE.
     pub(super) write_cache: bool,

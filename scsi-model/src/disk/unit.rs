@@ -4,7 +4,6 @@ use bitflags::bitflags;
 use blk_core::mutant::{Mutant, active};
 use blk_core::order::GuestCache;
 use blk_core::storage::Info;
-use serde::{Deserialize, Serialize};
 
 use super::outcome::Outcome;
 use super::settings::Settings;
@@ -81,7 +80,8 @@ pub enum ResetCause {
 }
 
 bitflags! {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     struct Attentions: u8 {
         const POWER_ON = 1;
         const TRANSPORT_RESET = 2;
@@ -95,7 +95,8 @@ bitflags! {
 
 bitflags! {
     /// Settings that a guest has made in a unit. A byte that another process can keep.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct Setting: u8 {
         /// WCE of the caching page.
         const WRITE_CACHE = 1;
@@ -114,7 +115,8 @@ impl defmt::Format for Setting {
 }
 
 /// The state of a unit, without its tasks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Unit {
     pub(super) config: Config,
     /// Mode parameters in force.

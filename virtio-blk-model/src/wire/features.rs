@@ -1,11 +1,11 @@
 //! Feature bits.
 
 use bitflags::bitflags;
-use serde::{Deserialize, Serialize};
 
 bitflags! {
     /// Feature bits that the device knows: VIRTIO 1.3, 5.2.3 and 6.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct Features: u64 {
         /// Request barriers. Legacy: 5.2.3.1.
         const BARRIER = 1 << 0;

@@ -22,8 +22,6 @@ mod transfer;
 use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 use crate::drive::{DriveConfig, Reset};
 use port::Port;
@@ -72,9 +70,10 @@ use registers::{CAP, GHC_AE, GHC_HR, GHC_IE, PORT_BYTES, PORTS_AT, VERSION, host
 /// assert_eq!((issued, task_file), (0, 0x50), "the command has ended, and well");
 /// # Ok::<(), blk_core::memory::MemoryError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Hba<const P: usize> {
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     ports: [Port; P],
     /// GHC.IE.
     enabled: bool,

@@ -2,8 +2,6 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 use super::prdt::Prdt;
 use super::registers::{
@@ -15,7 +13,8 @@ use crate::drive::{Drive, DriveConfig, Reset};
 use crate::wire::{Status, TaskFile};
 
 /// A port.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Port {
     pub(super) clb: u64,
     pub(super) fb: u64,
@@ -44,7 +43,8 @@ pub(super) struct Port {
 }
 
 /// The engine that processes the command list (AHCI 1.3.1, 5.3, HBA Port State Machine).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Engine {
     /// CR is clear.
     Stopped,
@@ -57,7 +57,8 @@ pub(super) enum Engine {
 }
 
 /// Where a drive is, if there is one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[allow(
     clippy::large_enum_variant,
     reason = "a device is plain data of a fixed size, and a bay is rarely empty"
@@ -72,18 +73,20 @@ pub(super) enum Bay {
 }
 
 /// A drive with its registers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Unit {
     pub(super) drive: Drive<SLOTS>,
     pub(super) task: TaskFile,
     pub(super) phase: Phase,
     /// How far each queued command is in its table.
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) tables: [Prdt; SLOTS],
 }
 
 /// Phase of the drive's commands that are not queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Phase {
     /// Nothing: BSY is clear, or the command that set it ends the queue.
     Ready,
@@ -96,7 +99,8 @@ pub(super) enum Phase {
 }
 
 /// A command that is not queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Executing {
     pub(super) slot: u8,
     /// Its command header.

@@ -2,14 +2,14 @@
 
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::units::GuestAddr;
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::front::scatter::Table;
 use crate::wire::ahci::PrdEntry;
 
 /// A place in a PRD table. Each entry is read once, when its turn comes; 65,535 of them bound every walk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Prdt {
     table: u64,
     entries: u16,

@@ -1,7 +1,6 @@
 //! The registers' bits (AHCI 1.3.1, 3, HBA Memory Registers; names as there and in Linux `drivers/ata/ahci.h`).
 
 use bitflags::bitflags;
-use serde::{Deserialize, Serialize};
 
 pub(super) use crate::wire::ahci::{PORT_BYTES, PORTS_AT, host, port};
 
@@ -24,7 +23,8 @@ pub(super) const GHC_HR: u32 = 1;
 
 bitflags! {
     /// PxIS and PxIE (3.3.5, 3.3.6).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub(super) struct Interrupts: u32 {
         /// A Register FIS with its interrupt bit set.
         const DHRS = 1;
@@ -54,7 +54,8 @@ pub(super) const IE_MASK: u32 = 0xfdc0_00ff;
 
 bitflags! {
     /// PxCMD (3.3.7).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub(super) struct Cmd: u32 {
         /// The command list is to be processed.
         const ST = 1;
@@ -88,7 +89,8 @@ impl Cmd {
 
 bitflags! {
     /// PxSERR (3.3.12), as far as something sets it.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub(super) struct Serr: u32 {
         /// Protocol error.
         const P = 1 << 10;

@@ -1,12 +1,11 @@
 //! Whom a request is for: the eight bytes of VIRTIO 1.3, 5.6.6.1.
 
-use serde::{Deserialize, Serialize};
-
 /// Highest logical unit number: 14 bits of flat space addressing (SAM-5, flat space addressing method).
 pub const LUN_MAX: u16 = 0x3fff;
 
 /// A logical unit's place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Address {
     /// The target.

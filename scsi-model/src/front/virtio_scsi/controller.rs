@@ -4,8 +4,6 @@ use core::fmt;
 
 use blk_core::storage::{Info, Storage};
 use blk_core::virtq::Queue;
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 use zerocopy::IntoBytes;
 
 use super::address::{Address, LUN_MAX};
@@ -18,7 +16,8 @@ use crate::config::Config as Identity;
 use crate::disk::{LogicalUnit, ResetCause, Setting, UnitAttention, Unsupported};
 
 /// Configuration that an embedder chooses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     /// Request queues, at most as many as the controller's type has; one at least.
@@ -58,10 +57,11 @@ impl fmt::Display for NotInserted {
 impl core::error::Error for NotInserted {}
 
 /// A unit and the requests that it has: its tasks are named by their places in the table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Attached<const N: usize> {
     pub(super) unit: LogicalUnit<N>,
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) requests: [Option<Pending>; N],
 }
 
@@ -75,7 +75,8 @@ impl<const N: usize> Attached<N> {
 }
 
 /// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Function {
     pub(super) head: u16,
 }
@@ -89,14 +90,15 @@ pub(super) struct Function {
 /// ring_mut, enable -> poll(memory, handles, policy, logs), poll, ... -> reset, finish_reset
 ///                     insert, remove, setting, resume: between polls
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     pub(super) config: Config,
     pub(super) rings: Rings<Q>,
     /// Where the units are. A unit without an address is leaving: it finishes what it has.
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) addresses: [Option<Address>; L],
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) units: [Option<Attached<N>>; L],
     /// The task management function that is under way.
     pub(super) function: Option<Function>,

@@ -5,7 +5,6 @@ use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 use blk_core::virtio::{DeviceStatus, Polled, VirtioDevice, VirtioType, read_bytes};
 use blk_core::virtq::{Queue, QueueError, RingFeatures};
-use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use super::controller::{Config, Controller};
@@ -52,7 +51,8 @@ pub type Pci<const Q: usize, const L: usize, const N: usize> =
 /// assert_eq!(read(register::CONFIG), 1, "num_queues: request queues");
 /// # Ok::<(), scsi_model::front::virtio_scsi::NotInserted>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Scsi<const Q: usize, const L: usize, const N: usize> {
     controller: Controller<Q, L, N>,
     status: DeviceStatus,

@@ -3,7 +3,6 @@
 use blk_core::memory::GuestMemory;
 use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use heapless::Vec;
-use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use super::address::Address;
@@ -16,7 +15,8 @@ const EVENTS_MAX: usize = 16;
 const EVENT_BYTES: u64 = size_of::<EventData>() as u64;
 
 /// Something that happened to a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Happened {
     /// It appeared.
     Appeared,
@@ -46,7 +46,8 @@ impl Happened {
 }
 
 /// Events that the driver has not been told yet, in order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Events {
     waiting: Vec<(Address, Happened), EVENTS_MAX>,
     /// Some were lost for want of buffers.

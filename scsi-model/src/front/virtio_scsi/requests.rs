@@ -5,7 +5,6 @@ use core::ops::Range;
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
 use blk_core::virtq::{InflightTracker, Queue, QueueError};
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::address::{Address, Addressed};
@@ -41,7 +40,8 @@ pub(super) struct Request {
 }
 
 /// Origin of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Place {
     /// Index of the ring.
     pub(super) ring: usize,
@@ -50,7 +50,8 @@ pub(super) struct Place {
 }
 
 /// The data of a request: one way or none, for INOUT is not offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) enum Data {
     Out { bytes: u64 },
     In { bytes: u64 },
@@ -79,7 +80,8 @@ impl Data {
 }
 
 /// A request that a logical unit has: the transport's side of a task, whose tag is the place in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Pending {
     pub(super) chain: Place,
     /// The driver's name for it.

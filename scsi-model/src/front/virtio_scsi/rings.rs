@@ -5,8 +5,6 @@ use core::ops::Range;
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
 use blk_core::virtq::{InflightTracker, Queue, QueueError};
-use serde::{Deserialize, Serialize};
-use serde_big_array::BigArray;
 
 /// Index of the control queue: VIRTIO 1.3, 5.6.2.
 pub const CONTROL: usize = 0;
@@ -16,11 +14,12 @@ pub const EVENT: usize = 1;
 pub const REQUEST: usize = 2;
 
 /// The control queue, the event queue, and `Q` request queues.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Rings<const Q: usize> {
     control: Queue,
     event: Queue,
-    #[serde(with = "BigArray")]
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     request: [Queue; Q],
 }
 

@@ -1,7 +1,5 @@
 //! The two sizes that a driver may set in configuration space: VIRTIO 1.3, 5.6.4.
 
-use serde::{Deserialize, Serialize};
-
 use super::wire::{ConfigSpace, RequestHead, ResponseHead};
 
 /// Most bytes of sense data that there can be: SPC-4, sense data.
@@ -10,7 +8,8 @@ pub(super) const SENSE_BYTES_MAX: usize = 252;
 const CDB_BYTES_MAX: u16 = 260;
 
 /// Sizes of the parts of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Sizes {
     pub(super) sense_bytes: u16,
     pub(super) cdb_bytes: u16,

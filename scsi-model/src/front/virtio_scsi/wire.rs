@@ -1,7 +1,6 @@
 //! Layouts in guest memory and configuration space, and nothing else: VIRTIO 1.3, 5.6.
 
 use bitflags::bitflags;
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian as le};
 
 /// The device type: 5.6.1.
@@ -9,7 +8,8 @@ pub const DEVICE_SCSI: u32 = 8;
 
 bitflags! {
     /// Feature bits that the device knows: VIRTIO 1.3, 5.6.3 and 6.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
     pub struct Features: u64 {
         /// Units that come and go are reported.
         const HOTPLUG = 1 << 1;
@@ -84,7 +84,8 @@ pub struct ResponseHead {
 const _: () = assert!(size_of::<ResponseHead>() == 12);
 
 /// Response code of a request: 5.6.6.1 and 5.6.6.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
 pub enum Response {
