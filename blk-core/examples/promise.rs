@@ -4,9 +4,9 @@
 
 use blk_core::memory::CellMemory;
 use blk_core::op::{Op, Segment};
-use blk_core::order::{GuestCache, Order, Request, Sequencer};
+use blk_core::order::{GuestCache, Order, Request, Sequencer, Started};
 use blk_core::ram::{Ram, RamDisk};
-use blk_core::storage::{Busy, Cache, Completion, Info, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
 use blk_core::units::{Extent, GuestAddr, Tag};
 
 /// A storage that prints what it is asked, and leaves the work to another.
@@ -17,7 +17,7 @@ impl<M: ?Sized, S: Storage<M>> Storage<M> for Printed<S> {
         self.0.info()
     }
 
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         println!("    {op:?}");
         self.0.submit(memory, tag, op, segments)
     }
@@ -50,16 +50,11 @@ fn main() {
         println!("{name}");
         let segments = if request.op == Op::Flush { &[][..] } else { &data };
         // Refused requests stay with their owner; here nothing else is in flight, so none is.
-        let taken = sequencer.submit(&memory, &mut disk, &request, cache, segments, name);
-        while taken.is_ok() && !sequencer.is_idle() {
-            if let Some(done) = sequencer.poll(&memory, &mut disk) {
-                println!("    done: {:?}", done.result);
-                sequencer.release(done.slot);
-            }
-            // After a flush that had to come first, the slot wants its segments again.
-            if let Some((slot, _)) = sequencer.needs_segments() {
-                let _ = sequencer.supply_segments(&memory, &mut disk, slot, segments);
-            }
+        // The disk does each operation at once, and so the whole plan is done here.
+        let started = sequencer.submit(&memory, &mut disk, &request, cache, segments, name);
+        if let Some(done) = started.ok().and_then(Started::done) {
+            println!("    done: {:?}", done.result);
+            sequencer.release(done.slot);
         }
     }
 }

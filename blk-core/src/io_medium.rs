@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::memory::CellMemory;
     use crate::op::{Op, Segment};
-    use crate::storage::Storage;
+    use crate::storage::{Storage, Submission};
     use crate::sync::Synchronous;
     use crate::units::{Extent, GuestAddr, Tag};
 
@@ -102,9 +102,10 @@ mod tests {
         op: Op,
         segments: &[Segment],
     ) -> Result<(), IoErrorKind> {
-        disk.submit(memory, Tag::default(), op, segments).unwrap();
-        let completion = Storage::<CellMemory<'_>>::poll(disk, memory).unwrap();
-        completion.result.map_err(|error| error.kind)
+        match disk.submit(memory, Tag::default(), op, segments) {
+            Ok(Submission::Done(result)) => result.map_err(|error| error.kind),
+            other => panic!("it is done at once: {other:?}"),
+        }
     }
 
     /// Flash whose flush fails once and then "succeeds".

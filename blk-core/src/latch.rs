@@ -1,9 +1,7 @@
 //! Latch in front of a storage that reports a lost write once and then forgets it.
 
-use heapless::Deque;
-
 use crate::op::{Op, Segment};
-use crate::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use crate::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use crate::units::Tag;
 
 /// Makes the failure of a durable operation storage, for a [`Storage`] that is not so by itself.
@@ -18,20 +16,25 @@ pub struct LatchingStorage<S, const N: usize> {
     inner: S,
     /// The durable operations in flight.
     durable: [Option<Tag>; N],
-    /// What was refused because of the latch, and is still to be reported.
-    refused: Deque<Tag, N>,
     latched: bool,
 }
 
 impl<S, const N: usize> LatchingStorage<S, N> {
     /// A latch around `inner`, for at most `N` durable operations in flight.
     pub const fn new(inner: S) -> Self {
-        Self { inner, durable: [None; N], refused: Deque::new(), latched: false }
+        Self { inner, durable: [None; N], latched: false }
     }
 
     /// Whether a durable operation has failed.
     pub const fn is_latched(&self) -> bool {
         self.latched
+    }
+
+    /// A durable operation has ended.
+    fn note(&mut self, result: Result<(), IoError>) {
+        if let Err(error) = result {
+            self.latched |= !is_refusal(error.kind);
+        }
     }
 }
 
@@ -40,9 +43,9 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
         self.inner.info()
     }
 
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         if self.latched && (op.mutates() || op == Op::Flush) {
-            return self.refused.push_back(tag).map_err(|_| Busy);
+            return Ok(Submission::Done(Err(IoErrorKind::Latched.into())));
         }
         let info = self.inner.info();
         let durable = match op {
@@ -55,15 +58,15 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
             return self.inner.submit(memory, tag, op, segments);
         }
         let entry = self.durable.iter_mut().find(|entry| entry.is_none()).ok_or(Busy)?;
-        self.inner.submit(memory, tag, op, segments)?;
-        *entry = Some(tag);
-        Ok(())
+        let submission = self.inner.submit(memory, tag, op, segments)?;
+        match submission {
+            Submission::Pending => *entry = Some(tag),
+            Submission::Done(result) => self.note(result),
+        }
+        Ok(submission)
     }
 
     fn poll(&mut self, memory: &M) -> Option<Completion> {
-        if let Some(tag) = self.refused.pop_front() {
-            return Some(Completion { tag, result: Err(IoError::new(IoErrorKind::Latched)) });
-        }
         let mut completion = self.inner.poll(memory)?;
         let entry = self.durable.iter_mut().find(|entry| **entry == Some(completion.tag));
         let durable = entry.is_some();
@@ -73,11 +76,10 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
         // Tested at completion: an operation that was in flight beside the one that failed may have "succeeded" only
         // because the host had already reported, and forgotten, the error.
         if durable {
-            match completion.result {
-                Ok(()) if self.latched => completion.result = Err(IoError::new(IoErrorKind::Latched)),
-                Ok(()) => {}
-                Err(error) => self.latched |= !is_refusal(error.kind),
+            if self.latched && completion.result.is_ok() {
+                completion.result = Err(IoErrorKind::Latched.into());
             }
+            self.note(completion.result);
         }
         Some(completion)
     }
@@ -90,7 +92,6 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
         let cancelled = self.inner.cancel_in_flight();
         if cancelled {
             self.durable = [None; N];
-            self.refused.clear();
         }
         cancelled
     }
@@ -106,6 +107,8 @@ const fn is_refusal(kind: IoErrorKind) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use heapless::Deque;
+
     use super::*;
     use crate::ram::plain_info;
     use crate::units::Extent;
@@ -120,10 +123,10 @@ mod tests {
         fn info(&self) -> &Info {
             &self.info
         }
-        fn submit(&mut self, _: &(), tag: Tag, op: Op, _: &[Segment]) -> Result<(), Busy> {
+        fn submit(&mut self, _: &(), tag: Tag, op: Op, _: &[Segment]) -> Result<Submission, Busy> {
             let first = self.results.is_empty();
             let result = if first && op == Op::Flush { Err(IoErrorKind::Medium.into()) } else { Ok(()) };
-            self.results.push_back(Completion { tag, result }).map_err(|_| Busy)
+            self.results.push_back(Completion { tag, result }).map(|()| Submission::Pending).map_err(|_| Busy)
         }
         fn poll(&mut self, _: &()) -> Option<Completion> {
             self.results.pop_front()
@@ -139,19 +142,47 @@ mod tests {
         let mut storage = LatchingStorage::<_, 4>::new(inner);
         let tag = |generation| Tag { slot: 0, generation };
         let write = Op::Write { extent: Extent::new(0, 1), fua: false };
-        storage.submit(&(), tag(1), Op::Flush, &[]).unwrap();
-        storage.submit(&(), tag(2), Op::Flush, &[]).unwrap();
+        assert_eq!(storage.submit(&(), tag(1), Op::Flush, &[]), Ok(Submission::Pending));
+        assert_eq!(storage.submit(&(), tag(2), Op::Flush, &[]), Ok(Submission::Pending));
         let mut next = || storage.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
         assert_eq!(next(), Some((1, Err(IoErrorKind::Medium))));
         assert_eq!(next(), Some((2, Err(IoErrorKind::Latched))));
         assert_eq!(next(), None);
         assert!(storage.is_latched());
-        storage.submit(&(), tag(3), write, &[]).unwrap();
-        storage.submit(&(), tag(4), Op::Flush, &[]).unwrap();
-        storage.submit(&(), tag(5), Op::Read { extent: Extent::new(0, 1) }, &[]).unwrap();
+        let latched = Ok(Submission::Done(Err(IoErrorKind::Latched.into())));
+        assert_eq!(storage.submit(&(), tag(3), write, &[]), latched);
+        assert_eq!(storage.submit(&(), tag(4), Op::Flush, &[]), latched);
+        let read = Op::Read { extent: Extent::new(0, 1) };
+        assert_eq!(storage.submit(&(), tag(5), read, &[]), Ok(Submission::Pending));
         let mut next = || storage.poll(&()).map(|c| (c.tag.generation, c.result.map_err(|e| e.kind)));
-        assert_eq!(next(), Some((3, Err(IoErrorKind::Latched))));
-        assert_eq!(next(), Some((4, Err(IoErrorKind::Latched))));
         assert_eq!(next(), Some((5, Ok(()))), "plain reads go on");
+    }
+
+    /// A host that does every operation at once, and fails the first flush.
+    struct AtOnce(Info, bool);
+
+    impl Storage<()> for AtOnce {
+        fn info(&self) -> &Info {
+            &self.0
+        }
+        fn submit(&mut self, _: &(), _: Tag, op: Op, _: &[Segment]) -> Result<Submission, Busy> {
+            let fails = op == Op::Flush && !core::mem::replace(&mut self.1, true);
+            Ok(Submission::Done(if fails { Err(IoErrorKind::Medium.into()) } else { Ok(()) }))
+        }
+        fn poll(&mut self, _: &()) -> Option<Completion> {
+            None
+        }
+        fn staging(&mut self, _: u16) -> &mut [u8] {
+            &mut []
+        }
+    }
+
+    #[test]
+    fn a_flush_that_fails_at_once_latches() {
+        let inner = AtOnce(plain_info(4096, Cache::WriteBack), false);
+        let mut storage = LatchingStorage::<_, 4>::new(inner);
+        let mut flush = || storage.submit(&(), Tag::default(), Op::Flush, &[]);
+        assert_eq!(flush(), Ok(Submission::Done(Err(IoErrorKind::Medium.into()))));
+        assert_eq!(flush(), Ok(Submission::Done(Err(IoErrorKind::Latched.into()))));
     }
 }

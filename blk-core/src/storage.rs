@@ -143,6 +143,28 @@ impl fmt::Display for Busy {
 
 impl core::error::Error for Busy {}
 
+/// What became of an operation that a storage took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[must_use]
+pub enum Submission {
+    /// It is in flight: a later [`Storage::poll`] delivers its one completion.
+    Pending,
+    /// It has ended, and no completion of it is delivered. A short transfer is an error, never a success.
+    Done(Result<(), IoError>),
+}
+
+impl Submission {
+    /// How the operation ended, if it has.
+    #[must_use]
+    pub const fn done(self) -> Option<Result<(), IoError>> {
+        match self {
+            Self::Pending => None,
+            Self::Done(result) => Some(result),
+        }
+    }
+}
+
 /// Why an operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
@@ -232,11 +254,19 @@ pub struct Completion {
 /// A disk's contents, behind asynchronous operations. `M` is the guest memory that its segments live in.
 ///
 /// The contract:
-/// - `submit` returns at once. `Busy` means that nothing was taken; `Ok` means exactly one completion, delivered by
-///   a later `poll` and never from inside `submit`.
-/// - Operations in flight may run in any order. Whoever needs an order waits for a completion first.
+/// - `submit` does not wait. `Busy` means that nothing was taken. [`Submission::Pending`] means exactly one completion, delivered
+///   by a later `poll`. [`Submission::Done`] means that the operation has ended, which a storage may say of any operation that it
+///   does at once, and of one and not of the next: wherever this contract says "completed" or "polled", such an operation
+///   was completed, and its completion polled, just after it was submitted. It saves the storage a queue of completions, and
+///   a request half of its way.
+/// - Whoever counts what is in flight counts an operation before `submit`, and no longer once it is done or refused.
+/// - Operations in flight may run in any order. Whoever needs an order waits for a completion first: of two operations of which
+///   the first was done at once, the second is later.
 /// - A flush covers the writes, write-zeroes and discards whose completions were polled before it was submitted, on
-///   any handle to the same storage.
+///   any handle to the same storage. A write that was done at once is covered by the next flush, not by one in flight.
+/// - A write that is done at once is as stable as any other: only a native FUA, a write-through cache or a flush afterwards
+///   makes it so. If that flush is refused as busy, the request stays in flight until it has been done.
+/// - A reset awaits what is pending; what was done at once has landed.
 /// - A failed durable operation is sticky: from then on flushes, FUA writes and writes fail with
 ///   [`IoErrorKind::Latched`]; reads go on. A reset of the device does not clear it.
 /// - Segments are read during `submit` and kept, if need be, by the storage; the caller's slice may go away.
@@ -249,7 +279,7 @@ pub trait Storage<M: ?Sized> {
     ///
     /// # Errors
     /// [`Busy`] if it cannot be taken now.
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy>;
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy>;
 
     /// The next completion, if there is one.
     fn poll(&mut self, memory: &M) -> Option<Completion>;
@@ -271,7 +301,8 @@ impl<M: ?Sized, S: Storage<M> + ?Sized> Storage<M> for &mut S {
         (**self).info()
     }
 
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    #[inline]
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         (**self).submit(memory, tag, op, segments)
     }
 

@@ -1,10 +1,8 @@
 //! The one way in for storage that works synchronously: RAM, flash, anything behind `embedded-io`.
 
-use heapless::Deque;
-
 use crate::memory::{GuestMemory, MemoryError};
 use crate::op::{Op, Segment, total_bytes};
-use crate::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use crate::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use crate::units::{Extent, Lba, Tag};
 
 /// A disk that does what it is asked before it returns. [`Synchronous`] makes a [`Storage`] of it.
@@ -50,9 +48,9 @@ impl From<MemoryError> for IoError {
     }
 }
 
-/// A [`Storage`] over a [`Medium`]: operations run inside `submit`, their completions wait for `poll`.
+/// A [`Storage`] over a [`Medium`]: operations are done inside `submit`, and `poll` has nothing to deliver.
 ///
-/// At most `N` completions wait; more is [`Busy`]. The staging memory is divided evenly among the slots. The latch of the
+/// It is never [`Busy`]. The staging memory is divided evenly among the slots. The latch of the
 /// storage contract is here: after a failed flush, or a failed write where writes are stable at once, nothing is promised
 /// any more.
 #[derive(Debug)]
@@ -60,7 +58,6 @@ pub struct Synchronous<'a, D, const N: usize> {
     medium: D,
     staging: &'a mut [u8],
     info: Info,
-    done: Deque<Completion, N>,
     latched: bool,
 }
 
@@ -84,7 +81,7 @@ impl<'a, D: Medium, const N: usize> Synchronous<'a, D, N> {
             staging.len(),
             (N as u64).saturating_mul(info.logical_block_bytes.into()),
         );
-        Self { medium, staging, info, done: Deque::new(), latched: false }
+        Self { medium, staging, info, latched: false }
     }
 
     /// The medium.
@@ -207,16 +204,13 @@ impl<M: GuestMemory + ?Sized, D: Medium, const N: usize> Storage<M> for Synchron
         &self.info
     }
 
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
-        if self.done.is_full() {
-            return Err(Busy);
-        }
-        let result = self.run(memory, tag.slot, op, segments);
-        self.done.push_back(Completion { tag, result }).map_err(|_| Busy)
+    #[inline]
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
+        Ok(Submission::Done(self.run(memory, tag.slot, op, segments)))
     }
 
     fn poll(&mut self, _memory: &M) -> Option<Completion> {
-        self.done.pop_front()
+        None
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::{Extent, SECTOR_BYTES, Tag};
 
 use crate::memory::Memory;
@@ -308,7 +308,7 @@ impl Disk {
         })
     }
 
-    fn submit(&mut self, handle: u16, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, handle: u16, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         if self.busy {
             return Err(Busy);
         }
@@ -320,7 +320,7 @@ impl Disk {
         self.submitted += 1;
         let (covers, number) = (self.polled, self.submitted);
         self.flying.push(Flying { handle, tag, op, segments: segments.to_vec(), covers, number });
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     /// What the models promise of every operation.
@@ -427,7 +427,7 @@ impl Storage<Memory> for Handle {
         &self.info
     }
 
-    fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         let _ = memory;
         self.disk.borrow_mut().submit(self.number, tag, op, segments)
     }

@@ -122,7 +122,7 @@ impl Handle {
         let addr = GuestAddr(u64::from(slot) * BLOCK as u64);
         let data = [Segment::Guest { addr, len: BLOCK as u32 }];
         let segments: &[Segment] = if op == Op::Flush { &[] } else { &data };
-        self.disk.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).expect("room");
+        let _ = self.disk.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).expect("room");
     }
 
     fn begin(&mut self, slot: u16, kind: Kind) {

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::Tag;
 use fastrand::Rng;
 use rustix::io::Errno;
@@ -330,7 +330,13 @@ impl Storage<MappedMemory> for FaultyHandle {
         self.inner.info()
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         // A latched backend refuses without a fault of ours, and a busy one has not seen the operation: neither is counted.
         let latched = self.backend.latched().is_some() && !matches!(op, Op::Read { .. });
         if latched {
@@ -346,16 +352,23 @@ impl Storage<MappedMemory> for FaultyHandle {
         if let Some(kind) = fate.error {
             let result = Err(self.fail(op, kind));
             self.held.push(Held { due, completion: Completion { tag, result }, staged });
-            return Ok(());
+            return Ok(Submission::Pending);
         }
-        if self.inner.submit(memory, tag, op, segments).is_err() {
-            (shared.seen, shared.rng) = before;
-            return Err(Busy);
+        match self.inner.submit(memory, tag, op, segments) {
+            Err(Busy) => {
+                (shared.seen, shared.rng) = before;
+                Err(Busy)
+            }
+            Ok(submission) if fate.delay.is_zero() => Ok(submission),
+            Ok(Submission::Pending) => {
+                self.delayed.insert(tag, Delayed { due, staged });
+                Ok(Submission::Pending)
+            }
+            Ok(Submission::Done(result)) => {
+                self.held.push(Held { due, completion: Completion { tag, result }, staged });
+                Ok(Submission::Pending)
+            }
         }
-        if !fate.delay.is_zero() {
-            self.delayed.insert(tag, Delayed { due, staged });
-        }
-        Ok(())
     }
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {

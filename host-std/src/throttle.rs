@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Completion, Info, Storage};
+use blk_core::storage::{Busy, Completion, Info, Storage, Submission};
 use blk_core::units::Tag;
 
 use crate::backend::{Backend, Counts, Handle, LatchCause, OpenError};
@@ -80,6 +80,7 @@ impl Backend for Throttled {
             limiter,
             epoch,
             held: VecDeque::new(),
+            ended: VecDeque::new(),
             spare: Vec::new(),
             refused: false,
             draining: false,
@@ -203,6 +204,8 @@ struct ThrottledHandle {
     epoch: u32,
     /// Taken, and not yet given to the handle below; what is due first comes first. As many at most as the device has in flight.
     held: VecDeque<Held>,
+    /// What was held, and done at once below when its time came.
+    ended: VecDeque<Completion>,
     /// Lists of segments, to be used again.
     spare: Vec<Vec<Segment>>,
     /// The handle below was busy: it has something in flight, whose completion wakes the poller.
@@ -246,10 +249,12 @@ impl ThrottledHandle {
         }
         self.refused = false;
         while let Some(first) = self.held.front().filter(|held| self.draining || held.due <= now) {
-            if self.inner.submit(memory, first.tag, first.op, &first.segments).is_err() {
+            let Ok(submission) = self.inner.submit(memory, first.tag, first.op, &first.segments) else {
                 self.refused = true;
                 return;
-            }
+            };
+            let tag = first.tag;
+            self.ended.extend(submission.done().map(|result| Completion { tag, result }));
             let Some(mut first) = self.held.pop_front() else { return };
             first.segments.clear();
             self.spare.push(first.segments);
@@ -272,7 +277,13 @@ impl Storage<MappedMemory> for ThrottledHandle {
     }
 
     #[inline]
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         let limited = self.limiter.limited.load(Ordering::Acquire);
         if !limited && self.held.is_empty() {
             return self.inner.submit(memory, tag, op, segments);
@@ -281,11 +292,12 @@ impl Storage<MappedMemory> for ThrottledHandle {
         let due = self.limiter.reserve(now, op);
         // Once it has its tokens it is taken, also if the handle below is busy: what is refused comes again, and would pay twice.
         let begins = !self.refused && (self.draining || due <= now);
-        if !begins || self.inner.submit(memory, tag, op, segments).is_err() {
-            self.refused |= begins;
-            self.hold((now, due), tag, op, segments);
+        if begins && let Ok(submission) = self.inner.submit(memory, tag, op, segments) {
+            return Ok(submission);
         }
-        Ok(())
+        self.refused |= begins;
+        self.hold((now, due), tag, op, segments);
+        Ok(Submission::Pending)
     }
 
     #[inline]
@@ -293,7 +305,7 @@ impl Storage<MappedMemory> for ThrottledHandle {
         if !self.held.is_empty() {
             self.let_go(memory);
         }
-        self.inner.poll(memory)
+        self.ended.pop_front().or_else(|| self.inner.poll(memory))
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
@@ -310,6 +322,7 @@ impl Storage<MappedMemory> for ThrottledHandle {
         if cancelled {
             self.limiter.held.fetch_sub(self.held.len() as u64, Ordering::Relaxed);
             self.held.clear();
+            self.ended.clear();
             self.refused = false;
         }
         cancelled
@@ -319,7 +332,7 @@ impl Storage<MappedMemory> for ThrottledHandle {
 impl Handle for ThrottledHandle {
     fn arm(&mut self) -> bool {
         let now = self.limiter.now();
-        if self.is_due(now) || !self.inner.arm() {
+        if !self.ended.is_empty() || self.is_due(now) || !self.inner.arm() {
             return false;
         }
         let first = self.held.front().filter(|_| !self.refused);

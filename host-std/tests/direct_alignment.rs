@@ -84,7 +84,7 @@ fn a_write_beside_another_in_the_same_block_is_never_lost() {
                 let extent = Extent::new(2 * u64::from(DEPTH) + 8 * h + 3, 2);
                 (Op::WriteZeroes { extent, may_unmap: false }, &[])
             };
-            disk.submit(memory, tag(slot), op, segments).unwrap();
+            let _ = disk.submit(memory, tag(slot), op, segments).unwrap();
         };
         let mut rounds = [[1_u8; DEPTH as usize + 1]; 2];
         let mut left = 0;

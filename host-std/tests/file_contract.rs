@@ -173,8 +173,8 @@ fn a_full_handle_is_busy_and_takes_nothing() {
     let options = FileOptions { depth: 2, ..FileOptions::new(CacheMode::WriteBack) };
     let (backend, memory) = (FileBackend::open(&path, &options).unwrap(), memory());
     let mut disk = backend.handle().unwrap();
-    disk.submit(&memory, tag(0), read(0, 1), &[guest(0, 512)]).unwrap();
-    disk.submit(&memory, tag(1), Op::Flush, &[]).unwrap();
+    let _ = disk.submit(&memory, tag(0), read(0, 1), &[guest(0, 512)]).unwrap();
+    let _ = disk.submit(&memory, tag(1), Op::Flush, &[]).unwrap();
     assert_eq!(disk.submit(&memory, tag(2), read(0, 1), &[guest(0, 512)]), Err(Busy));
     let mut tags = [next(&mut disk, &memory).tag.slot, next(&mut disk, &memory).tag.slot];
     tags.sort_unstable();
@@ -194,13 +194,13 @@ fn staging_is_out_of_reach_while_an_operation_uses_it() {
     let all = [Segment::Staging { offset: 0, len: 65536 }];
     let staging = |disk: &mut FileStorage, slot| Storage::<MappedMemory>::staging(disk, slot).to_vec();
     assert!(staging(&mut disk, 4).is_empty(), "no such slot");
-    disk.submit(&memory, tag(1), read(0, 128), &all).unwrap();
+    let _ = disk.submit(&memory, tag(1), read(0, 128), &all).unwrap();
     assert!(staging(&mut disk, 1).is_empty());
     assert_eq!(staging(&mut disk, 0), [0; 65536]);
     assert_eq!(next(&mut disk, &memory).result, Ok(()));
     assert_eq!(staging(&mut disk, 1), [0xee; 65536]);
     // A refused operation leaves it alone.
-    disk.submit(&memory, tag(1), read(SECTORS, 128), &all).unwrap();
+    let _ = disk.submit(&memory, tag(1), read(SECTORS, 128), &all).unwrap();
     assert!(next(&mut disk, &memory).result.is_err());
     assert_eq!(staging(&mut disk, 1), [0xee; 65536]);
 }
@@ -247,14 +247,14 @@ fn a_sleeper_is_woken_by_the_completion_and_only_by_it() {
     let mut disk = backend.handle().unwrap();
     assert!(!disk.wait(Some(Duration::from_millis(5))), "nothing to wait for");
     for _ in 0..200 {
-        disk.submit(&memory, tag(0), read(0, 8), &[guest(0, 4096)]).unwrap();
+        let _ = disk.submit(&memory, tag(0), read(0, 8), &[guest(0, 4096)]).unwrap();
         assert!(disk.wait(Some(Duration::from_secs(10))));
         assert!(disk.wait(None), "it is still there");
         assert!(disk.poll(&memory).is_some());
     }
     assert!(!disk.wait(Some(Duration::from_millis(5))), "and now it is not");
     // One that ended inside `submit` counts, too.
-    disk.submit(&memory, tag(0), read(SECTORS, 1), &[guest(0, 512)]).unwrap();
+    let _ = disk.submit(&memory, tag(0), read(SECTORS, 1), &[guest(0, 512)]).unwrap();
     assert!(!disk.arm() && disk.wait(None));
 }
 
@@ -267,7 +267,7 @@ fn handles_share_the_image_and_each_gets_its_own_completions() {
             fill(&memory, 0x1000 * n as u64, 512, n as u8 + 1);
             for slot in 0..20 {
                 let op = write(40 * n as u64 + u64::from(slot), 1);
-                disk.submit(&memory, tag(slot), op, &[guest(0x1000 * n as u64, 512)]).unwrap();
+                let _ = disk.submit(&memory, tag(slot), op, &[guest(0x1000 * n as u64, 512)]).unwrap();
             }
         }
         for disk in &mut disks {
@@ -292,7 +292,8 @@ fn a_handle_dropped_in_mid_flight_lands_its_writes_and_keeps_their_memory() {
         let mut disk = backend.handle().unwrap();
         fill(&memory, 0, 4096, 0x77);
         for slot in 0..100 {
-            disk.submit(&memory, tag(slot), write(8 * u64::from(slot), 8), &[guest(0, 4096)]).unwrap();
+            let _ =
+                disk.submit(&memory, tag(slot), write(8 * u64::from(slot), 8), &[guest(0, 4096)]).unwrap();
         }
         drop(disk);
         drop(memory);

@@ -193,7 +193,7 @@ impl Rig {
     }
 
     fn flush(&mut self, slot: u16) {
-        self.disk.submit(&self.memory, tag(slot), Op::Flush, &[]).unwrap();
+        let _ = self.disk.submit(&self.memory, tag(slot), Op::Flush, &[]).unwrap();
     }
 
     /// Everything that has to fail once the backend has latched does, and reads go on.
@@ -386,7 +386,7 @@ fn a_write_in_flight_during_a_flush_is_named_by_it_and_left_to_the_next() {
         let gate = Arc::clone(&rig.host.write_gate);
         gate.close();
         let pages = [guest(0, 4096)];
-        rig.disk.submit(&rig.memory, tag(1), write(64, 8), &pages).unwrap();
+        let _ = rig.disk.submit(&rig.memory, tag(1), write(64, 8), &pages).unwrap();
         gate.await_held();
         let results = if fails_at_once { vec![Err(Errno::IO)] } else { vec![Ok(()), Err(Errno::IO)] };
         rig.host.syncs.lock().unwrap().extend(results);
@@ -442,7 +442,7 @@ fn a_slow_fdatasync_holds_up_neither_submission_nor_reads_nor_writes() {
     gate.await_held();
     for slot in 0..50 {
         let op = if slot % 2 == 0 { read(0, 1) } else { write(u64::from(slot), 1) };
-        rig.disk.submit(&rig.memory, tag(slot), op, &[guest(0, 512)]).unwrap();
+        let _ = rig.disk.submit(&rig.memory, tag(slot), op, &[guest(0, 512)]).unwrap();
     }
     for _ in 0..50 {
         let completion = next(&mut rig.disk, &rig.memory);
@@ -466,7 +466,7 @@ fn an_error_that_another_operation_took_fails_the_flush_that_was_running() {
     rig.flush(0);
     gate.await_held();
     rig.host.writes.lock().unwrap().push_back(Transfer::Fail(Errno::IO));
-    rig.disk.submit(&rig.memory, tag(1), fua(64, 1), &[guest(0, 512)]).unwrap();
+    let _ = rig.disk.submit(&rig.memory, tag(1), fua(64, 1), &[guest(0, 512)]).unwrap();
     let write = next(&mut rig.disk, &rig.memory);
     assert_eq!((write.tag, kind(write.result)), (tag(1), Some(IoErrorKind::Medium)));
     gate.let_one_go();
@@ -484,7 +484,7 @@ fn all_flushes_that_joined_a_failed_fdatasync_fail() {
     rig.flush(0);
     gate.await_held();
     rig.flush(1);
-    other.submit(&rig.memory, tag(2), Op::Flush, &[]).unwrap();
+    let _ = other.submit(&rig.memory, tag(2), Op::Flush, &[]).unwrap();
     gate.let_one_go();
     gate.let_one_go();
     assert_eq!(next(&mut rig.disk, &rig.memory).result, Ok(()));

@@ -127,7 +127,7 @@ fn a_file_in_memory_is_served_on_the_queues_own_thread() {
             [read(0, 8), write(0, 8), Op::WriteZeroes { extent, may_unmap: true }, Op::Discard { extent }];
         for op in ops {
             let segments = if matches!(op, Op::Read { .. } | Op::Write { .. }) { &PAGE[..] } else { &[] };
-            disk.submit(&memory, tag(1), op, segments).unwrap();
+            let _ = disk.submit(&memory, tag(1), op, segments).unwrap();
             assert_eq!(disk.in_use(), 1, "reported by a poll, not by submit");
             assert!(!disk.arm(), "there is one to poll");
             assert_eq!(next(&mut disk, &memory).result, Ok(()));
@@ -157,7 +157,7 @@ fn a_queues_own_thread_copies_a_mebibyte_between_two_polls() {
             for _ in 0..2 {
                 host.forget();
                 for slot in 0..4 {
-                    disk.submit(&memory, tag(slot), op, &[guest(0, HALF)]).unwrap();
+                    let _ = disk.submit(&memory, tag(slot), op, &[guest(0, HALF)]).unwrap();
                 }
                 for _ in 0..4 {
                     assert_eq!(next(&mut disk, &memory).result, Ok(()));
@@ -224,10 +224,10 @@ fn reads_go_on_while_a_flush_takes_half_a_second() {
         let host = Watched { sync_takes: Duration::from_millis(500), ..Watched::default() };
         let (backend, memory) = (on(&host, &path, mode, engine), memory());
         let mut disk = backend.handle().unwrap();
-        disk.submit(&memory, tag(100), Op::Flush, &[]).unwrap();
+        let _ = disk.submit(&memory, tag(100), Op::Flush, &[]).unwrap();
         let mut reads = 0;
         loop {
-            disk.submit(&memory, tag(1), read(8 * (reads % 64), 8), &PAGE).unwrap();
+            let _ = disk.submit(&memory, tag(1), read(8 * (reads % 64), 8), &PAGE).unwrap();
             let completion = next(&mut disk, &memory);
             assert_eq!(completion.result, Ok(()));
             if completion.tag == tag(100) {
@@ -316,7 +316,7 @@ fn a_rings_write_in_flight_when_the_backend_latches_fails_and_names_its_sector()
     let host = Watched::default();
     let (backend, memory) = (on(&host, &path, CacheMode::None, IoEngine::Auto), memory());
     let mut disk = backend.handle().unwrap();
-    disk.submit(&memory, tag(1), write(8, 8), &PAGE).unwrap();
+    let _ = disk.submit(&memory, tag(1), write(8, 8), &PAGE).unwrap();
     let cause = LatchCause { what: Durable::Flush, errno: Some(Errno::IO), lba: None };
     backend.latch(cause);
     assert_eq!(kind(next(&mut disk, &memory).result), Some(IoErrorKind::Latched));
@@ -333,7 +333,7 @@ fn a_ring_is_entered_once_for_all_that_was_submitted() {
     // Dropped before a poll: never entered, and yet they land.
     fill(&memory, 0, 4096, 0x66);
     for slot in 0..100 {
-        disk.submit(&memory, tag(slot), write(8 * u64::from(slot), 8), &PAGE).unwrap();
+        let _ = disk.submit(&memory, tag(slot), write(8 * u64::from(slot), 8), &PAGE).unwrap();
     }
     assert_eq!(host.through_ring(), 0);
     drop(disk);
@@ -352,7 +352,7 @@ fn a_handle_may_be_served_by_one_thread_after_the_other() {
             let shared = memory.clone();
             disk = std::thread::spawn(move || {
                 for slot in 0..16 {
-                    disk.submit(&shared, tag(slot), write(8 * u64::from(slot), 8), &PAGE).unwrap();
+                    let _ = disk.submit(&shared, tag(slot), write(8 * u64::from(slot), 8), &PAGE).unwrap();
                 }
                 // It exits with operations in flight; some rounds have them polled here.
                 if round % 2 == 0 {
@@ -380,14 +380,16 @@ fn a_fence_is_promised_only_where_nothing_is_in_flight() {
     let mut disk = backend.handle().unwrap();
     let cancel = |disk: &mut _| Storage::<MappedMemory>::cancel_in_flight(disk);
     assert!(cancel(&mut disk), "nothing was submitted");
-    disk.submit(&memory, tag(5), read(0, 128), &[blk_core::op::Segment::Staging { offset: 0, len: 65536 }])
+    let _ = disk
+        .submit(&memory, tag(5), read(0, 128), &[blk_core::op::Segment::Staging { offset: 0, len: 65536 }])
         .unwrap();
-    disk.submit(&memory, tag(1), Op::Flush, &[]).unwrap();
+    let _ = disk.submit(&memory, tag(1), Op::Flush, &[]).unwrap();
     assert!(!cancel(&mut disk), "the flusher has one");
     assert_eq!(disk.in_use(), 2, "and nothing is forgotten");
     assert_eq!(next(&mut disk, &memory).tag, tag(5));
     assert_eq!(next(&mut disk, &memory).tag, tag(1));
-    disk.submit(&memory, tag(5), read(0, 128), &[blk_core::op::Segment::Staging { offset: 0, len: 65536 }])
+    let _ = disk
+        .submit(&memory, tag(5), read(0, 128), &[blk_core::op::Segment::Staging { offset: 0, len: 65536 }])
         .unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     while !cancel(&mut disk) {

@@ -32,7 +32,7 @@ fn submit(disk: &mut FileStorage, memory: &MappedMemory, slots: std::ops::Range<
     for slot in slots {
         let extent = Extent::new(u64::from(slot % 64) * 512, u64::from(PIECE) / 512);
         let op = if slot % 2 == 0 { Op::Read { extent } } else { Op::Write { extent, fua: false } };
-        disk.submit(memory, tag(slot), op, &[guest(0, PIECE)]).unwrap();
+        let _ = disk.submit(memory, tag(slot), op, &[guest(0, PIECE)]).unwrap();
     }
 }
 
@@ -136,7 +136,7 @@ fn what_moves_nothing_passes_what_waits_for_room() {
     let report = backend.budgets();
     assert_eq!(report.bytes_in_flight.used, u64::from(PIECE), "larger than the budget, and alone");
     assert_eq!(report.waiting, 7);
-    disk.submit(&memory, tag(100), Op::Flush, &[]).unwrap();
+    let _ = disk.submit(&memory, tag(100), Op::Flush, &[]).unwrap();
     assert_eq!(backend.budgets().waiting, 7);
     drain(&mut disk, &memory, 9);
     assert_eq!(backend.budgets().bytes_in_flight.peak, u64::from(PIECE));
@@ -222,7 +222,7 @@ fn one_turn_copies_no_more_than_a_mebibyte_to_and_from_memory_that_is_not_shared
             let extent = Extent::new(at / 512, u64::from(bytes) / 512);
             let op = if write { Op::Write { extent, fua: false } } else { Op::Read { extent } };
             // Odd addresses: no piece begins with a page.
-            disk.submit(&memory, tag(slot), op, &[guest(77, 512), guest(4099, bytes - 512)]).unwrap();
+            let _ = disk.submit(&memory, tag(slot), op, &[guest(77, 512), guest(4099, bytes - 512)]).unwrap();
         }
         assert_eq!(counting.0.load(Ordering::Relaxed), 0, "nothing is copied before a poll");
         let (mut before, mut ended) = (0, 0);

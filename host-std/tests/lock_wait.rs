@@ -46,7 +46,7 @@ fn program_that_is_killed() {
     println!("opened");
     std::io::stdin().read_line(&mut String::new()).unwrap();
     for slot in 0..8 {
-        disk.submit(&memory, tag(slot), write(8 * u64::from(slot), 8), &[guest(0, 4096)]).unwrap();
+        let _ = disk.submit(&memory, tag(slot), write(8 * u64::from(slot), 8), &[guest(0, 4096)]).unwrap();
     }
     assert!(disk.poll(&memory).is_none());
     println!("submitted");

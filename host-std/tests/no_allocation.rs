@@ -68,7 +68,7 @@ fn requests_on_the_aligned_path_allocate_nothing_on_any_thread() {
                                 1..4 => (write(at, 8), &pages),
                                 _ => (read(at, 8), &pages),
                             };
-                            disk.submit(&memory, tag(h as u16), op, segments).unwrap();
+                            let _ = disk.submit(&memory, tag(h as u16), op, segments).unwrap();
                             submitted += 1;
                         }
                         while let Some(completion) = disk.poll(&memory) {

@@ -48,7 +48,7 @@ fn requests_of_the_largest_size_have_the_memory_of_one() {
     let op = Op::Read { extent: Extent::new(0, BYTES / 512) };
     let (before, deadline) = (most_memory(), Instant::now() + Duration::from_secs(120));
     for slot in 0..32 {
-        disk.submit(&memory, tag(slot), op, &segment).unwrap();
+        let _ = disk.submit(&memory, tag(slot), op, &segment).unwrap();
     }
     assert_ne!(backend.budgets().waiting, 0);
     let mut ended = 0;

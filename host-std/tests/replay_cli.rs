@@ -28,7 +28,7 @@ fn run(handle: &mut dyn Handle, memory: &MappedMemory, op: Op) {
     let bytes = if let Op::Write { extent, .. } = op { extent.bytes().unwrap() as u32 } else { 0 };
     let segment = [Segment::Guest { addr: GuestAddr(0), len: bytes }];
     let segments = if bytes == 0 { &[][..] } else { &segment };
-    handle.submit(memory, Tag::default(), op, segments).expect("not busy");
+    let _ = handle.submit(memory, Tag::default(), op, segments).expect("not busy");
     while handle.poll(memory).map(|completion| completion.result.expect("it succeeds")).is_none() {
         std::thread::yield_now();
     }

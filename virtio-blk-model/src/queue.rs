@@ -2,7 +2,7 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::order::{Deferred, Done, GuestCache, Order, Request, Sequencer};
+use blk_core::order::{Deferred, Done, GuestCache, Order, Request, Sequencer, Started};
 use blk_core::storage::{IoError, IoErrorKind, Storage};
 use blk_core::units::GuestAddr;
 use blk_core::virtq::{self, InflightTracker, QueueError};
@@ -165,7 +165,12 @@ impl<const N: usize> Queue<N> {
     ) -> Result<(), Deferred> {
         let request = Request::new(Op::Flush).ordered(Order::Barrier);
         let cache = GuestCache::WriteBack;
-        self.slots.submit(memory, storage, &request, cache, &[], Owner::CacheOff).map(drop)
+        let started = self.slots.submit(memory, storage, &request, cache, &[], Owner::CacheOff)?;
+        if let Some(Done { slot, result }) = started.done() {
+            self.slots.release(slot);
+            self.flushed = Some(result.is_ok());
+        }
+        Ok(())
     }
 
     /// Result of the flush that [`Self::flush`] submitted, once it has ended.
@@ -267,9 +272,12 @@ impl<const N: usize> Queue<N> {
             };
             let mut seen = Seen::default();
             match self.take(memory, storage, view, &chain, &mut seen, (head, status)) {
-                Ok(Taken::Submitted) => {
+                Ok(Taken::Submitted(started)) => {
                     self.ring.pop(log, head);
                     log.began(seen.command, seen.bytes);
+                    if let Some(done) = started.done() {
+                        self.end(memory, storage, done, log)?;
+                    }
                 }
                 Ok(Taken::Answered(answer, written)) => {
                     self.ring.pop(log, head);
@@ -352,8 +360,7 @@ impl<const N: usize> Queue<N> {
             }
             (owner, _) => owner,
         };
-        self.slots.submit(memory, storage, request, view.cache, segments, owner)?;
-        Ok(Taken::Submitted)
+        self.slots.submit(memory, storage, request, view.cache, segments, owner).map(Taken::Submitted)
     }
 
     /// Starts a discard or write-zeroes. All segments are copied and checked before any is done.
@@ -385,11 +392,11 @@ impl<const N: usize> Queue<N> {
         let Some(first) = ops.pop() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
         let slot = self.slots.next_slot().ok_or(Deferred::Full)?;
         let request = Request::new(first).ordered(order);
-        self.submit(memory, storage, view, &request, &[], driver(head, status, 1))?;
+        let taken = self.submit(memory, storage, view, &request, &[], driver(head, status, 1))?;
         if !ops.is_empty() {
             self.ranges = Some(Ranges { slot, order, cache: view.cache, ops });
         }
-        Ok(Taken::Submitted)
+        Ok(taken)
     }
 
     /// GET_ID: 20 bytes, padded with zeroes (5.2.6), or as many as there is room for.
@@ -410,32 +417,33 @@ impl<const N: usize> Queue<N> {
         done: Done,
         log: &mut (impl InflightTracker + Observer),
     ) -> Result<(), QueueError> {
-        let Done { slot, result } = done;
-        if self.ranges.as_ref().is_some_and(|ranges| ranges.slot == slot)
-            && self.advance(memory, storage, done)
-        {
-            return Ok(());
+        let mut done = done;
+        while self.ranges.as_ref().is_some_and(|ranges| ranges.slot == done.slot) {
+            match self.advance(memory, storage, done) {
+                Some(Started::InFlight(_)) => return Ok(()),
+                Some(Started::Ended(next)) => done = next,
+                None => break,
+            }
         }
-        self.release(memory, slot, result, log)
+        self.release(memory, done.slot, done.result, log)
     }
 
-    /// Starts the next range of a request, if there is one and nothing failed. Returns whether it did.
+    /// Starts the next range of a request, if there is one and nothing failed.
     #[cold]
     fn advance<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         done: Done,
-    ) -> bool {
+    ) -> Option<Started> {
         let next = self.ranges.as_mut().filter(|_| done.result.is_ok());
         let next = next
             .and_then(|ranges| Some((Request::new(ranges.ops.pop()?).ordered(ranges.order), ranges.cache)));
         let Some((request, cache)) = next else {
             self.ranges = None;
-            return false;
+            return None;
         };
-        self.slots.advance(memory, storage, done.slot, &request, cache, &[]);
-        true
+        Some(self.slots.advance(memory, storage, done.slot, &request, cache, &[]))
     }
 
     /// Supplies the segments of operations that waited for a flush or for the storage. Returns whether anything moved.
@@ -474,8 +482,12 @@ impl<const N: usize> Queue<N> {
             };
             if !fits {
                 self.release(memory, slot, Err(IoErrorKind::Memory.into()), log)?;
-            } else if self.slots.supply_segments(memory, storage, slot, segments).is_err() {
-                return Ok(moved);
+            } else {
+                let supplied = self.slots.supply_segments(memory, storage, slot, segments);
+                let Ok(started) = supplied else { return Ok(moved) };
+                if let Some(done) = started.done() {
+                    self.end(memory, storage, done, log)?;
+                }
             }
             moved = true;
         }
@@ -569,7 +581,7 @@ struct Seen {
 /// Result of taking a request.
 enum Taken {
     /// It has a slot, and is answered when the storage completes it.
-    Submitted,
+    Submitted(Started),
     /// It is to be answered now: the status, and the bytes written into the chain.
     Answered(Status, u32),
 }

@@ -12,7 +12,7 @@ use blk_core::bus::{Device, Region, Width};
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::Op;
 use blk_core::ram::{Ram, RamDisk};
-use blk_core::storage::{Busy, Cache, Completion, Info, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
 use blk_core::units::{GuestAddr, Tag};
 use virtio_blk_model::device::{Config, Interface};
 use virtio_blk_model::front::mmio::{Mmio, register};
@@ -135,7 +135,7 @@ impl Storage<Guest> for Logged {
         tag: Tag,
         op: Op,
         segments: &[blk_core::op::Segment],
-    ) -> Result<(), Busy> {
+    ) -> Result<Submission, Busy> {
         self.log.borrow_mut().push(op);
         self.disk.submit(memory, tag, op, segments)
     }

@@ -1,7 +1,7 @@
 //! Executes decoded commands, and says what the front has to do next.
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{Deferred, Order, Request};
+use blk_core::order::{Deferred, Done, Order, Request, Started};
 use blk_core::storage::{IoError, Storage};
 use blk_core::units::Extent;
 
@@ -80,23 +80,31 @@ impl<const N: usize> Drive<N> {
     /// Bounded: one operation is submitted at most.
     pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Step {
         while let Some(done) = self.sequencer.poll(memory, storage) {
-            if let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot) {
-                self.complete_queued(tag, done);
-            } else {
-                self.sequencer.release(done.slot);
-                self.complete(done.result);
-            }
+            self.settled(done);
         }
         if self.advance_queue(memory, storage) {
             return Step::Submitted;
         }
-        if self.sequencer.is_idle() {
-            self.advance(memory, storage);
-            if !self.sequencer.is_idle() {
-                return Step::Submitted;
-            }
+        if self.sequencer.is_idle() && self.advance(memory, storage) {
+            return Step::Submitted;
         }
         self.step()
+    }
+
+    /// Takes the end of an operation that the storage did at once.
+    pub(super) fn settle(&mut self, started: Started) {
+        if let Some(done) = started.done() {
+            self.settled(done);
+        }
+    }
+
+    fn settled(&mut self, done: Done) {
+        if let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot) {
+            self.complete_queued(tag, done);
+        } else {
+            self.sequencer.release(done.slot);
+            self.complete(done.result);
+        }
     }
 
     /// The next step of the command in execution, as of the last poll.
@@ -132,12 +140,13 @@ impl<const N: usize> Drive<N> {
             Direction::Read => Op::Read { extent },
             Direction::Write => Op::Write { extent, fua: false },
         };
-        self.submit(memory, storage, &Request::new(op).with_fua(fua), segments)?;
+        let started = self.submit(memory, storage, &Request::new(op).with_fua(fua), segments)?;
         #[cfg(feature = "mutants")]
         if direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
         self.job = Job::Transfer { direction, left, fua, moving: sectors };
+        self.settle(started);
         Ok(())
     }
 
@@ -208,12 +217,14 @@ impl<const N: usize> Drive<N> {
         };
     }
 
-    /// Submits the next operation of a command that needs no front. What the storage cannot take is offered again by the next poll.
-    fn advance<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
-        match self.job {
+    /// Submits the next operation of a command that needs no front, and returns whether there was one that the storage took.
+    /// What it cannot take is offered again by the next poll.
+    fn advance<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> bool {
+        let (job, submitted) = match self.job {
             Job::Flush(then) => {
                 let order = if then == Then::Nothing { Order::Free } else { Order::Barrier };
-                let _ = self.submit(memory, storage, &Request::new(Op::Flush).ordered(order), &[]);
+                let request = Request::new(Op::Flush).ordered(order);
+                (self.job, self.submit(memory, storage, &request, &[]))
             }
             Job::Verify { left, .. } => {
                 let info = storage.info();
@@ -221,41 +232,45 @@ impl<const N: usize> Drive<N> {
                 let moving = chunk_sectors(left.sectors, bytes_max, info);
                 let len = u32::try_from(moving.saturating_mul(512)).unwrap_or(0);
                 let request = Request::new(Op::Read { extent: Extent { sectors: moving, ..left } });
-                if self.submit(memory, storage, &request, &[Segment::Staging { offset: 0, len }]).is_ok() {
-                    self.job = Job::Verify { left, moving };
-                }
+                let segments = [Segment::Staging { offset: 0, len }];
+                (Job::Verify { left, moving }, self.submit(memory, storage, &request, &segments))
             }
-            Job::Trim { next, entries } => self.trim(memory, storage, next, entries),
-            _ => {}
-        }
+            Job::Trim { next, entries } => match self.next_range(storage, next, entries) {
+                Some((next, extent)) => {
+                    let request = Request::new(Op::Discard { extent });
+                    (Job::Trim { next, entries }, self.submit(memory, storage, &request, &[]))
+                }
+                None => return false,
+            },
+            _ => return false,
+        };
+        let Ok(started) = submitted else { return false };
+        self.job = job;
+        self.settle(started);
+        true
     }
 
-    /// Discards the next range that is not empty.
-    fn trim<M: ?Sized, S: Storage<M> + ?Sized>(
+    /// The next range that is not empty, from `next` on; where there is none, the command has ended.
+    fn next_range<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
-        memory: &M,
         storage: &mut S,
         next: u32,
         entries: u32,
-    ) {
+    ) -> Option<(u32, Extent)> {
         let info = *storage.info();
         let slot = self.slot();
         for next in next..entries {
-            let Some(blocks) = range(storage.staging(slot), next) else {
-                return self.fail(Failure::Aborted);
-            };
-            if blocks.count == 0 {
-                continue;
+            let found = range(storage.staging(slot), next).ok_or(Failure::Aborted);
+            match found.map(|blocks| (blocks.count, extent(blocks, &info))) {
+                Ok((0, _)) => {}
+                Ok((_, Ok(extent))) => return Some((next, extent)),
+                Ok((_, Err(failure))) | Err(failure) => {
+                    self.fail(failure);
+                    return None;
+                }
             }
-            let extent = match extent(blocks, &info) {
-                Ok(extent) => extent,
-                Err(failure) => return self.fail(failure),
-            };
-            self.job = Job::Trim { next, entries };
-            // A refusal leaves the range for the next poll.
-            let _ = self.submit(memory, storage, &Request::new(Op::Discard { extent }), &[]);
-            return;
         }
         self.job = Job::Ended(Ok(()));
+        None
     }
 }

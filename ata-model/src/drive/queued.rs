@@ -140,15 +140,14 @@ impl<const N: usize> Drive<N> {
         let request = Request::new(op).with_fua(fua);
         let cache = self.guest_cache(storage.info());
         let owner = Owner::Queued(tag);
-        if let Err(hold) = self.sequencer.submit(memory, storage, &request, cache, segments, owner) {
-            self.queue.turn = tag;
-            return Err(hold);
-        }
+        let submitted = self.sequencer.submit(memory, storage, &request, cache, segments, owner);
+        let started = submitted.inspect_err(|_| self.queue.turn = tag)?;
         #[cfg(feature = "mutants")]
         if transfer.direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
         self.queue.set(tag, Entry::Moving { transfer, sectors, staged });
+        self.settle(started);
         Ok(())
     }
 
@@ -194,8 +193,10 @@ impl<const N: usize> Drive<N> {
             let Entry::Unflushed(left) = self.queue.entry(tag) else { continue };
             let cache = self.guest_cache(storage.info());
             let owner = Owner::Queued(tag);
-            if self.sequencer.submit(memory, storage, &Request::new(Op::Flush), cache, &[], owner).is_ok() {
+            let flush = Request::new(Op::Flush);
+            if let Ok(started) = self.sequencer.submit(memory, storage, &flush, cache, &[], owner) {
                 self.queue.set(tag, Entry::Flushing(left));
+                self.settle(started);
                 submitted = true;
             }
         }

@@ -1,7 +1,7 @@
 //! A drive: its state, which all that executes commands works on.
 
 use blk_core::op::Segment;
-use blk_core::order::{Deferred, GuestCache, Request, Sequencer};
+use blk_core::order::{Deferred, GuestCache, Request, Sequencer, Started};
 use blk_core::storage::{Info, Storage};
 #[cfg(feature = "mutants")]
 use blk_core::units::Extent;
@@ -84,15 +84,15 @@ impl<const N: usize> Drive<N> {
         Identity { config, settings, smart_enabled: self.smart.enabled, interface, depth: N, info }.page()
     }
 
-    /// Gives the storage an operation of the command in execution.
+    /// Gives the storage an operation of the command in execution; [`Self::settle`] takes what comes of it.
     pub(super) fn submit<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         request: &Request,
         segments: &[Segment],
-    ) -> Result<(), Deferred> {
+    ) -> Result<Started, Deferred> {
         let cache = self.guest_cache(storage.info());
-        self.sequencer.submit(memory, storage, request, cache, segments, Owner::NonQueued).map(|_| ())
+        self.sequencer.submit(memory, storage, request, cache, segments, Owner::NonQueued)
     }
 }

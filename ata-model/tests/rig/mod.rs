@@ -13,7 +13,7 @@ use blk_core::memory::{CellMemory, GuestMemory};
 use blk_core::op::{Op, Segment};
 use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::plain_info;
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, Storage, Submission};
 use blk_core::units::{GuestAddr, Lba, Tag};
 
 pub const SECTORS: u64 = 4096;
@@ -111,7 +111,7 @@ impl<M: GuestMemory + ?Sized> Storage<M> for TestDisk {
         &self.info
     }
 
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         if self.busy {
             return Err(Busy);
         }
@@ -125,7 +125,7 @@ impl<M: GuestMemory + ?Sized> Storage<M> for TestDisk {
         if !self.hold {
             self.release_one(memory, self.held.len() - 1);
         }
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     fn poll(&mut self, _memory: &M) -> Option<Completion> {

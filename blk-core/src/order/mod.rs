@@ -2,8 +2,9 @@
 
 mod plan;
 mod sequencer;
+mod slot_set;
 #[cfg(test)]
 mod tests;
 
 pub use plan::{GuestCache, Order, Plan, Request, plan};
-pub use sequencer::{Deferred, Done, Sequencer};
+pub use sequencer::{Deferred, Done, Sequencer, Started};

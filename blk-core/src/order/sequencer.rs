@@ -1,13 +1,16 @@
 //! Executes the plans of one queue's requests on a `Storage`: fixed slots, each a state machine from pre-flush to post-flush.
 
 mod mutants;
+mod slot;
 
 use core::fmt;
 
+use self::slot::{Next, Reached, Rest, Slot, Stage};
+use super::slot_set::SlotSet;
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::order::plan::{GuestCache, Plan, Request, plan};
-use crate::storage::{Busy, Completion, IoError, Storage};
+use crate::storage::{Busy, Completion, IoError, Storage, Submission};
 use crate::units::Tag;
 
 /// Why a request was not taken. Its owner keeps it and offers it again after the next completion.
@@ -53,42 +56,26 @@ pub struct Done {
     pub result: Result<(), IoError>,
 }
 
-/// Stage of a slot in its plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-enum Stage {
-    /// Unused.
-    Free,
-    /// The flush before the operation is in flight.
-    PreFlush,
-    /// The operation can be submitted once the owner supplies its segments.
-    NeedsSegments,
-    /// The operation is in flight.
-    Data,
-    /// The operation is done. The storage was too busy for the flush after it, which is tried again.
-    PostFlushRetry,
-    /// The flush after the operation is in flight.
-    PostFlush,
-    /// Reported; the owner decides what comes next.
-    Ended,
-    /// Only under a mutant: to be reported without waiting for the storage.
-    AckEarly,
+/// Where a request stands once the storage has been given what can be given now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[must_use]
+pub enum Started {
+    /// It goes on in this slot: [`Sequencer::poll`] or [`Sequencer::needs_segments`] names it.
+    InFlight(u16),
+    /// The storage did all of it at once. It is as if [`Sequencer::poll`] had reported it.
+    Ended(Done),
 }
 
-impl Stage {
-    /// Whether the storage has an operation of the slot.
-    const fn is_in_flight(self) -> bool {
-        matches!(self, Self::PreFlush | Self::Data | Self::PostFlush)
+impl Started {
+    /// The end of the request, if it has ended.
+    #[must_use]
+    pub const fn done(self) -> Option<Done> {
+        match self {
+            Self::Ended(done) => Some(done),
+            Self::InFlight(_) => None,
+        }
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-struct Slot<T> {
-    stage: Stage,
-    generation: u16,
-    plan: Plan,
-    payload: Option<T>,
 }
 
 /// The requests in flight of one queue, at most `N` (128 at most), each with its owner's payload `T`.
@@ -100,6 +87,9 @@ struct Slot<T> {
 /// submit -> Busy/Full/Barrier/Resetting: leave the request unpopped, try again after the next completion
 ///        -> slot: [flush] -> (needs_segments) -> operation -> [flush] -> Done -> release | advance to another operation
 /// ```
+///
+/// A storage may do an operation at once ([`Submission::Done`]). The plan then goes on within the same call, as far as that
+/// holds, and the end of a request is returned by the call that brought it about.
 ///
 /// ```
 /// use blk_core::memory::CellMemory;
@@ -118,12 +108,13 @@ struct Slot<T> {
 /// let mut submit = |sequencer: &mut Sequencer<(), 2>, request| {
 ///     sequencer.submit(&memory, &mut disk, request, GuestCache::WriteBack, &[], ())
 /// };
-/// let slot = submit(&mut sequencer, &zero)?;
+/// // A RAM disk does it at once; a file would have it in flight, and `poll` would report its end.
+/// let done = submit(&mut sequencer, &zero)?.done().unwrap();
+/// assert_eq!(done.result, Ok(()));
 /// // A barrier waits for what is older; its owner keeps it and offers it again.
 /// assert_eq!(submit(&mut sequencer, &barrier), Err(Deferred::Barrier));
-/// let done = sequencer.poll(&memory, &mut disk).unwrap();
-/// assert_eq!((done.slot, done.result), (slot, Ok(())));
-/// sequencer.release(slot);
+/// sequencer.release(done.slot);
+/// assert!(submit(&mut sequencer, &barrier).is_ok());
 /// # Ok::<(), Deferred>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -135,12 +126,11 @@ struct Slot<T> {
 pub struct Sequencer<T, const N: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     slots: [Slot<T>; N],
-    /// Bit n: slot n is in use.
-    used: u128,
-    /// Bit n: slot n is `NeedsSegments`.
-    needs_segments: u128,
-    /// Bit n: slot n is `PostFlushRetry`.
-    refused: u128,
+    used: SlotSet<N>,
+    /// The slots that are `NeedsSegments`.
+    needs_segments: SlotSet<N>,
+    /// The slots that are `PostFlushRetry`.
+    refused: SlotSet<N>,
     /// The slot of the barrier that runs.
     barrier: Option<u16>,
     resetting: bool,
@@ -158,26 +148,14 @@ impl<T, const N: usize> Default for Sequencer<T, N> {
 }
 
 impl<T, const N: usize> Sequencer<T, N> {
-    /// One bit for each slot.
-    const ALL: u128 = {
-        assert!(N > 0 && N <= 128, "a sequencer has 1 to 128 slots");
-        u128::MAX >> (128 - N)
-    };
-
     /// An idle sequencer.
     #[must_use]
-    pub fn new() -> Self {
-        let empty = Plan { exclusive: false, flush_before: false, op: Op::Flush, flush_after: false };
+    pub const fn new() -> Self {
         Self {
-            slots: core::array::from_fn(|_| Slot {
-                stage: Stage::Free,
-                generation: 0,
-                plan: empty,
-                payload: None,
-            }),
-            used: 0,
-            needs_segments: 0,
-            refused: 0,
+            slots: [const { Slot::FREE }; N],
+            used: SlotSet::EMPTY,
+            needs_segments: SlotSet::EMPTY,
+            refused: SlotSet::EMPTY,
             barrier: None,
             resetting: false,
             generation: 0,
@@ -190,13 +168,13 @@ impl<T, const N: usize> Sequencer<T, N> {
     /// Requests that have a slot.
     #[must_use]
     pub const fn in_use(&self) -> u32 {
-        self.used.count_ones()
+        self.used.len()
     }
 
     /// Whether no request has a slot.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
-        self.used == 0
+        self.used.is_empty()
     }
 
     /// Whether a reset still waits for operations in flight.
@@ -215,15 +193,14 @@ impl<T, const N: usize> Sequencer<T, N> {
     #[must_use]
     #[inline]
     pub fn next_slot(&self) -> Option<u16> {
-        let free = !self.used & Self::ALL;
-        if free == 0 { None } else { u16::try_from(free.trailing_zeros()).ok() }
+        self.used.lowest_absent()
     }
 
     /// Whether every slot is in use.
     #[must_use]
     #[inline]
     pub const fn is_full(&self) -> bool {
-        self.used == Self::ALL
+        self.used.is_full()
     }
 
     /// The payload of a slot in use.
@@ -239,8 +216,8 @@ impl<T, const N: usize> Sequencer<T, N> {
 
     /// Takes a request: plans it for a guest that was told `cache`, and starts it.
     ///
-    /// If the plan begins with a flush, the segments are not used now: the slot turns up in [`Self::needs_segments`] when the
-    /// flush is done, and the owner supplies them again with [`Self::supply_segments`].
+    /// If the plan begins with a flush that the storage does not do at once, the segments are not used now: the slot turns up in
+    /// [`Self::needs_segments`] when the flush is done, and the owner supplies them again with [`Self::supply_segments`].
     ///
     /// # Errors
     /// [`Deferred`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
@@ -257,7 +234,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         cache: GuestCache,
         segments: &[Segment],
         payload: T,
-    ) -> Result<u16, Deferred> {
+    ) -> Result<Started, Deferred> {
         if self.resetting {
             return Err(Deferred::Resetting);
         }
@@ -266,21 +243,18 @@ impl<T, const N: usize> Sequencer<T, N> {
         }
         let slot = self.next_slot().ok_or(Deferred::Full)?;
         let plan = plan(request, cache, storage.info());
-        let drains = plan.exclusive && !Self::drain_dropped(request);
-        if drains && self.used != 0 {
+        if plan.exclusive && !self.is_idle() && !Self::drain_dropped(request) {
             return Err(Deferred::Barrier);
         }
-        let stage = self.start(memory, storage, slot, &plan, segments)?;
-        self.used |= bit(slot);
+        let (stage, result) = self.begin(memory, storage, slot, &plan, segments)?;
+        self.used.insert(slot);
         if plan.exclusive {
             self.barrier = Some(slot);
         }
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
-            s.stage = stage;
-            s.plan = plan;
             s.payload = Some(payload);
         }
-        Ok(slot)
+        Ok(self.reach(slot, stage, result))
     }
 
     /// Lets a slot that [`Done`] named go on with another operation, keeping its payload and its barrier.
@@ -294,24 +268,40 @@ impl<T, const N: usize> Sequencer<T, N> {
         request: &Request,
         cache: GuestCache,
         segments: &[Segment],
-    ) {
+    ) -> Started {
         if self.stage(slot) != Some(Stage::Ended) {
-            return;
+            return Started::InFlight(slot);
         }
         let plan = plan(request, cache, storage.info());
-        let stage = self.start(memory, storage, slot, &plan, segments).unwrap_or(Stage::NeedsSegments);
-        self.set(slot, stage, plan);
+        let waits = (Stage::NeedsSegments(Rest::of(&plan)), Ok(()));
+        let (stage, result) = self.begin(memory, storage, slot, &plan, segments).unwrap_or(waits);
+        self.reach(slot, stage, result)
+    }
+
+    /// As [`Self::advance`], but nothing is submitted before the owner supplies the segments: for an owner that has done enough
+    /// for now.
+    pub fn advance_later<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        storage: &S,
+        slot: u16,
+        request: &Request,
+        cache: GuestCache,
+    ) {
+        if self.stage(slot) == Some(Stage::Ended) {
+            let plan = plan(request, cache, storage.info());
+            let _ = self.reach(slot, Stage::NeedsSegments(Rest::of(&plan)), Ok(()));
+        }
     }
 
     /// The lowest slot whose segments the owner has to supply again, with its operation.
     #[must_use]
     #[inline]
     pub fn needs_segments(&self) -> Option<(u16, Op)> {
-        if self.needs_segments == 0 {
-            return None;
+        let slot = self.needs_segments.lowest()?;
+        match self.stage(slot)? {
+            Stage::NeedsSegments(rest) => Some((slot, rest.op)),
+            _ => None,
         }
-        let slot = u16::try_from(self.needs_segments.trailing_zeros()).ok()?;
-        self.slots.get(usize::from(slot)).map(|s| (slot, s.plan.op))
     }
 
     /// Supplies the segments of a slot that [`Self::needs_segments`] named.
@@ -324,14 +314,10 @@ impl<T, const N: usize> Sequencer<T, N> {
         storage: &mut S,
         slot: u16,
         segments: &[Segment],
-    ) -> Result<(), Busy> {
-        let Some(s) = self.slots.get(usize::from(slot)).filter(|s| s.stage == Stage::NeedsSegments) else {
-            return Ok(());
-        };
-        let plan = s.plan;
-        let stage = self.start(memory, storage, slot, &plan, segments).map_err(|_| Busy)?;
-        self.set(slot, stage, plan);
-        Ok(())
+    ) -> Result<Started, Busy> {
+        let Some(Stage::NeedsSegments(rest)) = self.stage(slot) else { return Ok(Started::InFlight(slot)) };
+        let (stage, result) = self.run(memory, storage, slot, rest.next(), Some(segments))?;
+        Ok(self.reach(slot, stage, result))
     }
 
     /// Frees a slot that [`Done`] reported or [`Self::needs_segments`] named, and returns its payload. `None`, without effect, in
@@ -339,12 +325,12 @@ impl<T, const N: usize> Sequencer<T, N> {
     #[inline]
     pub fn release(&mut self, slot: u16) -> Option<T> {
         let s = self.slots.get_mut(usize::from(slot))?;
-        if !matches!(s.stage, Stage::Ended | Stage::NeedsSegments) {
+        if !matches!(s.stage, Stage::Ended | Stage::NeedsSegments(_)) {
             return None;
         }
         #[cfg(feature = "mutants")]
-        if s.plan.op.mutates() {
-            self.dirty = true;
+        {
+            self.dirty |= s.op.is_some_and(|op| op.mutates());
         }
         let payload = s.payload.take();
         self.free(slot);
@@ -357,66 +343,33 @@ impl<T, const N: usize> Sequencer<T, N> {
     /// flush after it.
     #[inline]
     pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Option<Done> {
-        if self.refused != 0 {
-            self.retry_refused(memory, storage);
+        if !self.refused.is_empty()
+            && let Some(done) = self.retry_refused(memory, storage)
+        {
+            return Some(done);
         }
         if cfg!(feature = "mutants")
             && let Some(done) = self.acked_early()
         {
             return Some(done);
         }
-        while let Some(completion) = storage.poll(memory) {
-            let Completion { tag: Tag { slot, generation }, result } = completion;
+        while let Some(Completion { tag: Tag { slot, generation }, result }) = storage.poll(memory) {
             let s = self.slots.get_mut(usize::from(slot));
             let Some(s) = s.filter(|s| s.generation == generation && s.stage.is_in_flight()) else {
                 self.stray();
                 continue;
             };
+            let result = s.reported(result);
             // Nearly always: a request of one operation.
-            if s.stage == Stage::Data && !s.plan.flush_after && !self.resetting && !cfg!(feature = "mutants")
-            {
+            if matches!(s.stage, Stage::Data { flush_after: false }) && !self.resetting {
                 s.stage = Stage::Ended;
                 return Some(Done { slot, result });
             }
-            if let Some(done) = self.step(memory, storage, slot, result) {
+            if let Some(done) = self.completed(memory, storage, slot, result) {
                 return Some(done);
             }
         }
         None
-    }
-
-    /// Starts the next step of the plan of a slot whose operation has completed. Returns the slot if that was the last step.
-    #[inline(never)]
-    fn step<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        slot: u16,
-        result: Result<(), IoError>,
-    ) -> Option<Done> {
-        if self.resetting {
-            self.free(slot);
-            return None;
-        }
-        let Slot { stage, mut plan, .. } = *self.slots.get(usize::from(slot))?;
-        let flushed = stage != Stage::Data || plan.op == Op::Flush;
-        let result = match result {
-            Err(_) if flushed && active(Mutant::FlushErrorSwallowed) => Ok(()),
-            result => result,
-        };
-        let next = match (stage, result) {
-            (Stage::PreFlush, Ok(())) => {
-                // `start` must not flush before it again.
-                plan.flush_before = false;
-                Stage::NeedsSegments
-            }
-            (Stage::Data, Ok(())) if plan.flush_after && !self.skips_flush() => {
-                self.start_flush(memory, storage, slot).map_or(Stage::PostFlushRetry, |()| Stage::PostFlush)
-            }
-            _ => Stage::Ended,
-        };
-        self.set(slot, next, plan);
-        (next == Stage::Ended).then_some(Done { slot, result })
     }
 
     /// Begins a reset. Requests that the storage does not have are dropped now. [`Self::poll`] waits for the others and does not
@@ -436,118 +389,184 @@ impl<T, const N: usize> Sequencer<T, N> {
     /// Ends a reset once nothing is in flight, or once the storage promises that nothing of it will land. Returns whether no
     /// reset is under way. While it returns false, the device stays in reset, and shows that to the guest.
     pub fn finish_reset<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, storage: &mut S) -> bool {
-        if self.resetting && self.used != 0 && storage.cancel_in_flight() {
+        if self.resetting && !self.is_idle() && storage.cancel_in_flight() {
             for slot in (0_u16..).take(N) {
                 self.free(slot);
             }
         }
-        if self.used == 0 {
+        if self.is_idle() {
             self.resetting = false;
         }
         !self.resetting
     }
 
-    /// Submits the first operation of `plan`, and says in which stage that leaves the slot.
-    #[inline]
-    fn start<M: ?Sized, S: Storage<M> + ?Sized>(
+    /// Begins a plan. Busy means that the storage took nothing of it.
+    #[inline(always)]
+    fn begin<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         slot: u16,
         plan: &Plan,
         segments: &[Segment],
-    ) -> Result<Stage, Busy> {
-        if plan.flush_before {
-            self.start_flush(memory, storage, slot)?;
-            return Ok(Stage::PreFlush);
+    ) -> Result<Reached, Busy> {
+        let op = plan.op;
+        if op == Op::Flush && self.drops_flush(plan.exclusive) {
+            return Ok((Stage::AckEarly, Ok(())));
         }
-        if plan.op == Op::Flush && self.drops_flush(plan.exclusive) {
-            return Ok(Stage::AckEarly);
+        // Nearly always: a request of one operation.
+        if !plan.flush_before && !plan.flush_after {
+            return Ok(match self.give(memory, storage, slot, op, segments)? {
+                Submission::Pending => (Self::acked_at_submission(op, false), Ok(())),
+                Submission::Done(result) => (Stage::Ended, result),
+            });
         }
-        let tag = self.next_tag(slot);
-        if cfg!(feature = "mutants") && active(Mutant::HalfWrite) {
-            let (op, half) = Self::first_half(plan.op, segments);
-            storage.submit(memory, tag, op, half.as_ref().map_or(segments, core::slice::from_ref))?;
-        } else {
-            storage.submit(memory, tag, plan.op, segments)?;
-        }
-        self.accept(tag);
-        if plan.flush_after && active(Mutant::FuaFlushBesideWrite) {
-            let beside = Tag { slot, generation: u16::MAX };
-            // The mutant's flush runs beside its write; its completion is a stray.
-            let _ = storage.submit(memory, beside, Op::Flush, &[]);
-        }
-        let early = active(Mutant::WriteAckedAtSubmission) && matches!(plan.op, Op::Write { .. })
-            || active(Mutant::RangeAckedEarly)
-                && matches!(plan.op, Op::WriteZeroes { .. } | Op::Discard { .. });
-        Ok(if early { Stage::AckEarly } else { Stage::Data })
+        self.run(memory, storage, slot, Rest::of(plan).next(), Some(segments))
     }
 
-    fn start_flush<M: ?Sized, S: Storage<M> + ?Sized>(
+    /// Goes on with a plan from `next` on, as far as the storage does its operations at once. Busy means that it took nothing.
+    #[inline(never)]
+    fn run<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
         slot: u16,
-    ) -> Result<(), Busy> {
-        let tag = self.next_tag(slot);
-        storage.submit(memory, tag, Op::Flush, &[])?;
-        self.accept(tag);
-        Ok(())
-    }
-
-    /// Submits again the flushes that the storage refused as busy.
-    #[cold]
-    fn retry_refused<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
-        while self.refused != 0 {
-            let Ok(slot) = u16::try_from(self.refused.trailing_zeros()) else { return };
-            let Some(plan) = self.slots.get(usize::from(slot)).map(|s| s.plan) else { return };
-            if self.start_flush(memory, storage, slot).is_err() {
-                return;
+        mut next: Next,
+        segments: Option<&[Segment]>,
+    ) -> Result<Reached, Busy> {
+        let mut flushed = false;
+        loop {
+            let (op, with, in_flight) = match (&next, segments) {
+                (Next::PreFlush(rest), _) => (Op::Flush, &[][..], Stage::PreFlush(*rest)),
+                (Next::Data(rest), None) => return Ok((Stage::NeedsSegments(*rest), Ok(()))),
+                (Next::Data(rest), Some(segments)) => {
+                    (rest.op, segments, Self::acked_at_submission(rest.op, rest.flush_after))
+                }
+                (Next::PostFlush, _) => (Op::Flush, &[][..], Stage::PostFlush),
+            };
+            let submission = match (self.give(memory, storage, slot, op, with), &next) {
+                (Ok(submission), _) => submission,
+                (Err(Busy), Next::PostFlush) => return Ok((Stage::PostFlushRetry, Ok(()))),
+                (Err(Busy), Next::Data(rest)) if flushed => return Ok((Stage::NeedsSegments(*rest), Ok(()))),
+                (Err(Busy), _) => return Err(Busy),
+            };
+            if let Next::Data(Rest { flush_after: true, .. }) = next {
+                Self::flush_beside(memory, storage, slot);
             }
-            self.set(slot, Stage::PostFlush, plan);
+            let result = match submission {
+                Submission::Pending => return Ok((in_flight, Ok(()))),
+                Submission::Done(result) => result,
+            };
+            next = match (next, result) {
+                (Next::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
+                (Next::Data(Rest { flush_after: true, .. }), Ok(())) if !self.skips_flush() => {
+                    Next::PostFlush
+                }
+                _ => return Ok((Stage::Ended, result)),
+            };
+            flushed = true;
         }
     }
 
-    #[inline]
-    fn next_tag(&self, slot: u16) -> Tag {
-        Tag { slot, generation: self.generation.wrapping_add(1) & 0x7fff }
+    /// Goes on with the plan of a slot whose operation has completed. Returns the slot if that was the last one.
+    #[inline(never)]
+    fn completed<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+        result: Result<(), IoError>,
+    ) -> Option<Done> {
+        if self.resetting {
+            self.free(slot);
+            return None;
+        }
+        let stage = self.stage(slot)?;
+        let next = match (stage, result) {
+            (Stage::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
+            (Stage::Data { flush_after: true }, Ok(())) if !self.skips_flush() => Next::PostFlush,
+            _ => return self.reach(slot, Stage::Ended, result).done(),
+        };
+        // Of these two neither is refused: one waits for segments, the other to be tried again.
+        let (stage, result) = self.run(memory, storage, slot, next, None).ok()?;
+        self.reach(slot, stage, result).done()
     }
 
-    #[inline]
-    fn accept(&mut self, tag: Tag) {
+    /// Submits again the flushes that the storage refused as busy, until one of them ends a request.
+    #[cold]
+    fn retry_refused<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+    ) -> Option<Done> {
+        while let Some(slot) = self.refused.lowest() {
+            let (stage, result) = self.run(memory, storage, slot, Next::PostFlush, None).ok()?;
+            if stage == Stage::PostFlushRetry {
+                return None;
+            }
+            if let Some(done) = self.reach(slot, stage, result).done() {
+                return Some(done);
+            }
+        }
+        None
+    }
+
+    /// Submits one operation of a slot.
+    #[inline(always)]
+    fn give<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        slot: u16,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
+        let tag = Tag { slot, generation: self.generation.wrapping_add(1) & 0x7fff };
+        let submission = if cfg!(feature = "mutants") && active(Mutant::HalfWrite) {
+            let (op, half) = Self::first_half(op, segments);
+            storage.submit(memory, tag, op, half.as_ref().map_or(segments, core::slice::from_ref))?
+        } else {
+            storage.submit(memory, tag, op, segments)?
+        };
         self.generation = tag.generation;
-        if let Some(s) = self.slots.get_mut(usize::from(tag.slot)) {
-            s.generation = tag.generation;
-        }
+        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return Ok(submission) };
+        s.generation = tag.generation;
+        Ok(s.given(op, submission))
     }
 
     fn stage(&self, slot: u16) -> Option<Stage> {
         self.slots.get(usize::from(slot)).map(|s| s.stage)
     }
 
+    /// A slot has come to `stage`.
     #[inline]
-    fn set(&mut self, slot: u16, stage: Stage, plan: Plan) {
-        let bit = bit(slot);
-        self.needs_segments = if stage == Stage::NeedsSegments {
-            self.needs_segments | bit
-        } else {
-            self.needs_segments & !bit
-        };
-        self.refused = if stage == Stage::PostFlushRetry { self.refused | bit } else { self.refused & !bit };
+    fn reach(&mut self, slot: u16, stage: Stage, result: Result<(), IoError>) -> Started {
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
             s.stage = stage;
-            s.plan = plan;
+        }
+        self.settle(slot);
+        match stage {
+            Stage::Ended => return Started::Ended(Done { slot, result }),
+            Stage::NeedsSegments(_) => self.needs_segments.insert(slot),
+            Stage::PostFlushRetry => self.refused.insert(slot),
+            _ => {}
+        }
+        Started::InFlight(slot)
+    }
+
+    /// The slot needs nothing for the moment.
+    #[inline]
+    fn settle(&mut self, slot: u16) {
+        if !(self.needs_segments.is_empty() && self.refused.is_empty()) {
+            self.needs_segments.remove(slot);
+            self.refused.remove(slot);
         }
     }
 
     #[inline]
     fn free(&mut self, slot: u16) {
-        let bit = bit(slot);
-        self.used &= !bit;
-        if self.needs_segments | self.refused != 0 {
-            self.needs_segments &= !bit;
-            self.refused &= !bit;
-        }
+        self.used.remove(slot);
+        self.settle(slot);
         if self.barrier == Some(slot) {
             self.barrier = None;
         }
@@ -564,9 +583,4 @@ impl<T, const N: usize> Sequencer<T, N> {
             debug_assert!(false, "a completion that names no operation in flight");
         }
     }
-}
-
-#[inline]
-fn bit(slot: u16) -> u128 {
-    1_u128.checked_shl(u32::from(slot)).unwrap_or(0)
 }

@@ -2,10 +2,10 @@
 
 use std::vec::Vec;
 
-use super::{Deferred, Done, GuestCache, Order, Request, Sequencer};
+use super::{Deferred, Done, GuestCache, Order, Request, Sequencer, Started};
 use crate::op::{Op, Segment};
 use crate::ram::plain_info;
-use crate::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
+use crate::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage, Submission};
 use crate::units::{Extent, GuestAddr, Tag};
 
 const DATA: &[Segment] = &[Segment::Guest { addr: GuestAddr(0), len: 512 }];
@@ -38,7 +38,7 @@ impl Storage<()> for Manual {
     fn info(&self) -> &Info {
         &self.info
     }
-    fn submit(&mut self, _: &(), tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, _: &(), tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         if self.busy {
             return Err(Busy);
         }
@@ -46,7 +46,7 @@ impl Storage<()> for Manual {
         assert!(!matches!(op, Op::Write { fua: true, .. }) || self.info.fua, "FUA only where it is honoured");
         self.in_flight.push((tag, op));
         self.log.push(op);
-        Ok(())
+        Ok(Submission::Pending)
     }
     fn poll(&mut self, _: &()) -> Option<Completion> {
         if self.done.is_empty() { None } else { Some(self.done.remove(0)) }
@@ -60,7 +60,11 @@ type Queue = Sequencer<char, 3>;
 
 fn submit(queue: &mut Queue, disk: &mut Manual, request: Request, name: char) -> Result<u16, Deferred> {
     let segments = if matches!(request.op, Op::Read { .. } | Op::Write { .. }) { DATA } else { &[] };
-    queue.submit(&(), disk, &request, GuestCache::WriteBack, segments, name)
+    let started = queue.submit(&(), disk, &request, GuestCache::WriteBack, segments, name)?;
+    match started {
+        Started::InFlight(slot) => Ok(slot),
+        Started::Ended(done) => panic!("the storage does nothing at once: {done:?}"),
+    }
 }
 
 fn finish(queue: &mut Queue, disk: &mut Manual) -> Option<(char, Result<(), IoErrorKind>)> {
@@ -73,7 +77,7 @@ fn operations(cache: Cache, fua: bool, guest: GuestCache, request: Request) -> V
     let mut disk = Manual::new(cache, fua);
     let mut queue = Queue::new();
     let segments = if matches!(request.op, Op::Read { .. } | Op::Write { .. }) { DATA } else { &[] };
-    queue.submit(&(), &mut disk, &request, guest, segments, 'x').unwrap();
+    let _ = queue.submit(&(), &mut disk, &request, guest, segments, 'x').unwrap();
     loop {
         assert_eq!(disk.in_flight.len(), 1, "the steps of a plan follow each other");
         disk.complete(0, Ok(()));
@@ -83,7 +87,7 @@ fn operations(cache: Cache, fua: bool, guest: GuestCache, request: Request) -> V
             return disk.log;
         }
         if let Some((slot, _)) = queue.needs_segments() {
-            queue.supply_segments(&(), &mut disk, slot, segments).unwrap();
+            let _ = queue.supply_segments(&(), &mut disk, slot, segments).unwrap();
         }
     }
 }
@@ -140,7 +144,7 @@ fn a_barrier_drains_older_and_holds_younger_requests() {
         assert_eq!(submit(&mut queue, &mut disk, write, 'b'), Err(Deferred::Barrier), "the barrier runs");
         disk.complete(0, Ok(()));
         if finish(&mut queue, &mut disk).is_none() {
-            queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
+            let _ = queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
         }
     }
     assert_eq!(disk.log, [WRITE, Op::Flush, FUA]);
@@ -184,11 +188,11 @@ fn what_finds_the_storage_busy_is_refused_or_retried_but_never_lost() {
     disk.complete(0, Ok(()));
     let done = queue.poll(&(), &mut disk).unwrap();
     disk.busy = true;
-    queue.advance(&(), &mut disk, done.slot, &Request::new(READ), GuestCache::WriteBack, DATA);
+    let _ = queue.advance(&(), &mut disk, done.slot, &Request::new(READ), GuestCache::WriteBack, DATA);
     assert_eq!(queue.needs_segments(), Some((slot, READ)));
     assert_eq!(queue.supply_segments(&(), &mut disk, slot, DATA), Err(Busy));
     disk.busy = false;
-    queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
+    let _ = queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
     assert_eq!(queue.needs_segments(), None);
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), Some(('a', Ok(()))));
@@ -203,14 +207,14 @@ fn an_advance_that_finds_the_storage_busy_keeps_its_flush_before() {
     queue.poll(&(), &mut disk).unwrap();
     disk.busy = true;
     let read = Request::new(READ).with_fua(true);
-    queue.advance(&(), &mut disk, slot, &read, GuestCache::WriteBack, DATA);
+    let _ = queue.advance(&(), &mut disk, slot, &read, GuestCache::WriteBack, DATA);
     disk.busy = false;
-    queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
+    let _ = queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
     assert_eq!(disk.log, [READ, Op::Flush], "a FUA read returns what is stable");
     assert_eq!(queue.needs_segments(), None, "nothing is wanted while the flush runs");
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), None);
-    queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
+    let _ = queue.supply_segments(&(), &mut disk, slot, DATA).unwrap();
     assert_eq!(disk.log, [READ, Op::Flush, READ]);
     disk.complete(0, Ok(()));
     assert_eq!(finish(&mut queue, &mut disk), Some(('a', Ok(()))));
@@ -223,7 +227,7 @@ impl Storage<()> for OneAtATime {
     fn info(&self) -> &Info {
         &self.0.info
     }
-    fn submit(&mut self, memory: &(), tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &(), tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         if self.0.done.is_empty() { self.0.submit(memory, tag, op, segments) } else { Err(Busy) }
     }
     fn poll(&mut self, memory: &()) -> Option<Completion> {
@@ -239,8 +243,8 @@ fn a_refused_flush_is_offered_again_once_the_completions_have_made_room() {
     let mut disk = OneAtATime(Manual::new(Cache::WriteBack, false));
     let mut queue = Queue::new();
     let fua = Request::new(WRITE).with_fua(true);
-    queue.submit(&(), &mut disk, &fua, GuestCache::WriteBack, DATA, 'a').unwrap();
-    queue.submit(&(), &mut disk, &Request::new(READ), GuestCache::WriteBack, DATA, 'b').unwrap();
+    let _ = queue.submit(&(), &mut disk, &fua, GuestCache::WriteBack, DATA, 'a').unwrap();
+    let _ = queue.submit(&(), &mut disk, &Request::new(READ), GuestCache::WriteBack, DATA, 'b').unwrap();
     disk.0.complete(0, Ok(()));
     disk.0.complete(0, Ok(()));
     let done = queue.poll(&(), &mut disk).unwrap();
@@ -282,4 +286,93 @@ fn every_slot_is_used_and_no_more() {
     assert_eq!(finish(&mut queue, &mut disk), Some(('b', Ok(()))));
     assert_eq!(submit(&mut queue, &mut disk, Request::new(READ), 'd'), Ok(1));
     assert_eq!(queue.payloads().map(|(_, name)| *name).collect::<Vec<_>>(), ['a', 'd', 'c']);
+}
+
+/// Does at once what the script says, with this result; has the rest in flight.
+struct Scripted(Manual, Vec<Option<Result<(), IoErrorKind>>>);
+
+impl Storage<()> for Scripted {
+    fn info(&self) -> &Info {
+        &self.0.info
+    }
+    fn submit(&mut self, memory: &(), tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
+        let pending = self.0.submit(memory, tag, op, segments)?;
+        let at_once = if self.1.is_empty() { None } else { self.1.remove(0) };
+        Ok(at_once.map_or(pending, |result| {
+            self.0.in_flight.pop();
+            Submission::Done(result.map_err(Into::into))
+        }))
+    }
+    fn poll(&mut self, memory: &()) -> Option<Completion> {
+        self.0.poll(memory)
+    }
+    fn staging(&mut self, _: u16) -> &mut [u8] {
+        &mut []
+    }
+}
+
+/// Starts a write with FUA, or a barrier, on a storage that does at once what `script` says.
+fn scripted(request: Request, script: &[Option<Result<(), IoErrorKind>>]) -> (Queue, Scripted, Started) {
+    let mut disk = Scripted(Manual::new(Cache::WriteBack, false), script.to_vec());
+    let mut queue = Queue::new();
+    let started = queue.submit(&(), &mut disk, &request, GuestCache::WriteBack, DATA, 'a').unwrap();
+    (queue, disk, started)
+}
+
+#[test]
+fn a_plan_goes_on_within_the_call_as_far_as_the_storage_does_it_at_once() {
+    let (ok, error) = (Some(Ok(())), Some(Err(IoErrorKind::Medium)));
+    let barrier = Request::new(WRITE).ordered(Order::Barrier);
+    let plan = [Op::Flush, WRITE, Op::Flush];
+    for (script, log, result) in [
+        (&[ok, ok, ok][..], &plan[..], Some(Ok(()))),
+        (&[ok, ok, error], &plan, Some(Err(IoErrorKind::Medium))),
+        (&[ok, error], &plan[..2], Some(Err(IoErrorKind::Medium))),
+        (&[error], &plan[..1], Some(Err(IoErrorKind::Medium))),
+        (&[ok, ok, None], &plan, None),
+        (&[ok, None], &plan[..2], None),
+        (&[None], &plan[..1], None),
+    ] {
+        let (mut queue, mut disk, started) = scripted(barrier, script);
+        assert_eq!(disk.0.log, log, "{script:?}");
+        let ended = started.done().map(|done| done.result.map_err(|error| error.kind));
+        assert_eq!(ended, result, "{script:?}");
+        // A barrier holds what is younger until its owner has released it, at once or not.
+        let younger = queue.submit(&(), &mut disk, &Request::new(READ), GuestCache::WriteBack, DATA, 'b');
+        assert_eq!(younger, Err(Deferred::Barrier));
+        if let Some(done) = started.done() {
+            assert_eq!(queue.release(done.slot), Some('a'));
+            assert!(queue.is_idle());
+        }
+    }
+}
+
+#[test]
+fn a_write_that_is_done_at_once_is_not_done_before_its_refused_flush_is() {
+    let mut disk = Scripted(Manual::new(Cache::WriteBack, false), [Some(Ok(()))].into());
+    let mut queue = Queue::new();
+    /// Busy from the second operation on.
+    struct Second<'a>(&'a mut Scripted);
+    impl Storage<()> for Second<'_> {
+        fn info(&self) -> &Info {
+            self.0.info()
+        }
+        fn submit(&mut self, memory: &(), tag: Tag, op: Op, data: &[Segment]) -> Result<Submission, Busy> {
+            if self.0.0.log.is_empty() { self.0.submit(memory, tag, op, data) } else { Err(Busy) }
+        }
+        fn poll(&mut self, memory: &()) -> Option<Completion> {
+            self.0.poll(memory)
+        }
+        fn staging(&mut self, _: u16) -> &mut [u8] {
+            &mut []
+        }
+    }
+    let fua = Request::new(WRITE).with_fua(true);
+    let started = queue.submit(&(), &mut Second(&mut disk), &fua, GuestCache::WriteBack, DATA, 'a').unwrap();
+    assert_eq!(started, Started::InFlight(0), "written, and not stable");
+    assert_eq!(queue.poll(&(), &mut Second(&mut disk)), None);
+    disk.1 = [Some(Ok(()))].into();
+    let done = queue.poll(&(), &mut disk).unwrap();
+    assert_eq!((done.result, queue.release(done.slot)), (Ok(()), Some('a')));
+    assert_eq!(disk.0.log, [WRITE, Op::Flush]);
 }

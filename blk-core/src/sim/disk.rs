@@ -3,6 +3,7 @@
 //! Its physics is what a host file or device does in a [`CacheMode`]; what it *says* about itself is that mode's
 //! [`Info`]. The two agree unless a mutant makes them disagree.
 //!
+//! - An operation is done at once, when it is submitted, or is in flight until it completes: [`SimDisk::choose`].
 //! - A mutation takes effect on the live image when it completes, and may be on the medium from its submission on.
 //! - Completed, it is stable at once (`O_DSYNC`, native FUA) or volatile until a flush that was submitted after its
 //!   completion was polled has completed. Until then any subset of the volatile sectors may be on the medium. Zeroes
@@ -11,6 +12,7 @@
 //!   of values for each sector.
 //! - A failed flush or durable write may have persisted anything, and latches: flushes and mutations fail from then on.
 
+mod choice;
 mod config;
 mod handle;
 mod medium;
@@ -27,11 +29,11 @@ use serde::{Serialize, Serializer};
 use crate::op::Op;
 use crate::sim::memory::SimMemory;
 use crate::sim::value::{INITIAL, ValueSet};
-use crate::storage::{CacheMode, Completion, IoError, IoErrorKind};
-use crate::units::Lba;
+use crate::storage::{CacheMode, Completion};
 
-use medium::{DiskState, InFlight, Sector, Work};
+use medium::{DiskState, Sector, Work};
 
+pub use choice::{AtOnce, Choices, DoneAtOnce};
 pub use config::DiskConfig;
 pub use handle::SimHandle;
 pub use medium::TRACKED;
@@ -62,6 +64,8 @@ impl SimDisk {
             latched: false,
             strayed: false,
             sectors: [INITIAL; TRACKED].map(Sector::holding),
+            in_flight: std::vec![Vec::new(); config.handles],
+            choices: Choices::default(),
         }));
         let handles = (0..config.handles as u8)
             .map(|index| SimHandle::new(index, config, config.info(), Rc::clone(&shared)))
@@ -77,7 +81,7 @@ impl SimDisk {
     /// Whether nothing is in flight on any handle, and no completion waits to be polled.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.handles.iter().all(|handle| handle.in_flight.is_empty() && handle.completed.is_empty())
+        !self.has_unpolled() && self.shared.borrow().in_flight.iter().all(Vec::is_empty)
     }
 
     /// Whether a completion waits to be polled.
@@ -87,23 +91,32 @@ impl SimDisk {
     }
 
     /// Operations in flight: handle, position among those of the handle, and the operation.
-    pub fn in_flight(&self) -> impl Iterator<Item = (usize, usize, Op)> {
-        self.handles.iter().enumerate().flat_map(|(handle, h)| {
-            h.in_flight.iter().enumerate().map(move |(index, pending)| (handle, index, pending.op))
-        })
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<(usize, usize, Op)> {
+        let shared = self.shared.borrow();
+        let handles = shared.in_flight.iter().enumerate();
+        let each = handles.flat_map(|(handle, in_flight)| {
+            in_flight.iter().enumerate().map(move |(index, pending)| (handle, index, pending.op))
+        });
+        each.collect()
     }
 
     /// Whether an injected error can hit this operation: a flush, or a write that must be stable when it completes.
     #[must_use]
     pub fn can_fail(&self, handle: usize, index: usize) -> bool {
         let shared = self.shared.borrow();
-        let pending = self.handles.get(handle).and_then(|handle| handle.in_flight.get(index));
-        !shared.latched
-            && pending.is_some_and(|pending| match pending.work {
-                Work::Flush { .. } => shared.flushes,
-                Work::Mutate { stable, .. } => stable,
-                Work::Read(_) | Work::Refused(_) => false,
-            })
+        let pending = shared.in_flight.get(handle).and_then(|in_flight| in_flight.get(index));
+        pending.is_some_and(|pending| shared.can_fail(&pending.work))
+    }
+
+    /// Chooses which of the operations that are submitted next are done at once. Until then all are in flight.
+    pub fn choose(&mut self, at_once: AtOnce) {
+        self.shared.borrow_mut().choices = Choices::new(at_once);
+    }
+
+    /// What came of the choice, which is over.
+    pub fn take_choices(&mut self) -> Choices {
+        core::mem::take(&mut self.shared.borrow_mut().choices)
     }
 
     /// Completes an operation in flight: its effect happens now, its completion waits to be polled.
@@ -111,56 +124,21 @@ impl SimDisk {
     /// # Panics
     /// If there is no such operation.
     pub fn complete(&mut self, memory: &SimMemory, handle: usize, index: usize, fate: Fate) {
-        let InFlight { tag, op, work } = self.handles[handle].in_flight.remove(index);
-        let mut shared = self.shared.borrow_mut();
-        let result = match work {
-            Work::Refused(kind) => Err(kind.into()),
-            Work::Read(segments) => {
-                let data = shared.read(op);
-                self.handles[handle].scatter(memory, tag.slot, &segments, &data)
-            }
-            Work::Mutate { changes, .. } if shared.latched => {
-                shared.persist_perhaps(handle, tag, changes);
-                Err(IoErrorKind::Latched.into())
-            }
-            Work::Mutate { changes, stable } => match fate {
-                Fate::Succeeds => {
-                    let settled = shared.apply(handle, tag, changes, stable);
-                    uncover(&mut self.handles, settled);
-                    Ok(())
-                }
-                Fate::Fails => {
-                    shared.persist_perhaps(handle, tag, changes);
-                    uncover(&mut self.handles, shared.fail());
-                    Err(IoErrorKind::Medium.into())
-                }
-            },
-            Work::Flush { .. } if shared.latched => Err(IoErrorKind::Latched.into()),
-            Work::Flush { covered } => match fate {
-                Fate::Succeeds => {
-                    let settled = shared.flush(handle, covered);
-                    uncover(&mut self.handles, settled);
-                    Ok(())
-                }
-                Fate::Fails => {
-                    let lba = shared.sectors.iter().position(|s| !s.volatile.is_empty());
-                    uncover(&mut self.handles, shared.fail());
-                    Err(IoError { kind: IoErrorKind::Medium, lba: lba.map(|sector| Lba(sector as u64)) })
-                }
-            },
-        };
-        self.handles[handle].completed.push(Completion { tag, result });
+        let operation = self.shared.borrow_mut().in_flight[handle].remove(index);
+        let tag = operation.tag;
+        let handle = &mut self.handles[handle];
+        let result = handle.perform(memory, operation, fate);
+        handle.completed.push(Completion { tag, result });
     }
 
     /// All values that `sector` can hold if the power is cut now.
     #[must_use]
     pub fn reachable(&self, sector: usize) -> ValueSet {
-        let in_flight = self.handles.iter().flat_map(|handle| &handle.in_flight);
-        in_flight.fold(self.shared.borrow().sectors[sector].settled_or_volatile(), |set, pending| {
-            match pending.work {
-                Work::Mutate { changes, .. } => set.with(changes[sector].new_values()),
-                _ => set,
-            }
+        let shared = self.shared.borrow();
+        let settled = shared.sectors[sector].settled_or_volatile();
+        shared.in_flight.iter().flatten().fold(settled, |set, pending| match pending.work {
+            Work::Mutate { changes, .. } => set.with(changes[sector].new_values()),
+            _ => set,
         })
     }
 
@@ -196,16 +174,5 @@ impl Clone for SimDisk {
 impl Serialize for SimDisk {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (&*self.shared.borrow(), &self.handles).serialize(serializer)
-    }
-}
-
-/// Takes entries that were settled off the coverage of the flushes in flight.
-fn uncover(handles: &mut [SimHandle], settled: [u8; TRACKED]) {
-    for pending in handles.iter_mut().flat_map(|handle| &mut handle.in_flight) {
-        if let Work::Flush { covered } = &mut pending.work {
-            for (covered, settled) in covered.iter_mut().zip(settled) {
-                *covered = covered.saturating_sub(settled);
-            }
-        }
     }
 }

@@ -15,12 +15,12 @@ use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::sim::cell::{Cell, Counterexample, Progress, Report, Verdict};
-use crate::sim::disk::{Fate, SimHandle};
+use crate::sim::disk::{AtOnce, Fate, SimHandle};
 use crate::sim::guest::Action;
 use crate::sim::history::History;
 use crate::sim::memory::SimMemory;
 use crate::sim::oracle::Violation;
-use crate::sim::state::{Event, SimGuest, State};
+use crate::sim::state::{Event, SimGuest, State, What};
 
 /// Transitions between two looks at whether to go on.
 const WATCH_EVERY: u64 = 1 << 12;
@@ -46,7 +46,14 @@ pub fn explore<G: SimGuest>(
         Found::Nothing => Verdict::Safe,
         Found::Stopped => Verdict::Stopped,
         Found::Violation(path, violation) => {
-            let (path, violation) = minimize(&booted, cell.length, (path, violation), watch);
+            // What is in flight is told more plainly than what is done at once, wherever it shows as much.
+            let later = booted.in_flight_only();
+            let found = Search::new(&later, cell.length, u16::MAX, watch).run();
+            let (booted, found) = match found {
+                Found::Violation(path, violation) => (later, (path, violation)),
+                Found::Nothing | Found::Stopped => (booted, (path, violation)),
+            };
+            let (path, violation) = minimize(&booted, cell.length, found, watch);
             Verdict::Unsafe(counterexample(&booted, &path, violation, None))
         }
     };
@@ -181,12 +188,21 @@ impl<'a, G: SimGuest> Search<'a, G> {
                 }
             }
             let program = self.follow(frame.program, event);
-            let last = frame.tried == frame.events.len();
+            let last = frame.tried == frame.events.len()
+                && frame.state.as_ref().is_some_and(|state| state.is_in_flight_only());
             let state = if last { frame.state.take() } else { frame.state.clone() };
             let Some(mut state) = state else { continue };
-            if let Err(violation) = state.apply(event, self.booted, &mut |_| {}) {
-                let events = path.iter().map(|frame| frame.events[frame.tried - 1]).collect();
-                return Found::Violation(events, violation);
+            match state.apply(event, self.booted, &mut |_| {}) {
+                Ok(choices) if choices.void => continue,
+                Ok(choices) => {
+                    if let Some(before) = &frame.state {
+                        frame.events.extend(before.longer(event, &choices));
+                    }
+                }
+                Err(violation) => {
+                    let events = path.iter().map(|frame| frame.events[frame.tried - 1]).collect();
+                    return Found::Violation(events, violation);
+                }
             }
             let events = path.len() as u16;
             if events < self.events_max && self.is_new(&state, events) {
@@ -205,7 +221,7 @@ impl<'a, G: SimGuest> Search<'a, G> {
 
     /// The program after `event`.
     fn follow(&mut self, program: u64, event: Event) -> u64 {
-        let Event::Issue(action) = event else { return program };
+        let What::Issue(action) = event.what else { return program };
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&program.to_le_bytes());
         // An action encodes in 3 bytes at most: its name, and a run of sectors.
@@ -264,7 +280,7 @@ fn counterexample<G: SimGuest>(
     seed: Option<u64>,
 ) -> Counterexample {
     let program = path.iter().filter_map(|event| match event {
-        Event::Issue(action) => Some(*action),
+        Event { what: What::Issue(action), .. } => Some(*action),
         _ => None,
     });
     Counterexample {
@@ -295,16 +311,19 @@ fn walk<G: SimGuest>(
             4..34 => 2,
             _ => 3,
         };
-        let picked = |event: &Event| match event {
-            Event::PowerCut { .. } => kind == 0,
-            Event::Complete { fate: Fate::Fails, .. } => kind == 1,
-            Event::Issue(_) => kind == 2,
-            Event::Complete { .. } | Event::Poll => kind == 3,
+        let picked = |event: &Event| match event.what {
+            What::PowerCut { .. } => kind == 0,
+            What::Complete { fate: Fate::Fails, .. } => kind == 1,
+            What::Issue(_) => kind == 2,
+            What::Complete { .. } | What::Poll => kind == 3,
         };
         if events.iter().any(picked) {
             events.retain(picked);
         }
         let Some(&event) = events.get(random.below(events.len() as u64) as usize) else { return Ok(()) };
+        // One operation in four is done at once.
+        let mask = (0..AtOnce::MAX).fold(0, |mask, nth| mask | u8::from(random.below(4) == 0) << nth);
+        let event = Event { at_once: AtOnce { mask, fails: false }, ..event };
         path.push(event);
         explored.states += 1;
         explored.transitions += 1;

@@ -82,6 +82,15 @@ pub enum Happened {
         /// The device has not seen it yet.
         late: bool,
     },
+    /// The device hands an operation to the host, which does it at once.
+    DoneAtOnce {
+        /// The storage handle.
+        handle: usize,
+        /// The operation.
+        op: Op,
+        /// Whether it succeeded.
+        ok: bool,
+    },
     /// The device looks for completions.
     Polled,
     /// The guest sees a step end.
@@ -142,7 +151,7 @@ impl Happened {
         match self {
             Self::Issued { .. } => (Party::Guest, Party::Device),
             Self::Submitted { .. } => (Party::Device, Party::Host),
-            Self::Completed { .. } => (Party::Host, Party::Device),
+            Self::Completed { .. } | Self::DoneAtOnce { .. } => (Party::Host, Party::Device),
             Self::Polled => (Party::Device, Party::Device),
             Self::Ended { .. } => (Party::Device, Party::Guest),
             // What can be wrong with the medium is seen there; all else the guest sees.
@@ -161,6 +170,10 @@ impl fmt::Display for Happened {
                 let verb = if *ok { "completes" } else { "fails" };
                 let late = if *late { ", which the device has not seen yet" } else { "" };
                 write!(f, "host{}: {verb} the {}{late}", of(*handle), OpName(*op))
+            }
+            Self::DoneAtOnce { handle, op, ok } => {
+                let verb = if *ok { "does" } else { "fails" };
+                write!(f, "host{}: {verb} the {} at once", of(*handle), OpName(*op))
             }
             Self::Polled => f.write_str("device: looks for completions"),
             Self::Ended { step, result, read } => {

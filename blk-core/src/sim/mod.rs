@@ -26,7 +26,7 @@ pub mod virtio;
 
 pub use bench::{Bench, BenchRing};
 pub use cell::{Cell, Counterexample, Progress, Report, SAFE_MODES, Verdict};
-pub use disk::{DiskConfig, Fate, SimDisk, SimHandle, TRACKED};
+pub use disk::{AtOnce, Choices, DiskConfig, DoneAtOnce, Fate, SimDisk, SimHandle, TRACKED};
 pub use driver::{World, get, put, read_back};
 pub use explore::{example, explore, explore_all, sample, sample_all};
 pub use guest::{Action, Ended, Guest, Outcome, SectorRun, alphabet, layout};

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::op::Op;
 use crate::sim::cell::Cell;
-use crate::sim::disk::{Fate, SimDisk, SimHandle, TRACKED};
+use crate::sim::disk::{AtOnce, Choices, DoneAtOnce, Fate, SimDisk, SimHandle, TRACKED};
 use crate::sim::guest::{Action, Ended, Guest, Outcome};
 use crate::sim::history::{Ending, Happened, History, HistoryEvent};
 use crate::sim::memory::SimMemory;
@@ -30,11 +30,26 @@ pub(super) struct State<G> {
     errors_left: u8,
     power_cuts_left: u8,
     late_polls_left: u8,
+    at_once_left: u8,
 }
 
 /// Possible next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Event {
+pub(super) struct Event {
+    pub(super) what: What,
+    /// What the host does at once of what the device submits then.
+    pub(super) at_once: AtOnce,
+}
+
+impl From<What> for Event {
+    fn from(what: What) -> Self {
+        Self { what, at_once: AtOnce::NONE }
+    }
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum What {
     /// The guest issues the next step of its program.
     Issue(Action),
     /// The host completes an operation in flight, and the front sees it now or late.
@@ -68,21 +83,23 @@ impl<G: SimGuest> State<G> {
             errors_left: cell.errors,
             power_cuts_left: cell.power_cuts,
             late_polls_left: cell.late_polls,
+            at_once_left: cell.at_once,
         }
     }
 
     /// Adds everything that can happen next.
     pub(super) fn events(&self, length: u8, into: &mut Vec<Event>) {
         // Late means that something else comes between: another completion, or a step of the program.
-        let other = self.disk.in_flight().nth(1).is_some() || self.issued < length;
-        for (handle, index, _) in self.disk.in_flight() {
+        let in_flight = self.disk.in_flight();
+        let other = in_flight.len() > 1 || self.issued < length;
+        for (handle, index, _) in in_flight {
             for fate in [Fate::Succeeds, Fate::Fails] {
                 if fate == Fate::Fails && (self.errors_left == 0 || !self.disk.can_fail(handle, index)) {
                     continue;
                 }
-                into.push(Event::Complete { handle, index, fate, late: false });
+                into.push(What::Complete { handle, index, fate, late: false }.into());
                 if other && self.late_polls_left != 0 {
-                    into.push(Event::Complete { handle, index, fate, late: true });
+                    into.push(What::Complete { handle, index, fate, late: true }.into());
                 }
             }
         }
@@ -91,7 +108,7 @@ impl<G: SimGuest> State<G> {
         }
         // Where something else can happen, seeing a completion now is no different from having seen it at once.
         if into.is_empty() && self.disk.has_unpolled() {
-            into.push(Event::Poll);
+            into.push(What::Poll.into());
         }
     }
 
@@ -100,15 +117,33 @@ impl<G: SimGuest> State<G> {
         let room = self.oracle.pending() < self.guest.depth();
         for &action in self.guest.alphabet() {
             if (room || action == Action::Reset) && self.guest.accepts(action) {
-                into.push(Event::Issue(action));
+                into.push(What::Issue(action).into());
             }
         }
         if self.power_cuts_left != 0 && self.oracle.has_begun() {
             let [first, second] = self.reachable();
             for a in first.iter() {
-                into.extend(second.iter().map(|b| Event::PowerCut { left: [a, b] }));
+                into.extend(second.iter().map(|b| Event::from(What::PowerCut { left: [a, b] })));
             }
         }
+    }
+
+    /// The events that begin as `event` does, which `choices` came of, and in which one more operation is done at once.
+    pub(super) fn longer(&self, event: Event, choices: &Choices) -> impl Iterator<Item = Event> + use<G> {
+        let room = event.at_once.count() < self.at_once_left && !choices.void;
+        let asked = if room { choices.asked } else { 0 };
+        let longer = event.at_once.longer(asked, self.errors_left != 0);
+        longer.map(move |at_once| Event { at_once, ..event })
+    }
+
+    /// Whether nothing more is done at once, so that no event is [longer](Self::longer).
+    pub(super) fn is_in_flight_only(&self) -> bool {
+        self.at_once_left == 0
+    }
+
+    /// The same state of a world in which nothing more is done at once.
+    pub(super) fn in_flight_only(&self) -> Self {
+        Self { at_once_left: 0, ..self.clone() }
     }
 
     /// Lets `event` happen, and checks every promise. `booted` is the state to which a power cut leads, but for the disk.
@@ -117,24 +152,34 @@ impl<G: SimGuest> State<G> {
         event: Event,
         booted: &Self,
         seen: &mut dyn FnMut(Ended),
-    ) -> Result<(), Violation> {
-        if self.begin(event, booted) {
-            self.settle(seen)
-        } else {
-            self.oracle.check_power_cut(self.reachable())
+    ) -> Result<Choices, Violation> {
+        let polls = self.begin(event, booted);
+        let checked = if polls { self.settle(seen) } else { self.oracle.check_power_cut(self.reachable()) };
+        let choices = self.end(event.at_once);
+        checked.map(|()| choices)
+    }
+
+    /// The event is over: what was done at once counts.
+    fn end(&mut self, at_once: AtOnce) -> Choices {
+        let choices = self.disk.take_choices();
+        self.at_once_left = self.at_once_left.saturating_sub(choices.done.len() as u8);
+        if at_once.fails && !choices.void {
+            self.errors_left = self.errors_left.saturating_sub(1);
         }
+        choices
     }
 
     /// Lets `event` happen, up to what the device has to see of it. Returns whether it sees it now.
     fn begin(&mut self, event: Event, booted: &Self) -> bool {
-        match event {
-            Event::Issue(action) => {
+        self.disk.choose(event.at_once);
+        match event.what {
+            What::Issue(action) => {
                 self.oracle.submitted(action);
                 let id = self.issued;
                 self.issued = id.wrapping_add(1);
                 self.guest.issue(id, action, &self.memory, self.disk.handles());
             }
-            Event::Complete { handle, index, fate, late } => {
+            What::Complete { handle, index, fate, late } => {
                 if fate == Fate::Fails {
                     self.errors_left = self.errors_left.saturating_sub(1);
                 }
@@ -144,14 +189,15 @@ impl<G: SimGuest> State<G> {
                     return false;
                 }
             }
-            Event::Poll => {}
-            Event::PowerCut { left } => {
+            What::Poll => {}
+            What::PowerCut { left } => {
                 let mut next = booted.clone();
                 next.disk.fill(left);
                 next.oracle = booted.oracle.after_power_cut(left, self.issued);
                 next.issued = self.issued;
                 next.errors_left = self.errors_left;
                 next.late_polls_left = self.late_polls_left;
+                next.at_once_left = self.at_once_left;
                 next.power_cuts_left = self.power_cuts_left.saturating_sub(1);
                 *self = next;
             }
@@ -190,15 +236,18 @@ impl<G: SimGuest> State<G> {
         let booted = self.clone();
         let mut history = Vec::new();
         for &event in events {
-            let (what, before, queued) = (self.happened(event), self.reachable(), self.queued_without(event));
+            let what = self.happened(event.what);
+            let (before, queued) = (self.reachable(), self.queued_without(event.what));
             let polled = self.begin(event, &booted);
             // What is issued is seen before the device acts on it.
-            let at_once = if matches!(event, Event::Issue(_)) { before } else { self.reachable() };
+            let at_once = if matches!(event.what, What::Issue(_)) { before } else { self.reachable() };
             history.push(self.noted(what, at_once));
             history.extend(self.submitted_since(&queued));
             let queued = self.queued();
             let mut ended = Vec::new();
             let settled = if polled { self.settle(&mut |step| ended.push(step)) } else { Ok(()) };
+            let done = self.end(event.at_once).done;
+            history.extend(done.into_iter().map(|done| self.noted(done.into(), self.reachable())));
             history.extend(ended.into_iter().map(|step| self.noted(self.ended(step), self.reachable())));
             history.extend(self.submitted_since(&queued));
             if settled.is_err() {
@@ -219,17 +268,17 @@ impl<G: SimGuest> State<G> {
             if !self.guest.alphabet().contains(&action) || !self.guest.accepts(action) {
                 continue;
             }
-            let mut next = Some(Event::Issue(action));
-            while let Some(event) = next {
+            let mut next = Some(What::Issue(action));
+            while let Some(event) = next.map(Event::from) {
                 events.push(event);
                 if self.apply(event, &booted, &mut |_| {}).is_err() {
                     return events;
                 }
-                let oldest = self.disk.in_flight().next();
-                next = oldest.map(|(handle, index, _)| Event::Complete {
+                let fate = Fate::Succeeds;
+                next = self.disk.in_flight().first().map(|&(handle, index, _)| What::Complete {
                     handle,
                     index,
-                    fate: Fate::Succeeds,
+                    fate,
                     late: false,
                 });
             }
@@ -237,16 +286,17 @@ impl<G: SimGuest> State<G> {
         events
     }
 
-    fn happened(&self, event: Event) -> Happened {
-        match event {
-            Event::Issue(action) => Happened::Issued { step: self.issued, action },
-            Event::Complete { handle, index, fate, late } => {
-                let pending = self.disk.in_flight().find(|&(h, i, _)| (h, i) == (handle, index));
-                let op = pending.map_or(Op::Flush, |(_, _, op)| op);
+    fn happened(&self, what: What) -> Happened {
+        match what {
+            What::Issue(action) => Happened::Issued { step: self.issued, action },
+            What::Complete { handle, index, fate, late } => {
+                let in_flight = self.disk.in_flight();
+                let pending = in_flight.iter().find(|&&(h, i, _)| (h, i) == (handle, index));
+                let op = pending.map_or(Op::Flush, |&(_, _, op)| op);
                 Happened::Completed { handle, op, ok: fate == Fate::Succeeds, late }
             }
-            Event::Poll => Happened::Polled,
-            Event::PowerCut { left } => Happened::PowerCut { left: left.map(Contents::from) },
+            What::Poll => Happened::Polled,
+            What::PowerCut { left } => Happened::PowerCut { left: left.map(Contents::from) },
         }
     }
 
@@ -259,7 +309,7 @@ impl<G: SimGuest> State<G> {
 
     /// Operations in flight on each handle.
     fn queued(&self) -> Vec<usize> {
-        self.disk.in_flight().fold(Vec::new(), |mut counts, (handle, index, _)| {
+        self.disk.in_flight().into_iter().fold(Vec::new(), |mut counts, (handle, index, _)| {
             counts.resize(counts.len().max(handle + 1), 0);
             counts[handle] = index + 1;
             counts
@@ -267,21 +317,21 @@ impl<G: SimGuest> State<G> {
     }
 
     /// Those that are left once `event` has happened.
-    fn queued_without(&self, event: Event) -> Vec<usize> {
-        match event {
-            Event::Complete { handle, .. } => {
+    fn queued_without(&self, what: What) -> Vec<usize> {
+        match what {
+            What::Complete { handle, .. } => {
                 let mut counts = self.queued();
                 counts[handle] -= 1;
                 counts
             }
-            Event::PowerCut { .. } => Vec::new(),
-            Event::Issue(_) | Event::Poll => self.queued(),
+            What::PowerCut { .. } => Vec::new(),
+            What::Issue(_) | What::Poll => self.queued(),
         }
     }
 
     /// What was submitted since the handles had `queued` in flight.
     fn submitted_since(&self, queued: &[usize]) -> Vec<HistoryEvent> {
-        let pending = self.disk.in_flight();
+        let pending = self.disk.in_flight().into_iter();
         let new = pending.filter(|&(handle, index, _)| index >= queued.get(handle).copied().unwrap_or(0));
         new.map(|(handle, _, op)| self.noted(Happened::Submitted { handle, op }, self.reachable())).collect()
     }
@@ -298,5 +348,11 @@ impl<G: SimGuest> State<G> {
             (Outcome::Aborted, _) => (Ending::Aborted, Vec::new()),
         };
         Happened::Ended { step, result, read }
+    }
+}
+
+impl From<DoneAtOnce> for Happened {
+    fn from(DoneAtOnce { handle, op, ok }: DoneAtOnce) -> Self {
+        Self::DoneAtOnce { handle, op, ok }
     }
 }

@@ -2,7 +2,7 @@
 
 use blk_core::mutant::{Mutant, active};
 use blk_core::op::{Op, Segment};
-use blk_core::order::{GuestCache, Order, Request, Sequencer};
+use blk_core::order::{Done, GuestCache, Order, Request, Sequencer};
 use blk_core::sim::{Action, Ended, Guest, Outcome, SectorRun, layout, read_back};
 use blk_core::storage::Storage;
 use blk_core::units::{Extent, GuestAddr};
@@ -72,16 +72,23 @@ impl<const Q: usize> Direct<Q> {
     }
 
     /// Takes what can be taken, in order.
-    fn admit<M, H: Storage<M>>(&mut self, memory: &M, storage: &mut [H]) {
+    fn admit<M: blk_core::memory::GuestMemory, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut [H],
+        ended: &mut Vec<Ended, 16>,
+    ) {
         let told = self.told();
         let barriers = self.driver != Driver::WithoutBarriers;
-        for (queue, handle) in self.queues.iter_mut().zip(storage) {
-            while let Some(&(id, action)) = queue.unpopped.first() {
+        for (index, handle) in storage.iter_mut().enumerate().take(Q) {
+            while let Some(&(id, action)) = self.queues[index].unpopped.first() {
+                let queue = &mut self.queues[index];
                 let (request, segments) = decode(id, action, barriers);
                 match queue.sequencer.submit(memory, handle, &request, told, &segments, id) {
-                    Ok(_) => {
+                    Ok(started) => {
                         queue.unpopped.remove(0);
                         queue.outstanding.push((id, action)).unwrap();
+                        ended.extend(started.done().and_then(|done| self.finished(index, done, memory)));
                     }
                     Err(_hold) => break,
                 }
@@ -95,39 +102,56 @@ impl<const Q: usize> Direct<Q> {
         storage: &mut [H],
         ended: &mut Vec<Ended, 16>,
     ) {
-        for (queue, handle) in self.queues.iter_mut().zip(storage) {
-            while let Some((slot, _)) = queue.sequencer.needs_segments() {
+        for (index, handle) in storage.iter_mut().enumerate().take(Q) {
+            while let Some((slot, _)) = self.queues[index].sequencer.needs_segments() {
+                let queue = &mut self.queues[index];
                 let id = *queue.sequencer.payload(slot).unwrap();
                 let &(_, action) = queue.outstanding.iter().find(|o| o.0 == id).unwrap();
                 let (_, segments) = decode(id, action, true);
-                if queue.sequencer.supply_segments(memory, handle, slot, &segments).is_err() {
-                    break;
-                }
+                let supplied = queue.sequencer.supply_segments(memory, handle, slot, &segments);
+                let Ok(started) = supplied else { break };
+                ended.extend(started.done().and_then(|done| self.finished(index, done, memory)));
             }
-            while let Some(done) = queue.sequencer.poll(memory, handle) {
-                let Some(id) = queue.sequencer.release(done.slot) else { continue };
-                if let Control::CacheOff { id: switch, submitted: true } = self.control
-                    && switch == id
-                {
-                    self.cache &= done.result.is_err();
-                    let outcome = if done.result.is_ok() { Outcome::DONE } else { Outcome::Failed };
-                    self.control = Control::Done { id, outcome };
-                    continue;
-                }
-                let at = queue.outstanding.iter().position(|o| o.0 == id).unwrap();
-                let (_, action) = queue.outstanding.remove(at);
-                let outcome = match (done.result, action) {
-                    (Err(_), _) => Outcome::Failed,
-                    (Ok(()), Action::Read(run)) => Outcome::Ok { read: read_back(memory, id, run) },
-                    (Ok(()), _) => Outcome::DONE,
-                };
-                ended.push(Ended { id, outcome }).unwrap();
+            while let Some(done) = self.queues[index].sequencer.poll(memory, handle) {
+                ended.extend(self.finished(index, done, memory));
             }
         }
     }
 
+    /// A request of a queue is done; the cache switch is reported by [`Self::control`].
+    fn finished<M: blk_core::memory::GuestMemory>(
+        &mut self,
+        queue: usize,
+        done: Done,
+        memory: &M,
+    ) -> Option<Ended> {
+        let queue = &mut self.queues[queue];
+        let id = queue.sequencer.release(done.slot)?;
+        if let Control::CacheOff { id: switch, submitted: true } = self.control
+            && switch == id
+        {
+            self.cache &= done.result.is_err();
+            let outcome = if done.result.is_ok() { Outcome::DONE } else { Outcome::Failed };
+            self.control = Control::Done { id, outcome };
+            return None;
+        }
+        let at = queue.outstanding.iter().position(|o| o.0 == id).unwrap();
+        let (_, action) = queue.outstanding.remove(at);
+        let outcome = match (done.result, action) {
+            (Err(_), _) => Outcome::Failed,
+            (Ok(()), Action::Read(run)) => Outcome::Ok { read: read_back(memory, id, run) },
+            (Ok(()), _) => Outcome::DONE,
+        };
+        Some(Ended { id, outcome })
+    }
+
     /// Lets the register write that the vCPU waits for make progress.
-    fn control<M, H: Storage<M>>(&mut self, memory: &M, storage: &mut [H], ended: &mut Vec<Ended, 16>) {
+    fn control<M: blk_core::memory::GuestMemory, H: Storage<M>>(
+        &mut self,
+        memory: &M,
+        storage: &mut [H],
+        ended: &mut Vec<Ended, 16>,
+    ) {
         match self.control {
             Control::Idle | Control::CacheOff { submitted: true, .. } => {}
             Control::CacheOff { id, submitted: false } => {
@@ -138,8 +162,10 @@ impl<const Q: usize> Direct<Q> {
                 let flush = Request::new(Op::Flush).ordered(Order::Barrier);
                 let told = self.told();
                 let queue = &mut self.queues[0].sequencer;
-                if queue.submit(memory, &mut storage[0], &flush, told, &[], id).is_ok() {
+                if let Ok(started) = queue.submit(memory, &mut storage[0], &flush, told, &[], id) {
                     self.control = Control::CacheOff { id, submitted: true };
+                    let ordinary = started.done().and_then(|done| self.finished(0, done, memory));
+                    assert!(ordinary.is_none(), "it is the cache switch");
                 }
             }
             Control::Reset { id } => {
@@ -227,7 +253,7 @@ impl<M: blk_core::memory::GuestMemory, H: Storage<M>, const Q: usize> Guest<M, [
             self.collect(memory, storage, &mut ended);
             self.control(memory, storage, &mut ended);
             if self.control == Control::Idle {
-                self.admit(memory, storage);
+                self.admit(memory, storage, &mut ended);
             }
         }
         ended

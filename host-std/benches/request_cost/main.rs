@@ -56,7 +56,10 @@ impl Operation {
 /// What is under a front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Below {
+    /// Nothing: every operation is done at once.
     Null,
+    /// Nothing, and every operation is in flight until the next poll.
+    Later,
     Ram,
 }
 
@@ -72,7 +75,9 @@ const FRONTS: [&str; 5] = ["virtio-blk", "virtio-blk, 32 at once", "SCSI", "IDE 
 
 impl Case {
     fn all() -> impl Iterator<Item = Self> {
-        let rows = FRONTS.iter().flat_map(|front| [Below::Null, Below::Ram].map(|below| (*front, below)));
+        let rows = FRONTS
+            .iter()
+            .flat_map(|front| [Below::Null, Below::Later, Below::Ram].map(|below| (*front, below)));
         rows.flat_map(|(front, below)| Operation::ALL.map(|operation| Self { front, below, operation }))
     }
 
@@ -80,7 +85,8 @@ impl Case {
     fn run<R>(self, how: impl How<R>) -> R {
         let memory = MappedMemory::anonymous(&[(GuestAddr(0), MEMORY_BYTES)]).expect("guest memory");
         match self.below {
-            Below::Null => self.over(how, &memory, Null::new(DISK_BYTES, STAGING_BYTES)),
+            Below::Null => self.over(how, &memory, Null::new(DISK_BYTES, STAGING_BYTES, true)),
+            Below::Later => self.over(how, &memory, Null::new(DISK_BYTES, STAGING_BYTES, false)),
             Below::Ram => {
                 let (mut bytes, mut staging) = (vec![0; DISK_BYTES], vec![0; DEPTH * STAGING_BYTES]);
                 let ram = Ram::new(&mut bytes).with_cache(Cache::WriteBack);
@@ -239,6 +245,7 @@ impl Below {
     const fn name(self) -> &'static str {
         match self {
             Self::Null => "none",
+            Self::Later => "none, later",
             Self::Ram => "RAM disk",
         }
     }

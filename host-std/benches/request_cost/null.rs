@@ -2,14 +2,15 @@
 
 use blk_core::op::{Op, Segment};
 use blk_core::ram::plain_info;
-use blk_core::storage::{Busy, Cache, Completion, Info, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
 use blk_core::units::Tag;
 
 use crate::DEPTH;
 
-/// Completes every operation at once, in order, and moves no data.
+/// Moves no data. Does every operation at once, or has it in flight until the next poll, in order.
 pub(crate) struct Null {
     info: Info,
+    at_once: bool,
     done: [Tag; DEPTH],
     submitted: usize,
     polled: usize,
@@ -17,9 +18,16 @@ pub(crate) struct Null {
 }
 
 impl Null {
-    pub(crate) fn new(bytes: usize, staging_bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize, staging_bytes: usize, at_once: bool) -> Self {
         let info = Info { staging_bytes: staging_bytes as u32, ..plain_info(bytes as u64, Cache::WriteBack) };
-        Self { info, done: [Tag::default(); DEPTH], submitted: 0, polled: 0, staging: vec![0; staging_bytes] }
+        Self {
+            info,
+            at_once,
+            done: [Tag::default(); DEPTH],
+            submitted: 0,
+            polled: 0,
+            staging: vec![0; staging_bytes],
+        }
     }
 }
 
@@ -28,10 +36,13 @@ impl<M: ?Sized> Storage<M> for Null {
         &self.info
     }
 
-    fn submit(&mut self, _memory: &M, tag: Tag, _op: Op, _segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, _memory: &M, tag: Tag, _op: Op, _segments: &[Segment]) -> Result<Submission, Busy> {
+        if self.at_once {
+            return Ok(Submission::Done(Ok(())));
+        }
         self.done[self.submitted % DEPTH] = tag;
         self.submitted += 1;
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     fn poll(&mut self, _memory: &M) -> Option<Completion> {

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Completion, Info, Storage};
+use blk_core::storage::{Busy, Completion, Info, Storage, Submission};
 use blk_core::units::Tag;
 
 use super::counters::Counts;
@@ -39,7 +39,13 @@ impl Storage<MappedMemory> for Box<dyn Handle> {
         (**self).info()
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         (**self).submit(memory, tag, op, segments)
     }
 

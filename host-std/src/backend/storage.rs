@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::Tag;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -363,12 +363,12 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
         FileStorage::info(self)
     }
 
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         let mut job = self.free.pop().ok_or(Busy)?;
         (job.tag, job.op, job.staged) = (tag, op, false);
         self.count(op);
         self.take_on(memory, job, segments);
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     fn poll(&mut self, memory: &M) -> Option<Completion> {

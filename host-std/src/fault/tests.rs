@@ -33,7 +33,7 @@ impl Bench {
     fn submit(&mut self, slot: u16, op: Op) {
         let segment = [Segment::Guest { addr: GuestAddr(0), len: 512 }];
         let segments = if op == Op::Flush { &[][..] } else { &segment };
-        self.handle.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).unwrap();
+        let _ = self.handle.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).unwrap();
     }
 
     /// Sleeps on the descriptor alone, as a server does.

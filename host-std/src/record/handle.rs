@@ -1,12 +1,12 @@
 //! A queue's handle that records.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::Tag;
 
 use super::buffers::{Buffer, Buffers};
@@ -27,8 +27,6 @@ pub(super) struct RecordedHandle {
     /// Its number in the recording.
     number: u32,
     in_flight: HashMap<Tag, InFlight>,
-    /// What was not given to the host, and is still to be reported.
-    refused: VecDeque<Completion>,
     buffers: Buffers,
     /// The host was busy, and nothing has completed since: it is not asked, and nothing recorded, again.
     full: bool,
@@ -61,7 +59,6 @@ impl RecordedHandle {
             writer,
             number,
             in_flight: HashMap::new(),
-            refused: VecDeque::new(),
             buffers: Buffers::default(),
             full: false,
             memory,
@@ -121,18 +118,16 @@ impl RecordedHandle {
         op: Op,
         segments: &[Segment],
         charge: Charge,
-    ) -> Result<(), Busy> {
+    ) -> Result<Submission, Busy> {
         if let Err(kind) = self.gather(memory, tag, op, segments) {
-            self.refuse(tag, op, kind);
-            return Ok(());
+            return Ok(refused(op, kind));
         }
         let buffer = match self.data.as_slice() {
             [] => None,
             data => match self.buffers.holding(data, charge) {
                 Ok(buffer) => Some(buffer),
                 Err(_) if self.in_flight.is_empty() => {
-                    self.refuse(tag, op, IoErrorKind::Medium);
-                    return Ok(());
+                    return Ok(refused(op, IoErrorKind::Medium));
                 }
                 // No memory now; there is more once something has ended.
                 Err(_) => return Err(Busy),
@@ -144,32 +139,45 @@ impl RecordedHandle {
             if let Op::Read { .. } = op {
                 return self.inner.submit(memory, tag, op, segments);
             }
-            self.refuse(tag, op, IoErrorKind::Medium);
-            return Ok(());
+            return Ok(refused(op, IoErrorKind::Medium));
         };
         let result = match &buffer {
             Some(buffer) => self.inner.submit(buffer.memory(), tag, op, &[buffer.segment()]),
             None => self.inner.submit(memory, tag, op, segments),
         };
-        if result.is_err() {
-            self.full = true;
-            if let Some(buffer) = buffer {
-                self.buffers.give_back(buffer);
-            }
-            // If it cannot be recorded, that is found out by the next operation.
-            let _ = self.writer.withdrawn(self.number, submission);
-            return Err(Busy);
-        }
         let staged = segments.iter().any(|segment| matches!(segment, Segment::Staging { .. }));
         let staged = (staged && buffer.is_some()).then_some(tag.slot);
-        self.in_flight.insert(tag, InFlight { op, submission, buffer, staged });
-        Ok(())
+        let pending = InFlight { op, submission, buffer, staged };
+        match result {
+            Ok(Submission::Pending) => {
+                self.in_flight.insert(tag, pending);
+                Ok(Submission::Pending)
+            }
+            Ok(Submission::Done(result)) => Ok(Submission::Done(self.ended(pending, result))),
+            Err(Busy) => {
+                self.full = true;
+                if let Some(buffer) = pending.buffer {
+                    self.buffers.give_back(buffer);
+                }
+                // If it cannot be recorded, that is found out by the next operation.
+                let _ = self.writer.withdrawn(self.number, submission);
+                Err(Busy)
+            }
+        }
     }
 
-    /// Ends an operation that the host does not get. The next poll reports it.
-    fn refuse(&mut self, tag: Tag, op: Op, kind: IoErrorKind) {
-        let lba = op.extent().map(|extent| extent.start);
-        self.refused.push_back(Completion { tag, result: Err(IoError { kind, lba }) });
+    /// An operation that the host had has ended. Returns how, for the guest.
+    fn ended(&mut self, pending: InFlight, result: Result<(), IoError>) -> Result<(), IoError> {
+        let InFlight { op, submission, buffer, .. } = pending;
+        if let Some(buffer) = buffer {
+            self.buffers.give_back(buffer);
+        }
+        // Recorded before the guest can hear of it.
+        let recorded = self.writer.complete(self.number, op, submission, result);
+        if recorded.is_err() && !matches!(op, Op::Read { .. }) && result.is_ok() {
+            return Err(IoErrorKind::Medium.into());
+        }
+        result
     }
 }
 
@@ -178,7 +186,13 @@ impl Storage<MappedMemory> for RecordedHandle {
         self.inner.info()
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.full && !self.in_flight.is_empty() {
             return Err(Busy);
         }
@@ -197,9 +211,6 @@ impl Storage<MappedMemory> for RecordedHandle {
     }
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
-        if let Some(refused) = self.refused.pop_front() {
-            return Some(refused);
-        }
         let Some(mut completion) = self.inner.poll(memory) else {
             if !self.turns {
                 // What was put off may be submitted again before the next poll that finds nothing.
@@ -208,14 +219,8 @@ impl Storage<MappedMemory> for RecordedHandle {
             return None;
         };
         self.full = false;
-        let Some(ended) = self.in_flight.remove(&completion.tag) else { return Some(completion) };
-        if let Some(buffer) = ended.buffer {
-            self.buffers.give_back(buffer);
-        }
-        // Recorded before the guest can hear of it.
-        let recorded = self.writer.complete(self.number, ended.op, ended.submission, completion.result);
-        if recorded.is_err() && !matches!(ended.op, Op::Read { .. }) && completion.result.is_ok() {
-            completion.result = Err(IoErrorKind::Medium.into());
+        if let Some(pending) = self.in_flight.remove(&completion.tag) {
+            completion.result = self.ended(pending, completion.result);
         }
         Some(completion)
     }
@@ -234,7 +239,6 @@ impl Storage<MappedMemory> for RecordedHandle {
         for pending in self.in_flight.drain().filter_map(|(_, pending)| pending.buffer) {
             self.buffers.give_back(pending);
         }
-        self.refused.clear();
         self.full = false;
         // If it cannot be recorded, what was in flight counts as in flight for ever, which allows more, never less.
         let _ = self.writer.fence(self.number);
@@ -244,7 +248,7 @@ impl Storage<MappedMemory> for RecordedHandle {
 
 impl Handle for RecordedHandle {
     fn arm(&mut self) -> bool {
-        self.refused.is_empty() && !self.put_off && self.inner.arm()
+        !self.put_off && self.inner.arm()
     }
 
     fn wake_fd(&self) -> BorrowedFd<'_> {
@@ -260,6 +264,12 @@ impl Handle for RecordedHandle {
     fn drain(&mut self, on: bool) {
         self.inner.drain(on);
     }
+}
+
+/// An operation that the host does not get has ended.
+fn refused(op: Op, kind: IoErrorKind) -> Submission {
+    let lba = op.extent().map(|extent| extent.start);
+    Submission::Done(Err(IoError { kind, lba }))
 }
 
 /// Bytes that a write brings.

@@ -29,8 +29,9 @@ pub(super) fn read_image(handle: &mut dyn Handle) -> Result<Contents, IoErrorKin
         let tag = Tag { slot: 0, generation: 0 };
         let segment = Segment::Guest { addr: GuestAddr(0), len };
         let op = Op::Read { extent: Extent::new(at, sectors) };
-        handle.submit(&memory, tag, op, &[segment]).map_err(|_| IoErrorKind::Medium)?;
-        next(handle, &memory).result.map_err(|error| error.kind)?;
+        let submission = handle.submit(&memory, tag, op, &[segment]).map_err(|_| IoErrorKind::Medium)?;
+        let result = submission.done().unwrap_or_else(|| next(handle, &memory).result);
+        result.map_err(|error| error.kind)?;
         let piece = &mut bytes[..len as usize];
         memory.read(GuestAddr(0), piece).map_err(|_| IoErrorKind::Memory)?;
         summary.add(piece);

@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::storage::{Busy, Completion, Info, Storage};
+use blk_core::storage::{Busy, Completion, Info, IoError, Storage, Submission};
 use blk_core::units::{Extent, GuestAddr, SECTOR_BYTES, Tag};
 
 use crate::backend::Handle;
@@ -39,12 +39,24 @@ impl Write {
     }
 
     /// Gives the next piece to a handle.
-    fn submit(&mut self, memory: &MappedMemory, to: &mut dyn Handle) -> Result<(), Busy> {
-        let extent = self.next_extent();
-        let (segments, _) = split(&self.segments, extent.bytes().unwrap_or(0) as u32);
-        to.submit(memory, self.tag, Op::Write { extent, fua: self.fua }, &segments)?;
-        self.under_way = true;
-        Ok(())
+    /// Gives the handle below the next pieces, until it has one in flight. Returns how the write ended, if it has.
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        to: &mut dyn Handle,
+    ) -> Result<Option<Result<(), IoError>>, Busy> {
+        loop {
+            let extent = self.next_extent();
+            let (segments, _) = split(&self.segments, extent.bytes().unwrap_or(0) as u32);
+            match to.submit(memory, self.tag, Op::Write { extent, fua: self.fua }, &segments)? {
+                Submission::Pending => {
+                    self.under_way = true;
+                    return Ok(None);
+                }
+                Submission::Done(Ok(())) if !self.advance() => {}
+                Submission::Done(result) => return Ok(Some(result)),
+            }
+        }
     }
 
     /// The piece has been written. Returns whether it was the last one.
@@ -78,10 +90,20 @@ impl SplitHandle {
         Self { inner, writes: Vec::new() }
     }
 
-    /// Begins the next piece of each write that has none under way, as long as the handle below takes them.
-    fn begin(&mut self, memory: &MappedMemory) {
-        let mut idle = self.writes.iter_mut().filter(|write| !write.under_way);
-        let _ = idle.try_for_each(|write| write.submit(memory, &mut *self.inner));
+    /// Begins the next piece of each write that has none under way, as long as the handle below takes them. Returns the first write
+    /// that has ended.
+    fn begin(&mut self, memory: &MappedMemory) -> Option<Completion> {
+        for at in 0..self.writes.len() {
+            if self.writes[at].under_way {
+                continue;
+            }
+            match self.writes[at].submit(memory, &mut *self.inner) {
+                Ok(None) => {}
+                Ok(Some(result)) => return Some(Completion { tag: self.writes.remove(at).tag, result }),
+                Err(Busy) => return None,
+            }
+        }
+        None
     }
 }
 
@@ -90,7 +112,13 @@ impl Storage<MappedMemory> for SplitHandle {
         self.inner.info()
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         let info = self.inner.info();
         let bytes = total_bytes(segments).filter(|&bytes| bytes <= u64::from(info.transfer_max_bytes));
         // What makes no sense the handle below refuses. It does not split a segment whose address would wrap, either.
@@ -107,9 +135,12 @@ impl Storage<MappedMemory> for SplitHandle {
                     && segments.iter().all(whole) =>
             {
                 let segments = segments.to_vec();
-                self.writes.push(Write { tag, extent, fua, segments, under_way: false });
-                self.begin(memory);
-                Ok(())
+                let mut write = Write { tag, extent, fua, segments, under_way: false };
+                if let Ok(Some(result)) = write.submit(memory, &mut *self.inner) {
+                    return Ok(Submission::Done(result));
+                }
+                self.writes.push(write);
+                Ok(Submission::Pending)
             }
             _ => self.inner.submit(memory, tag, op, segments),
         }
@@ -117,7 +148,9 @@ impl Storage<MappedMemory> for SplitHandle {
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
         loop {
-            self.begin(memory);
+            if let Some(ended) = self.begin(memory) {
+                return Some(ended);
+            }
             let completion = self.inner.poll(memory)?;
             let Some(at) = self.writes.iter().position(|write| write.tag == completion.tag) else {
                 return Some(completion);

@@ -31,7 +31,7 @@ fn memory() -> MappedMemory {
 
 /// Runs one operation to its end.
 fn run(handle: &mut dyn Handle, memory: &MappedMemory, op: Op, segments: &[Segment]) -> Result<(), IoError> {
-    handle.submit(memory, Tag::default(), op, segments).unwrap();
+    let _ = handle.submit(memory, Tag::default(), op, segments).unwrap();
     let start = Instant::now();
     loop {
         if let Some(completion) = handle.poll(memory) {

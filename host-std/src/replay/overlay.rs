@@ -1,12 +1,12 @@
 //! A disk whose contents are a crash state, that a guest may change, and that are exchanged for the next one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::{Extent, SECTOR_BYTES, Tag};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -94,7 +94,7 @@ impl Backend for OverlayBackend {
             }
         })?;
         let shared = Arc::clone(&self.shared);
-        Ok(Box::new(OverlayHandle { shared, ended: VecDeque::new(), staging: Vec::new(), wake }))
+        Ok(Box::new(OverlayHandle { shared, staging: Vec::new(), wake }))
     }
 
     fn info(&self) -> Info {
@@ -173,7 +173,6 @@ impl Disk {
 
 struct OverlayHandle {
     shared: Arc<OverlayDisk>,
-    ended: VecDeque<Completion>,
     /// By slot, made when they are asked for.
     staging: Vec<Vec<u8>>,
     /// Never signalled: whatever has been submitted has ended.
@@ -273,15 +272,20 @@ impl Storage<MappedMemory> for OverlayHandle {
         &self.shared.info
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         let lba = op.extent().map(|extent| extent.start);
         let result = self.run(memory, tag, op, segments).map_err(|kind| IoError { kind, lba });
-        self.ended.push_back(Completion { tag, result });
-        Ok(())
+        Ok(Submission::Done(result))
     }
 
     fn poll(&mut self, _memory: &MappedMemory) -> Option<Completion> {
-        self.ended.pop_front()
+        None
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
@@ -299,14 +303,13 @@ impl Storage<MappedMemory> for OverlayHandle {
 
     /// What was submitted has been done: nothing lands later.
     fn cancel_in_flight(&mut self) -> bool {
-        self.ended.clear();
         true
     }
 }
 
 impl Handle for OverlayHandle {
     fn arm(&mut self) -> bool {
-        self.ended.is_empty()
+        true
     }
 
     fn wake_fd(&self) -> BorrowedFd<'_> {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::Tag;
 use serde::{Deserialize, Serialize};
 
@@ -277,23 +277,30 @@ impl PolicedHandle {
         self.epoch = self.held_requests.epoch();
         self.stalled = false;
         let end = self.draining || self.held_requests.is_ending();
-        for slot in &mut self.slots {
+        for at in 0..self.slots.len() {
+            let slot = &mut self.slots[at];
             let State::Held(error) = slot.state else { continue };
-            if end {
+            let tag = slot.tag;
+            let result = if end {
                 slot.state = State::Free;
-                self.ended.push(Completion { tag: slot.tag, result: Err(error) });
+                Some(Err(error))
             } else {
                 slot.since = Instant::now();
-                if self.inner.submit(memory, slot.tag, slot.op, &slot.segments).is_err() {
+                let Ok(submission) = self.inner.submit(memory, tag, slot.op, &slot.segments) else {
                     // Something else is in flight: its completion wakes the poller.
                     self.stalled = true;
                     return;
-                }
+                };
                 slot.state = State::InFlight;
                 self.meter.retry();
-            }
+                submission.done()
+            };
             self.held -= 1;
             self.held_requests.let_go(1);
+            if let Some(result) = result {
+                let ended = self.filter(Completion { tag, result });
+                self.ended.extend(ended);
+            }
         }
     }
 }
@@ -304,10 +311,16 @@ impl Storage<MappedMemory> for PolicedHandle {
     }
 
     #[inline]
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         let keep = self.may_hold(op);
         let since = Instant::now();
-        self.inner.submit(memory, tag, op, segments)?;
+        let submission = self.inner.submit(memory, tag, op, segments)?;
         // A slot number in use twice is served all the same: its first owner keeps the record.
         if let Some(slot) = self.slots.get_mut(usize::from(tag.slot))
             && slot.state == State::Free
@@ -318,7 +331,9 @@ impl Storage<MappedMemory> for PolicedHandle {
                 slot.segments.extend_from_slice(segments);
             }
         }
-        Ok(())
+        let Submission::Done(result) = submission else { return Ok(Submission::Pending) };
+        let told = self.filter(Completion { tag, result });
+        Ok(told.map_or(Submission::Pending, |told| Submission::Done(told.result)))
     }
 
     #[inline]

@@ -174,12 +174,12 @@ pub(super) fn flush(handle: &mut dyn Handle) -> Result<(), String> {
     // Somebody waits: it is not held back by a limit.
     handle.drain(true);
     let tag = Tag { slot: 0, generation: 0 };
-    handle.submit(&memory, tag, Op::Flush, &[]).map_err(|_| "the image is busy".to_owned())?;
+    let submission = handle.submit(&memory, tag, Op::Flush, &[]);
+    let mut ended = submission.map_err(|_| "the image is busy".to_owned())?.done();
     loop {
-        if let Some(completion) = handle.poll(&memory) {
-            return completion
-                .result
-                .map_err(|error| format!("the flush failed: {}; check the image", error.kind));
+        ended = ended.or_else(|| handle.poll(&memory).map(|completion| completion.result));
+        if let Some(result) = ended {
+            return result.map_err(|error| format!("the flush failed: {}; check the image", error.kind));
         }
         if handle.arm() {
             let wake = handle.wake_fd();

@@ -44,7 +44,7 @@ impl Bench {
         let len = op.extent().and_then(|extent| extent.bytes()).unwrap_or(0);
         let segment = [Segment::Guest { addr: GuestAddr(0), len: len as u32 }];
         let segments = if op == Op::Flush { &[][..] } else { &segment };
-        self.handle.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).unwrap();
+        self.handle.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).map(drop).unwrap();
     }
 
     fn ready(&mut self) -> Option<u16> {
@@ -124,7 +124,7 @@ fn all_handles_share_one_limit_and_each_gets_its_part() {
             scope.spawn(move || {
                 let segments = [Segment::Guest { addr: GuestAddr(0), len: 4096 }];
                 let submit = |handle: &mut Box<dyn Handle>, slot| {
-                    handle.submit(memory, Tag { slot, generation: 0 }, READ, &segments).unwrap();
+                    let _ = handle.submit(memory, Tag { slot, generation: 0 }, READ, &segments).unwrap();
                 };
                 (0..4).for_each(|slot| submit(&mut handle, slot));
                 let mut count = 0;
@@ -245,7 +245,13 @@ impl Storage<MappedMemory> for NarrowHandle {
     fn info(&self) -> &Info {
         self.0.info()
     }
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.1 != 0 {
             return Err(Busy);
         }
@@ -290,7 +296,8 @@ fn a_staging_buffer_is_not_given_out_while_what_is_held_uses_it() {
     bench.run(1, 1, READ);
     bench.handle.staging(3)[..4096].fill(0x5a);
     let tag = Tag { slot: 3, generation: 0 };
-    bench.handle.submit(&bench.memory, tag, WRITE, &[Segment::Staging { offset: 0, len: 4096 }]).unwrap();
+    let _ =
+        bench.handle.submit(&bench.memory, tag, WRITE, &[Segment::Staging { offset: 0, len: 4096 }]).unwrap();
     assert_eq!((bench.ready(), bench.handle.staging(3).len()), (None, 0));
     assert!(!bench.handle.staging(4).is_empty());
     assert_eq!(bench.next(), 3);

@@ -114,7 +114,7 @@ pub fn run<S: Syscalls>(
     op: Op,
     segments: &[Segment],
 ) -> Result<(), IoError> {
-    storage.submit(memory, tag(3), op, segments).unwrap();
+    let _ = storage.submit(memory, tag(3), op, segments).unwrap();
     assert_eq!(storage.in_use(), 1, "nothing else is in flight");
     let completion = next(storage, memory);
     assert_eq!(completion.tag, tag(3));

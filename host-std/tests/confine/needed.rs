@@ -227,7 +227,7 @@ fn plugs_an_image_with_a_ring(_: &mut Open) -> io::Result<()> {
     let work = [(write, &[segment][..]), (Op::Flush, &[]), (Op::Read { extent }, &[segment])];
     for (generation, (op, segments)) in (0..).zip(work) {
         let tag = Tag { slot: 0, generation };
-        handle.submit(&memory, tag, op, segments).expect("it is idle");
+        let _ = handle.submit(&memory, tag, op, segments).expect("it is idle");
         let completion = loop {
             match handle.poll(&memory) {
                 Some(completion) => break completion,

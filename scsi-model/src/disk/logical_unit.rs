@@ -3,7 +3,7 @@
 use core::fmt;
 
 use blk_core::memory::GuestMemory;
-use blk_core::order::{Done, GuestCache, Sequencer};
+use blk_core::order::{self, Done, GuestCache, Sequencer};
 use blk_core::storage::{Info, IoError, Storage};
 
 use super::io::{Io, Refusal};
@@ -276,10 +276,10 @@ impl<const N: usize> LogicalUnit<N> {
         if let Some(tag) = self.tasks.next_aborted() {
             return Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
         }
-        // A task of many operations over a storage that completes at once must not keep the caller here.
+        // A task of many operations over a storage that does them at once must not keep the caller here.
         for _ in 0..N.saturating_add(16) {
             let step = match self.sequencer.poll(io.memory, io.storage) {
-                Some(done) => self.completed(done, io).map_or(Step::Moved, Step::Ended),
+                Some(done) => self.completed(done, io),
                 None => match self.supply_segments(io) {
                     Step::Stuck => self.start(io),
                     step => step,
@@ -305,16 +305,18 @@ impl<const N: usize> LogicalUnit<N> {
         while let Some((slot, _)) = self.sequencer.needs_segments() {
             let Some(started) = self.sequencer.payload(slot) else { break };
             if started.aborted {
-                return self.end(slot, Outcome::Aborted, 0).map_or(Step::Moved, Step::Ended);
+                return self.end(slot, Outcome::Aborted, 0);
             }
             let mut list = SegmentList::new();
             if let Err(sense) = started.job.segments(slot, &started.task, io, &mut list) {
-                return self.fail(slot, sense).map_or(Step::Moved, Step::Ended);
+                return self.fail(slot, sense);
             }
-            if self.sequencer.supply_segments(io.memory, io.storage, slot, &list).is_err() {
-                break;
-            }
+            let supplied = self.sequencer.supply_segments(io.memory, io.storage, slot, &list);
+            let Ok(started) = supplied else { break };
             step = Step::Moved;
+            if let Some(done) = started.done() {
+                return self.completed(done, io);
+            }
         }
         step
     }
@@ -336,11 +338,14 @@ impl<const N: usize> LogicalUnit<N> {
                 Err(Refusal::Overrun) => Err((Outcome::Overrun, 0)),
             };
             match launched {
-                Ok(true) => {
+                Ok(Some(started)) => {
                     self.tasks.pop(Some(gate));
                     step = Step::Moved;
+                    if let Some(done) = started.done() {
+                        return self.completed(done, io);
+                    }
                 }
-                Ok(false) => break,
+                Ok(None) => break,
                 Err((outcome, transferred_bytes)) => {
                     self.tasks.pop(None);
                     return Step::Ended(Ended { tag: task.tag, outcome, transferred_bytes });
@@ -350,7 +355,7 @@ impl<const N: usize> LogicalUnit<N> {
         step
     }
 
-    /// Submits the first operation of a job. False if it cannot be taken now; how the task ended, if it cannot be at all.
+    /// Submits the first operation of a job. `None` if it cannot be taken now; how the task ended, if it cannot be at all.
     fn launch<M, S, T>(
         &mut self,
         task: Task,
@@ -358,31 +363,31 @@ impl<const N: usize> LogicalUnit<N> {
         parameter_bytes: u64,
         mut job: Job,
         io: &mut Io<'_, M, S, T>,
-    ) -> Result<bool, (Outcome, u64)>
+    ) -> Result<Option<order::Started>, (Outcome, u64)>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let Some(slot) = self.sequencer.next_slot() else { return Ok(false) };
+        let Some(slot) = self.sequencer.next_slot() else { return Ok(None) };
         let mut list = SegmentList::new();
         let request = job.next(slot, &task, io, &mut list);
         let request = request.map_err(|sense| (self.unit.check_condition(sense), 0))?;
         let Some(request) = request else { return Err((Outcome::Good, parameter_bytes)) };
         let cache = self.unit.guest_cache();
         let started = Started { task, gate, cache, aborted: false, parameter_bytes, job };
-        Ok(self.sequencer.submit(io.memory, io.storage, &request, cache, &list, started).is_ok())
+        Ok(self.sequencer.submit(io.memory, io.storage, &request, cache, &list, started).ok())
     }
 
     /// An operation has completed: the job's next one, or the end of the task.
-    fn completed<M, S, T>(&mut self, done: Done, io: &mut Io<'_, M, S, T>) -> Option<Ended>
+    fn completed<M, S, T>(&mut self, done: Done, io: &mut Io<'_, M, S, T>) -> Step
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
         let slot = done.slot;
-        let started = self.sequencer.payload(slot)?;
+        let Some(started) = self.sequencer.payload(slot) else { return Step::Moved };
         if started.aborted {
             return self.end(slot, Outcome::Aborted, 0);
         }
@@ -399,9 +404,10 @@ impl<const N: usize> LogicalUnit<N> {
         match started.job.next(slot, &started.task, io, &mut list) {
             Err(sense) => self.fail(slot, sense),
             Ok(Some(request)) => {
+                // Its turn comes with the others that need segments, so that one long task does not keep the caller here.
                 let cache = started.cache;
-                self.sequencer.advance(io.memory, io.storage, slot, &request, cache, &list);
-                None
+                self.sequencer.advance_later(io.storage, slot, &request, cache);
+                Step::Moved
             }
             Ok(None) => {
                 let bytes = started.moved_bytes();
@@ -415,15 +421,15 @@ impl<const N: usize> LogicalUnit<N> {
         }
     }
 
-    fn fail(&mut self, slot: u16, sense: Sense) -> Option<Ended> {
+    fn fail(&mut self, slot: u16, sense: Sense) -> Step {
         let outcome = self.unit.check_condition(sense);
         let bytes = self.sequencer.payload(slot).map_or(0, |started| started.moved_bytes());
         self.end(slot, outcome, bytes)
     }
 
-    fn end(&mut self, slot: u16, outcome: Outcome, transferred_bytes: u64) -> Option<Ended> {
-        let started = self.sequencer.release(slot)?;
+    fn end(&mut self, slot: u16, outcome: Outcome, transferred_bytes: u64) -> Step {
+        let Some(started) = self.sequencer.release(slot) else { return Step::Moved };
         self.tasks.ended(started.gate);
-        Some(Ended { tag: started.task.tag, outcome, transferred_bytes })
+        Step::Ended(Ended { tag: started.task.tag, outcome, transferred_bytes })
     }
 }

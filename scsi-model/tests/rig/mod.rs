@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, Storage, Submission};
 use blk_core::units::{GuestAddr, Tag};
 use scsi_model::{
     Attribute, Cdb, Config, DataError, Direction, Ended, LogicalUnit, Outcome, Polled, SegmentList, Task,
@@ -164,7 +164,13 @@ impl Storage<Memory> for Disk {
         &self.info
     }
 
-    fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &Memory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.waiting.len() >= self.room {
             return Err(Busy);
         }
@@ -174,7 +180,7 @@ impl Storage<Memory> for Disk {
         } else {
             self.finish(memory, tag, op, segments);
         }
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     fn poll(&mut self, _: &Memory) -> Option<Completion> {

@@ -12,7 +12,7 @@ use blk_core::ram::plain_info;
 use blk_core::sim::virtio::{self, RingLayout, Transport};
 pub(crate) use blk_core::sim::virtio::{INDIRECT, NEXT, Piece, WRITE};
 pub(crate) use blk_core::sim::{Bench, BenchRing};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage, Submission};
 use blk_core::units::{GuestAddr, Tag};
 use virtio_blk_model::device::{Config, Interface};
 use virtio_blk_model::front::mmio::register;
@@ -113,7 +113,13 @@ impl Storage<Memory> for Disk {
         &self.info
     }
 
-    fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &Memory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.busy {
             return Err(Busy);
         }
@@ -122,7 +128,7 @@ impl Storage<Memory> for Disk {
         if self.eager {
             self.complete(memory);
         }
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     fn poll(&mut self, _memory: &Memory) -> Option<Completion> {

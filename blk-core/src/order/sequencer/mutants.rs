@@ -1,10 +1,45 @@
 //! Defects of the sequencer that tests switch on. Without the feature `mutants` all of it is constant.
 
-use super::{Done, Sequencer, Stage};
+use super::slot::{Slot, Stage};
+use super::{Done, Sequencer};
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::order::plan::{Order, Request};
-use crate::units::{Extent, SECTOR_BYTES};
+use crate::storage::{IoError, Storage, Submission};
+use crate::units::{Extent, SECTOR_BYTES, Tag};
+
+impl<T> Slot<T> {
+    /// Notes what the storage was given, and what it said about it.
+    #[inline(always)]
+    pub(super) fn given(&mut self, _op: Op, submission: Submission) -> Submission {
+        #[cfg(feature = "mutants")]
+        {
+            // A flush belongs to the operation that it follows.
+            self.op =
+                if _op == Op::Flush && self.stage != Stage::Free { self.op.or(Some(_op)) } else { Some(_op) };
+            if _op == Op::Flush
+                && matches!(submission, Submission::Done(Err(_)))
+                && active(Mutant::FlushErrorSwallowed)
+            {
+                return Submission::Done(Ok(()));
+            }
+        }
+        submission
+    }
+
+    /// The result of the operation in flight, as it is reported.
+    #[inline(always)]
+    pub(super) fn reported(&self, result: Result<(), IoError>) -> Result<(), IoError> {
+        #[cfg(feature = "mutants")]
+        {
+            let flush = !matches!(self.stage, Stage::Data { .. }) || self.op == Some(Op::Flush);
+            if flush && active(Mutant::FlushErrorSwallowed) {
+                return Ok(());
+            }
+        }
+        result
+    }
+}
 
 impl<T, const N: usize> Sequencer<T, N> {
     pub(super) fn drops_flush(&mut self, exclusive: bool) -> bool {
@@ -30,12 +65,27 @@ impl<T, const N: usize> Sequencer<T, N> {
         false
     }
 
+    /// The stage of a slot whose operation is in flight.
+    #[inline(always)]
+    pub(super) fn acked_at_submission(op: Op, flush_after: bool) -> Stage {
+        let early = active(Mutant::WriteAckedAtSubmission) && matches!(op, Op::Write { .. })
+            || active(Mutant::RangeAckedEarly) && matches!(op, Op::WriteZeroes { .. } | Op::Discard { .. });
+        if early { Stage::AckEarly } else { Stage::Data { flush_after } }
+    }
+
+    /// The mutant's flush runs beside its write; its completion is a stray.
+    #[inline(always)]
+    pub(super) fn flush_beside<M: ?Sized, S: Storage<M> + ?Sized>(memory: &M, storage: &mut S, slot: u16) {
+        if active(Mutant::FuaFlushBesideWrite) {
+            let beside = Tag { slot, generation: u16::MAX };
+            let _ = storage.submit(memory, beside, Op::Flush, &[]);
+        }
+    }
+
     pub(super) fn acked_early(&mut self) -> Option<Done> {
         let slot = self.slots.iter().position(|s| s.stage == Stage::AckEarly)?;
         let slot = u16::try_from(slot).ok()?;
-        let plan = self.slots.get(usize::from(slot))?.plan;
-        self.set(slot, Stage::Ended, plan);
-        Some(Done { slot, result: Ok(()) })
+        self.reach(slot, Stage::Ended, Ok(())).done()
     }
 
     /// Whether a mutant lets an exclusive request start beside older ones.

@@ -7,13 +7,15 @@ use std::vec::Vec;
 use heapless::Vec as FixedVec;
 use serde::{Serialize, Serializer};
 
+use super::Fate;
+use super::choice::DoneAtOnce;
 use super::config::{DiskConfig, SEGMENTS_MAX};
 use super::medium::{Change, DiskState, InFlight, TRACKED, Work};
 use super::segments::{gather, scatter};
 use crate::op::{Op, Segment, total_bytes};
 use crate::sim::memory::{Bytes, SimMemory, uniform};
 use crate::sim::value::{GARBAGE, INITIAL, STEPS_MAX, ZEROES};
-use crate::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage};
+use crate::storage::{Busy, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use crate::units::{Extent, SECTOR_BYTES, Tag};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
@@ -26,8 +28,6 @@ pub struct SimHandle {
     cancels: bool,
     info: Info,
     pub(super) shared: Rc<RefCell<DiskState>>,
-    /// In the order of submission.
-    pub(super) in_flight: Vec<InFlight>,
     /// In the order of completion.
     pub(super) completed: Vec<Completion>,
     /// The buffers that were touched, by slot. One that was not is all zeroes.
@@ -42,22 +42,25 @@ impl SimHandle {
             cancels: config.cancels,
             info,
             shared,
-            in_flight: Vec::new(),
             completed: Vec::new(),
             staging: Vec::new(),
         }
     }
 
-    /// Writes the values read into the segments of the operation.
-    pub(super) fn scatter(
+    /// Does an operation: its effect, on the disk or in memory, happens now.
+    pub(super) fn perform(
         &mut self,
         memory: &SimMemory,
-        slot: u16,
-        segments: &[Segment],
-        values: &[u8],
+        operation: InFlight,
+        fate: Fate,
     ) -> Result<(), IoError> {
+        let InFlight { tag, op, work } = operation;
+        let Work::Read(segments) = work else {
+            return self.shared.borrow_mut().perform(usize::from(self.index), tag, work, fate);
+        };
+        let values = self.shared.borrow().read(op);
         let mut data: Vec<u8> = values.iter().flat_map(|&value| [value; SECTOR]).collect();
-        scatter(memory, segments, self.buffer(slot), &mut data)
+        scatter(memory, &segments, self.buffer(tag.slot), &mut data)
     }
 
     fn buffer(&mut self, slot: u16) -> &mut [u8] {
@@ -139,13 +142,30 @@ impl Storage<SimMemory> for SimHandle {
         &self.info
     }
 
-    fn submit(&mut self, memory: &SimMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
-        if self.in_flight.len() + self.completed.len() >= self.depth {
+    fn submit(
+        &mut self,
+        memory: &SimMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
+        let handle = usize::from(self.index);
+        if self.shared.borrow().in_flight[handle].len() + self.completed.len() >= self.depth {
             return Err(Busy);
         }
         let work = self.work(memory, tag.slot, op, segments).unwrap_or_else(Work::Refused);
-        self.in_flight.push(InFlight { tag, op, work });
-        Ok(())
+        let mut shared = self.shared.borrow_mut();
+        let can_fail = shared.can_fail(&work);
+        let Some(fate) = shared.choices.next(can_fail) else {
+            shared.in_flight[handle].push(InFlight { tag, op, work });
+            return Ok(Submission::Pending);
+        };
+        drop(shared);
+        let result = self.perform(memory, InFlight { tag, op, work }, fate);
+        let mut shared = self.shared.borrow_mut();
+        shared.polled(self.index, tag);
+        shared.choices.done.push(DoneAtOnce { handle, op, ok: result.is_ok() });
+        Ok(Submission::Done(result))
     }
 
     fn poll(&mut self, _memory: &SimMemory) -> Option<Completion> {
@@ -158,7 +178,7 @@ impl Storage<SimMemory> for SimHandle {
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
-        let in_use = self.in_flight.iter().any(|pending| {
+        let in_use = self.shared.borrow().in_flight[usize::from(self.index)].iter().any(|pending| {
             pending.tag.slot == slot && matches!(pending.op, Op::Read { .. } | Op::Write { .. })
         });
         if in_use || self.info.staging_bytes == 0 { &mut [] } else { self.buffer(slot) }
@@ -169,7 +189,8 @@ impl Storage<SimMemory> for SimHandle {
             return false;
         }
         let mut shared = self.shared.borrow_mut();
-        for InFlight { tag, work, .. } in self.in_flight.drain(..) {
+        let in_flight = core::mem::take(&mut shared.in_flight[usize::from(self.index)]);
+        for InFlight { tag, work, .. } in in_flight {
             if let Work::Mutate { changes, .. } = work {
                 shared.persist_perhaps(usize::from(self.index), tag, changes);
                 shared.polled(self.index, tag);
@@ -185,7 +206,7 @@ impl Storage<SimMemory> for SimHandle {
 impl Serialize for SimHandle {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let staging: Vec<_> = self.staging.iter().map(|(slot, bytes)| (slot, Bytes(bytes))).collect();
-        (&self.in_flight, &self.completed, staging).serialize(serializer)
+        (&self.completed, staging).serialize(serializer)
     }
 }
 

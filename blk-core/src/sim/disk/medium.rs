@@ -5,12 +5,14 @@ use std::vec::Vec;
 use heapless::Vec as FixedVec;
 use serde::Serialize;
 
+use super::Fate;
+use super::choice::Choices;
 use super::config::SEGMENTS_MAX;
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::sim::value::{INITIAL, ValueSet, ZEROES};
-use crate::storage::IoErrorKind;
-use crate::units::Tag;
+use crate::storage::{IoError, IoErrorKind};
+use crate::units::{Lba, Tag};
 
 /// Sectors whose contents are kept: those that programs use. The others hold the initial data, and a mutation that
 /// reaches one is noted.
@@ -27,6 +29,11 @@ pub(super) struct DiskState {
     /// A mutation of a sector that no program uses was submitted.
     pub(super) strayed: bool,
     pub(super) sectors: [Sector; TRACKED],
+    /// Of each handle, in the order of submission.
+    pub(super) in_flight: Vec<Vec<InFlight>>,
+    /// What the submissions of the event that happens now come to.
+    #[serde(skip)]
+    pub(super) choices: Choices,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -81,6 +88,64 @@ pub(super) enum Change {
 }
 
 impl DiskState {
+    /// Does an operation other than a read: its effect happens now.
+    pub(super) fn perform(&mut self, handle: usize, tag: Tag, work: Work, fate: Fate) -> Result<(), IoError> {
+        match work {
+            Work::Read(_) => Ok(()),
+            Work::Refused(kind) => Err(kind.into()),
+            Work::Mutate { changes, .. } if self.latched => {
+                self.persist_perhaps(handle, tag, changes);
+                Err(IoErrorKind::Latched.into())
+            }
+            Work::Mutate { changes, stable } => match fate {
+                Fate::Succeeds => {
+                    let settled = self.apply(handle, tag, changes, stable);
+                    self.uncover(settled);
+                    Ok(())
+                }
+                Fate::Fails => {
+                    self.persist_perhaps(handle, tag, changes);
+                    self.fail();
+                    Err(IoErrorKind::Medium.into())
+                }
+            },
+            Work::Flush { .. } if self.latched => Err(IoErrorKind::Latched.into()),
+            Work::Flush { covered } => match fate {
+                Fate::Succeeds => {
+                    let settled = self.flush(handle, covered);
+                    self.uncover(settled);
+                    Ok(())
+                }
+                Fate::Fails => {
+                    let lba = self.sectors.iter().position(|s| !s.volatile.is_empty());
+                    self.fail();
+                    Err(IoError { kind: IoErrorKind::Medium, lba: lba.map(|sector| Lba(sector as u64)) })
+                }
+            },
+        }
+    }
+
+    /// Whether an injected error can hit this operation: a flush, or a write that must be stable when it completes.
+    pub(super) fn can_fail(&self, work: &Work) -> bool {
+        !self.latched
+            && match *work {
+                Work::Flush { .. } => self.flushes,
+                Work::Mutate { stable, .. } => stable,
+                Work::Read(_) | Work::Refused(_) => false,
+            }
+    }
+
+    /// Takes entries that were settled off the coverage of the flushes in flight.
+    fn uncover(&mut self, settled: [u8; TRACKED]) {
+        for pending in self.in_flight.iter_mut().flatten() {
+            if let Work::Flush { covered } = &mut pending.work {
+                for (covered, settled) in covered.iter_mut().zip(settled) {
+                    *covered = covered.saturating_sub(settled);
+                }
+            }
+        }
+    }
+
     /// The value of each sector that the operation reads.
     pub(super) fn read(&self, op: Op) -> Vec<u8> {
         let Some(extent) = op.extent() else { return Vec::new() };
@@ -90,13 +155,7 @@ impl DiskState {
     }
 
     /// A mutation succeeds. Returns, for each sector, how many volatile entries it settled.
-    pub(super) fn apply(
-        &mut self,
-        handle: usize,
-        tag: Tag,
-        changes: [Change; TRACKED],
-        stable: bool,
-    ) -> [u8; TRACKED] {
+    fn apply(&mut self, handle: usize, tag: Tag, changes: [Change; TRACKED], stable: bool) -> [u8; TRACKED] {
         let mut settled = [0; TRACKED];
         for ((sector, change), settled) in self.sectors.iter_mut().zip(changes).zip(&mut settled) {
             let values = match change {
@@ -131,7 +190,7 @@ impl DiskState {
     }
 
     /// A flush succeeds: of each sector the last entry that it covers, and with it what came before, is settled.
-    pub(super) fn flush(&mut self, handle: usize, covered: [u8; TRACKED]) -> [u8; TRACKED] {
+    fn flush(&mut self, handle: usize, covered: [u8; TRACKED]) -> [u8; TRACKED] {
         let mut settled = [0; TRACKED];
         if !self.flushes {
             return settled;
@@ -148,11 +207,11 @@ impl DiskState {
         settled
     }
 
-    /// A durable operation fails. Returns, for each sector, how many volatile entries can no longer be flushed.
-    pub(super) fn fail(&mut self) -> [u8; TRACKED] {
+    /// A durable operation fails.
+    fn fail(&mut self) {
         if !active(Mutant::FlushErrorForgotten) {
             self.latched = true;
-            return [0; TRACKED];
+            return;
         }
         // What the kernel does: the pages count as clean, whatever became of them.
         let mut settled = [0; TRACKED];
@@ -161,7 +220,7 @@ impl DiskState {
             *settled = sector.volatile.len() as u8;
             sector.volatile.clear();
         }
-        settled
+        self.uncover(settled);
     }
 
     /// How many of each sector's volatile entries a flush that is submitted now on `handle` covers.

@@ -8,7 +8,7 @@ use crate::op::Segment;
 use crate::sim::guest::layout;
 use crate::sim::value::ZEROES;
 use crate::sim::value::{GARBAGE, written_by};
-use crate::storage::Storage;
+use crate::storage::{IoErrorKind, Storage, Submission};
 use crate::units::Tag;
 use crate::units::{Extent, GuestAddr};
 
@@ -41,13 +41,13 @@ impl Bench {
             len: op.extent().map_or(0, |extent| extent.bytes().unwrap() as u32),
         };
         let segments = if matches!(op, Op::Write { .. }) { &[segment][..] } else { &[] };
-        self.disk.handles()[handle].submit(&self.memory, tag, op, segments).unwrap();
+        self.disk.handles()[handle].submit(&self.memory, tag, op, segments).map(drop).unwrap();
         tag
     }
 
     fn complete(&mut self, tag: Tag, fate: Fate) {
-        let found = self.disk.handles.iter().enumerate().find_map(|(handle, h)| {
-            h.in_flight.iter().position(|pending| pending.tag == tag).map(|index| (handle, index))
+        let found = self.disk.shared.borrow().in_flight.iter().enumerate().find_map(|(handle, in_flight)| {
+            in_flight.iter().position(|pending| pending.tag == tag).map(|index| (handle, index))
         });
         let (handle, index) = found.unwrap();
         self.disk.complete(&self.memory, handle, index, fate);
@@ -170,7 +170,7 @@ fn a_failed_flush_latches_and_reads_go_on() {
     assert_eq!(bench.disk.live(0), A);
     bench.can_hold(&[INITIAL, A, B]);
     let segment = Segment::Guest { addr: layout::sink(0), len: 512 };
-    bench.disk.handles()[0]
+    let _ = bench.disk.handles()[0]
         .submit(&bench.memory, Tag::default(), Op::Read { extent: FIRST }, &[segment])
         .unwrap();
     bench.complete(Tag::default(), Fate::Succeeds);
@@ -195,7 +195,7 @@ fn data_goes_through_segments_of_any_length_and_through_staging() {
     handle.staging(3)[512..].fill(B);
     let tag = Tag { slot: 3, generation: 1 };
     let staged = [Segment::Staging { offset: 0, len: 700 }, Segment::Staging { offset: 700, len: 324 }];
-    handle.submit(&bench.memory, tag, Op::Write { extent: both, fua: false }, &staged).unwrap();
+    let _ = handle.submit(&bench.memory, tag, Op::Write { extent: both, fua: false }, &staged).unwrap();
     assert!(handle.staging(3).is_empty(), "in use");
     bench.complete(tag, Fate::Succeeds);
     bench.poll(0).unwrap().unwrap();
@@ -205,7 +205,7 @@ fn data_goes_through_segments_of_any_length_and_through_staging() {
         Segment::Guest { addr: layout::sink(0), len: 100 },
         Segment::Guest { addr: GuestAddr(layout::sink(0).0 + 100), len: 924 },
     ];
-    bench.disk.handles()[0].submit(&bench.memory, tag, Op::Read { extent: both }, &pieces).unwrap();
+    let _ = bench.disk.handles()[0].submit(&bench.memory, tag, Op::Read { extent: both }, &pieces).unwrap();
     bench.complete(tag, Fate::Succeeds);
     let mut bytes = [0; 1024];
     bench.memory.read(layout::sink(0), &mut bytes).unwrap();
@@ -226,11 +226,11 @@ fn what_does_not_fit_is_refused_and_what_is_not_one_value_is_garbage() {
         Segment::Guest { addr: layout::source(A), len: 256 },
         Segment::Guest { addr: layout::source(B), len: 256 },
     ];
-    bench.disk.handles()[0].submit(&bench.memory, tag, WRITE, &mixed).unwrap();
+    bench.disk.handles()[0].submit(&bench.memory, tag, WRITE, &mixed).map(drop).unwrap();
     bench.can_hold(&[INITIAL, GARBAGE]);
     let short =
         bench.disk.handles()[0].submit(&bench.memory, Tag { slot: 1, generation: 1 }, WRITE, &mixed[..1]);
-    assert_eq!(short, Ok(()));
+    assert_eq!(short, Ok(Submission::Pending));
     bench.complete(Tag { slot: 1, generation: 1 }, Fate::Succeeds);
     assert_eq!(bench.poll(0), Some(Err(IoErrorKind::OutOfRange)));
 }
@@ -304,8 +304,8 @@ proptest! {
                     bench.submit(handle, op, value);
                 }
                 Doing::Complete { pick } => {
-                    let count = bench.disk.in_flight().count();
-                    let picked = bench.disk.in_flight().nth(pick % count.max(1));
+                    let count = bench.disk.in_flight().len();
+                    let picked = bench.disk.in_flight().get(pick % count.max(1)).copied();
                     if let Some((handle, index, _)) = picked {
                         bench.disk.complete(&bench.memory, handle, index, Fate::Succeeds);
                     }
@@ -318,8 +318,7 @@ proptest! {
                 prop_assert!(bench.disk.reachable(sector).contains(bench.disk.live(sector)));
             }
         }
-        while !bench.disk.handles.iter().all(|handle| handle.in_flight.is_empty()) {
-            let handle = usize::from(bench.disk.handles[0].in_flight.is_empty());
+        while let Some(&(handle, ..)) = bench.disk.in_flight().first() {
             bench.disk.complete(&bench.memory, handle, 0, Fate::Succeeds);
         }
         while bench.poll(0).is_some() || bench.poll(1).is_some() {}

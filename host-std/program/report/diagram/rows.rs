@@ -88,7 +88,7 @@ struct Rows {
 impl Rows {
     fn add(&mut self, event: &HistoryEvent) {
         // What a completion puts on the medium is there before the device hears of it.
-        let completes = matches!(event.what, Happened::Completed { .. });
+        let completes = matches!(event.what, Happened::Completed { .. } | Happened::DoneAtOnce { .. });
         if completes {
             self.reach(event);
         }
@@ -215,6 +215,11 @@ fn message(event: &HistoryEvent) -> Row {
             let found: Vec<_> = found.collect();
             let note = (!found.is_empty()).then(|| found.join(", "));
             (kind, format!("{} {}", step_name(*step), result.words()), note)
+        }
+        Happened::DoneAtOnce { op, ok, .. } => {
+            let kind = if *ok { Kind::Reply } else { Kind::Failure };
+            let verb = if *ok { "done" } else { "failed" };
+            (kind, format!("{} {verb} at once", OpName(*op)), None)
         }
         Happened::Polled => (Kind::Request, "looks for completions".into(), None),
         // Not drawn as an arrow.

@@ -75,7 +75,7 @@ impl Pair {
         let len = op.extent().map_or(0, |extent| extent.bytes().unwrap() as u32);
         let segment = [Segment::Guest { addr: layout::source(value), len }];
         let segments = if matches!(op, Op::Write { .. }) { &segment[..] } else { &[] };
-        self.sim.handles()[handle].submit(&self.memory, tag, op, segments).unwrap();
+        let _ = self.sim.handles()[handle].submit(&self.memory, tag, op, segments).unwrap();
         let overlaps = |other: &Op| {
             let extents = op.extent().zip(other.extent());
             extents.is_some_and(|(a, b)| a.overlaps(b))

@@ -142,7 +142,7 @@ fn staged_data_is_recorded_and_its_buffer_closed_until_it_is_written() {
         [Segment::Staging { offset: 0, len: 512 }, Segment::Guest { addr: GuestAddr(0), len: 512 }];
     let tag = Tag { slot: 3, generation: 1 };
     let memory = bench.memory.clone();
-    bench.handles[0].submit(&memory, tag, write(0, 2), &segments).unwrap();
+    let _ = bench.handles[0].submit(&memory, tag, write(0, 2), &segments).unwrap();
     assert!(bench.handles[0].staging(3).is_empty() && !bench.handles[0].staging(4).is_empty());
     bench.end(0, tag, Ok(()));
     bench.poll(0).unwrap();
@@ -160,7 +160,7 @@ fn memory_that_is_none_is_refused_without_the_host() {
         (Segment::Guest { addr: GuestAddr(0), len: 511 }, IoErrorKind::OutOfRange),
         (Segment::Staging { offset: u32::MAX, len: 512 }, IoErrorKind::Memory),
     ] {
-        bench.handles[0].submit(&memory, Tag::default(), write(0, 1), &[segment]).unwrap();
+        let _ = bench.handles[0].submit(&memory, Tag::default(), write(0, 1), &[segment]).unwrap();
         assert!(!bench.handles[0].arm(), "there is a completion");
         assert_eq!(bench.poll(0).unwrap().result.unwrap_err().kind, kind);
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use blk_core::memory::GuestMemory as _;
 use blk_core::op::{Op, Segment};
-use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::{Extent, GuestAddr, Tag};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -117,7 +117,13 @@ impl Storage<MappedMemory> for ScriptedHandle {
         &self.info
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         self.disk.with(|disk| {
             // The recorder reads the image through before anything else.
             if let (Op::Read { extent }, 0) = (op, self.index) {
@@ -125,14 +131,14 @@ impl Storage<MappedMemory> for ScriptedHandle {
                 let range = extent.start.0 as usize * 512..extent.end().unwrap() as usize * 512;
                 memory.write(*addr, &disk.bytes[range]).unwrap();
                 disk.ended.push((self.index, Completion { tag, result: Ok(()) }));
-                return Ok(());
+                return Ok(Submission::Pending);
             }
             if disk.in_flight.iter().filter(|pending| pending.handle == self.index).count() == disk.depth {
                 return Err(Busy);
             }
             let (memory, segments) = (memory.clone(), segments.to_vec());
             disk.in_flight.push(InFlight { handle: self.index, tag, op, memory, segments });
-            Ok(())
+            Ok(Submission::Pending)
         })
     }
 
@@ -248,8 +254,7 @@ impl Bench {
         self.memory.write(GuestAddr(0), &vec![value; bytes]).unwrap();
         let segment = [Segment::Guest { addr: GuestAddr(0), len: bytes as u32 }];
         let segments = if bytes == 0 { &[][..] } else { &segment };
-        self.handles[handle].submit(&self.memory, tag, op, segments)?;
-        Ok(tag)
+        self.handles[handle].submit(&self.memory, tag, op, segments).map(|_| tag)
     }
 
     /// Ends an operation; its completion is not polled.

@@ -308,7 +308,7 @@ fn a_disk_over_a_state_keeps_what_is_written_until_the_next_one_is_swapped_in() 
     let mut run = |op, value: u8| {
         let segment = [Segment::Guest { addr: GuestAddr(0), len: 1024 }];
         bench.memory.write(GuestAddr(0), &[value; 1024]).unwrap();
-        handle.submit(&bench.memory, Tag::default(), op, &segment).unwrap();
+        let _ = handle.submit(&bench.memory, Tag::default(), op, &segment).unwrap();
         assert!(!handle.arm(), "it has ended");
         assert_eq!(handle.poll(&bench.memory).unwrap().result, Ok(()));
         let mut bytes = [0; 1024];

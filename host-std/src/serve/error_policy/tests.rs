@@ -92,7 +92,13 @@ impl Storage<MappedMemory> for ScriptHandle {
         &self.info
     }
 
-    fn submit(&mut self, _: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        _: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.script.busy.load(Ordering::Relaxed) {
             return Err(Busy);
         }
@@ -101,7 +107,7 @@ impl Storage<MappedMemory> for ScriptHandle {
         let kind = self.script.results.lock().unwrap().pop_front();
         let result = kind.map_or(Ok(()), |kind| Err(IoError { kind, lba: op.extent().map(|e| e.start) }));
         self.ended.push_back(Completion { tag, result });
-        Ok(())
+        Ok(Submission::Pending)
     }
 
     fn poll(&mut self, _: &MappedMemory) -> Option<Completion> {
@@ -177,7 +183,7 @@ impl Rig {
 
     fn submit(&mut self, slot: u16, op: Op) {
         let segments = if matches!(op, Op::Read { .. } | Op::Write { .. }) { DATA.as_slice() } else { &[] };
-        assert_eq!(self.handle.submit(&self.memory, tag(slot), op, segments), Ok(()));
+        assert_eq!(self.handle.submit(&self.memory, tag(slot), op, segments), Ok(Submission::Pending));
     }
 
     fn poll(&mut self) -> Option<(u16, Result<(), IoErrorKind>)> {

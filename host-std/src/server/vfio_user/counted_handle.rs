@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use blk_core::op::{Op, Segment, total_bytes};
-use blk_core::storage::{Busy, Completion, Info, Storage};
+use blk_core::storage::{Busy, Completion, Info, IoError, Storage, Submission};
 use blk_core::units::Tag;
 
 use super::moderation::Requests;
@@ -133,11 +133,12 @@ impl CountedHandle {
 
     /// Begins a flush of the image. Nothing of this port is in flight. False if the image is busy.
     pub(super) fn begin_flush(&mut self, memory: &MappedMemory) -> bool {
-        let begun = self.inner.submit(memory, OURS, Op::Flush, &[]).is_ok();
-        if begun {
-            self.flush = Flush::Begun;
-        }
-        begun
+        let Ok(submission) = self.inner.submit(memory, OURS, Op::Flush, &[]) else { return false };
+        self.flush = match submission.done() {
+            None => Flush::Begun,
+            Some(result) => Flush::Ended(result.is_ok()),
+        };
+        true
     }
 
     /// How that flush ended, once it has.
@@ -170,18 +171,38 @@ impl CountedHandle {
     }
 }
 
+impl CountedHandle {
+    fn ended(&mut self, tag: Tag, result: Result<(), IoError>) {
+        count(&self.state.ended);
+        let in_flight = &self.counters.in_flight;
+        in_flight.set(in_flight.get().saturating_sub(1));
+        let read = self.moving.iter().position(|(moving, _)| *moving == tag);
+        let bytes = read.map_or(0, |at| self.moving.swap_remove(at).1);
+        match result {
+            Ok(()) => self.counters.read_bytes.add(bytes),
+            Err(_) => self.counters.errors.add(1),
+        }
+    }
+}
+
 impl Storage<MappedMemory> for CountedHandle {
     fn info(&self) -> &Info {
         self.inner.info()
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.state.is_shut() || self.state.is_turn_over() {
             return Err(Busy);
         }
         let submitted = self.inner.submit(memory, tag, op, segments);
         self.refused = submitted.is_err();
-        submitted?;
+        let submission = submitted?;
         self.count(op);
         let bytes = total_bytes(segments).unwrap_or(0);
         match op {
@@ -192,7 +213,10 @@ impl Storage<MappedMemory> for CountedHandle {
         self.counters.in_flight.add(1);
         self.state.taken.store(true, Ordering::Relaxed);
         count(&self.state.begun);
-        Ok(())
+        if let Submission::Done(result) = submission {
+            self.ended(tag, result);
+        }
+        Ok(submission)
     }
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
@@ -201,15 +225,7 @@ impl Storage<MappedMemory> for CountedHandle {
             self.flush = Flush::Ended(completion.result.is_ok());
             completion = self.inner.poll(memory)?;
         }
-        count(&self.state.ended);
-        let in_flight = &self.counters.in_flight;
-        in_flight.set(in_flight.get().saturating_sub(1));
-        let read = self.moving.iter().position(|(tag, _)| *tag == completion.tag);
-        let bytes = read.map_or(0, |at| self.moving.swap_remove(at).1);
-        match completion.result {
-            Ok(()) => self.counters.read_bytes.add(bytes),
-            Err(_) => self.counters.errors.add(1),
-        }
+        self.ended(completion.tag, completion.result);
         Some(completion)
     }
 
@@ -267,13 +283,13 @@ mod tests {
         };
         // However long the first one took to be found.
         state.begin_turn(Some(Duration::ZERO));
-        assert_eq!([flush(0), flush(0), flush(1)], [Ok(()), Err(Busy), Err(Busy)]);
+        assert_eq!([flush(0), flush(0), flush(1)], [Ok(Submission::Pending), Err(Busy), Err(Busy)]);
         assert!(state.has_put_off());
         state.begin_turn(Some(Duration::from_secs(1000)));
-        assert_eq!([flush(0), flush(1)], [Ok(()); 2]);
+        assert_eq!([flush(0), flush(1)], [Ok(Submission::Pending); 2]);
         assert!(!state.has_put_off());
         state.begin_turn(None);
-        assert_eq!([flush(0), flush(1)], [Ok(()); 2]);
+        assert_eq!([flush(0), flush(1)], [Ok(Submission::Pending); 2]);
         assert_eq!(state.in_flight(), 5);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blk_core::op::{Op, Segment};
 use blk_core::order::Deferred;
-use blk_core::storage::{Busy, Cache, Completion, Info, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
 use blk_core::units::Tag;
 use blk_core::virtq::{QueueError, RingFeatures, RingPosition, RingSetup};
 use scsi_model::disk::Setting;
@@ -146,7 +146,13 @@ impl Storage<()> for Slot {
         &NOTHING
     }
 
-    fn submit(&mut self, _memory: &(), _tag: Tag, _op: Op, _segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(
+        &mut self,
+        _memory: &(),
+        _tag: Tag,
+        _op: Op,
+        _segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         Err(Busy)
     }
 
@@ -159,13 +165,31 @@ impl Storage<()> for Slot {
     }
 }
 
+impl Slot {
+    /// An operation has failed. The guest cannot have heard of it: the controller has not.
+    fn failed(&self) {
+        if let Some(persistent) = &self.persistent {
+            persistent.store_latches();
+        }
+        if let Some(counters) = &self.counters {
+            counters.errors.add(1);
+        }
+    }
+}
+
 impl Storage<MappedMemory> for Slot {
     fn info(&self) -> &Info {
         self.handle.as_ref().map_or(&NOTHING, |handle| handle.info())
     }
 
-    fn submit(&mut self, memory: &MappedMemory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
-        self.handle.as_mut().ok_or(Busy)?.submit(memory, tag, op, segments)?;
+    fn submit(
+        &mut self,
+        memory: &MappedMemory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
+        let submission = self.handle.as_mut().ok_or(Busy)?.submit(memory, tag, op, segments)?;
         if let Some(counters) = &self.counters {
             let bytes = op.extent().and_then(|extent| extent.bytes()).unwrap_or(0);
             match op {
@@ -181,19 +205,16 @@ impl Storage<MappedMemory> for Slot {
                 Op::WriteZeroes { .. } | Op::Discard { .. } => counters.ranges.add(1),
             }
         }
-        Ok(())
+        if let Submission::Done(Err(_)) = submission {
+            self.failed();
+        }
+        Ok(submission)
     }
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
         let completion = self.handle.as_mut()?.poll(memory)?;
         if completion.result.is_err() {
-            // The guest cannot have heard of it: the controller has not.
-            if let Some(persistent) = &self.persistent {
-                persistent.store_latches();
-            }
-            if let Some(counters) = &self.counters {
-                counters.errors.add(1);
-            }
+            self.failed();
         }
         Some(completion)
     }
@@ -354,7 +375,8 @@ impl QueueGroup for ScsiQueues {
             if let Some(handle) = &mut slot.handle {
                 // Idle, it has room for one.
                 match handle.submit(memory, Tag { slot: 0, generation: 0 }, Op::Flush, &[]) {
-                    Ok(()) => left += 1,
+                    Ok(Submission::Pending) => left += 1,
+                    Ok(Submission::Done(result)) => ok &= result.is_ok(),
                     Err(Busy) => ok = false,
                 }
             }

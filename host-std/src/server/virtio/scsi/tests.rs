@@ -27,7 +27,7 @@ fn a_latch_is_kept_before_the_controller_hears_of_the_failure() {
     let handle = Some(faulty.handle().unwrap());
     let mut slot = Slot { handle, counters: None, persistent: Some(persistent) };
     let memory = MappedMemory::default();
-    slot.submit(&memory, Tag { slot: 0, generation: 0 }, Op::Flush, &[]).unwrap();
+    let _ = slot.submit(&memory, Tag { slot: 0, generation: 0 }, Op::Flush, &[]).unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     let completion = loop {
         match Storage::<MappedMemory>::poll(&mut slot, &memory) {
