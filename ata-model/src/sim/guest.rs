@@ -75,6 +75,9 @@ impl<D> AtaGuest<D> {
     }
 }
 
+/// Times that a driver is interrupted in one look at its device: more than a program's longest command has blocks.
+const DONE_AT_ONCE_MAX: u32 = 8;
+
 /// A driver at work: its registers are at hand.
 #[derive(Debug)]
 pub struct Bus<'a, D, M: ?Sized, H> {
@@ -152,8 +155,14 @@ where
 
     fn poll(&mut self, memory: &M, storage: &mut [H]) -> Vec<Ended, 16> {
         let mut bus = Bus { guest: self, memory, storage };
-        bus.poll();
-        bus.serve();
+        // What the driver does when it is interrupted may be done at once, and interrupt again.
+        for _ in 0..DONE_AT_ONCE_MAX {
+            bus.poll();
+            bus.serve();
+            if !bus.guest.irq {
+                break;
+            }
+        }
         core::mem::take(&mut self.ended).into_iter().collect()
     }
 

@@ -31,16 +31,15 @@ pub struct Cell {
     /// Completions that the front may see late: the host has completed the operation, and something else happens before
     /// the front polls.
     pub late_polls: u8,
-    /// Operations that the host may do at once, when they are submitted.
-    pub at_once: u8,
+    /// Whether the host may do operations at once, when they are submitted. It chooses for each.
+    pub at_once: bool,
     /// The program needs its ordered writes to be barriers, although the guest issues them as plain writes and does not
     /// drain: I8.
     pub needs_barriers: bool,
 }
 
 impl Cell {
-    /// All programs of up to `length` steps on a disk opened in `mode`, with one error, two operations done at once and one power cut on
-    /// the way, and, since it doubles the states, one late poll in programs of up to two steps only.
+    /// All programs of up to `length` steps on a disk opened in `mode`, with one error and one power cut on the way, and, since it doubles the states, one late poll in programs of up to two steps only.
     #[must_use]
     pub const fn new(mode: CacheMode, length: u8) -> Self {
         Self {
@@ -49,7 +48,7 @@ impl Cell {
             errors: 1,
             power_cuts: 1,
             late_polls: if length <= 2 { 1 } else { 0 },
-            at_once: 2,
+            at_once: true,
             needs_barriers: false,
         }
     }

@@ -30,7 +30,7 @@ pub(super) struct State<G> {
     errors_left: u8,
     power_cuts_left: u8,
     late_polls_left: u8,
-    at_once_left: u8,
+    at_once: bool,
 }
 
 /// Possible next event.
@@ -83,7 +83,7 @@ impl<G: SimGuest> State<G> {
             errors_left: cell.errors,
             power_cuts_left: cell.power_cuts,
             late_polls_left: cell.late_polls,
-            at_once_left: cell.at_once,
+            at_once: cell.at_once,
         }
     }
 
@@ -130,20 +130,19 @@ impl<G: SimGuest> State<G> {
 
     /// The events that begin as `event` does, which `choices` came of, and in which one more operation is done at once.
     pub(super) fn longer(&self, event: Event, choices: &Choices) -> impl Iterator<Item = Event> + use<G> {
-        let room = event.at_once.count() < self.at_once_left && !choices.void;
-        let asked = if room { choices.asked } else { 0 };
+        let asked = if self.at_once && !choices.void { choices.asked } else { 0 };
         let longer = event.at_once.longer(asked, self.errors_left != 0);
         longer.map(move |at_once| Event { at_once, ..event })
     }
 
     /// Whether nothing more is done at once, so that no event is [longer](Self::longer).
     pub(super) fn is_in_flight_only(&self) -> bool {
-        self.at_once_left == 0
+        !self.at_once
     }
 
     /// The same state of a world in which nothing more is done at once.
     pub(super) fn in_flight_only(&self) -> Self {
-        Self { at_once_left: 0, ..self.clone() }
+        Self { at_once: false, ..self.clone() }
     }
 
     /// Lets `event` happen, and checks every promise. `booted` is the state to which a power cut leads, but for the disk.
@@ -159,10 +158,9 @@ impl<G: SimGuest> State<G> {
         checked.map(|()| choices)
     }
 
-    /// The event is over: what was done at once counts.
+    /// The event is over.
     fn end(&mut self, at_once: AtOnce) -> Choices {
         let choices = self.disk.take_choices();
-        self.at_once_left = self.at_once_left.saturating_sub(choices.done.len() as u8);
         if at_once.fails && !choices.void {
             self.errors_left = self.errors_left.saturating_sub(1);
         }
@@ -197,7 +195,6 @@ impl<G: SimGuest> State<G> {
                 next.issued = self.issued;
                 next.errors_left = self.errors_left;
                 next.late_polls_left = self.late_polls_left;
-                next.at_once_left = self.at_once_left;
                 next.power_cuts_left = self.power_cuts_left.saturating_sub(1);
                 *self = next;
             }

@@ -191,7 +191,7 @@ impl<const Q: usize> Driver<Q> {
         self.send(0, 0, 0, order, world);
         self.settle(world);
         match self.reap(0, world.memory) {
-            Some((_, slot, answer)) => slot == 0 && answer.good,
+            Some((slot, answer)) => slot == 0 && answer.good,
             None => {
                 self.stuck = true;
                 false
@@ -267,8 +267,8 @@ impl<const Q: usize> Driver<Q> {
         self.ring(ring).take_used(memory, &layout_of(ring))
     }
 
-    /// The next command that came back in a request queue: its queue, slot and answer.
-    fn reap<M: GuestMemory>(&mut self, queue: usize, memory: &M) -> Option<(usize, usize, Answer)> {
+    /// The next command that came back in a request queue: its slot and answer.
+    fn reap<M: GuestMemory>(&mut self, queue: usize, memory: &M) -> Option<(usize, Answer)> {
         let (head, written) = self.used(REQUEST + queue, memory)?;
         let slot = head as usize / 3;
         let response: [u8; RESPONSE_BYTES] = get(memory, REQUEST_BYTES * slot as u64 + RESPONSE);
@@ -279,7 +279,7 @@ impl<const Q: usize> Driver<Q> {
         let at = layout_of(REQUEST + queue).descriptors + 48 * slot as u64;
         put(memory, at, &[0; 48]);
         let good = !aborted && head.status == 0;
-        Some((queue, slot, Answer { good, aborted, moved_bytes: data as u64 }))
+        Some((slot, Answer { good, aborted, moved_bytes: data as u64 }))
     }
 
     /// Takes what came back, and goes on with what is not done by that.
@@ -288,12 +288,21 @@ impl<const Q: usize> Driver<Q> {
         world: &mut World<'_, M, [H]>,
         ended: &mut Vec<Ended, 16>,
     ) {
+        let mut back = Vec::<_, 16>::new();
         for queue in 0..Q {
-            while let Some((queue, slot, answer)) = self.reap(queue, world.memory) {
+            while let Some((slot, answer)) = self.reap(queue, world.memory) {
                 let one = self.outstanding[slot].take().expect("a chain comes back once");
                 assert_eq!(queue, usize::from(one.queue), "a chain comes back whence it came");
-                self.finish(one, slot, &answer, world, ended);
+                back.push((one, slot, answer)).ok().expect("no more than the depth");
             }
+        }
+        // A ring has an order, and two rings that are seen at the same time have none: the oldest of what comes first in them.
+        while let Some(next) = (0..back.len())
+            .filter(|&at| back[..at].iter().all(|(one, ..)| one.queue != back[at].0.queue))
+            .min_by_key(|&at| back[at].0.id)
+        {
+            let (one, slot, answer) = back.remove(next);
+            self.finish(one, slot, &answer, world, ended);
         }
     }
 

@@ -28,12 +28,6 @@ impl AtOnce {
         let fates = if may_fail { &[false, true][..] } else { &[false] };
         each.flat_map(move |mask| fates.iter().map(move |&fails| Self { mask, fails }))
     }
-
-    /// How many.
-    #[must_use]
-    pub const fn count(self) -> u8 {
-        self.mask.count_ones() as u8
-    }
 }
 
 /// An operation that was done at once.
