@@ -13,8 +13,8 @@ pub const SEGMENTS_MAX: usize = 128;
 
 const HEADER_BYTES: usize = size_of::<RequestHeader>();
 
-/// The data segments of a request. On the stack, where it is never initialised as a whole: it is 3 KiB.
-pub(crate) type Segments = Vec<Segment, SEGMENTS_MAX>;
+/// The data segments of a request, and the status byte behind them. On the stack, where it is never initialised as a whole.
+pub(crate) type Segments = Vec<Segment, { SEGMENTS_MAX + 1 }>;
 
 /// The buffers of one chain. Descriptors and the header are copied once; the data stays where it is.
 #[derive(Debug)]
@@ -27,8 +27,6 @@ pub(crate) struct Chain<'a> {
     readable: usize,
     readable_bytes: u64,
     writable_bytes: u64,
-    /// The last writable buffer so far: the status byte is the last byte of the very last.
-    last: Option<(GuestAddr, u32)>,
     /// More data segments than fit, or a header that is not memory.
     unusable: bool,
 }
@@ -44,7 +42,6 @@ impl<'a> Chain<'a> {
             readable: 0,
             readable_bytes: 0,
             writable_bytes: 0,
-            last: None,
             unusable: false,
         }
     }
@@ -54,23 +51,32 @@ impl<'a> Chain<'a> {
     pub(crate) fn add<M: GuestMemory + ?Sized>(&mut self, memory: &M, buffer: Buffer) {
         let Buffer { addr, len, writable } = buffer;
         if writable {
-            if let Some((addr, len)) = self.last.replace((addr, len)) {
-                self.push_writable(addr, len);
-            }
+            self.push(addr, len);
+            self.writable_bytes = self.writable_bytes.wrapping_add(u64::from(len));
+        } else if self.header_len < HEADER_BYTES {
+            self.add_to_header(memory, addr, len);
         } else {
-            self.add_readable(memory, addr, len);
+            self.push_readable(addr, len);
         }
     }
 
-    /// Cuts off the status byte, and returns where it is. `None`: there is nothing writable, and so no way to answer.
-    #[inline]
+    /// Cuts off the status byte, the last one that is writable, and returns where it is. `None`: there is nothing writable, and so
+    /// no way to answer.
+    #[inline(always)]
     pub(crate) fn finish(&mut self) -> Option<GuestAddr> {
-        let (addr, len) = self.last.take()?;
-        let data = len.checked_sub(1)?;
-        if data != 0 {
-            self.push_writable(addr, data);
+        if self.writable_bytes == 0 {
+            return None;
         }
-        addr.checked_add(u64::from(data))
+        self.writable_bytes = self.writable_bytes.wrapping_sub(1);
+        let Segment::Guest { addr, len } = self.segments.last_mut()? else { return None };
+        *len = len.wrapping_sub(1);
+        let (addr, len) = (*addr, *len);
+        if len == 0 {
+            self.segments.pop();
+        }
+        self.unusable |= self.segments.len() > SEGMENTS_MAX;
+        // The ring has checked that the buffer does not wrap.
+        Some(GuestAddr(addr.0.wrapping_add(u64::from(len))))
     }
 
     /// The header. `None` if it is too short or not memory, or if there are more segments than the device takes.
@@ -92,48 +98,52 @@ impl<'a> Chain<'a> {
         (self.segments.get(self.readable..).unwrap_or_default(), self.writable_bytes)
     }
 
+    /// Copies the header, of which this buffer has some; nearly always all, and nothing else.
     #[inline(always)]
-    fn add_readable<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) {
-        let (mut addr, mut len) = (addr, len);
-        if self.header_len < HEADER_BYTES {
-            let take = if self.header_len == 0 && len as usize >= HEADER_BYTES {
-                // The usual case, with a length that the compiler knows.
-                self.unusable |= memory.read(addr, &mut self.header).is_err();
-                HEADER_BYTES as u32
-            } else {
-                self.add_to_header(memory, addr, len)
-            };
-            self.header_len = self.header_len.saturating_add(take as usize);
-            // The ring has checked that the buffer does not wrap.
-            addr = GuestAddr(addr.0.wrapping_add(u64::from(take)));
-            len = len.saturating_sub(take);
-        }
-        if len != 0 {
-            self.push(addr, len);
-            self.readable = self.segments.len();
-            self.readable_bytes = self.readable_bytes.saturating_add(u64::from(len));
+    fn add_to_header<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) {
+        if self.header_len == 0 && len as usize == HEADER_BYTES {
+            self.unusable |= memory.read(addr, &mut self.header).is_err();
+            self.header_len = HEADER_BYTES;
+        } else {
+            self.add_piece_of_header(memory, addr, len);
         }
     }
 
-    /// Copies as much of a header in pieces as there is, and returns how much that was.
+    /// A header in pieces, or with data behind it.
     #[cold]
-    fn add_to_header<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) -> u32 {
-        let Some(rest) = self.header.get_mut(self.header_len..) else { return 0 };
+    fn add_piece_of_header<M: GuestMemory + ?Sized>(&mut self, memory: &M, addr: GuestAddr, len: u32) {
+        let Some(rest) = self.header.get_mut(self.header_len..) else { return };
         let take = u32::try_from(rest.len()).unwrap_or(0).min(len);
-        let Some(into) = rest.get_mut(..take as usize) else { return 0 };
+        let Some(into) = rest.get_mut(..take as usize) else { return };
         self.unusable |= memory.read(addr, into).is_err();
-        take
+        self.header_len = self.header_len.saturating_add(take as usize);
+        if len > take {
+            // The ring has checked that the buffer does not wrap.
+            self.push_readable(GuestAddr(addr.0.wrapping_add(u64::from(take))), len.wrapping_sub(take));
+        }
     }
 
     #[inline]
-    fn push_writable(&mut self, addr: GuestAddr, len: u32) {
+    fn push_readable(&mut self, addr: GuestAddr, len: u32) {
         self.push(addr, len);
-        self.writable_bytes = self.writable_bytes.saturating_add(u64::from(len));
+        self.readable = self.segments.len();
+        self.readable_bytes = self.readable_bytes.wrapping_add(u64::from(len));
     }
 
     #[inline]
     fn push(&mut self, addr: GuestAddr, len: u32) {
-        self.unusable |= self.segments.push(Segment::Guest { addr, len }).is_err();
+        if let Err(segment) = self.segments.push(Segment::Guest { addr, len }) {
+            self.overflow(segment);
+        }
+    }
+
+    /// There are more segments than the device takes. The last one is kept, since it may be where the status byte is.
+    #[cold]
+    fn overflow(&mut self, segment: Segment) {
+        self.unusable = true;
+        if let Some(last) = self.segments.last_mut() {
+            *last = segment;
+        }
     }
 }
 

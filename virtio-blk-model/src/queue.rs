@@ -238,8 +238,8 @@ impl<const N: usize> Queue<N> {
             if *budget == 0 {
                 return Ok(false);
             }
-            if *budget != before || supplied {
-                // A synchronous storage has completed it by now.
+            if (*budget != before || supplied) && !self.slots.is_idle() {
+                // The storage may have completed it by now.
                 continue;
             }
             if waits || !self.ring.enable_notification(memory)? {
@@ -272,12 +272,14 @@ impl<const N: usize> Queue<N> {
             };
             let mut seen = Seen::default();
             match self.take(memory, storage, view, &chain, &mut seen, (head, status)) {
-                Ok(Taken::Submitted(started)) => {
+                Ok(Taken::Submitted) => {
                     self.ring.pop(log, head);
                     log.began(seen.command, seen.bytes);
-                    if let Some(done) = started.done() {
-                        self.end(memory, storage, done, log)?;
-                    }
+                }
+                Ok(Taken::Ended(done)) => {
+                    self.ring.pop(log, head);
+                    log.began(seen.command, seen.bytes);
+                    self.end(memory, storage, done, log)?;
                 }
                 Ok(Taken::Answered(answer, written)) => {
                     self.ring.pop(log, head);
@@ -360,7 +362,16 @@ impl<const N: usize> Queue<N> {
             }
             (owner, _) => owner,
         };
-        self.slots.submit(memory, storage, request, view.cache, segments, owner).map(Taken::Submitted)
+        match self.slots.start(memory, storage, request, view.cache, segments)? {
+            Started::InFlight(slot) => {
+                self.slots.attach(slot, owner);
+                Ok(Taken::Submitted)
+            }
+            Started::Ended(Done { slot, result }) => {
+                self.slots.release(slot);
+                Ok(owner.answer(result))
+            }
+        }
     }
 
     /// Starts a discard or write-zeroes. All segments are copied and checked before any is done.
@@ -390,13 +401,14 @@ impl<const N: usize> Queue<N> {
             return Err(Deferred::Full);
         }
         let Some(first) = ops.pop() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
-        let slot = self.slots.next_slot().ok_or(Deferred::Full)?;
         let request = Request::new(first).ordered(order);
-        let taken = self.submit(memory, storage, view, &request, &[], driver(head, status, 1))?;
-        if !ops.is_empty() {
-            self.ranges = Some(Ranges { slot, order, cache: view.cache, ops });
+        let owner = driver(head, status, 1);
+        if ops.is_empty() {
+            return self.submit(memory, storage, view, &request, &[], owner);
         }
-        Ok(taken)
+        let started = self.slots.submit(memory, storage, &request, view.cache, &[], owner)?;
+        self.ranges = Some(Ranges { slot: started.slot(), order, cache: view.cache, ops });
+        Ok(started.done().map_or(Taken::Submitted, Taken::Ended))
     }
 
     /// GET_ID: 20 bytes, padded with zeroes (5.2.6), or as many as there is room for.
@@ -505,8 +517,7 @@ impl<const N: usize> Queue<N> {
     ) -> Result<(), QueueError> {
         match self.slots.release(slot) {
             Some(Owner::Driver { head, status, written, .. }) => {
-                // On an error only the status byte is known to be written (CVE-2024-8612).
-                let written = if result.is_ok() { written } else { 1 };
+                let written = written_on(result, written);
                 self.answer(memory, log, head, status, Status::from(result), written)
             }
             Some(Owner::CacheOff) => {
@@ -559,6 +570,21 @@ enum Owner {
     CacheOff,
 }
 
+impl Owner {
+    /// The answer to a request that has ended with `result`.
+    #[inline(always)]
+    fn answer(&self, result: Result<(), IoError>) -> Taken {
+        let &Self::Driver { written, .. } = self else { return Taken::Submitted };
+        Taken::Answered(Status::from(result), written_on(result, written))
+    }
+}
+
+/// Bytes written into a chain. On an error only the status byte is known to be (CVE-2024-8612).
+#[inline(always)]
+const fn written_on(result: Result<(), IoError>, written: u32) -> u32 {
+    if result.is_ok() { written } else { 1 }
+}
+
 /// Rest of a discard or write-zeroes of several segments.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
@@ -581,7 +607,9 @@ struct Seen {
 /// Result of taking a request.
 enum Taken {
     /// It has a slot, and is answered when the storage completes it.
-    Submitted(Started),
+    Submitted,
+    /// Its first range is done already.
+    Ended(Done),
     /// It is to be answered now: the status, and the bytes written into the chain.
     Answered(Status, u32),
 }

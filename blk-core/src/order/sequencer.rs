@@ -68,6 +68,15 @@ pub enum Started {
 }
 
 impl Started {
+    /// The request's slot.
+    #[must_use]
+    #[inline]
+    pub const fn slot(self) -> u16 {
+        match self {
+            Self::InFlight(slot) | Self::Ended(Done { slot, .. }) => slot,
+        }
+    }
+
     /// The end of the request, if it has ended.
     #[must_use]
     pub const fn done(self) -> Option<Done> {
@@ -221,7 +230,7 @@ impl<T, const N: usize> Sequencer<T, N> {
     ///
     /// # Errors
     /// [`Deferred`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
-    #[inline(always)]
+    #[inline]
     #[allow(
         clippy::too_many_arguments,
         reason = "memory and storage come in with each call; the rest is the request"
@@ -234,6 +243,25 @@ impl<T, const N: usize> Sequencer<T, N> {
         cache: GuestCache,
         segments: &[Segment],
         payload: T,
+    ) -> Result<Started, Deferred> {
+        let started = self.start(memory, storage, request, cache, segments)?;
+        self.attach(started.slot(), payload);
+        Ok(started)
+    }
+
+    /// [`Self::submit`] without a payload, for an owner that [attaches](Self::attach) one only to what is in flight: a request that
+    /// has ended at once needs none.
+    ///
+    /// # Errors
+    /// [`Deferred`] if it cannot be taken now; nothing has changed.
+    #[inline(always)]
+    pub fn start<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        request: &Request,
+        cache: GuestCache,
+        segments: &[Segment],
     ) -> Result<Started, Deferred> {
         if self.resetting {
             return Err(Deferred::Resetting);
@@ -251,10 +279,15 @@ impl<T, const N: usize> Sequencer<T, N> {
         if plan.exclusive {
             self.barrier = Some(slot);
         }
+        Ok(self.reach(slot, stage, result))
+    }
+
+    /// Gives the request in `slot` its payload.
+    #[inline]
+    pub fn attach(&mut self, slot: u16, payload: T) {
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
             s.payload = Some(payload);
         }
-        Ok(self.reach(slot, stage, result))
     }
 
     /// Lets a slot that [`Done`] named go on with another operation, keeping its payload and its barrier.
@@ -539,7 +572,7 @@ impl<T, const N: usize> Sequencer<T, N> {
     }
 
     /// A slot has come to `stage`.
-    #[inline]
+    #[inline(always)]
     fn reach(&mut self, slot: u16, stage: Stage, result: Result<(), IoError>) -> Started {
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
             s.stage = stage;
