@@ -5,7 +5,6 @@ use blk_core::bus::{Access, Device, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Capability, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
-use heapless::Vec;
 
 use super::ahci::Hba;
 use crate::drive::DriveConfig;
@@ -148,19 +147,23 @@ impl<const P: usize> Endpoint for PciAhci<P> {
             Bar::Io { bytes: 32 },
             Bar::Memory32 { bytes: Self::BAR_BYTES },
         ];
-        let capabilities = [
-            Capability::Msi { vectors_log2: 0 },
-            Capability::PowerManagement,
-            Capability::Sata { location: PAIR },
-        ];
         let ports = u16::try_from(P).unwrap_or(u16::MAX);
         let msix = Capability::Msix { vectors: ports, table: (0, 0), pending: (0, MSIX_PENDING) };
-        let capabilities = capabilities.into_iter().chain(self.message_per_port.then_some(msix));
+        let capabilities = [
+            Some(Capability::Msi { vectors_log2: 0 }),
+            Some(Capability::PowerManagement),
+            Some(Capability::Sata { location: PAIR }),
+            self.message_per_port.then_some(msix),
+            None,
+            None,
+            None,
+            None,
+        ];
         Function {
             identity: Identity::ICH9_AHCI,
             bars,
-            capabilities: capabilities.collect(),
-            specific: Vec::from_iter([(MAP, MAP_AHCI | enabled, 0x3f << 16)]),
+            capabilities,
+            specific: [Some((MAP, MAP_AHCI | enabled, 0x3f << 16)), None, None, None],
         }
     }
 

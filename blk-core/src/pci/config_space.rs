@@ -1,7 +1,6 @@
 //! The configuration space of a function: a type 0 header and capabilities (PCI 3.0, 6.1 and 6.7).
 
 use bitflags::bitflags;
-use heapless::Vec;
 
 use super::capability::{Capability, Message};
 use crate::bus::{IrqChange, Width};
@@ -122,11 +121,24 @@ pub struct Function {
     pub identity: Identity,
     /// Base address registers.
     pub bars: [Bar; BARS],
-    /// Capabilities, in the order of the list.
-    pub capabilities: Vec<Capability, 8>,
+    /// Capabilities, in the order of the list, of which `None` is no part.
+    pub capabilities: [Option<Capability>; 8],
     /// Registers of the device's own from 40h on: (offset, value after reset, writable bits). A capability is placed
     /// behind the last of them.
-    pub specific: Vec<(u8, u32, u32), 4>,
+    pub specific: [Option<(u8, u32, u32)>; 4],
+}
+
+impl Function {
+    /// Each capability with its place.
+    fn places(&self) -> impl Iterator<Item = (usize, &Capability)> {
+        let behind = self.specific.iter().flatten().map(|(at, _, _)| at.saturating_add(4));
+        let mut at = behind.max().unwrap_or(HEADER_END).max(HEADER_END);
+        self.capabilities.iter().flatten().map_while(move |capability| {
+            let here = at;
+            at = at.checked_add(capability.bytes())?;
+            Some((usize::from(here), capability))
+        })
+    }
 }
 
 /// Changes that a write made, for the embedder that maps and decodes.
@@ -198,7 +210,7 @@ impl ConfigSpace {
             };
             self.put(bar_at(n), &[flags]);
         }
-        for (at, value, _) in self.function.specific.clone() {
+        for (at, value, _) in self.function.specific.into_iter().flatten() {
             self.put(at.into(), &value.to_le_bytes());
         }
         self.put_capabilities();
@@ -304,7 +316,7 @@ impl ConfigSpace {
                 Capability::Msix { vectors, .. } => Some(vectors),
                 _ => None,
             };
-            return self.function.capabilities.iter().find_map(vectors).unwrap_or(0);
+            return self.function.capabilities.iter().flatten().find_map(vectors).unwrap_or(0);
         }
         self.control_of(0x05).filter(|control| control & 1 != 0).map_or(0, allocated)
     }
@@ -327,7 +339,8 @@ impl ConfigSpace {
 
     /// What a guest reaches through VIRTIO's window by an access to configuration space, if that meets the window's data.
     pub(super) fn window(&self, offset: u64, width: Width) -> Option<Window> {
-        let (at, _) = self.places().find(|(_, capability)| matches!(capability, Capability::VirtioWindow))?;
+        let (at, _) =
+            self.function.places().find(|(_, capability)| matches!(capability, Capability::VirtioWindow))?;
         let data = at.wrapping_add(16);
         let [bar] = self.get(at.wrapping_add(4));
         let offset_in_bar = u32::from_le_bytes(self.get(at.wrapping_add(8)));
@@ -363,29 +376,18 @@ impl ConfigSpace {
         self.level && !silent && self.function.identity.interrupt_pin != 0
     }
 
-    /// Each capability with its place.
-    fn places(&self) -> impl Iterator<Item = (usize, &Capability)> {
-        let behind = self.function.specific.iter().map(|(at, _, _)| at.saturating_add(4));
-        let mut at = behind.max().unwrap_or(HEADER_END).max(HEADER_END);
-        self.function.capabilities.iter().map_while(move |capability| {
-            let here = at;
-            at = at.checked_add(capability.bytes())?;
-            Some((usize::from(here), capability))
-        })
-    }
-
     fn capability(&self, id: u8) -> Option<usize> {
-        self.places().find_map(|(at, capability)| (capability.id() == id).then_some(at))
+        self.function.places().find_map(|(at, capability)| (capability.id() == id).then_some(at))
     }
 
     fn put_capabilities(&mut self) {
         let mut link = register::CAPABILITIES;
-        let places: Vec<(usize, Capability), 8> = self.places().map(|(at, c)| (at, *c)).collect();
-        for (at, capability) in places {
+        // The description is not what is written to.
+        for (at, capability) in self.function.clone().places() {
             self.put(link, &[u8::try_from(at).unwrap_or(0)]);
             self.put(at, &[capability.id()]);
             let body = at.wrapping_add(2);
-            match capability {
+            match *capability {
                 // PCI PM 1.2, 3.2.3: PMC version 3, no PME. 3.2.4: PMCSR bit 3, No_Soft_Reset.
                 Capability::PowerManagement => {
                     self.put(body, &[3, 0]);
@@ -454,7 +456,7 @@ impl ConfigSpace {
     }
 
     fn specific_writable(&self, at: usize) -> u8 {
-        let found = self.function.specific.iter().find_map(|(start, _, mask)| {
+        let found = self.function.specific.iter().flatten().find_map(|(start, _, mask)| {
             let place = at.checked_sub(usize::from(*start))?;
             mask.to_le_bytes().get(place).copied()
         });
@@ -462,7 +464,7 @@ impl ConfigSpace {
     }
 
     fn capability_writable(&self, at: usize) -> u8 {
-        let found = self.places().find_map(|(start, capability)| {
+        let found = self.function.places().find_map(|(start, capability)| {
             let place = at.checked_sub(start)?;
             (place < usize::from(capability.bytes())).then_some((capability, place))
         });

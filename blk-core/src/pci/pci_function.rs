@@ -148,11 +148,12 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     /// Where an access meets the MSI-X table or its pending bits.
     fn msix_at(&self, region: Region, offset: u64) -> Option<MsixPlace> {
         let Region::Bar(n) = region else { return None };
-        let found = self.config.function().capabilities.iter().find_map(|capability| match *capability {
+        let capabilities = self.config.function().capabilities.iter().flatten();
+        let mut tables = capabilities.filter_map(|capability| match *capability {
             Capability::Msix { table, pending, .. } => Some((table, pending)),
             _ => None,
         });
-        let (table, pending) = found?;
+        let (table, pending) = tables.next()?;
         let within = |(bar, start): (u8, u32), bytes: u64| {
             let at = offset.checked_sub(u64::from(start)).filter(|at| *at < bytes)?;
             (bar == n).then_some(at)
