@@ -7,9 +7,6 @@
 #![no_std]
 #![no_main]
 
-mod glue;
-mod memory;
-
 use core::ops::Range;
 
 use ata_model::{Channel, DriveConfig};
@@ -20,7 +17,7 @@ use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
-use memory::SharedMemory;
+use freestanding::memory::SharedMemory;
 use scsi_model::{
     Attribute, Cdb, DataError, Direction, LogicalUnit, Outcome, Polled, SegmentList, Task, Transport,
 };
@@ -52,6 +49,8 @@ macro_rules! fresh {
 /// Aligned as memory is, so that what is aligned for the guest is aligned for its devices.
 #[repr(align(4096))]
 struct Page<const BYTES: usize>([u8; BYTES]);
+
+freestanding::entry!(run);
 
 /// Runs the guests.
 fn run() -> u8 {

@@ -1,0 +1,202 @@
+//! Stack that a function needs, callees included: by its code, along the deepest path that there is, whatever a guest does. A
+//! stack that is painted and looked at shows the deepest path that some guest took.
+//!
+//! This is exact, since the models do without what would hide a path: recursion, and tables of functions. Pointers are called all
+//! the same, since the compiler reaches `memcpy` through one: such a call is taken to be of the deepest function that its caller
+//! takes the address of.
+
+use std::collections::{BTreeMap, HashMap};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+/// Bytes of a return address.
+const RETURN_BYTES: u64 = 8;
+
+/// The functions of a program.
+pub(crate) struct Stack<'a> {
+    functions: BTreeMap<u64, (&'a str, &'a [u8])>,
+    /// What is known already; `None` while it is being found out.
+    known: HashMap<u64, Option<u64>>,
+    /// The eight bytes at an address.
+    word: Box<dyn Fn(u64) -> Option<u64> + 'a>,
+}
+
+impl<'a> Stack<'a> {
+    pub(crate) fn new(word: impl Fn(u64) -> Option<u64> + 'a) -> Self {
+        Self { functions: BTreeMap::new(), known: HashMap::new(), word: Box::new(word) }
+    }
+
+    pub(crate) fn add(&mut self, name: &'a str, address: u64, bytes: &'a [u8]) {
+        self.functions.insert(address, (name, bytes));
+    }
+
+    /// Bytes below the caller's stack pointer, the return address included.
+    pub(crate) fn of(&mut self, name: &str) -> u64 {
+        let found = self.functions.iter().find(|(_, (other, _))| *other == name);
+        let address = *found.unwrap_or_else(|| panic!("{name} is not linked")).0;
+        self.function(address) + RETURN_BYTES
+    }
+
+    /// The function whose address an instruction takes, or has in the memory that it names.
+    fn named(&self, instruction: &Instruction) -> Option<u64> {
+        let address = if instruction.is_ip_rel_memory_operand() {
+            let at = instruction.ip_rel_memory_address();
+            if instruction.mnemonic() == Mnemonic::Lea { at } else { (self.word)(at)? }
+        } else if instruction.mnemonic() == Mnemonic::Mov && instruction.op1_kind() == OpKind::Immediate32 {
+            instruction.immediate32().into()
+        } else {
+            return None;
+        };
+        self.functions.contains_key(&address).then_some(address)
+    }
+
+    fn function(&mut self, address: u64) -> u64 {
+        let Some(&(name, bytes)) = self.functions.get(&address) else {
+            panic!("no function begins at {address:#x}")
+        };
+        match self.known.insert(address, None) {
+            Some(None) => panic!("{name} calls itself"),
+            Some(Some(known)) => {
+                self.known.insert(address, Some(known));
+                return known;
+            }
+            None => {}
+        }
+        let deepest = Walk::new(address, bytes, name).deepest(self);
+        self.known.insert(address, Some(deepest));
+        deepest
+    }
+}
+
+/// A walk through all paths of a function.
+struct Walk<'a> {
+    name: &'a str,
+    start: u64,
+    bytes: &'a [u8],
+    /// How deep the stack is before each instruction that was seen.
+    seen: BTreeMap<u64, u64>,
+    /// Where it goes on, and how deep the stack is there.
+    ahead: Vec<(u64, u64)>,
+    /// How deep it is at jumps by a table, whose targets are what is seen in no other way.
+    tables: Vec<u64>,
+    /// How deep it is at the end of a loop that touches a large frame.
+    frame: Option<u64>,
+    deepest: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(start: u64, bytes: &'a [u8], name: &'a str) -> Self {
+        let (seen, tables) = (BTreeMap::new(), Vec::new());
+        Self { name, start, bytes, seen, ahead: vec![(start, 0)], tables, frame: None, deepest: 0 }
+    }
+
+    fn deepest(mut self, stack: &mut Stack<'_>) -> u64 {
+        loop {
+            while let Some((at, depth)) = self.ahead.pop() {
+                if self.seen.insert(at, depth).is_none() {
+                    self.step(self.decode(at), depth, stack);
+                }
+            }
+            let Some(at) = self.unseen() else { return self.deepest };
+            let depth =
+                self.tables.iter().max().unwrap_or_else(|| panic!("{}: {at:#x} is never reached", self.name));
+            self.ahead.push((at, *depth));
+        }
+    }
+
+    fn decode(&self, at: u64) -> Instruction {
+        let bytes = usize::try_from(at - self.start).ok().and_then(|offset| self.bytes.get(offset..));
+        Decoder::with_ip(64, bytes.expect("within the function"), at, DecoderOptions::NONE).decode()
+    }
+
+    /// All of them, in the order of their addresses.
+    fn instructions(&self) -> impl Iterator<Item = Instruction> {
+        Decoder::with_ip(64, self.bytes, self.start, DecoderOptions::NONE).into_iter()
+    }
+
+    /// The first instruction that no path has come to.
+    fn unseen(&self) -> Option<u64> {
+        let padding = |mnemonic| matches!(mnemonic, Mnemonic::Nop | Mnemonic::Int3 | Mnemonic::Ud2);
+        let mut unseen = self.instructions().filter(|instruction| !self.seen.contains_key(&instruction.ip()));
+        unseen.find(|instruction| !padding(instruction.mnemonic())).map(|instruction| instruction.ip())
+    }
+
+    fn step(&mut self, instruction: Instruction, depth: u64, stack: &mut Stack<'_>) {
+        let after = self.after(&instruction, depth);
+        self.deepest = self.deepest.max(after).max(depth);
+        let next = instruction.next_ip();
+        match instruction.flow_control() {
+            FlowControl::Next => self.ahead.push((next, after)),
+            FlowControl::ConditionalBranch => {
+                self.ahead.push((next, depth));
+                self.jump(instruction.near_branch_target(), depth, stack);
+            }
+            FlowControl::UnconditionalBranch => self.jump(instruction.near_branch_target(), depth, stack),
+            FlowControl::Call => {
+                let callee = stack.function(instruction.near_branch_target());
+                self.deepest = self.deepest.max(depth + RETURN_BYTES + callee);
+                self.ahead.push((next, depth));
+            }
+            FlowControl::IndirectCall => {
+                let callee = self.pointed_to(&instruction, stack);
+                self.deepest = self.deepest.max(depth + RETURN_BYTES + callee);
+                self.ahead.push((next, depth));
+            }
+            FlowControl::IndirectBranch => match stack.named(&instruction) {
+                Some(target) => self.jump(target, depth, stack),
+                None => self.tables.push(depth),
+            },
+            FlowControl::Return => assert_eq!(depth, 0, "{} at {:#x}", self.name, instruction.ip()),
+            // ud2, syscall.
+            _ if instruction.mnemonic() == Mnemonic::Ud2 => {}
+            _ if instruction.mnemonic() == Mnemonic::Syscall => self.ahead.push((next, depth)),
+            other => panic!("{}: {other:?} at {:#x}", self.name, instruction.ip()),
+        }
+    }
+
+    /// A jump within the function, or a call in the place of a return.
+    fn jump(&mut self, target: u64, depth: u64, stack: &mut Stack<'_>) {
+        if (self.start..self.start + self.bytes.len() as u64).contains(&target) {
+            self.ahead.push((target, depth));
+        } else {
+            self.deepest = self.deepest.max(depth + stack.function(target));
+        }
+    }
+
+    /// The stack of what is called through a pointer.
+    fn pointed_to(&self, call: &Instruction, stack: &mut Stack<'_>) -> u64 {
+        let mut candidates: Vec<u64> = stack.named(call).into_iter().collect();
+        if candidates.is_empty() {
+            candidates.extend(self.instructions().filter_map(|instruction| stack.named(&instruction)));
+        }
+        let stacks = candidates.into_iter().map(|function| stack.function(function));
+        stacks.max().unwrap_or_else(|| panic!("{}: what is called at {:#x}?", self.name, call.ip()))
+    }
+
+    /// How deep the stack is after an instruction.
+    fn after(&mut self, instruction: &Instruction, depth: u64) -> u64 {
+        let on_stack = instruction.memory_base() == Register::RSP;
+        let immediate = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+        match (instruction.mnemonic(), instruction.op0_register()) {
+            (Mnemonic::Push | Mnemonic::Pop, _) => {
+                depth.wrapping_add_signed(-i64::from(instruction.stack_pointer_increment()))
+            }
+            (Mnemonic::Sub, Register::RSP) if immediate => depth.wrapping_add(instruction.immediate(1)),
+            (Mnemonic::Add, Register::RSP) if immediate => depth.wrapping_sub(instruction.immediate(1)),
+            (Mnemonic::Lea, Register::RSP) if on_stack => {
+                depth.wrapping_sub(instruction.memory_displacement64())
+            }
+            // A large frame is touched page by page, in a loop that ends where the stack pointer is R11.
+            (Mnemonic::Sub, Register::R11) if immediate => {
+                self.frame = Some(depth.wrapping_add(instruction.immediate(1)));
+                depth
+            }
+            (Mnemonic::Cmp, Register::RSP) => self.frame.expect("the end of the loop"),
+            (Mnemonic::Test, Register::RSP) => depth,
+            (other, Register::RSP) => {
+                panic!("{}: {other:?} of the stack pointer at {:#x}", self.name, instruction.ip())
+            }
+            _ => depth,
+        }
+    }
+}

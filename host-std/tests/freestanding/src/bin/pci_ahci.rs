@@ -1,0 +1,15 @@
+//! An AHCI HBA with a port, behind PCI.
+
+#![no_std]
+#![no_main]
+
+use ata_model::{DriveConfig, PciAhci};
+use blk_core::pci::{MsixOwner, PciFunction};
+
+freestanding::program!(
+    PciFunction<PciAhci<1>, 0>,
+    init: |_| {
+        let ahci = PciAhci::new([Some(DriveConfig::new("MODEL", "0001"))]);
+        Some(PciFunction::new(ahci, MsixOwner::Function))
+    },
+);
