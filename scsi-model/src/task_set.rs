@@ -115,8 +115,9 @@ impl Running {
 }
 
 impl<const N: usize> TaskSet<N> {
-    pub(crate) fn new() -> Self {
-        Self { waiting: Vec::new(), running: Running::default(), aborted: Vec::new() }
+    pub(crate) const fn new() -> Self {
+        let running = Running { simple: 0, head_of_queue: 0, ordered: 0, alone: 0 };
+        Self { waiting: Vec::new(), running, aborted: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -81,7 +81,7 @@ impl<const P: usize> PciAhci<P> {
     /// MSI-X: its [`PciFunction`](blk_core::pci::PciFunction) then needs `P` entries, which the
     /// compiler checks.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
+    pub const fn new(drives: [Option<DriveConfig>; P]) -> Self {
         let mut hba = Hba::new(drives);
         hba.set_bus_master(false);
         Self { hba, index: 0, message_per_port: Self::VECTORS != 0 }
@@ -90,7 +90,7 @@ impl<const P: usize> PciAhci<P> {
     /// The function without MSI-X, as the ICH9's is. Its
     /// [`PciFunction`](blk_core::pci::PciFunction) needs no fewer entries.
     #[must_use]
-    pub fn with_one_message(mut self) -> Self {
+    pub const fn with_one_message(mut self) -> Self {
         self.message_per_port = false;
         self
     }

@@ -93,7 +93,7 @@ pub struct PciIde {
 impl PciIde {
     /// A function after power-on; drive n is device n mod 2 of channel n / 2.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; 4], chip: PciIdeChip, mode: PciIdeMode) -> Self {
+    pub const fn new(drives: [Option<DriveConfig>; 4], chip: PciIdeChip, mode: PciIdeMode) -> Self {
         let mut controller = IdeController::new(drives);
         controller.set_bus_master(false);
         Self { controller, chip, mode }

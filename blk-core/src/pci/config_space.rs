@@ -8,6 +8,8 @@ use crate::bus::{IrqChange, Width};
 /// Bytes of a conventional configuration space.
 const BYTES: usize = 256;
 const BARS: usize = 6;
+/// Vendor ID of no vendor (6.2.1).
+const NO_VENDOR: u16 = 0xffff;
 /// Where capabilities and device-specific registers begin: behind the header.
 const HEADER_END: u8 = 0x40;
 
@@ -129,6 +131,20 @@ pub struct Function {
 }
 
 impl Function {
+    /// What is read where no function is.
+    const NONE: Self = {
+        let identity = Identity {
+            vendor: NO_VENDOR,
+            device: 0xffff,
+            revision: 0xff,
+            class: 0xff_ffff,
+            subsystem_vendor: 0xffff,
+            subsystem: 0xffff,
+            interrupt_pin: 0,
+        };
+        Self { identity, bars: [Bar::Absent; BARS], capabilities: [None; 8], specific: [None; 4] }
+    };
+
     /// Each capability with its place.
     fn places(&self) -> impl Iterator<Item = (usize, &Capability)> {
         let behind = self.specific.iter().flatten().map(|(at, _, _)| at.saturating_add(4));
@@ -178,9 +194,26 @@ impl ConfigSpace {
     /// The space after power-on. Capabilities that do not fit are left out.
     #[must_use]
     pub fn new(function: Function) -> Self {
-        let mut space = Self { function, bytes: [0; BYTES], level: false };
-        space.reset();
+        let mut space = Self::off();
+        space.power_on(function);
         space
+    }
+
+    /// The space of a function without power: reads return ones, writes are ignored.
+    #[must_use]
+    pub const fn off() -> Self {
+        Self { function: Function::NONE, bytes: [0; BYTES], level: false }
+    }
+
+    /// Turns the power on: the space is from now on as `function` has it.
+    pub fn power_on(&mut self, function: Function) {
+        self.function = function;
+        self.reset();
+    }
+
+    /// Whether there is a function at all (6.2.1: no vendor has the number FFFFh).
+    const fn is_off(&self) -> bool {
+        self.function.identity.vendor == NO_VENDOR
     }
 
     /// The function as it was described.
@@ -219,7 +252,7 @@ impl ConfigSpace {
     /// A guest reads at `offset`. What is beyond the space, or not aligned to its width, reads as ones: no device answers.
     #[must_use]
     pub fn read(&self, offset: u64, width: Width) -> u64 {
-        let Some(range) = range(offset, width) else { return width.ones() };
+        let Some(range) = range(offset, width).filter(|_| !self.is_off()) else { return width.ones() };
         let mut value = [0; 8];
         for (to, at) in value.iter_mut().zip(range) {
             *to = self.bytes.get(at).copied().unwrap_or(0);
@@ -229,7 +262,8 @@ impl ConfigSpace {
 
     /// A guest writes at `offset`: the writable bits of it change. What is beyond the space or not aligned is ignored.
     pub fn write(&mut self, offset: u64, width: Width, value: u64) -> Changed {
-        let Some(range) = range(offset, width) else { return Changed::default() };
+        let there = range(offset, width).filter(|_| !self.is_off());
+        let Some(range) = there else { return Changed::default() };
         let (command, pin) = (self.command(), self.is_asserted());
         let mut bars = false;
         for (at, new) in range.zip(value.to_le_bytes()) {

@@ -18,6 +18,11 @@ pub struct Permissions {
     pub messages: u16,
 }
 
+impl Permissions {
+    /// Those after a reset.
+    pub const NONE: Self = Self { bus_master: false, messages: 0 };
+}
+
 /// A device made for a PCI function.
 ///
 /// Its interrupt line 0 is the level of the INTx pin. Line `1 + v` is message `v`: each change of it, always to high, is
@@ -103,9 +108,22 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     /// A function after power-on.
     #[must_use]
     pub fn new(device: D, owner: MsixOwner) -> Self {
+        let mut function = Self::off(device, owner);
+        function.power_on();
+        function
+    }
+
+    /// A function without power, for a static: the slot reads as if it were empty until [`Self::power_on`].
+    #[must_use]
+    pub const fn off(device: D, owner: MsixOwner) -> Self {
         const { Self::FITS }
-        let config = ConfigSpace::new(device.function());
-        Self { config, msix: MsixTable::new(), owner, permissions: Permissions::default(), device }
+        let (config, msix) = (ConfigSpace::off(), MsixTable::new());
+        Self { config, msix, owner, permissions: Permissions::NONE, device }
+    }
+
+    /// Turns the power on, in place: the function answers as its device describes it.
+    pub fn power_on(&mut self) {
+        self.config.power_on(self.device.function());
     }
 
     /// The configuration space: where the BARs are, which the embedder maps again after a write there.

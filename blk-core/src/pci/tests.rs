@@ -44,6 +44,16 @@ fn a_function_is_identified_and_its_header_is_read_only() {
 }
 
 #[test]
+fn a_function_without_power_is_an_empty_slot() {
+    let mut space = ConfigSpace::off();
+    assert_eq!(space.write(4, Width::Word, 6), Changed::default());
+    assert!((0..0x100).all(|at| space.read(at, Width::Byte) == 0xff));
+    assert_eq!((space.bar(5), space.command()), (None, Command::empty()));
+    space.power_on(ahci().function().clone());
+    assert_eq!(space, ahci());
+}
+
+#[test]
 fn bars_are_sized_by_writing_ones_and_decoded_only_when_enabled() {
     let mut space = ahci();
     for (n, sized) in [(0, 0), (3, 0), (4, 0xffff_ffe1), (5, 0xffff_e000)] {

@@ -129,17 +129,17 @@ struct Generation {
 }
 
 impl<D> VirtioPci<D> {
-    /// A device after power-on, or what one is made from. It should have the modern interface.
+    /// Puts a device after power-on behind registers. It should have the modern interface.
     #[must_use]
-    pub fn new(device: impl Into<D>) -> Self {
+    pub const fn new(device: D) -> Self {
         Self {
-            device: device.into(),
-            selectors: Selectors::default(),
-            permissions: Permissions::default(),
+            device,
+            selectors: Selectors::RESET,
+            permissions: Permissions::NONE,
             isr: 0,
             config_vector: NO_VECTOR,
             queue_vectors: [NO_VECTOR; QUEUES_MAX],
-            generation: Generation::default(),
+            generation: Generation { shown: 0, seen: None },
             resetting: false,
         }
     }
@@ -165,7 +165,7 @@ impl<D> VirtioPci<D> {
     }
 
     fn reset_registers(&mut self) {
-        self.selectors = Selectors::default();
+        self.selectors = Selectors::RESET;
         self.isr = 0;
         self.config_vector = NO_VECTOR;
         self.queue_vectors = [NO_VECTOR; QUEUES_MAX];

@@ -136,11 +136,17 @@ pub fn reset<D: Device<AnyMemory, [AnyStorage]>>(device: &mut D, storage: &mut [
     black_box(device.reset(&AnyMemory, storage));
 }
 
-/// A program that does with `$front` what a machine does with it. Each call is a function of its own, whose stack can be measured.
+/// A program that does with `$front` what a machine does with it. The front is in a static, made when the program is compiled, and
+/// `init` brings it up. Each call is a function of its own, whose stack can be measured.
 #[macro_export]
 macro_rules! program {
-    ($front:ty, init: $init:expr $(,)?) => {
-        $crate::program!($front,
+    ($front:ty, $made:expr $(,)?) => {
+        $crate::program!($front, $made, init: |_, _| {});
+    };
+    ($front:ty, $made:expr, init: $init:expr $(,)?) => {
+        $crate::program!(
+            $front,
+            $made,
             init: $init,
             read: $crate::machine::read,
             write: $crate::machine::write,
@@ -148,8 +154,16 @@ macro_rules! program {
             reset: $crate::machine::reset,
         );
     };
-    ($front:ty, init: $init:expr, read: $read:expr, write: $write:expr, poll: $poll:expr, reset: $reset:expr $(,)?) => {
-        static FRONT: ::spin::Mutex<Option<$front>> = ::spin::Mutex::new(None);
+    (
+        $front:ty,
+        $made:expr,
+        init: $init:expr,
+        read: $read:expr,
+        write: $write:expr,
+        poll: $poll:expr,
+        reset: $reset:expr $(,)?
+    ) => {
+        static FRONT: ::spin::Mutex<$front> = ::spin::Mutex::new($made);
         static STORAGE: ::spin::Mutex<[$crate::machine::AnyStorage; 1]> =
             ::spin::Mutex::new([$crate::machine::AnyStorage::new()]);
 
@@ -157,13 +171,7 @@ macro_rules! program {
         #[unsafe(no_mangle)]
         static STATE_BYTES: u64 = size_of::<$front>() as u64;
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn machine_init() {
-            let init: fn(&mut [$crate::machine::AnyStorage]) -> Option<$front> = $init;
-            *FRONT.lock() = init(&mut *STORAGE.lock());
-        }
-
+        $crate::program!(@call $front, machine_init, $init);
         $crate::program!(@call $front, machine_read, $read);
         $crate::program!(@call $front, machine_write, $write);
         $crate::program!(@call $front, machine_poll, $poll);
@@ -190,9 +198,7 @@ macro_rules! program {
         #[inline(never)]
         extern "C" fn $name() {
             let call: fn(&mut $front, &mut [$crate::machine::AnyStorage]) = $call;
-            if let Some(front) = FRONT.lock().as_mut() {
-                call(front, &mut *STORAGE.lock());
-            }
+            call(&mut *FRONT.lock(), &mut *STORAGE.lock());
         }
     };
 }

@@ -26,9 +26,14 @@ pub struct Config {
     pub queue_size_max: u16,
 }
 
+impl Config {
+    /// One request queue.
+    pub const DEFAULT: Self = Self { queues: 1, queue_size_max: 256 };
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self { queues: 1, queue_size_max: 256 }
+        Self::DEFAULT
     }
 }
 
@@ -117,14 +122,15 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
 
     /// A controller without units, after power-on.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub const fn new(config: Config) -> Self {
         const { Self::FITS }
-        let queues = config.queues.clamp(1, u16::try_from(Q).unwrap_or(u16::MAX));
+        let queues = if config.queues as usize > Q { Q as u16 } else { config.queues };
+        let queues = if queues == 0 { 1 } else { queues };
         Self {
             config: Config { queues, ..config },
             rings: Rings::new(config.queue_size_max),
             addresses: [None; L],
-            units: core::array::from_fn(|_| None),
+            units: [const { None }; L],
             function: None,
             events: Events::new(),
             sizes: Sizes::DEFAULT,

@@ -5,4 +5,4 @@
 
 use ata_model::{DriveConfig, Hba};
 
-freestanding::program!(Hba<1>, init: |_| Some(Hba::new([Some(DriveConfig::new("MODEL", "0001"))])));
+freestanding::program!(Hba<1>, Hba::new([Some(DriveConfig::new("MODEL", "0001"))]));

@@ -5,10 +5,4 @@
 
 use ata_model::{Channel, DriveConfig};
 
-freestanding::program!(
-    Channel,
-    init: |_| {
-        let drive = DriveConfig::new("MODEL", "0001");
-        Some(Channel::with_bus_master([Some(drive), Some(drive)]))
-    },
-);
+freestanding::program!(Channel, Channel::with_bus_master([Some(DriveConfig::new("MODEL", "0001")); 2]));

@@ -8,8 +8,6 @@ use blk_core::pci::{MsixOwner, PciFunction};
 
 freestanding::program!(
     PciFunction<PciAhci<1>, 0>,
-    init: |_| {
-        let ahci = PciAhci::new([Some(DriveConfig::new("MODEL", "0001"))]);
-        Some(PciFunction::new(ahci, MsixOwner::Function))
-    },
+    PciFunction::off(PciAhci::new([Some(DriveConfig::new("MODEL", "0001"))]), MsixOwner::Function),
+    init: |function, _| function.power_on(),
 );

@@ -6,11 +6,10 @@
 use ata_model::{DriveConfig, PciIde, PciIdeChip, PciIdeMode};
 use blk_core::pci::{MsixOwner, PciFunction};
 
+const DRIVES: [Option<DriveConfig>; 4] = [Some(DriveConfig::new("MODEL", "0001")); 4];
+
 freestanding::program!(
     PciFunction<PciIde, 0>,
-    init: |_| {
-        let drive = DriveConfig::new("MODEL", "0001");
-        let ide = PciIde::new([Some(drive); 4], PciIdeChip::Piix4, PciIdeMode::Native);
-        Some(PciFunction::new(ide, MsixOwner::Function))
-    },
+    PciFunction::off(PciIde::new(DRIVES, PciIdeChip::Piix4, PciIdeMode::Native), MsixOwner::Function),
+    init: |function, _| function.power_on(),
 );

@@ -9,9 +9,11 @@ use scsi_model::{Attribute, Cdb, Config, LogicalUnit, ResetCause, Setting, Task}
 
 freestanding::program!(
     LogicalUnit<64>,
-    init: |storage| {
-        let info = Storage::<AnyMemory>::info(storage.first()?);
-        LogicalUnit::new(Config::new("VENDOR", "PRODUCT", "1", "0001"), info).ok()
+    LogicalUnit::off(Config::new("VENDOR", "PRODUCT", "1", "0001")),
+    init: |unit, storage| {
+        if let Some(handle) = storage.first() {
+            let _ = unit.power_on(Storage::<AnyMemory>::info(handle));
+        }
     },
     read: look,
     write: command,

@@ -9,11 +9,13 @@ use scsi_model::front::virtio_scsi::{Address, Config, Mmio, Scsi};
 
 freestanding::program!(
     Mmio<1, 1, 64>,
-    init: |storage| {
-        let mut device = Mmio::new(Scsi::new(Config::default()));
+    Mmio::new(Scsi::new(Config::DEFAULT)),
+    init: |device, storage| {
         let identity = scsi_model::Config::new("VENDOR", "PRODUCT", "1", "0001");
-        let info = Storage::<AnyMemory>::info(storage.first()?);
-        device.device_mut().controller_mut().insert(Address { target: 0, lun: 0 }, identity, info).ok()?;
-        Some(device)
+        if let Some(handle) = storage.first() {
+            let info = Storage::<AnyMemory>::info(handle);
+            let controller = device.device_mut().controller_mut();
+            let _ = controller.insert(Address { target: 0, lun: 0 }, identity, info);
+        }
     },
 );

@@ -10,12 +10,14 @@ use scsi_model::front::virtio_scsi::{Address, Config, Pci, Scsi};
 
 freestanding::program!(
     PciFunction<Pci<1, 1, 64>, 4>,
-    init: |storage| {
-        let mut function = PciFunction::new(Pci::new(Scsi::new(Config::default())), MsixOwner::Function);
+    PciFunction::off(Pci::new(Scsi::new(Config::DEFAULT)), MsixOwner::Function),
+    init: |function, storage| {
+        function.power_on();
         let identity = scsi_model::Config::new("VENDOR", "PRODUCT", "1", "0001");
-        let info = Storage::<AnyMemory>::info(storage.first()?);
-        let controller = function.device_mut().device_mut().controller_mut();
-        controller.insert(Address { target: 0, lun: 0 }, identity, info).ok()?;
-        Some(function)
+        if let Some(handle) = storage.first() {
+            let info = Storage::<AnyMemory>::info(handle);
+            let controller = function.device_mut().device_mut().controller_mut();
+            let _ = controller.insert(Address { target: 0, lun: 0 }, identity, info);
+        }
     },
 );
