@@ -83,7 +83,8 @@ fn virtio_mmio() -> Option<()> {
 fn virtio_pci() -> Option<()> {
     let memory = SharedMemory::new(fresh!(RAM_BYTES));
     let mut disk = [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), &mut [])];
-    let mut function = PciFunction::<_, 2>::new(Pci::new(Blk::<1, 4>::new(Config::DEFAULT)), MsixOwner::Function);
+    let mut function =
+        PciFunction::<_, 2>::new(Pci::new(Blk::<1, 4>::new(Config::DEFAULT)), MsixOwner::Function);
     function.write(Region::Config, 4, Width::Word, 6, &memory, &mut disk[..]);
     virtio(&memory, |register, value| {
         let (offset, width) = match register {
