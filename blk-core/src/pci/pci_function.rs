@@ -2,7 +2,8 @@
 //! the guest has chosen.
 
 use super::capability::{Capability, Message};
-use super::config_space::{Bar, Command, ConfigSpace, Function};
+use super::config_space::{Command, ConfigSpace};
+use super::function::{Bar, Function};
 use super::msix::MsixTable;
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 
