@@ -25,7 +25,7 @@ const PAGE: &str = "blk-core/FITNESS.md";
 /// A panic that a front could reach is a symbol that there is not.
 #[test]
 fn no_front_links_a_panic_and_the_page_says_what_each_needs() {
-    let measured = Table::measure(|level, fronts| build(level, fronts, "fronts").expect("every front links"));
+    let measured = Table::measure(|level, fronts| build(level, fronts).expect("every front links"));
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join(PAGE);
     let text = std::fs::read_to_string(&page).expect("the page is there");
     if std::env::var_os("FITNESS").is_some_and(|value| value == "write") {
@@ -44,7 +44,7 @@ fn no_front_links_a_panic_and_the_page_says_what_each_needs() {
 #[test]
 fn a_program_with_a_deliberate_panic_does_not_link() {
     for level in LEVELS {
-        let refused = build(level, &["deliberate_panic"], "refused").expect_err("it links");
+        let refused = build(level, &["deliberate_panic"]).expect_err("it links");
         assert!(refused.contains("a_panic_is_linked"), "{refused}");
     }
 }

@@ -7,10 +7,9 @@ use std::process::Command;
 pub(crate) const LEVELS: [&str; 3] = ["s", "z", "3"];
 
 /// Builds programs, and returns where they are; what the compiler and the linker said, if one of them does not link.
-/// What is built at the same time has a folder of its own.
-pub(crate) fn build(level: &str, names: &[&str], folder: &str) -> Result<PathBuf, String> {
+pub(crate) fn build(level: &str, names: &[&str]) -> Result<PathBuf, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/freestanding");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fitness");
     let level = if level == "3" { level.to_owned() } else { format!("{level:?}") };
     let output = Command::new(env!("CARGO"))
         .args(["build", "--locked", "--quiet", "--release", "--keep-going", "--features", "panic-free"])

@@ -160,6 +160,12 @@ impl<const N: usize> LogicalUnit<N> {
         Ok(())
     }
 
+    /// Becomes another unit, as after power-on, in the place of one that is [quiet](Self::is_quiet).
+    pub(crate) fn replace(&mut self, config: Config, info: &Info) -> Result<(), Unsupported> {
+        self.unit = Unit::off(config);
+        self.power_on(info)
+    }
+
     /// Takes a task into the task set. Nothing runs before the next [`Self::poll`].
     ///
     /// # Errors
