@@ -1,6 +1,6 @@
 //! What a program consists of.
 
-use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, Section, SymbolKind};
 
 use crate::stack::Stack;
 
@@ -23,17 +23,17 @@ impl Needs {
     /// Reads them out of a program.
     pub(crate) fn of(image: &[u8]) -> Self {
         let file = object::File::parse(image).expect("an ELF file");
-        let constant = |name: &str| name.starts_with(".rodata") || name.starts_with(".data.rel.ro");
-        let sections = file
-            .sections()
-            .filter(|section| section.name().is_ok_and(|name| name.starts_with(".text") || constant(name)));
-        let code = sections.map(|section| section.size()).sum();
+        let code = file.sections().filter(|section| is_text(section) || is_constant(section));
+        let code = code.map(|section| section.size()).sum();
 
         let mut stack = Stack::new(|at| word(&file, at));
         for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() != 0)
         {
             let bytes = bytes(&file, symbol.address(), symbol.size()).expect("a function has bytes");
             stack.add(symbol.name().unwrap_or_default(), symbol.address(), bytes);
+        }
+        for section in file.sections().filter(is_constant) {
+            stack.add_constants(section.data().expect("constants have bytes"));
         }
         let access = ["machine_read", "machine_write", "machine_reset"].map(|name| stack.of(name));
         Self {
@@ -44,6 +44,14 @@ impl Needs {
             poll: stack.of("machine_poll"),
         }
     }
+}
+
+fn is_text(section: &Section<'_, '_>) -> bool {
+    section.name().is_ok_and(|name| name.starts_with(".text"))
+}
+
+fn is_constant(section: &Section<'_, '_>) -> bool {
+    section.name().is_ok_and(|name| name.starts_with(".rodata") || name.starts_with(".data.rel.ro"))
 }
 
 /// The value of a static.

@@ -1,9 +1,8 @@
 //! Stack that a function needs, callees included: by its code, along the deepest path that there is, whatever a guest does. A
 //! stack that is painted and looked at shows the deepest path that some guest took.
 //!
-//! This is exact, since the models do without what would hide a path: recursion, and tables of functions. Pointers are called all
-//! the same, since the compiler reaches `memcpy` through one: such a call is taken to be of the deepest function that its caller
-//! takes the address of.
+//! This is exact but for calls through pointers. Where the caller has put a function's address into the register that it calls, as
+//! the compiler does for `memcpy`, it is that one; elsewhere the deepest of those in tables of functions. Recursion would be an error.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,6 +14,8 @@ const RETURN_BYTES: u64 = 8;
 /// The functions of a program.
 pub(crate) struct Stack<'a> {
     functions: BTreeMap<u64, (&'a str, &'a [u8])>,
+    /// Those in tables of functions.
+    tables: Vec<u64>,
     /// What is known already; `None` while it is being found out.
     known: HashMap<u64, Option<u64>>,
     /// The eight bytes at an address.
@@ -23,11 +24,18 @@ pub(crate) struct Stack<'a> {
 
 impl<'a> Stack<'a> {
     pub(crate) fn new(word: impl Fn(u64) -> Option<u64> + 'a) -> Self {
-        Self { functions: BTreeMap::new(), known: HashMap::new(), word: Box::new(word) }
+        let (functions, tables, known) = (BTreeMap::new(), Vec::new(), HashMap::new());
+        Self { functions, tables, known, word: Box::new(word) }
     }
 
     pub(crate) fn add(&mut self, name: &'a str, address: u64, bytes: &'a [u8]) {
         self.functions.insert(address, (name, bytes));
+    }
+
+    /// Looks for tables of functions in constants, once all functions are there.
+    pub(crate) fn add_constants(&mut self, bytes: &[u8]) {
+        let words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok().map(u64::from_le_bytes));
+        self.tables.extend(words.filter(|word| self.functions.contains_key(word)));
     }
 
     /// Bytes below the caller's stack pointer, the return address included.
@@ -165,10 +173,16 @@ impl<'a> Walk<'a> {
 
     /// The stack of what is called through a pointer.
     fn pointed_to(&self, call: &Instruction, stack: &mut Stack<'_>) -> u64 {
-        let mut candidates: Vec<u64> = stack.named(call).into_iter().collect();
-        if candidates.is_empty() {
-            candidates.extend(self.instructions().filter_map(|instruction| stack.named(&instruction)));
-        }
+        let register = call.op0_register();
+        let named: Vec<u64> = match stack.named(call) {
+            Some(function) => vec![function],
+            None if register == Register::None => Vec::new(),
+            None => {
+                let loads = self.instructions().filter(|instruction| instruction.op0_register() == register);
+                loads.filter_map(|instruction| stack.named(&instruction)).collect()
+            }
+        };
+        let candidates = if named.is_empty() { stack.tables.clone() } else { named };
         let stacks = candidates.into_iter().map(|function| stack.function(function));
         stacks.max().unwrap_or_else(|| panic!("{}: what is called at {:#x}?", self.name, call.ip()))
     }

@@ -8,7 +8,7 @@ use blk_core::bus::{Device, Region, Width};
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::{Op, Segment};
 use blk_core::ram::plain_info;
-use blk_core::storage::{Busy, Cache, Completion, Info, Storage};
+use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
 use blk_core::units::{GuestAddr, Tag};
 use scsi_model::{DataError, Direction, SegmentList, Transport};
 
@@ -67,7 +67,7 @@ impl<M: ?Sized> Storage<M> for AnyStorage {
     }
 
     #[inline(never)]
-    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), Busy> {
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
         black_box((memory, tag, op, segments));
         any(Err(Busy))
     }
