@@ -214,3 +214,43 @@ impl<'a> Walk<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack<'a>(functions: &[(&'a str, u64, &'a [u8])]) -> Stack<'a> {
+        let mut stack = Stack::new(|_| None);
+        functions.iter().for_each(|(name, address, bytes)| stack.add(name, *address, bytes));
+        stack
+    }
+
+    #[test]
+    fn the_deepest_path_counts_with_return_addresses() {
+        // push rbx; sub rsp, 32; jz +5; call 100h; add rsp, 32; pop rbx; ret.
+        let caller = [
+            0x53, 0x48, 0x83, 0xec, 0x20, 0x74, 0x05, 0xe8, 0xf4, 0, 0, 0, 0x48, 0x83, 0xc4, 0x20, 0x5b, 0xc3,
+        ];
+        // push rax; pop rax; ret.
+        let callee = [0x50, 0x58, 0xc3];
+        let mut stack = stack(&[("caller", 0, &caller), ("callee", 0x100, &callee)]);
+        assert_eq!(stack.of("callee"), 8 + 8);
+        assert_eq!(stack.of("caller"), 8 + 8 + 32 + 16);
+    }
+
+    #[test]
+    fn what_is_in_a_table_is_called_by_who_calls_through_one() {
+        // call [rax + 10h]; ret.
+        let caller = [0xff, 0x50, 0x10, 0xc3];
+        let entry = [0x50, 0x58, 0xc3];
+        let mut stack = stack(&[("caller", 0, &caller), ("entry", 0x100, &entry)]);
+        stack.add_constants(&[0x100_u64.to_le_bytes(), 7_u64.to_le_bytes()].concat());
+        assert_eq!(stack.of("caller"), 8 + 16);
+    }
+
+    #[test]
+    #[should_panic(expected = "endless calls itself")]
+    fn recursion_has_no_deepest_path() {
+        stack(&[("endless", 0, &[0xe8, 0xfb, 0xff, 0xff, 0xff, 0xc3])]).of("endless");
+    }
+}
