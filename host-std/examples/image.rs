@@ -7,7 +7,7 @@ use blk_core::units::GuestAddr;
 use host_std::backend::{FileBackend, FileOptions};
 use host_std::memory::MappedMemory;
 use host_std::testing::guest::{GuestDisk, Machine, VirtioBlk};
-use virtio_blk_model::device::Config;
+use virtio_blk_model::device::{Blk, Config};
 use virtio_blk_model::front::mmio::Mmio;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         };
         let memory = MappedMemory::anonymous(&[(GuestAddr(0), 4 << 20)])?;
-        let device = Mmio::<1, 64>::new(Config::default());
+        let device = Mmio::new(Blk::<1, 64>::new(Config::DEFAULT));
         let mut disk = VirtioBlk::new(Machine::new(device, memory, vec![backend.handle()?]))?;
         let cache = if disk.write_cache()? { "volatile" } else { "none" };
         for sector in 0..8 {

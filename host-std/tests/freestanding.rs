@@ -8,7 +8,7 @@ fn build() -> std::path::PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/freestanding");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freestanding");
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--quiet", "--manifest-path"])
+        .args(["build", "--locked", "--quiet", "--bin", "freestanding", "--manifest-path"])
         .arg(source.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target)

@@ -1,5 +1,6 @@
 //! Task set: decides which task may start (SAM-5 clause 8, for one I_T nexus).
 
+use core::cell::Cell;
 use core::fmt;
 
 use blk_core::mutant::{Mutant, active};
@@ -114,8 +115,9 @@ impl Running {
 }
 
 impl<const N: usize> TaskSet<N> {
-    pub(crate) fn new() -> Self {
-        Self { waiting: Vec::new(), running: Running::default(), aborted: Vec::new() }
+    pub(crate) const fn new() -> Self {
+        let running = Running { simple: 0, head_of_queue: 0, ordered: 0, alone: 0 };
+        Self { waiting: Vec::new(), running, aborted: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -145,9 +147,7 @@ impl<const N: usize> TaskSet<N> {
 
     /// The front task has started, or has ended without running (`gate` is `None`).
     pub(crate) fn pop(&mut self, gate: Option<Gate>) {
-        if !self.waiting.is_empty() {
-            self.waiting.remove(0);
-        }
+        remove(&mut self.waiting, 0);
         if let Some(gate) = gate {
             let count = self.running.of(gate);
             *count = count.saturating_add(1);
@@ -163,15 +163,14 @@ impl<const N: usize> TaskSet<N> {
     /// Takes a waiting task away; it is reported by [`Self::next_aborted`].
     pub(crate) fn abort(&mut self, tag: u64) -> bool {
         let Some(place) = self.waiting.iter().position(|task| task.tag == tag) else { return false };
-        self.waiting.remove(place);
+        remove(&mut self.waiting, place);
         self.give_up(tag);
         true
     }
 
     /// Takes every waiting task away.
     pub(crate) fn abort_waiting(&mut self) {
-        while !self.waiting.is_empty() {
-            let task = self.waiting.remove(0);
+        while let Some(task) = remove(&mut self.waiting, 0) {
             self.give_up(task.tag);
         }
     }
@@ -187,7 +186,7 @@ impl<const N: usize> TaskSet<N> {
     }
 
     pub(crate) fn next_aborted(&mut self) -> Option<u64> {
-        if self.aborted.is_empty() { None } else { Some(self.aborted.remove(0)) }
+        remove(&mut self.aborted, 0)
     }
 
     pub(crate) fn has_aborted(&self) -> bool {
@@ -215,6 +214,18 @@ impl<const N: usize> TaskSet<N> {
         // There is room: `enqueue` counts the aborted too.
         let _ = self.aborted.push(tag);
     }
+}
+
+/// Takes the element at `place` out of a list, if there is one. `Vec::remove` would panic if there is none, and an optimiser for
+/// size does not see that there is.
+pub(crate) fn remove<T, const N: usize>(list: &mut Vec<T, N>, place: usize) -> Option<T> {
+    let behind = list.get_mut(place..).filter(|behind| !behind.is_empty())?;
+    for pair in Cell::from_mut(behind).as_slice_of_cells().windows(2) {
+        if let [earlier, later] = pair {
+            earlier.swap(later);
+        }
+    }
+    list.pop()
 }
 
 #[cfg(test)]
@@ -280,6 +291,18 @@ mod tests {
         assert_eq!(start(&mut set), [2]);
         set.enqueue(task(3, Attribute::HeadOfQueue, &READ)).unwrap();
         assert_eq!(start(&mut set), [], "not even HEAD OF QUEUE runs beside it");
+    }
+
+    #[test]
+    fn an_element_is_removed_from_where_it_is_and_from_nowhere_else() {
+        let mut list = Vec::<u8, 4>::from([1, 2, 3]);
+        assert_eq!(remove(&mut list, 1), Some(2));
+        assert_eq!(remove(&mut list, 2), None);
+        assert_eq!(list, [1, 3]);
+        assert_eq!(
+            (remove(&mut list, 1), remove(&mut list, 0), remove(&mut list, 0)),
+            (Some(3), Some(1), None)
+        );
     }
 
     #[test]

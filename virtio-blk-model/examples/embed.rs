@@ -7,7 +7,7 @@ use blk_core::memory::{CellMemory, GuestMemory, MemoryError};
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::Cache;
 use blk_core::units::GuestAddr;
-use virtio_blk_model::device::Config;
+use virtio_blk_model::device::{Blk, Config};
 use virtio_blk_model::front::mmio::{Mmio, register};
 
 /// Memory and disks come in with each call, interrupts come back. One queue, 64 requests in flight.
@@ -69,7 +69,7 @@ fn request(machine: &mut Machine<'_>, n: u16, kind: u64, sector: u64) -> Result<
 fn main() -> Result<(), MemoryError> {
     let (mut ram, mut image) = (vec![0; 1 << 16], vec![0; 1 << 20]);
     let disk = RamDisk::new(Ram::new(&mut image).with_cache(Cache::WriteBack), &mut []);
-    let (memory, device) = (CellMemory::new(GuestAddr(0), &mut ram), Mmio::new(Config::default()));
+    let (memory, device) = (CellMemory::new(GuestAddr(0), &mut ram), Mmio::new(Blk::new(Config::DEFAULT)));
     let mut machine = Machine { memory, disks: [disk], device };
 
     println!("{} sectors", machine.read(register::CONFIG, Width::Qword));

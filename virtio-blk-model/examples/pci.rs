@@ -16,7 +16,7 @@ use blk_core::pci::{Message, MsixOwner, PciFunction};
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::Cache;
 use blk_core::units::GuestAddr;
-use virtio_blk_model::device::Config;
+use virtio_blk_model::device::{Blk, Config};
 use virtio_blk_model::front::Pci;
 use virtio_blk_model::front::pci::common;
 
@@ -77,7 +77,7 @@ impl Machine<'_> {
 fn main() {
     let (mut ram, mut image) = ([0; 0x8000], [0; 1 << 16]);
     let disk = RamDisk::new(Ram::new(&mut image).with_cache(Cache::WriteBack), &mut []);
-    let (memory, device) = (CellMemory::new(GuestAddr(0), &mut ram), Pci::new(Config::default()));
+    let (memory, device) = (CellMemory::new(GuestAddr(0), &mut ram), Pci::new(Blk::new(Config::DEFAULT)));
     let function = PciFunction::new(device, MsixOwner::Function);
     let machine = &mut Machine { memory, disks: [disk], function, sent: None };
     let (config, bar) = (Region::Config, Region::Bar(0));

@@ -47,16 +47,21 @@ pub struct Config {
     pub experimental_fua: bool,
 }
 
+impl Config {
+    /// One queue, without a serial.
+    pub const DEFAULT: Self = Self {
+        serial: [0; 20],
+        queues: 1,
+        queue_size_max: 256,
+        read_only: false,
+        interface: Interface::Modern,
+        experimental_fua: false,
+    };
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            serial: [0; 20],
-            queues: 1,
-            queue_size_max: 256,
-            read_only: false,
-            interface: Interface::Modern,
-            experimental_fua: false,
-        }
+        Self::DEFAULT
     }
 }
 
@@ -98,10 +103,12 @@ impl Control {
     /// A device after power-on, of the type that has `queues` queues: for a transport without a device status, whose embedder
     /// makes the [`DeviceView`] itself.
     #[must_use]
-    pub fn new(config: Config, queues: usize) -> Self {
-        let queues_max = u16::try_from(queues).unwrap_or(u16::MAX);
+    pub const fn new(config: Config, queues: usize) -> Self {
+        let queues_max = if queues < u16::MAX as usize { queues as u16 } else { u16::MAX };
+        let queues = if config.queues < queues_max { config.queues } else { queues_max };
+        let queues = if queues == 0 { 1 } else { queues };
         Self {
-            config: Config { queues: config.queues.clamp(1, queues_max.max(1)), ..config },
+            config: Config { queues, ..config },
             status: DeviceStatus::empty(),
             driver_features: 0,
             features: Features::empty(),

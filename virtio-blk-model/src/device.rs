@@ -29,11 +29,14 @@ pub struct Blk<const Q: usize, const N: usize> {
 impl<const Q: usize, const N: usize> Blk<Q, N> {
     /// A device after power-on.
     #[must_use]
-    pub fn new(config: Config) -> Self {
-        Self {
-            control: Control::new(config, Q),
-            queues: core::array::from_fn(|_| Queue::new(config.queue_size_max, config.serial)),
+    pub const fn new(config: Config) -> Self {
+        let mut queues = [const { Queue::new(virtq::SIZE_MAX, [0; 20]) }; Q];
+        let mut rest = queues.as_mut_slice();
+        while let Some((queue, others)) = rest.split_first_mut() {
+            queue.configure(config.queue_size_max, config.serial);
+            rest = others;
         }
+        Self { control: Control::new(config, Q), queues }
     }
 
     /// The part that crosses queues.
@@ -219,12 +222,6 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
         if over {
             control.end_reset();
         }
-    }
-}
-
-impl<const Q: usize, const N: usize> From<Config> for Blk<Q, N> {
-    fn from(config: Config) -> Self {
-        Self::new(config)
     }
 }
 

@@ -78,7 +78,7 @@ pub struct Queue<const N: usize> {
 impl<const N: usize> Queue<N> {
     /// An idle queue of at most `size_max` entries, for a device that calls itself `id`.
     #[must_use]
-    pub fn new(size_max: u16, id: [u8; 20]) -> Self {
+    pub const fn new(size_max: u16, id: [u8; 20]) -> Self {
         Self {
             ring: virtq::Queue::new(size_max),
             slots: Sequencer::new(),
@@ -89,6 +89,12 @@ impl<const N: usize> Queue<N> {
             #[cfg(feature = "mutants")]
             again: Vec::new(),
         }
+    }
+
+    /// Makes an idle queue one of at most `size_max` entries, for a device that calls itself `id`.
+    pub(crate) const fn configure(&mut self, size_max: u16, id: [u8; 20]) {
+        self.ring = virtq::Queue::new(size_max);
+        self.id = id;
     }
 
     /// The ring and its registers.

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_big_array::BigArray;
 use zerocopy::IntoBytes as _;
 
-use crate::device::{Config, Interface};
+use crate::device::{Blk, Config, Interface};
 use crate::front::mmio::{Mmio, register};
 use crate::wire::{ConfigSpace, DeviceStatus, Features, RangeSegment, RequestHeader};
 
@@ -119,7 +119,7 @@ impl<const Q: usize> Driver<Q> {
             ..Config::default()
         };
         let mut driver = Self {
-            device: Mmio::new(config),
+            device: Mmio::new(Blk::new(config)),
             variant,
             rings: [DriverRing::default(); Q],
             outstanding: [None; DEPTH],

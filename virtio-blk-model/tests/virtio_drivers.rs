@@ -14,7 +14,7 @@ use blk_core::op::Op;
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
 use blk_core::units::{GuestAddr, Tag};
-use virtio_blk_model::device::{Config, Interface};
+use virtio_blk_model::device::{Blk, Config, Interface};
 use virtio_blk_model::front::mmio::{Mmio, register};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
@@ -163,7 +163,8 @@ struct Registers {
 impl Registers {
     fn new(config: Config, ram: Ram<'static>, log: &Rc<RefCell<Vec<Op>>>) -> Self {
         let disk = RamDisk::new(ram, &mut []);
-        let machine = Machine { device: Mmio::new(config), storage: [Logged { disk, log: Rc::clone(log) }] };
+        let machine =
+            Machine { device: Mmio::new(Blk::new(config)), storage: [Logged { disk, log: Rc::clone(log) }] };
         Self { legacy: config.interface != Interface::Modern, machine: RefCell::new(machine) }
     }
 

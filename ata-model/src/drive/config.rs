@@ -26,7 +26,7 @@ impl DriveConfig {
     /// A drive of firmware revision "1.0" with a write cache that is on, and without a world wide
     /// name. Text that is too long is cut; what is not printable ASCII becomes a space.
     #[must_use]
-    pub fn new(model: &str, serial: &str) -> Self {
+    pub const fn new(model: &str, serial: &str) -> Self {
         Self {
             serial: padded(serial),
             firmware: padded("1.0"),
@@ -63,7 +63,7 @@ impl DriveConfig {
     /// The same with another firmware revision than "1.0": 8 characters, by the rules of
     /// [`Self::new`].
     #[must_use]
-    pub fn with_firmware(self, revision: &str) -> Self {
+    pub const fn with_firmware(self, revision: &str) -> Self {
         Self { firmware: padded(revision), ..self }
     }
 }
@@ -91,12 +91,14 @@ impl fmt::Display for StagingTooSmall {
 
 impl core::error::Error for StagingTooSmall {}
 
-fn padded<const N: usize>(text: &str) -> [u8; N] {
+const fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut padded = [b' '; N];
-    for (to, from) in padded.iter_mut().zip(text.bytes()) {
-        if matches!(from, b' '..=b'~') {
-            *to = from;
+    let (mut places, mut bytes) = (padded.as_mut_slice(), text.as_bytes());
+    while let (Some((to, more)), Some((from, rest))) = (places.split_first_mut(), bytes.split_first()) {
+        if matches!(*from, b' '..=b'~') {
+            *to = *from;
         }
+        (places, bytes) = (more, rest);
     }
     padded
 }

@@ -34,13 +34,13 @@ pub struct Drive<const N: usize> {
 impl<const N: usize> Drive<N> {
     /// A drive after power-on.
     #[must_use]
-    pub fn new(config: DriveConfig, interface: Interface) -> Self {
+    pub const fn new(config: DriveConfig, interface: Interface) -> Self {
         Self {
             config,
             interface,
             settings: Settings::power_on(config.write_cache),
             power: Power::Active,
-            smart: Smart::default(),
+            smart: Smart::NEW,
             job: Job::Idle,
             queue: Queue::new(),
             sequencer: Sequencer::new(),

@@ -25,9 +25,9 @@ pub struct IdeController {
 impl IdeController {
     /// A controller after power-on; drive n is device n mod 2 of channel n / 2.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; 4]) -> Self {
+    pub const fn new(drives: [Option<DriveConfig>; 4]) -> Self {
         let [d0, d1, d2, d3] = drives;
-        Self { channels: [[d0, d1], [d2, d3]].map(Channel::with_bus_master) }
+        Self { channels: [Channel::with_bus_master([d0, d1]), Channel::with_bus_master([d2, d3])] }
     }
 
     /// The channels.
@@ -37,8 +37,10 @@ impl IdeController {
     }
 
     /// Whether the bus masters may access memory, as they may from the start.
-    pub fn set_bus_master(&mut self, may: bool) {
-        self.channels.iter_mut().for_each(|channel| channel.set_bus_master(may));
+    pub const fn set_bus_master(&mut self, may: bool) {
+        let [primary, secondary] = &mut self.channels;
+        primary.set_bus_master(may);
+        secondary.set_bus_master(may);
     }
 
     /// Which channel an access is to, and where in that channel.

@@ -16,6 +16,9 @@ const STEPS_MAX: u32 = 64;
 /// What a channel without drives drives: the pull-down on DD7 makes BSY read as 0 (ATA/ATAPI-7 volume 2, signal descriptions).
 const FLOATING: u8 = 0x7f;
 
+/// Diagnostic code in Error after a reset: device 0 passed (ATA/ATAPI-7 volume 1, EXECUTE DEVICE DIAGNOSTIC).
+const DIAGNOSED: u8 = 0x01;
+
 /// Two drives, one of which may be in execution, behind one set of registers.
 ///
 /// | range | what |
@@ -114,20 +117,22 @@ pub(super) enum Phase {
 impl Channel {
     /// A channel without a bus master, such as a legacy ISA one: its drives do PIO only and say so.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; 2]) -> Self {
+    pub const fn new(drives: [Option<DriveConfig>; 2]) -> Self {
         Self::build(drives, None)
     }
 
     /// A channel with a bus master.
     #[must_use]
-    pub fn with_bus_master(drives: [Option<DriveConfig>; 2]) -> Self {
-        let present = drives.each_ref().map(Option::is_some);
+    pub const fn with_bus_master(drives: [Option<DriveConfig>; 2]) -> Self {
+        let [drive_0, drive_1] = &drives;
+        let present = [drive_0.is_some(), drive_1.is_some()];
         Self::build(drives, Some(BusMaster::new(present)))
     }
 
-    fn build(drives: [Option<DriveConfig>; 2], bus_master: Option<BusMaster>) -> Self {
+    const fn build(drives: [Option<DriveConfig>; 2], bus_master: Option<BusMaster>) -> Self {
         let interface = if bus_master.is_some() { Interface::BusMaster } else { Interface::Pio };
-        let units = drives.map(|config| config.map(|config| Unit::new(Drive::new(config, interface))));
+        let [drive_0, drive_1] = drives;
+        let units = [Unit::of(drive_0, interface), Unit::of(drive_1, interface)];
         Self { units, device_1: false, control: Control::empty(), phase: Phase::Idle, bus_master }
     }
 
@@ -139,7 +144,7 @@ impl Channel {
 
     /// Whether the bus master may access memory, as it may from the start: the Bus Master Enable bit of the PCI command
     /// register. While it may not, a DMA command waits once the storage has done what it has; PIO goes on.
-    pub fn set_bus_master(&mut self, may: bool) {
+    pub const fn set_bus_master(&mut self, may: bool) {
         if let Some(bus_master) = self.bus_master.as_mut() {
             bus_master.permit(may);
         }
@@ -434,11 +439,11 @@ impl Channel {
 }
 
 impl Unit {
-    fn new(drive: Drive<1>) -> Self {
-        let mut unit =
-            Self { drive, task: TaskFile::signature(), error: 0, failed: Status::empty(), interrupt: false };
-        unit.sign();
-        unit
+    /// A drive after power-on, with its signature, if there is one.
+    const fn of(config: Option<DriveConfig>, interface: Interface) -> Option<Self> {
+        let Some(config) = config else { return None };
+        let (drive, task) = (Drive::new(config, interface), TaskFile::signature());
+        Some(Self { drive, task, error: DIAGNOSED, failed: Status::empty(), interrupt: false })
     }
 
     /// The opcode of the command in execution.
@@ -449,7 +454,7 @@ impl Unit {
     /// The registers after a reset or the diagnostics: the signature, and code 01h, "passed" (ATA/ATAPI-7 volume 1, diagnostic codes).
     fn sign(&mut self) {
         self.task = TaskFile::signature();
-        self.error = 0x01;
+        self.error = DIAGNOSED;
         self.failed = Status::empty();
         self.interrupt = false;
     }

@@ -5,7 +5,6 @@ use blk_core::bus::{Access, Device, Progress, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Capability, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
-use heapless::Vec;
 
 use super::ahci::Hba;
 use crate::drive::DriveConfig;
@@ -82,7 +81,7 @@ impl<const P: usize> PciAhci<P> {
     /// MSI-X: its [`PciFunction`](blk_core::pci::PciFunction) then needs `P` entries, which the
     /// compiler checks.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
+    pub const fn new(drives: [Option<DriveConfig>; P]) -> Self {
         let mut hba = Hba::new(drives);
         hba.set_bus_master(false);
         Self { hba, index: 0, message_per_port: Self::VECTORS != 0 }
@@ -91,7 +90,7 @@ impl<const P: usize> PciAhci<P> {
     /// The function without MSI-X, as the ICH9's is. Its
     /// [`PciFunction`](blk_core::pci::PciFunction) needs no fewer entries.
     #[must_use]
-    pub fn with_one_message(mut self) -> Self {
+    pub const fn with_one_message(mut self) -> Self {
         self.message_per_port = false;
         self
     }
@@ -148,19 +147,23 @@ impl<const P: usize> Endpoint for PciAhci<P> {
             Bar::Io { bytes: 32 },
             Bar::Memory32 { bytes: Self::BAR_BYTES },
         ];
-        let capabilities = [
-            Capability::Msi { vectors_log2: 0 },
-            Capability::PowerManagement,
-            Capability::Sata { location: PAIR },
-        ];
         let ports = u16::try_from(P).unwrap_or(u16::MAX);
         let msix = Capability::Msix { vectors: ports, table: (0, 0), pending: (0, MSIX_PENDING) };
-        let capabilities = capabilities.into_iter().chain(self.message_per_port.then_some(msix));
+        let capabilities = [
+            Some(Capability::Msi { vectors_log2: 0 }),
+            Some(Capability::PowerManagement),
+            Some(Capability::Sata { location: PAIR }),
+            self.message_per_port.then_some(msix),
+            None,
+            None,
+            None,
+            None,
+        ];
         Function {
             identity: Identity::ICH9_AHCI,
             bars,
-            capabilities: capabilities.collect(),
-            specific: Vec::from_iter([(MAP, MAP_AHCI | enabled, 0x3f << 16)]),
+            capabilities,
+            specific: [Some((MAP, MAP_AHCI | enabled, 0x3f << 16)), None, None, None],
         }
     }
 

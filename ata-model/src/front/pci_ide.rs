@@ -5,7 +5,6 @@ use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteSta
 use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
-use heapless::Vec;
 
 use super::controller::IdeController;
 use crate::drive::DriveConfig;
@@ -94,7 +93,7 @@ pub struct PciIde {
 impl PciIde {
     /// A function after power-on; drive n is device n mod 2 of channel n / 2.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; 4], chip: PciIdeChip, mode: PciIdeMode) -> Self {
+    pub const fn new(drives: [Option<DriveConfig>; 4], chip: PciIdeChip, mode: PciIdeMode) -> Self {
         let mut controller = IdeController::new(drives);
         controller.set_bus_master(false);
         Self { controller, chip, mode }
@@ -132,14 +131,18 @@ impl Endpoint for PciIde {
             PciIdeMode::Compatibility => compatible,
             PciIdeMode::CompatibilityByPin => Identity { interrupt_pin: 1, ..compatible },
         };
-        let timings = [(IDETIM, IDETIM_DECODE, IDETIM_TIMINGS), (SIDETIM, 0, SIDETIM_TIMINGS)];
         let udma = (self.chip == PciIdeChip::Piix4).then_some((UDMA, 0, UDMA_SETTINGS));
         let [command, control, bus_master] = [8, 4, 16].map(|bytes| Bar::Io { bytes });
         Function {
             identity,
             bars: [command, control, command, control, bus_master, Bar::Absent],
-            capabilities: Vec::new(),
-            specific: timings.into_iter().chain(udma).collect(),
+            capabilities: [None; 8],
+            specific: [
+                Some((IDETIM, IDETIM_DECODE, IDETIM_TIMINGS)),
+                Some((SIDETIM, 0, SIDETIM_TIMINGS)),
+                udma,
+                None,
+            ],
         }
     }
 

@@ -1,16 +1,13 @@
 //! The configuration space of a function: a type 0 header and capabilities (PCI 3.0, 6.1 and 6.7).
 
 use bitflags::bitflags;
-use heapless::Vec;
 
 use super::capability::{Capability, Message};
+use super::function::{BARS, Bar, Function, Identity, NO_VENDOR};
 use crate::bus::{IrqChange, Width};
 
 /// Bytes of a conventional configuration space.
 const BYTES: usize = 256;
-const BARS: usize = 6;
-/// Where capabilities and device-specific registers begin: behind the header.
-const HEADER_END: u8 = 0x40;
 
 mod register {
     pub(super) const COMMAND: usize = 0x04;
@@ -49,86 +46,6 @@ const STATUS_INTERRUPT: u8 = 1 << 3;
 /// STATUS bit 4, Capabilities List.
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 
-/// Identity of a function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Identity {
-    /// Vendor.
-    pub vendor: u16,
-    /// Device.
-    pub device: u16,
-    /// Revision.
-    pub revision: u8,
-    /// Base class, subclass, programming interface: the high, middle and low byte.
-    pub class: u32,
-    /// Subsystem vendor.
-    pub subsystem_vendor: u16,
-    /// Subsystem.
-    pub subsystem: u16,
-    /// Interrupt pin, 1 for INTA#; 0 for none.
-    pub interrupt_pin: u8,
-}
-
-impl Identity {
-    /// PIIX3 IDE, both channels in compatibility mode only (class code 010180h).
-    pub const PIIX3_IDE: Self = Self::intel(0x7010, 0x00, 0x01_0180, 0);
-    /// PIIX4 IDE, the same.
-    pub const PIIX4_IDE: Self = Self::intel(0x7111, 0x01, 0x01_0180, 0);
-    /// PIIX3 IDE with both channels in native mode, which INTA# serves (class code 010185h).
-    pub const PIIX3_IDE_NATIVE: Self = Self::intel(0x7010, 0x00, 0x01_0185, 1);
-    /// PIIX4 IDE, the same.
-    pub const PIIX4_IDE_NATIVE: Self = Self::intel(0x7111, 0x01, 0x01_0185, 1);
-    /// ICH9 AHCI (class code 010601h).
-    pub const ICH9_AHCI: Self = Self::intel(0x2922, 0x02, 0x01_0601, 1);
-
-    const fn intel(device: u16, revision: u8, class: u32, interrupt_pin: u8) -> Self {
-        Self { vendor: 0x8086, device, revision, class, subsystem_vendor: 0, subsystem: 0, interrupt_pin }
-    }
-}
-
-/// A base address register (PCI 3.0, 6.2.5.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Bar {
-    /// None: reads as zeroes.
-    #[default]
-    Absent,
-    /// Ports: `bytes` is a power of two, 4 to 256.
-    Io {
-        /// Size.
-        bytes: u32,
-    },
-    /// Memory below 4 GiB, not prefetchable: `bytes` is a power of two, 16 at least.
-    Memory32 {
-        /// Size.
-        bytes: u32,
-    },
-    /// Memory anywhere. The next BAR holds the upper half of the address, and is to be [`Bar::Absent`].
-    Memory64 {
-        /// Size: a power of two, 16 at least.
-        bytes: u32,
-        /// Reads have no side effects.
-        prefetchable: bool,
-    },
-}
-
-/// Description of a function by its front.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub struct Function {
-    /// Identity.
-    pub identity: Identity,
-    /// Base address registers.
-    pub bars: [Bar; BARS],
-    /// Capabilities, in the order of the list.
-    pub capabilities: Vec<Capability, 8>,
-    /// Registers of the device's own from 40h on: (offset, value after reset, writable bits). A capability is placed
-    /// behind the last of them.
-    pub specific: Vec<(u8, u32, u32), 4>,
-}
-
 /// Changes that a write made, for the embedder that maps and decodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -166,9 +83,26 @@ impl ConfigSpace {
     /// The space after power-on. Capabilities that do not fit are left out.
     #[must_use]
     pub fn new(function: Function) -> Self {
-        let mut space = Self { function, bytes: [0; BYTES], level: false };
-        space.reset();
+        let mut space = Self::off();
+        space.power_on(function);
         space
+    }
+
+    /// The space of a function without power: reads return ones, writes are ignored.
+    #[must_use]
+    pub const fn off() -> Self {
+        Self { function: Function::NONE, bytes: [0; BYTES], level: false }
+    }
+
+    /// Turns the power on: the space is from now on as `function` has it.
+    pub fn power_on(&mut self, function: Function) {
+        self.function = function;
+        self.reset();
+    }
+
+    /// Whether there is a function at all (6.2.1: no vendor has the number FFFFh).
+    const fn is_off(&self) -> bool {
+        self.function.identity.vendor == NO_VENDOR
     }
 
     /// The function as it was described.
@@ -198,7 +132,7 @@ impl ConfigSpace {
             };
             self.put(bar_at(n), &[flags]);
         }
-        for (at, value, _) in self.function.specific.clone() {
+        for (at, value, _) in self.function.specific.into_iter().flatten() {
             self.put(at.into(), &value.to_le_bytes());
         }
         self.put_capabilities();
@@ -207,7 +141,7 @@ impl ConfigSpace {
     /// A guest reads at `offset`. What is beyond the space, or not aligned to its width, reads as ones: no device answers.
     #[must_use]
     pub fn read(&self, offset: u64, width: Width) -> u64 {
-        let Some(range) = range(offset, width) else { return width.ones() };
+        let Some(range) = range(offset, width).filter(|_| !self.is_off()) else { return width.ones() };
         let mut value = [0; 8];
         for (to, at) in value.iter_mut().zip(range) {
             *to = self.bytes.get(at).copied().unwrap_or(0);
@@ -217,7 +151,8 @@ impl ConfigSpace {
 
     /// A guest writes at `offset`: the writable bits of it change. What is beyond the space or not aligned is ignored.
     pub fn write(&mut self, offset: u64, width: Width, value: u64) -> Changed {
-        let Some(range) = range(offset, width) else { return Changed::default() };
+        let there = range(offset, width).filter(|_| !self.is_off());
+        let Some(range) = there else { return Changed::default() };
         let (command, pin) = (self.command(), self.is_asserted());
         let mut bars = false;
         for (at, new) in range.zip(value.to_le_bytes()) {
@@ -304,7 +239,7 @@ impl ConfigSpace {
                 Capability::Msix { vectors, .. } => Some(vectors),
                 _ => None,
             };
-            return self.function.capabilities.iter().find_map(vectors).unwrap_or(0);
+            return self.function.capabilities.iter().flatten().find_map(vectors).unwrap_or(0);
         }
         self.control_of(0x05).filter(|control| control & 1 != 0).map_or(0, allocated)
     }
@@ -327,7 +262,8 @@ impl ConfigSpace {
 
     /// What a guest reaches through VIRTIO's window by an access to configuration space, if that meets the window's data.
     pub(super) fn window(&self, offset: u64, width: Width) -> Option<Window> {
-        let (at, _) = self.places().find(|(_, capability)| matches!(capability, Capability::VirtioWindow))?;
+        let (at, _) =
+            self.function.places().find(|(_, capability)| matches!(capability, Capability::VirtioWindow))?;
         let data = at.wrapping_add(16);
         let [bar] = self.get(at.wrapping_add(4));
         let offset_in_bar = u32::from_le_bytes(self.get(at.wrapping_add(8)));
@@ -363,56 +299,45 @@ impl ConfigSpace {
         self.level && !silent && self.function.identity.interrupt_pin != 0
     }
 
-    /// Each capability with its place.
-    fn places(&self) -> impl Iterator<Item = (usize, &Capability)> {
-        let behind = self.function.specific.iter().map(|(at, _, _)| at.saturating_add(4));
-        let mut at = behind.max().unwrap_or(HEADER_END).max(HEADER_END);
-        self.function.capabilities.iter().map_while(move |capability| {
-            let here = at;
-            at = at.checked_add(capability.bytes())?;
-            Some((usize::from(here), capability))
-        })
-    }
-
     fn capability(&self, id: u8) -> Option<usize> {
-        self.places().find_map(|(at, capability)| (capability.id() == id).then_some(at))
+        self.function.places().find_map(|(at, capability)| (capability.id() == id).then_some(at))
     }
 
     fn put_capabilities(&mut self) {
         let mut link = register::CAPABILITIES;
-        let places: Vec<(usize, Capability), 8> = self.places().map(|(at, c)| (at, *c)).collect();
-        for (at, capability) in places {
-            self.put(link, &[u8::try_from(at).unwrap_or(0)]);
-            self.put(at, &[capability.id()]);
+        for (at, capability) in self.function.places() {
+            let mut put = |at, from: &[u8]| put(&mut self.bytes, at, from);
+            put(link, &[u8::try_from(at).unwrap_or(0)]);
+            put(at, &[capability.id()]);
             let body = at.wrapping_add(2);
-            match capability {
+            match *capability {
                 // PCI PM 1.2, 3.2.3: PMC version 3, no PME. 3.2.4: PMCSR bit 3, No_Soft_Reset.
                 Capability::PowerManagement => {
-                    self.put(body, &[3, 0]);
-                    self.put(body.wrapping_add(2), &[1 << 3]);
+                    put(body, &[3, 0]);
+                    put(body.wrapping_add(2), &[1 << 3]);
                 }
                 // 6.8.1.3: 64-bit address capable (bit 7), Multiple Message Capable (bits 3:1).
-                Capability::Msi { vectors_log2 } => self.put(body, &[1 << 7 | vectors_log2.min(5) << 1]),
+                Capability::Msi { vectors_log2 } => put(body, &[1 << 7 | vectors_log2.min(5) << 1]),
                 // 6.8.2.3: N - 1. 6.8.2.4, 6.8.2.5: BIR in the low three bits of the offsets.
                 Capability::Msix { vectors, table, pending } => {
-                    self.put(body, &vectors.saturating_sub(1).min(2047).to_le_bytes());
+                    put(body, &vectors.saturating_sub(1).min(2047).to_le_bytes());
                     for (slot, (bar, offset)) in [(4, table), (8, pending)] {
                         let value = offset & !7 | u32::from(bar & 7);
-                        self.put(at.wrapping_add(slot), &value.to_le_bytes());
+                        put(at.wrapping_add(slot), &value.to_le_bytes());
                     }
                 }
                 Capability::Vendor { len, bytes } => {
                     let len = len.min(21);
-                    self.put(body, &[len.saturating_add(3)]);
+                    put(body, &[len.saturating_add(3)]);
                     let bytes = bytes.get(..usize::from(len)).unwrap_or_default();
-                    self.put(at.wrapping_add(3), bytes);
+                    put(at.wrapping_add(3), bytes);
                 }
                 // VIRTIO 1.3, 4.1.4: length, type; the rest is the guest's.
-                Capability::VirtioWindow => self.put(body, &[20, 5]),
+                Capability::VirtioWindow => put(body, &[20, 5]),
                 // AHCI 1.3.1, 2.4.2 and 2.4.3: revision 1.0.
                 Capability::Sata { location } => {
-                    self.put(body, &[0x10]);
-                    self.put(at.wrapping_add(4), &location.to_le_bytes());
+                    put(body, &[0x10]);
+                    put(at.wrapping_add(4), &location.to_le_bytes());
                 }
             }
             if let Some(status) = self.bytes.get_mut(register::STATUS) {
@@ -454,7 +379,7 @@ impl ConfigSpace {
     }
 
     fn specific_writable(&self, at: usize) -> u8 {
-        let found = self.function.specific.iter().find_map(|(start, _, mask)| {
+        let found = self.function.specific.iter().flatten().find_map(|(start, _, mask)| {
             let place = at.checked_sub(usize::from(*start))?;
             mask.to_le_bytes().get(place).copied()
         });
@@ -462,7 +387,7 @@ impl ConfigSpace {
     }
 
     fn capability_writable(&self, at: usize) -> u8 {
-        let found = self.places().find_map(|(start, capability)| {
+        let found = self.function.places().find_map(|(start, capability)| {
             let place = at.checked_sub(start)?;
             (place < usize::from(capability.bytes())).then_some((capability, place))
         });
@@ -489,9 +414,13 @@ impl ConfigSpace {
 
     /// Places bytes as the device has them, whatever a guest could write.
     fn put(&mut self, at: usize, bytes: &[u8]) {
-        for (to, from) in self.bytes.iter_mut().skip(at).zip(bytes) {
-            *to = *from;
-        }
+        put(&mut self.bytes, at, bytes);
+    }
+}
+
+fn put(space: &mut [u8; BYTES], at: usize, bytes: &[u8]) {
+    for (to, from) in space.iter_mut().skip(at).zip(bytes) {
+        *to = *from;
     }
 }
 

@@ -12,11 +12,13 @@
 
 mod capability;
 mod config_space;
+mod function;
 mod msix;
 mod pci_function;
 
 pub use capability::{Capability, Message};
-pub use config_space::{Bar, Changed, Command, ConfigSpace, Function, Identity};
+pub use config_space::{Changed, Command, ConfigSpace};
+pub use function::{Bar, Function, Identity};
 pub use msix::MsixTable;
 pub use pci_function::{Endpoint, MsixOwner, PciFunction, Permissions};
 

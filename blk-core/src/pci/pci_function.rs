@@ -2,7 +2,8 @@
 //! the guest has chosen.
 
 use super::capability::{Capability, Message};
-use super::config_space::{Bar, Command, ConfigSpace, Function};
+use super::config_space::{Command, ConfigSpace};
+use super::function::{Bar, Function};
 use super::msix::MsixTable;
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 
@@ -16,6 +17,11 @@ pub struct Permissions {
     /// How many messages it may tell apart: those that were allocated with MSI, all entries of the table with MSI-X. With none its
     /// interrupts go by the pin.
     pub messages: u16,
+}
+
+impl Permissions {
+    /// Those after a reset.
+    pub const NONE: Self = Self { bus_master: false, messages: 0 };
 }
 
 /// A device made for a PCI function.
@@ -103,9 +109,22 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     /// A function after power-on.
     #[must_use]
     pub fn new(device: D, owner: MsixOwner) -> Self {
+        let mut function = Self::off(device, owner);
+        function.power_on();
+        function
+    }
+
+    /// A function without power, for a static: the slot reads as if it were empty until [`Self::power_on`].
+    #[must_use]
+    pub const fn off(device: D, owner: MsixOwner) -> Self {
         const { Self::FITS }
-        let config = ConfigSpace::new(device.function());
-        Self { config, msix: MsixTable::new(), owner, permissions: Permissions::default(), device }
+        let (config, msix) = (ConfigSpace::off(), MsixTable::new());
+        Self { config, msix, owner, permissions: Permissions::NONE, device }
+    }
+
+    /// Turns the power on, in place: the function answers as its device describes it.
+    pub fn power_on(&mut self) {
+        self.config.power_on(self.device.function());
     }
 
     /// The configuration space: where the BARs are, which the embedder maps again after a write there.
@@ -148,11 +167,12 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     /// Where an access meets the MSI-X table or its pending bits.
     fn msix_at(&self, region: Region, offset: u64) -> Option<MsixPlace> {
         let Region::Bar(n) = region else { return None };
-        let found = self.config.function().capabilities.iter().find_map(|capability| match *capability {
+        let capabilities = self.config.function().capabilities.iter().flatten();
+        let mut tables = capabilities.filter_map(|capability| match *capability {
             Capability::Msix { table, pending, .. } => Some((table, pending)),
             _ => None,
         });
-        let (table, pending) = found?;
+        let (table, pending) = tables.next()?;
         let within = |(bar, start): (u8, u32), bytes: u64| {
             let at = offset.checked_sub(u64::from(start)).filter(|at| *at < bytes)?;
             (bar == n).then_some(at)

@@ -1,5 +1,3 @@
-use heapless::Vec;
-
 use super::*;
 use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
 
@@ -7,16 +5,15 @@ fn ahci() -> ConfigSpace {
     let mut bars = [Bar::Absent; 6];
     bars[4] = Bar::Io { bytes: 32 };
     bars[5] = Bar::Memory32 { bytes: 0x2000 };
-    let capabilities = Vec::from_slice(&[
-        Capability::Msi { vectors_log2: 0 },
-        Capability::PowerManagement,
-        Capability::Sata { location: 0 },
-    ]);
+    let mut capabilities = [None; 8];
+    capabilities[0] = Some(Capability::Msi { vectors_log2: 0 });
+    capabilities[2] = Some(Capability::PowerManagement);
+    capabilities[7] = Some(Capability::Sata { location: 0 });
     ConfigSpace::new(Function {
         identity: Identity::ICH9_AHCI,
         bars,
-        capabilities: capabilities.unwrap(),
-        specific: Vec::from_slice(&[(0x40, 0x8000_8000, 0xffff_ffff)]).unwrap(),
+        capabilities,
+        specific: [None, Some((0x40, 0x8000_8000, 0xffff_ffff)), None, None],
     })
 }
 
@@ -44,6 +41,16 @@ fn a_function_is_identified_and_its_header_is_read_only() {
         space.write(at, Width::Byte, !before[at as usize]);
         assert_eq!(space.read(at, Width::Byte), before[at as usize], "{at:#x}");
     }
+}
+
+#[test]
+fn a_function_without_power_is_an_empty_slot() {
+    let mut space = ConfigSpace::off();
+    assert_eq!(space.write(4, Width::Word, 6), Changed::default());
+    assert!((0..0x100).all(|at| space.read(at, Width::Byte) == 0xff));
+    assert_eq!((space.bar(5), space.command()), (None, Command::empty()));
+    space.power_on(ahci().function().clone());
+    assert_eq!(space, ahci());
 }
 
 #[test]
@@ -89,8 +96,8 @@ fn the_capability_list_is_walked_to_its_end() {
 fn capabilities_that_do_not_fit_are_left_out() {
     let mut function = ahci().function().clone();
     let long = Capability::Vendor { len: 21, bytes: [0xaa; 21] };
-    function.capabilities = (0..8).map(|_| long).collect();
-    function.specific = Vec::from_slice(&[(0x80, 0, 0)]).unwrap();
+    function.capabilities = [Some(long); 8];
+    function.specific = [Some((0x80, 0, 0)), None, None, None];
     let space = ConfigSpace::new(function);
     assert_eq!(walk(&space).len(), (0x100 - 0x84) / 24);
 }
@@ -128,7 +135,7 @@ fn msi_sends_a_message_instead_of_the_pin_and_needs_bus_mastering() {
 #[test]
 fn msi_vectors_go_into_the_low_bits() {
     let mut function = ahci().function().clone();
-    function.capabilities = Vec::from_slice(&[Capability::Msi { vectors_log2: 2 }]).unwrap();
+    function.capabilities[0] = Some(Capability::Msi { vectors_log2: 2 });
     let mut space = ConfigSpace::new(function);
     space.write(4, Width::Word, 4);
     space.write(0x50, Width::Word, 0x4020);
@@ -213,8 +220,10 @@ impl Endpoint for Toy {
         let mut bars = [Bar::Absent; 6];
         bars[1] = Bar::Memory32 { bytes: 0x1000 };
         let msix = Capability::Msix { vectors: 2, table: (1, 0x100), pending: (1, 0x200) };
-        let capabilities = Vec::from_slice(&[msix, Capability::Msi { vectors_log2: 1 }]).unwrap();
-        Function { identity: Identity::ICH9_AHCI, bars, capabilities, specific: Vec::new() }
+        let mut capabilities = [None; 8];
+        capabilities[0] = Some(msix);
+        capabilities[1] = Some(Capability::Msi { vectors_log2: 1 });
+        Function { identity: Identity::ICH9_AHCI, bars, capabilities, specific: [None; 4] }
     }
 
     fn permit(&mut self, permissions: Permissions) {

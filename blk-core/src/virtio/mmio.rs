@@ -101,16 +101,15 @@ struct LegacyRegisters {
     align: u32,
 }
 
+impl LegacyRegisters {
+    const RESET: Self = Self { page_bytes: 0, align: 0 };
+}
+
 impl<D> Mmio<D> {
-    /// A device after power-on, or what one is made from.
+    /// Puts a device after power-on behind registers.
     #[must_use]
-    pub fn new(device: impl Into<D>) -> Self {
-        Self {
-            device: device.into(),
-            selectors: Selectors::default(),
-            interrupt_status: 0,
-            legacy: LegacyRegisters::default(),
-        }
+    pub const fn new(device: D) -> Self {
+        Self { device, selectors: Selectors::RESET, interrupt_status: 0, legacy: LegacyRegisters::RESET }
     }
 
     /// The device behind the registers.
@@ -260,9 +259,9 @@ impl<D> Mmio<D> {
     }
 
     fn reset_registers(&mut self) {
-        self.selectors = Selectors::default();
+        self.selectors = Selectors::RESET;
         self.interrupt_status = 0;
-        self.legacy = LegacyRegisters::default();
+        self.legacy = LegacyRegisters::RESET;
     }
 
     /// Changes the setup of the selected queue, if it is there and not enabled.

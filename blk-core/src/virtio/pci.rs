@@ -2,7 +2,6 @@
 //! describe, and MSI-X. Behind a [`PciFunction`](crate::pci::PciFunction).
 
 use crate::virtq::QueueError;
-use heapless::Vec;
 
 use super::selectors::{Selectors, set_high, set_low};
 use super::{DeviceStatus, Polled, VirtioDevice, VirtioType};
@@ -130,17 +129,17 @@ struct Generation {
 }
 
 impl<D> VirtioPci<D> {
-    /// A device after power-on, or what one is made from. It should have the modern interface.
+    /// Puts a device after power-on behind registers. It should have the modern interface.
     #[must_use]
-    pub fn new(device: impl Into<D>) -> Self {
+    pub const fn new(device: D) -> Self {
         Self {
-            device: device.into(),
-            selectors: Selectors::default(),
-            permissions: Permissions::default(),
+            device,
+            selectors: Selectors::RESET,
+            permissions: Permissions::NONE,
             isr: 0,
             config_vector: NO_VECTOR,
             queue_vectors: [NO_VECTOR; QUEUES_MAX],
-            generation: Generation::default(),
+            generation: Generation { shown: 0, seen: None },
             resetting: false,
         }
     }
@@ -166,7 +165,7 @@ impl<D> VirtioPci<D> {
     }
 
     fn reset_registers(&mut self) {
-        self.selectors = Selectors::default();
+        self.selectors = Selectors::RESET;
         self.isr = 0;
         self.config_vector = NO_VECTOR;
         self.queue_vectors = [NO_VECTOR; QUEUES_MAX];
@@ -396,15 +395,16 @@ impl<D: VirtioType> Endpoint for VirtioPci<D> {
         };
         let notify_bytes = NOTIFY_OFF_MULTIPLIER.saturating_mul(QUEUES_MAX as u32);
         let capabilities = [
-            msix,
-            describe(1, structure::COMMON, common::BYTES as u32, None),
-            describe(2, structure::NOTIFY, notify_bytes, Some(NOTIFY_OFF_MULTIPLIER)),
-            describe(3, structure::ISR, 1, None),
-            describe(4, structure::DEVICE, 0x1000, None),
-            Capability::VirtioWindow,
+            Some(msix),
+            Some(describe(1, structure::COMMON, common::BYTES as u32, None)),
+            Some(describe(2, structure::NOTIFY, notify_bytes, Some(NOTIFY_OFF_MULTIPLIER))),
+            Some(describe(3, structure::ISR, 1, None)),
+            Some(describe(4, structure::DEVICE, 0x1000, None)),
+            Some(Capability::VirtioWindow),
+            None,
+            None,
         ];
-        let specific = Vec::new();
-        Function { identity, bars, capabilities: capabilities.into_iter().collect(), specific }
+        Function { identity, bars, capabilities, specific: [None; 4] }
     }
 
     fn fault(&self) -> Option<&'static str> {

@@ -14,6 +14,9 @@ pub(super) struct Selectors {
 }
 
 impl Selectors {
+    /// After a reset.
+    pub(super) const RESET: Self = Self { device_features: 0, driver_features: 0, queue: 0 };
+
     /// The selected half of the features that are offered; there is nothing beyond the second.
     pub(super) fn offered<M: ?Sized, S: ?Sized, D: VirtioDevice<M, S>>(
         &self,

@@ -63,7 +63,7 @@ impl<const BATCH: u16> VirtioBlk<BATCH> {
         storage: &mut [S],
     ) -> Self {
         let config = device::Config { queue_size_max: RING, ..device::Config::default() };
-        let mut device = Mmio::new(config);
+        let mut device = Mmio::new(device::Blk::new(config));
         let mut set = |offset, value: u64| {
             let _ = device.write(Region::Bar(0), offset, Width::Dword, value, memory, storage);
         };

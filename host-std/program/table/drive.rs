@@ -21,7 +21,7 @@ use host_std::trace::{BlockTrace, LoopDevice};
 use scsi_model::LogicalUnit;
 use scsi_model::front::virtio_scsi;
 use serde::{Deserialize, Serialize};
-use virtio_blk_model::device::Config as VirtioConfig;
+use virtio_blk_model::device::{Blk, Config as VirtioConfig};
 use virtio_blk_model::front::mmio::Mmio;
 
 use super::place::{IMAGE_BYTES, Place};
@@ -133,7 +133,8 @@ fn drive(front: Front, mode: CacheMode, path: &Path, stop: &AtomicBool) -> anyho
         }
         Front::VirtioScsi => {
             let config = scsi_model::Config::new("BLKHOST", "DISK", "1", "0001");
-            let mut device = virtio_scsi::Mmio::<1, 1, 4>::new(virtio_scsi::Config::default());
+            let mut device =
+                virtio_scsi::Mmio::new(virtio_scsi::Scsi::<1, 1, 4>::new(virtio_scsi::Config::DEFAULT));
             let address = virtio_scsi::Address { target: 0, lun: 0 };
             let host = device.device_mut().controller_mut();
             let inserted = host.insert(address, config, FileStorage::info(&handle));
@@ -142,7 +143,7 @@ fn drive(front: Front, mode: CacheMode, path: &Path, stop: &AtomicBool) -> anyho
             workload(&mut Scsi::new(carrier)?, stop)?
         }
         Front::VirtioBlk => {
-            let device = Mmio::<1, 64>::new(VirtioConfig::default());
+            let device = Mmio::new(Blk::<1, 64>::new(VirtioConfig::DEFAULT));
             workload(&mut VirtioBlk::new(Machine::new(device, memory, vec![handle]))?, stop)?
         }
     };

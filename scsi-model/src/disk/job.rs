@@ -408,7 +408,7 @@ where
     S: Storage<M> + ?Sized,
     T: Transport + ?Sized,
 {
-    let block_bytes = usize::try_from(info.logical_block_bytes).unwrap_or(0);
+    let block_bytes = usize::try_from(info.logical_block_bytes).unwrap_or(0).max(1);
     let bytes = usize::try_from(bytes).unwrap_or(0);
     let staging = io.storage.staging(slot).get_mut(..bytes).ok_or(Sense::DATA_PHASE)?;
     let (first, rest) = staging.split_at_mut_checked(block_bytes).ok_or(Sense::DATA_PHASE)?;

@@ -135,12 +135,35 @@ impl<const N: usize> LogicalUnit<N> {
     /// # Errors
     /// [`Unsupported`] if the geometry is not one that a SCSI disk can have.
     pub fn new(config: Config, info: &Info) -> Result<Self, Unsupported> {
+        let mut unit = Self::off(config);
+        unit.power_on(info)?;
+        Ok(unit)
+    }
+
+    /// A unit without power, for a static. It is of use once [`Self::power_on`] has succeeded.
+    #[must_use]
+    pub const fn off(config: Config) -> Self {
+        Self { unit: Unit::off(config), tasks: TaskSet::new(), sequencer: Sequencer::new() }
+    }
+
+    /// Turns the power on, in place: the unit is on a storage described by `info`, and tells the guest so.
+    ///
+    /// # Errors
+    /// [`Unsupported`] if the geometry is not one that a SCSI disk can have.
+    pub fn power_on(&mut self, info: &Info) -> Result<(), Unsupported> {
         let bytes = info.logical_block_bytes;
         let blocks_fit = info.sectors.is_multiple_of(info.sectors_per_block());
         if !bytes.is_power_of_two() || !(512..=4096).contains(&bytes) || !blocks_fit {
             return Err(Unsupported);
         }
-        Ok(Self { unit: Unit::new(config, info), tasks: TaskSet::new(), sequencer: Sequencer::new() })
+        self.unit.power_on(info);
+        Ok(())
+    }
+
+    /// Becomes another unit, as after power-on, in the place of one that is [quiet](Self::is_quiet).
+    pub(crate) fn replace(&mut self, config: Config, info: &Info) -> Result<(), Unsupported> {
+        self.unit = Unit::off(config);
+        self.power_on(info)
     }
 
     /// Takes a task into the task set. Nothing runs before the next [`Self::poll`].

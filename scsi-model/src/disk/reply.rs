@@ -33,7 +33,7 @@ pub(crate) fn report_luns(select: u8, luns: impl Iterator<Item = [u8; 8]>) -> Re
     let mut list = Vec::<[u8; 8], LUNS_MAX>::new();
     match select {
         // Those with a peripheral or flat address; all of them.
-        0x00 | 0x02 => list.extend(luns.take(LUNS_MAX)),
+        0x00 | 0x02 => luns.take(LUNS_MAX).for_each(|lun| _ = list.push(lun)),
         // Well-known units: a target has none.
         0x01 => {}
         _ => return Err(Sense::cdb_field(2, None)),

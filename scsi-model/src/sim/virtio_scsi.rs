@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::front::virtio_scsi::wire::{
     Features, Management, RequestHead, Response, ResponseHead, attribute, function,
 };
-use crate::front::virtio_scsi::{Address, CONTROL, Config as HostConfig, Mmio, REQUEST};
+use crate::front::virtio_scsi::{Address, CONTROL, Config as HostConfig, Mmio, REQUEST, Scsi};
 use crate::task_set::Attribute;
 
 /// The one disk.
@@ -109,7 +109,7 @@ impl<const Q: usize> Driver<Q> {
     /// If it does not come up.
     pub fn boot<M: GuestMemory, H: Storage<M>>(variant: Variant, memory: &M, storage: &mut [H]) -> Self {
         let config = HostConfig { queues: Q as u16, queue_size_max: RING };
-        let mut device = Mmio::<Q, 1, TASKS>::new(config);
+        let mut device = Mmio::<Q, 1, TASKS>::new(Scsi::new(config));
         let write_cache = variant != Variant::FirmwareThenOld;
         let identity = Config { write_cache, ..Config::new("BLK", "crash test disk", "1", "0") };
         let info = storage.first().expect("a disk has a storage").info();

@@ -3,7 +3,7 @@
 use blk_core::bus::Width;
 use blk_core::virtio::mmio::register;
 use scsi_model::front::virtio_scsi::wire::Features;
-use scsi_model::front::virtio_scsi::{Config, Controller, Mmio, Policy};
+use scsi_model::front::virtio_scsi::{Config, Controller, Mmio, Policy, Scsi};
 
 use crate::machine::*;
 use crate::rig::{BLOCK, TAGS};
@@ -151,5 +151,5 @@ fn a_device_in_mid_flight_survives_encoding() {
     machine.device = restored;
     machine.release(0);
     assert!(machine.expect(sent).is_good());
-    assert_eq!(Mmio::<1, 1, 1>::new(Config::default()).device().controller().ring_count(), 3);
+    assert_eq!(Mmio::new(Scsi::<1, 1, 1>::new(Config::DEFAULT)).device().controller().ring_count(), 3);
 }

@@ -14,13 +14,13 @@ use crate::device::Blk;
 /// use blk_core::memory::CellMemory;
 /// use blk_core::ram::{Ram, RamDisk};
 /// use blk_core::units::GuestAddr;
-/// use virtio_blk_model::device::Config;
+/// use virtio_blk_model::device::{Blk, Config};
 /// use virtio_blk_model::front::mmio::{Mmio, register};
 ///
 /// let (mut ram, mut image) = ([0; 512], [0; 1 << 16]);
 /// let memory = CellMemory::new(GuestAddr(0), &mut ram);
 /// let mut disks = [RamDisk::<64>::new(Ram::new(&mut image), &mut [])];
-/// let mut device = Mmio::<1, 64>::new(Config::default());
+/// let mut device = Mmio::new(Blk::<1, 64>::new(Config::DEFAULT));
 ///
 /// // ACKNOWLEDGE, DRIVER; VERSION_1 (bit 32) alone of the features; FEATURES_OK, which the device keeps if it agrees.
 /// let steps = [

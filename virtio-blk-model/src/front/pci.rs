@@ -15,7 +15,7 @@ use crate::device::Blk;
 /// use blk_core::pci::{Endpoint, MsixOwner, PciFunction};
 /// use blk_core::ram::{Ram, RamDisk};
 /// use blk_core::units::GuestAddr;
-/// use virtio_blk_model::device::Config;
+/// use virtio_blk_model::device::{Blk, Config};
 /// use virtio_blk_model::front::pci::{Pci, structure};
 ///
 /// type Disk = Pci<1, 64>;
@@ -23,7 +23,7 @@ use crate::device::Blk;
 /// let (mut ram, mut image) = ([0; 512], [0; 1 << 16]);
 /// let memory = CellMemory::new(GuestAddr(0), &mut ram);
 /// let mut disks = [RamDisk::<64>::new(Ram::new(&mut image), &mut [])];
-/// let disk = Disk::new(Config::default());
+/// let disk = Disk::new(Blk::new(Config::DEFAULT));
 /// let mut function = PciFunction::<Disk, { Disk::VECTORS }>::new(disk, MsixOwner::Function);
 ///
 /// let id = function.read(Region::Config, 0, Width::Dword, &memory, &mut disks[..]);

@@ -14,7 +14,7 @@ pub(crate) use blk_core::sim::virtio::{INDIRECT, NEXT, Piece, WRITE};
 pub(crate) use blk_core::sim::{Bench, BenchRing};
 use blk_core::storage::{Busy, Cache, Completion, Info, IoErrorKind, Storage, Submission};
 use blk_core::units::{GuestAddr, Tag};
-use virtio_blk_model::device::{Config, Interface};
+use virtio_blk_model::device::{Blk, Config, Interface};
 use virtio_blk_model::front::mmio::register;
 use virtio_blk_model::front::{Mmio, Pci};
 use virtio_blk_model::wire::Features;
@@ -177,7 +177,7 @@ impl<const Q: usize> Machine<Q> {
     }
 
     pub(crate) fn off(config: Config, disks: Vec<Disk>) -> Self {
-        Self::with(Mmio::new, config, disks)
+        Self::with(|config| Mmio::new(Blk::new(config)), config, disks)
     }
 
     pub(crate) fn ring(queue: usize) -> u64 {
@@ -188,7 +188,7 @@ impl<const Q: usize> Machine<Q> {
 impl<const Q: usize> Machine<Q, OnPci<Q>> {
     /// A device on PCI before anything is enabled.
     pub(crate) fn on_pci(disks: Vec<Disk>) -> Self {
-        let make = |config| PciFunction::new(Pci::new(config), MsixOwner::Function);
+        let make = |config| PciFunction::new(Pci::new(Blk::new(config)), MsixOwner::Function);
         Self::with(make, Config::default(), disks)
     }
 

@@ -94,14 +94,16 @@ impl<const P: usize> Hba<P> {
 
     /// An HBA after power-on.
     #[must_use]
-    pub fn new(drives: [Option<DriveConfig>; P]) -> Self {
-        Self {
-            ports: drives.map(Port::new),
-            enabled: false,
-            pending: 0,
-            message_per_port: false,
-            reset: None,
+    pub const fn new(drives: [Option<DriveConfig>; P]) -> Self {
+        let mut ports = [const { Port::new(None) }; P];
+        let (mut places, mut configs) = (ports.as_mut_slice(), drives.as_slice());
+        while let (Some((port, more)), Some((drive, rest))) =
+            (places.split_first_mut(), configs.split_first())
+        {
+            *port = Port::new(*drive);
+            (places, configs) = (more, rest);
         }
+        Self { ports, enabled: false, pending: 0, message_per_port: false, reset: None }
     }
 
     /// Puts a drive into a port, whose storage handle is from now on its own; returns false, and does nothing, if there is one,
@@ -121,8 +123,12 @@ impl<const P: usize> Hba<P> {
     ///
     /// While it may not, no command is fetched, no FIS posted and no further data moved. What the storage has already
     /// ends there, resets and stops wait for it as ever, and commands go on when the HBA may again.
-    pub fn set_bus_master(&mut self, may: bool) {
-        self.ports.iter_mut().for_each(|port| port.bus_master = may);
+    pub const fn set_bus_master(&mut self, may: bool) {
+        let mut rest = self.ports.as_mut_slice();
+        while let Some((port, others)) = rest.split_first_mut() {
+            port.bus_master = may;
+            rest = others;
+        }
     }
 
     /// Whether each port has a message of its own, of as many as there are lines for. Its driver need not look at IS then, nor clear

@@ -113,12 +113,12 @@ pub(super) struct Executing {
 }
 
 impl Unit {
-    fn new(config: DriveConfig) -> Self {
+    const fn new(config: DriveConfig) -> Self {
         Self {
             drive: Drive::new(config, Interface::Serial),
             task: TaskFile::signature(),
             phase: Phase::Signing { slot: None },
-            tables: [Prdt::default(); SLOTS],
+            tables: [Prdt::new(0, 0); SLOTS],
         }
     }
 
@@ -144,7 +144,7 @@ impl Unit {
 
 impl Port {
     /// A port after power-on.
-    pub(super) fn new(drive: Option<DriveConfig>) -> Self {
+    pub(super) const fn new(drive: Option<DriveConfig>) -> Self {
         let mut port = Self {
             clb: 0,
             fb: 0,
@@ -163,7 +163,10 @@ impl Port {
             speed: 0,
             engine: Engine::Stopped,
             bus_master: true,
-            bay: drive.map_or(Bay::Empty, |config| Bay::Holds(Unit::new(config))),
+            bay: match drive {
+                Some(config) => Bay::Holds(Unit::new(config)),
+                None => Bay::Empty,
+            },
         };
         port.link_up();
         port
@@ -341,11 +344,11 @@ impl Port {
     }
 
     /// The link comes up, if there is a drive: BSY is set until it has sent its signature.
-    pub(super) fn link_up(&mut self) {
+    pub(super) const fn link_up(&mut self) {
         if self.unit().is_none() || self.link_is_held() {
             return;
         }
-        self.serr |= Serr::N | Serr::X;
+        self.serr = self.serr.union(Serr::N).union(Serr::X);
         self.status = Status::BSY.bits();
         self.speed = match self.sctl >> 4 & 0xf {
             limit @ 1..=2 => limit,

@@ -63,8 +63,9 @@ struct Message {
 impl Irqs {
     /// Those that a function has.
     pub(super) fn new(function: &Function, signalled: Arc<Counter>) -> Self {
+        let capabilities = function.capabilities;
         let count =
-            |of: fn(&Capability) -> Option<u32>| function.capabilities.iter().find_map(of).unwrap_or(0);
+            |of: fn(&Capability) -> Option<u32>| capabilities.iter().flatten().find_map(of).unwrap_or(0);
         let msi = count(|capability| match *capability {
             Capability::Msi { vectors_log2 } => Some(1 << vectors_log2.min(5)),
             _ => None,

@@ -13,20 +13,37 @@ global_asm!(
     options(att_syntax)
 );
 
-#[unsafe(no_mangle)]
-extern "C" fn freestanding_main() -> ! {
-    exit(crate::run())
+/// Makes a function that returns an exit status the program.
+#[macro_export]
+macro_rules! entry {
+    ($run:path) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn freestanding_main() -> ! {
+            $crate::glue::exit($run())
+        }
+    };
 }
 
 /// Ends the process with `status`, by the kernel's `exit_group`: there is no library to do it.
-fn exit(status: u8) -> ! {
+pub fn exit(status: u8) -> ! {
     // SAFETY: system call 231 takes one argument, touches no memory of ours and does not return.
     unsafe { asm!("syscall", in("rax") 231, in("rdi") u64::from(status), options(noreturn, nostack)) }
 }
 
 #[panic_handler]
+#[cfg(not(feature = "panic-free"))]
 fn panic(_: &PanicInfo<'_>) -> ! {
     exit(101)
+}
+
+#[panic_handler]
+#[cfg(feature = "panic-free")]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    unsafe extern "C" {
+        fn a_panic_is_linked() -> !;
+    }
+    // SAFETY: there is no such function, and so no program that calls it.
+    unsafe { a_panic_is_linked() }
 }
 
 /// The precompiled `core` names it in its unwind tables; with `panic = "abort"` nothing calls it.

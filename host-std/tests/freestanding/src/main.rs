@@ -7,9 +7,6 @@
 #![no_std]
 #![no_main]
 
-mod glue;
-mod memory;
-
 use core::ops::Range;
 
 use ata_model::{Channel, DriveConfig};
@@ -20,12 +17,12 @@ use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
-use memory::SharedMemory;
+use freestanding::memory::SharedMemory;
 use scsi_model::{
     Attribute, Cdb, DataError, Direction, LogicalUnit, Outcome, Polled, SegmentList, Task, Transport,
 };
 use spin::Mutex;
-use virtio_blk_model::device::Config;
+use virtio_blk_model::device::{Blk, Config};
 use virtio_blk_model::front::mmio::register;
 use virtio_blk_model::front::pci::{common, structure};
 use virtio_blk_model::front::{Mmio, Pci};
@@ -53,6 +50,8 @@ macro_rules! fresh {
 #[repr(align(4096))]
 struct Page<const BYTES: usize>([u8; BYTES]);
 
+freestanding::entry!(run);
+
 /// Runs the guests.
 fn run() -> u8 {
     for (step, guest) in [(10, virtio_mmio as fn() -> Option<()>), (20, scsi), (30, ata), (40, virtio_pci)] {
@@ -69,14 +68,14 @@ fn check(memory: &SharedMemory) -> Option<()> {
     (back == PATTERN).then_some(())
 }
 
-/// The device is shared, as between vCPUs.
+/// The device is shared, as between vCPUs, and made by the compiler.
 fn virtio_mmio() -> Option<()> {
     let memory = SharedMemory::new(fresh!(RAM_BYTES));
     let mut disk = [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), &mut [])];
-    let device = Mutex::new(Mmio::<1, 4>::new(Config::default()));
+    static DEVICE: Mutex<Mmio<1, 4>> = Mutex::new(Mmio::new(Blk::new(Config::DEFAULT)));
     virtio(&memory, |offset, value| {
-        device.lock().write(Region::Bar(0), offset, Width::Dword, value, &memory, &mut disk[..]);
-        while device.lock().poll(&memory, &mut disk[..]).again {}
+        DEVICE.lock().write(Region::Bar(0), offset, Width::Dword, value, &memory, &mut disk[..]);
+        while DEVICE.lock().poll(&memory, &mut disk[..]).again {}
     })
 }
 
@@ -84,7 +83,8 @@ fn virtio_mmio() -> Option<()> {
 fn virtio_pci() -> Option<()> {
     let memory = SharedMemory::new(fresh!(RAM_BYTES));
     let mut disk = [Disk::new(Ram::new(fresh!(DISK_BYTES)).with_cache(Cache::WriteBack), &mut [])];
-    let mut function = PciFunction::<_, 2>::new(Pci::<1, 4>::new(Config::default()), MsixOwner::Function);
+    let mut function =
+        PciFunction::<_, 2>::new(Pci::new(Blk::<1, 4>::new(Config::DEFAULT)), MsixOwner::Function);
     function.write(Region::Config, 4, Width::Word, 6, &memory, &mut disk[..]);
     virtio(&memory, |register, value| {
         let (offset, width) = match register {

@@ -8,14 +8,14 @@ use blk_core::units::GuestAddr;
 use volatile::VolatilePtr;
 
 /// The guest's memory, which starts at guest address 0.
-pub(crate) struct SharedMemory {
+pub struct SharedMemory {
     start: NonNull<u8>,
     bytes: usize,
 }
 
 impl SharedMemory {
     /// Shares `memory` with a guest for good.
-    pub(crate) fn new(memory: &'static mut [u8]) -> Self {
+    pub fn new(memory: &'static mut [u8]) -> Self {
         Self { bytes: memory.len(), start: NonNull::from(memory).cast() }
     }
 

@@ -7,6 +7,7 @@ use blk_core::virtq::Queue;
 use zerocopy::IntoBytes;
 
 use super::address::{Address, LUN_MAX};
+use super::bay::Bay;
 use super::events::{Events, Happened};
 use super::requests::Pending;
 use super::rings::{CONTROL, EVENT, REQUEST, Rings};
@@ -26,9 +27,14 @@ pub struct Config {
     pub queue_size_max: u16,
 }
 
+impl Config {
+    /// One request queue.
+    pub const DEFAULT: Self = Self { queues: 1, queue_size_max: 256 };
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self { queues: 1, queue_size_max: 256 }
+        Self::DEFAULT
     }
 }
 
@@ -56,24 +62,6 @@ impl fmt::Display for NotInserted {
 
 impl core::error::Error for NotInserted {}
 
-/// A unit and the requests that it has: its tasks are named by their places in the table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub(super) struct Attached<const N: usize> {
-    pub(super) unit: LogicalUnit<N>,
-    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
-    pub(super) requests: [Option<Pending>; N],
-}
-
-impl<const N: usize> Attached<N> {
-    /// What comes back aborted from now on, of what there is, is answered with `response`.
-    pub(super) fn cancel(&mut self, response: Response) {
-        for pending in self.requests.iter_mut().flatten() {
-            pending.cancelled = response;
-        }
-    }
-}
-
 /// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
@@ -99,7 +87,7 @@ pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) addresses: [Option<Address>; L],
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
-    pub(super) units: [Option<Attached<N>>; L],
+    pub(super) units: [Bay<N>; L],
     /// The task management function that is under way.
     pub(super) function: Option<Function>,
     pub(super) events: Events,
@@ -117,14 +105,15 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
 
     /// A controller without units, after power-on.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub const fn new(config: Config) -> Self {
         const { Self::FITS }
-        let queues = config.queues.clamp(1, u16::try_from(Q).unwrap_or(u16::MAX));
+        let queues = if config.queues as usize > Q { Q as u16 } else { config.queues };
+        let queues = if queues == 0 { 1 } else { queues };
         Self {
             config: Config { queues, ..config },
             rings: Rings::new(config.queue_size_max),
             addresses: [None; L],
-            units: core::array::from_fn(|_| None),
+            units: [const { Bay::VACANT }; L],
             function: None,
             events: Events::new(),
             sizes: Sizes::DEFAULT,
@@ -228,11 +217,11 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if address.lun > LUN_MAX || self.addresses.contains(&Some(address)) {
             return Err(NotInserted::Address);
         }
-        let index = self.units.iter().position(Option::is_none).ok_or(NotInserted::Full)?;
-        let unit = LogicalUnit::new(identity, info).map_err(NotInserted::Geometry)?;
+        let mut bays = self.units.iter_mut().enumerate();
+        let (index, bay) = bays.find(|(_, bay)| bay.is_vacant()).ok_or(NotInserted::Full)?;
+        bay.insert(identity, info).map_err(NotInserted::Geometry)?;
         self.tell_others(address, Happened::Appeared);
-        if let (Some(place), Some(at)) = (self.units.get_mut(index), self.addresses.get_mut(index)) {
-            *place = Some(Attached { unit, requests: [None; N] });
+        if let Some(at) = self.addresses.get_mut(index) {
             *at = Some(address);
         }
         Ok(index)
@@ -242,7 +231,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// [`Self::has_unit`] is false. Returns whether there was a unit that was not leaving.
     pub fn remove(&mut self, index: usize) -> bool {
         let Some(address) = self.addresses.get_mut(index).and_then(Option::take) else { return false };
-        if let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) {
+        if let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) {
             // 5.6.6.1.1: commands that are not aborted by a function end with this.
             attached.cancel(Response::Failure);
             attached.unit.abort_task_set();
@@ -254,7 +243,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// Whether there is a unit on handle `index`, be it one that leaves.
     #[must_use]
     pub fn has_unit(&self, index: usize) -> bool {
-        self.units.get(index).is_some_and(Option::is_some)
+        self.units.get(index).is_some_and(|bay| !bay.is_vacant())
     }
 
     /// Where the unit on handle `index` is, unless it leaves.
@@ -278,7 +267,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// Lets the unit on handle `index` go on where one in another process ended: see [`LogicalUnit::resume`]. Before anything is
     /// polled, and also after a [reset](Self::reset) that the guest does not know of.
     pub fn resume(&mut self, index: usize, setting: Setting) {
-        if let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) {
+        if let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) {
             attached.unit.resume(setting);
         }
     }
@@ -297,7 +286,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     pub fn is_drained(&self) -> bool {
         !self.resetting
             && self.function.is_none()
-            && self.units.iter().flatten().all(|attached| attached.unit.is_quiet())
+            && self.units.iter().filter_map(Bay::as_ref).all(|attached| attached.unit.is_quiet())
     }
 
     /// Begins a reset of the device: the rings are forgotten, and no guest memory of them is touched any more; what the
@@ -309,7 +298,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         self.events = Events::new();
         self.sizes = Sizes::DEFAULT;
         self.resetting = true;
-        for attached in self.units.iter_mut().flatten() {
+        for attached in self.units.iter_mut().filter_map(Bay::as_mut) {
             attached.requests = [None; N];
             attached.unit.reset(ResetCause::Hard);
         }
@@ -329,7 +318,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if index == CONTROL {
             self.function = None;
         }
-        for attached in self.units.iter_mut().flatten() {
+        for attached in self.units.iter_mut().filter_map(Bay::as_mut) {
             for (tag, pending) in (0..).zip(&attached.requests) {
                 if pending.is_some_and(|pending| pending.chain.ring == index) {
                     attached.unit.abort_task(tag);
@@ -339,7 +328,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     fn pending(&self) -> impl Iterator<Item = &Pending> {
-        self.units.iter().flatten().flat_map(|attached| attached.requests.iter().flatten())
+        self.units.iter().filter_map(Bay::as_ref).flat_map(|attached| attached.requests.iter().flatten())
     }
 
     /// The unit at `address`, if it has a handle.
@@ -360,8 +349,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if !(0..self.ring_count()).any(|ring| self.ring(ring).is_some_and(Queue::is_enabled)) {
             return;
         }
-        for (attached, at) in self.units.iter_mut().zip(&self.addresses) {
-            if let Some(attached) = attached
+        for (bay, at) in self.units.iter_mut().zip(&self.addresses) {
+            if let Some(attached) = bay.as_mut()
                 && at.is_some_and(|at| at.target == address.target)
             {
                 attached.unit.raise(UnitAttention::ReportedLunsChanged);

@@ -8,6 +8,7 @@ use zerocopy::IntoBytes;
 use super::address::Address;
 use super::rings::{Chain, put};
 use super::wire::{EventData, Features, event};
+use crate::task_set::remove;
 
 /// Events that wait for a buffer. More are lost, and the driver is told that they were.
 const EVENTS_MAX: usize = 16;
@@ -105,9 +106,7 @@ impl Events {
             let written = put(ring, memory, head, 0, bytes.as_bytes())?;
             ring.add_used(memory, log, head, written)?;
             if told {
-                if !self.waiting.is_empty() {
-                    self.waiting.remove(0);
-                }
+                remove(&mut self.waiting, 0);
                 self.missed = false;
             }
         }

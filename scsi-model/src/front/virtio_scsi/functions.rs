@@ -8,6 +8,7 @@ use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use zerocopy::FromBytes;
 
 use super::address::Addressed;
+use super::bay::Bay;
 use super::controller::{Controller, Function};
 use super::io::Io;
 use super::rings::{CONTROL, Chain, put, running};
@@ -81,7 +82,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         I: InflightTracker,
     {
         let Some(Function { head }) = self.function else { return false };
-        let waits = self.units.iter().flatten().any(|attached| attached.unit.is_managing());
+        let waits = self.units.iter().filter_map(Bay::as_ref).any(|attached| attached.unit.is_managing());
         if waits && !active(Mutant::AbortWithoutDrain) {
             return false;
         }
@@ -100,7 +101,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             Ok(index) => index,
             Err(response) => return Effect::Answered(response),
         };
-        let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) else {
+        let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) else {
             return Effect::Answered(Response::IncorrectLun);
         };
         let id = management.id.get();
@@ -136,8 +137,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let Some(target) = to.target().filter(|target| self.has_target(*target)) else {
             return Effect::Answered(Response::BadTarget);
         };
-        for (attached, address) in self.units.iter_mut().zip(&self.addresses) {
-            if let Some(attached) = attached
+        for (bay, address) in self.units.iter_mut().zip(&self.addresses) {
+            if let Some(attached) = bay.as_mut()
                 && address.is_some_and(|address| address.target == target)
             {
                 attached.cancel(Response::Reset);

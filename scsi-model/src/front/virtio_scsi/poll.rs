@@ -5,7 +5,8 @@ use blk_core::storage::Storage;
 use blk_core::virtq::{InflightTracker, QueueError};
 
 use super::address::{Address, Addressed};
-use super::controller::{Attached, Controller};
+use super::bay::{Attached, Bay};
+use super::controller::Controller;
 use super::events::Happened;
 use super::io::Io;
 use super::policy::Policy;
@@ -104,7 +105,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let closed = Policy { features: Features::empty(), open: 0 };
         let mut again = false;
         self.run_units(&mut Io { memory, storage, policy: &closed, logs: &mut [(); 0] }, &mut again);
-        let units = storage.iter().zip(&self.units).filter_map(|(_, attached)| attached.as_ref());
+        let units = storage.iter().zip(&self.units).filter_map(|(_, bay)| bay.as_ref());
         self.resetting = !units.into_iter().all(|attached| attached.unit.is_quiet());
         !self.resetting
     }
@@ -184,7 +185,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         I: InflightTracker,
     {
         let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
-        let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) else { return };
         let Request { chain, id, data, cdb, .. } = *request;
         let free = (0..).zip(&mut attached.requests).find(|(_, pending)| pending.is_none());
         let taken = free.is_some_and(|(tag, pending)| {
@@ -255,8 +256,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     {
         let Self { rings, addresses, units, sizes, events, .. } = self;
         let mut ended = false;
-        for (index, (place, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
-            let Some(Attached { unit, requests }) = place else { continue };
+        for (index, (bay, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
+            let Some(Attached { unit, requests }) = bay.as_mut() else { continue };
             let address = addresses.get(index).copied().flatten();
             loop {
                 let quiet = unit.is_quiet();
@@ -298,7 +299,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);
             }
             if address.is_none() && unit.is_quiet() {
-                *place = None;
+                bay.vacate();
             }
         }
         ended
