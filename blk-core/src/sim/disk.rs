@@ -33,19 +33,10 @@ use crate::storage::{CacheMode, Completion};
 
 use medium::{DiskState, Sector, Work};
 
-pub use choice::{AtOnce, Choices, DoneAtOnce};
+pub use choice::{AtOnce, Choices, DoneAtOnce, Fate};
 pub use config::DiskConfig;
 pub use handle::SimHandle;
 pub use medium::TRACKED;
-
-/// End of an operation in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fate {
-    /// It succeeds, unless the latch or a wrong range fails it.
-    Succeeds,
-    /// The host reports an error.
-    Fails,
-}
 
 /// Several handles to one disk.
 #[derive(Debug)]

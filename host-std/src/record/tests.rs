@@ -31,7 +31,9 @@ fn memory() -> MappedMemory {
 
 /// Runs one operation to its end.
 fn run(handle: &mut dyn Handle, memory: &MappedMemory, op: Op, segments: &[Segment]) -> Result<(), IoError> {
-    let _ = handle.submit(memory, Tag::default(), op, segments).unwrap();
+    if let Some(result) = handle.submit(memory, Tag::default(), op, segments).unwrap().done() {
+        return result;
+    }
     let start = Instant::now();
     loop {
         if let Some(completion) = handle.poll(memory) {

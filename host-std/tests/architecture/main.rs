@@ -36,7 +36,8 @@ const CRATES: &[Crate] = &[
         folder: "blk-core",
         root: "src/lib.rs",
         floors: &[
-            &["", "ram", "sim", "snapshot"],
+            &["", "io_medium", "sim", "snapshot"],
+            &["ram"],
             &["virtio"],
             &["order", "latch", "sync", "virtq", "pci"],
             &["bus", "memory", "storage"],

@@ -2,8 +2,16 @@
 
 use std::vec::Vec;
 
-use super::Fate;
 use crate::op::Op;
+
+/// End of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// It succeeds, unless the latch or a wrong range fails it.
+    Succeeds,
+    /// The host reports an error.
+    Fails,
+}
 
 /// Which of the operations that are submitted during one event are done at once: the others are in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -7,8 +7,7 @@ use std::vec::Vec;
 use heapless::Vec as FixedVec;
 use serde::{Serialize, Serializer};
 
-use super::Fate;
-use super::choice::DoneAtOnce;
+use super::choice::{DoneAtOnce, Fate};
 use super::config::{DiskConfig, SEGMENTS_MAX};
 use super::medium::{Change, DiskState, InFlight, TRACKED, Work};
 use super::segments::{gather, scatter};

@@ -5,8 +5,7 @@ use std::vec::Vec;
 use heapless::Vec as FixedVec;
 use serde::Serialize;
 
-use super::Fate;
-use super::choice::Choices;
+use super::choice::{Choices, Fate};
 use super::config::SEGMENTS_MAX;
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
