@@ -351,7 +351,7 @@ impl<const N: usize> Queue<N> {
         self.submit(memory, storage, view, &request, segments, owner)
     }
 
-    #[inline]
+    #[inline(always)]
     fn submit<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,

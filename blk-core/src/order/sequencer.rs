@@ -274,12 +274,19 @@ impl<T, const N: usize> Sequencer<T, N> {
         if plan.exclusive && !self.is_idle() && !Self::drain_dropped(request) {
             return Err(Deferred::Barrier);
         }
-        let (stage, result) = self.begin(memory, storage, slot, &plan, segments)?;
+        let started = if Self::is_one_operation(&plan) {
+            // Nearly always. The slot is new: there is nothing of it to be forgotten.
+            let submission = self.give(memory, storage, slot, plan.op, segments)?;
+            self.first(slot, plan.op, submission)
+        } else {
+            let (stage, result) = self.begin(memory, storage, slot, &plan, segments)?;
+            self.reach(slot, stage, result)
+        };
         self.used.insert(slot);
         if plan.exclusive {
             self.barrier = Some(slot);
         }
-        Ok(self.reach(slot, stage, result))
+        Ok(started)
     }
 
     /// Gives the request in `slot` its payload.
@@ -366,7 +373,15 @@ impl<T, const N: usize> Sequencer<T, N> {
             self.dirty |= s.op.is_some_and(|op| op.mutates());
         }
         let payload = s.payload.take();
-        self.free(slot);
+        let needs_segments = s.stage != Stage::Ended;
+        s.stage = Stage::Free;
+        self.used.remove(slot);
+        if needs_segments {
+            self.settle(slot);
+        }
+        if self.barrier == Some(slot) {
+            self.barrier = None;
+        }
         payload
     }
 
@@ -433,8 +448,21 @@ impl<T, const N: usize> Sequencer<T, N> {
         !self.resetting
     }
 
-    /// Begins a plan. Busy means that the storage took nothing of it.
+    /// The only operation of a new slot was submitted.
     #[inline(always)]
+    fn first(&mut self, slot: u16, op: Op, submission: Submission) -> Started {
+        let (stage, started) = match submission {
+            Submission::Pending => (Self::acked_at_submission(op, false), Started::InFlight(slot)),
+            Submission::Done(result) => (Stage::Ended, Started::Ended(Done { slot, result })),
+        };
+        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
+            s.stage = stage;
+        }
+        started
+    }
+
+    /// Begins a plan. Busy means that the storage took nothing of it.
+    #[inline(never)]
     fn begin<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -446,13 +474,6 @@ impl<T, const N: usize> Sequencer<T, N> {
         let op = plan.op;
         if op == Op::Flush && self.drops_flush(plan.exclusive) {
             return Ok((Stage::AckEarly, Ok(())));
-        }
-        // Nearly always: a request of one operation.
-        if !plan.flush_before && !plan.flush_after {
-            return Ok(match self.give(memory, storage, slot, op, segments)? {
-                Submission::Pending => (Self::acked_at_submission(op, false), Ok(())),
-                Submission::Done(result) => (Stage::Ended, result),
-            });
         }
         self.run(memory, storage, slot, Rest::of(plan).next(), Some(segments))
     }

@@ -64,8 +64,13 @@ unsafe impl<M: HostMemory + ?Sized> HostMemory for &M {
 pub struct MappedMemory {
     /// The largest region, the lower one of equals, where nearly every access goes: found without following a pointer.
     largest: Region,
+    /// Offsets below this have [`SMALL_BYTES`] bytes of that region before them.
+    small_end: u64,
     regions: Arc<Regions>,
 }
+
+/// Longest access that is found by one comparison: whatever a ring, a command or a status has is shorter.
+const SMALL_BYTES: usize = 64;
 
 /// The mapping could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -170,7 +175,9 @@ impl MappedMemory {
     fn of(regions: Regions) -> Self {
         let none = Region { start: 0, len: 0, host: NonNull::dangling() };
         let largest = regions.table.iter().copied().min_by_key(|region| Reverse(region.len));
-        Self { largest: largest.unwrap_or(none), regions: Arc::new(regions) }
+        let largest = largest.unwrap_or(none);
+        let small_end = largest.len.saturating_sub(SMALL_BYTES as u64 - 1);
+        Self { largest, small_end, regions: Arc::new(regions) }
     }
 
     /// The mapping below, as other crates of the field take it (vhost, for one). Empty if this was made of windows.
@@ -210,13 +217,15 @@ impl MappedMemory {
     /// `len` bytes from `addr` on, if one region has them all: nearly always.
     #[inline]
     fn whole(&self, addr: GuestAddr, len: usize) -> Option<NonNull<u8>> {
-        match self.largest.rest(addr) {
-            Some(range) if len <= range.len => Some(range.start),
-            _ => self.whole_elsewhere(addr, len),
+        let offset = addr.0.wrapping_sub(self.largest.start);
+        if len <= SMALL_BYTES && offset < self.small_end {
+            // SAFETY: the offset lies within the region, which is mapped.
+            return Some(unsafe { self.largest.host.add(offset as usize) });
         }
+        self.whole_elsewhere(addr, len)
     }
 
-    /// Not in the largest region. Out of line, so that what is inlined into a ring's code is short.
+    /// Longer, or not in the largest region. Out of line, so that what is inlined into a ring's code is short.
     #[cold]
     #[inline(never)]
     fn whole_elsewhere(&self, addr: GuestAddr, len: usize) -> Option<NonNull<u8>> {

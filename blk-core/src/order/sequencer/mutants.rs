@@ -4,7 +4,7 @@ use super::slot::{Slot, Stage};
 use super::{Done, Sequencer};
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
-use crate::order::plan::{Order, Request};
+use crate::order::plan::{Order, Plan, Request};
 use crate::storage::{IoError, Storage, Submission};
 use crate::units::{Extent, SECTOR_BYTES, Tag};
 
@@ -42,6 +42,13 @@ impl<T> Slot<T> {
 }
 
 impl<T, const N: usize> Sequencer<T, N> {
+    /// Whether a plan is nothing but its operation, and no mutant has other plans with it.
+    #[inline(always)]
+    pub(super) fn is_one_operation(plan: &Plan) -> bool {
+        let flush = cfg!(feature = "mutants") && plan.op == Op::Flush;
+        !plan.flush_before && !plan.flush_after && !flush
+    }
+
     pub(super) fn drops_flush(&mut self, exclusive: bool) -> bool {
         active(Mutant::FlushWithoutHostFlush)
             || exclusive && active(Mutant::CacheOffWithoutFlush)
