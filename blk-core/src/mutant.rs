@@ -33,6 +33,7 @@ mutants! {
     FuaIgnored = "FUA ignored",
     CacheOffIgnored = "cache off, but writes acknowledged from it",
     FuaFlushBesideWrite = "FUA's flush issued beside its write instead of after",
+    AtOnceTakenAsStable = "a write that the host does at once taken as stable",
     FlushErrorSwallowed = "flush error swallowed",
     FlushErrorForgotten = "flush error reported once and then forgotten",
     ResetWithoutDrain = "reset that does not drain (an old write lands later)",

@@ -66,12 +66,13 @@ pub mod mutants {
     use super::*;
 
     /// The mutants whose rule any ATA front can break.
-    pub const CAUGHT: [Mutant; 14] = [
+    pub const CAUGHT: [Mutant; 15] = [
         Mutant::FlushWithoutHostFlush,
         Mutant::WriteAckedAtSubmission,
         Mutant::FuaIgnored,
         Mutant::CacheOffIgnored,
         Mutant::FuaFlushBesideWrite,
+        Mutant::AtOnceTakenAsStable,
         Mutant::FlushErrorSwallowed,
         Mutant::FlushErrorForgotten,
         Mutant::ResetWithoutDrain,

@@ -513,7 +513,9 @@ impl<T, const N: usize> Sequencer<T, N> {
             };
             next = match (next, result) {
                 (Next::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
-                (Next::Data(Rest { flush_after: true, .. }), Ok(())) if !self.skips_flush() => {
+                (Next::Data(Rest { flush_after: true, .. }), Ok(()))
+                    if !self.skips_flush() && !active(Mutant::AtOnceTakenAsStable) =>
+                {
                     Next::PostFlush
                 }
                 _ => return Ok((Stage::Ended, result)),
