@@ -227,6 +227,8 @@ impl Channel {
         }
     }
 
+    // The list of segments is on the stack of this function alone.
+    #[inline(never)]
     fn move_medium<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         direction: Direction,
@@ -234,14 +236,14 @@ impl Channel {
         memory: &M,
         storage: &mut H,
     ) -> Moved {
-        let start = match self.started(direction == Direction::Read) {
+        let mut cursor = match self.started(direction == Direction::Read) {
             Ok(cursor) => cursor,
             Err(moved) => return moved,
         };
         let Some(unit) = self.selected() else { return Moved::NotNow };
         let slot = unit.drive.slot();
         let segments = &mut Segments::new();
-        let piece = match next_piece(start, (direction, left), segments, slot, memory, storage) {
+        let piece = match next_piece(&mut cursor, (direction, left), segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(Stop::Short) => return Moved::Short,
             Err(Stop::Memory) => return Moved::Failed(NO_MEMORY),
@@ -253,7 +255,7 @@ impl Channel {
         if piece.staged {
             self.phase = Phase::Dma { bounced: storage.info().logical_block_bytes };
         } else {
-            self.moved(piece.table);
+            self.moved(cursor);
         }
         Moved::Yes
     }
