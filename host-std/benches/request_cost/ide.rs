@@ -57,6 +57,38 @@ impl Ide {
     }
 }
 
+impl Ide {
+    /// The data of a sector.
+    fn sector<S: Storage<MappedMemory>, const STRINGS: bool>(
+        &mut self,
+        memory: &MappedMemory,
+        storage: &mut [S],
+    ) {
+        let (width, mut sector) = (Width::Dword, [0x5a; 512]);
+        let (write, controller) = (self.operation == Operation::Write, &mut self.controller);
+        match (STRINGS, write) {
+            (true, true) => {
+                let written = controller.write_string(COMMAND, 0, width, &sector, memory, storage);
+                assert_eq!(written.value.units, 128);
+            }
+            (true, false) => {
+                let read = controller.read_string(COMMAND, 0, width, &mut sector, memory, storage);
+                assert_eq!(read.value, 128);
+            }
+            (false, true) => {
+                for word in 0..128 {
+                    let _ = controller.write(COMMAND, 0, width, word, memory, storage);
+                }
+            }
+            (false, false) => {
+                for _ in 0..128 {
+                    let _ = controller.read(COMMAND, 0, width, memory, storage);
+                }
+            }
+        }
+    }
+}
+
 /// READ DMA and WRITE DMA through a PRD table of one entry; FLUSH CACHE.
 pub(crate) struct IdeDma(Ide);
 
@@ -101,10 +133,10 @@ impl<S: Storage<MappedMemory>> Front<S> for IdeDma {
     }
 }
 
-/// READ SECTORS and WRITE SECTORS, 32 bits at a time; FLUSH CACHE.
-pub(crate) struct IdePio(Ide);
+/// READ SECTORS and WRITE SECTORS, 32 bits at a time, a sector by a string (REP INS and OUTS) or by single accesses; FLUSH CACHE.
+pub(crate) struct IdePio<const STRINGS: bool>(Ide);
 
-impl IdePio {
+impl<const STRINGS: bool> IdePio<STRINGS> {
     pub(crate) fn new<S: Storage<MappedMemory>>(
         operation: Operation,
         _memory: &MappedMemory,
@@ -114,10 +146,8 @@ impl IdePio {
     }
 }
 
-impl<S: Storage<MappedMemory>> Front<S> for IdePio {
+impl<S: Storage<MappedMemory>, const STRINGS: bool> Front<S> for IdePio<STRINGS> {
     fn serve(&mut self, memory: &MappedMemory, storage: &mut [S]) {
-        const WORDS: u32 = 128;
-        let data = (COMMAND, 0, Width::Dword);
         let ide = &mut self.0;
         let opcode = match ide.operation {
             Operation::Read => 0x20,
@@ -129,13 +159,7 @@ impl<S: Storage<MappedMemory>> Front<S> for IdePio {
         let sectors = if ide.operation == Operation::Flush { 0 } else { SECTORS };
         for _ in 0..sectors {
             assert_eq!(status & DRQ, DRQ);
-            for word in 0..WORDS {
-                if ide.operation == Operation::Write {
-                    ide.write(data, word.into(), memory, storage);
-                } else {
-                    ide.controller.read(COMMAND, 0, Width::Dword, memory, storage);
-                }
-            }
+            ide.sector::<S, STRINGS>(memory, storage);
             status = ide.status(memory, storage);
         }
         assert_eq!(status & DRQ, 0);

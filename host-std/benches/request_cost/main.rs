@@ -79,7 +79,7 @@ struct Case {
     operation: Operation,
 }
 
-const FRONTS: [&str; 15] = [
+const FRONTS: [&str; 16] = [
     "virtio-blk",
     "virtio-blk, 32 at once",
     "virtio-blk PCI",
@@ -89,6 +89,7 @@ const FRONTS: [&str; 15] = [
     "virtio-scsi, 32 at once",
     "IDE DMA",
     "IDE PIO",
+    "IDE PIO, strings",
     "AHCI DMA",
     "AHCI NCQ",
     "AHCI NCQ, 32 at once",
@@ -140,7 +141,8 @@ impl Case {
             "virtio-scsi" => run!(virtio_scsi::VirtioScsi<1>),
             "virtio-scsi, 32 at once" => run!(virtio_scsi::VirtioScsi<32>),
             "IDE DMA" => run!(ide::IdeDma),
-            "IDE PIO" => run!(ide::IdePio),
+            "IDE PIO" => run!(ide::IdePio<false>),
+            "IDE PIO, strings" => run!(ide::IdePio<true>),
             "AHCI DMA" => run!(ahci::Dma),
             "AHCI NCQ" => run!(ahci::Queued<Hba<1>, 1, 1>),
             "AHCI NCQ, 32 at once" => run!(ahci::Queued<Hba<1>, 32, 32>),
