@@ -133,6 +133,16 @@ impl<T> Access<T> {
     }
 }
 
+/// Result of a string of writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Written {
+    /// Units that were written, the last one included if it is pending.
+    pub units: usize,
+    /// Whether the last of them has taken effect.
+    pub status: WriteStatus,
+}
+
 /// Result of a poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -169,6 +179,39 @@ pub trait Device<M: ?Sized, S: ?Sized> {
         storage: &mut S,
     ) -> Access<WriteStatus>;
 
+    /// A guest fills `into` by reads of `width` bytes at `offset` of `region`, one after the other (REP INS): as if each were a
+    /// [`Self::read`], interrupt changes joined. Returns how many there were: as many as `into` has room for as a whole.
+    ///
+    /// A device overrides it where it can move many units at once.
+    fn read_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        into: &mut [u8],
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<usize> {
+        read_each(self, (region, offset, width), into, memory, storage)
+    }
+
+    /// A guest writes `from` by writes of `width` bytes at `offset` of `region`, one after the other (REP OUTS): as if each were
+    /// a [`Self::write`], interrupt changes joined. It ends with a write that is [`WriteStatus::Pending`], or where no whole unit
+    /// is left.
+    ///
+    /// A device overrides it where it can move many units at once.
+    fn write_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        from: &[u8],
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<Written> {
+        write_each(self, (region, offset, width), from, memory, storage)
+    }
+
     /// Makes bounded progress: takes requests and completions, returns what changed.
     fn poll(&mut self, memory: &M, storage: &mut S) -> Progress;
 
@@ -178,9 +221,92 @@ pub trait Device<M: ?Sized, S: ?Sized> {
     fn reset(&mut self, memory: &M, storage: &mut S) -> Progress;
 }
 
+/// [`Device::read_string`] as it is by itself: for a device that overrides it, and has no shorter way for this register.
+pub fn read_each<M: ?Sized, S: ?Sized>(
+    device: &mut (impl Device<M, S> + ?Sized),
+    (region, offset, width): (Region, u64, Width),
+    into: &mut [u8],
+    memory: &M,
+    storage: &mut S,
+) -> Access<usize> {
+    let mut all = Access::quiet(0_usize);
+    for unit in into.chunks_exact_mut(width.bytes().into()) {
+        let Access { value, irq } = device.read(region, offset, width, memory, storage);
+        unit.iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
+        all = Access { value: all.value.wrapping_add(1), irq: all.irq.then(irq) };
+    }
+    all
+}
+
+/// [`Device::write_string`] as it is by itself: for a device that overrides it, and has no shorter way for this register.
+pub fn write_each<M: ?Sized, S: ?Sized>(
+    device: &mut (impl Device<M, S> + ?Sized),
+    (region, offset, width): (Region, u64, Width),
+    from: &[u8],
+    memory: &M,
+    storage: &mut S,
+) -> Access<Written> {
+    let mut all = Access::quiet(Written { units: 0, status: WriteStatus::Done });
+    for unit in from.chunks_exact(width.bytes().into()) {
+        let value = unit.iter().rev().fold(0, |value, &byte| (value << 8) | u64::from(byte));
+        let Access { value: status, irq } = device.write(region, offset, width, value, memory, storage);
+        let units = all.value.units.wrapping_add(1);
+        all = Access { value: Written { units, status }, irq: all.irq.then(irq) };
+        if status == WriteStatus::Pending {
+            break;
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Reads count up; the write of 3 is pending.
+    struct Counter(u64);
+
+    impl Device<(), ()> for Counter {
+        fn read(&mut self, _: Region, _: u64, width: Width, _: &(), _: &mut ()) -> Access<u64> {
+            self.0 += 1;
+            Access { value: self.0 & width.ones(), irq: IrqChange::between(0, 1 << self.0) }
+        }
+
+        fn write(
+            &mut self,
+            _: Region,
+            _: u64,
+            _: Width,
+            value: u64,
+            _: &(),
+            _: &mut (),
+        ) -> Access<WriteStatus> {
+            self.0 = value;
+            Access::quiet(if value == 3 { WriteStatus::Pending } else { WriteStatus::Done })
+        }
+
+        fn poll(&mut self, _: &(), _: &mut ()) -> Progress {
+            Progress::default()
+        }
+
+        fn reset(&mut self, _: &(), _: &mut ()) -> Progress {
+            Progress::default()
+        }
+    }
+
+    #[test]
+    fn a_string_is_of_whole_units_and_ends_with_what_is_pending() {
+        let (mut counter, at) = (Counter(0), Region::Bar(0));
+        let mut into = [0xff; 5];
+        let read = counter.read_string(at, 0, Width::Word, &mut into, &(), &mut ());
+        assert_eq!((read.value, read.irq.changed, into), (2, 0b110, [1, 0, 2, 0, 0xff]));
+        let from = [1, 0, 3, 0, 9, 0];
+        let written = counter.write_string(at, 0, Width::Word, &from, &(), &mut ());
+        assert_eq!(written.value, Written { units: 2, status: WriteStatus::Pending });
+        assert_eq!(counter.0, 3);
+        let written = counter.write_string(at, 0, Width::Qword, &from, &(), &mut ());
+        assert_eq!(written.value, Written { units: 0, status: WriteStatus::Done });
+    }
 
     #[test]
     fn a_change_followed_by_another_keeps_the_last_level() {

@@ -142,6 +142,7 @@ impl core::error::Error for Reject {}
 ///
 /// # Errors
 /// [`Reject`]; nothing else can be wrong with the registers alone.
+#[inline]
 pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Command), Reject> {
     let row = Row::of(task.command).ok_or(Reject::Unknown)?;
     let blocks = || blocks(row.addressing, task, geometry);
@@ -193,6 +194,7 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
     Ok((row, command))
 }
 
+#[inline]
 fn blocks(addressing: Addressing, task: &TaskFile, geometry: Geometry) -> Result<Blocks, Reject> {
     let lba = match addressing {
         Addressing::None => 0,

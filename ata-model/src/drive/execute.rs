@@ -48,6 +48,7 @@ impl<const N: usize> Drive<N> {
     /// Takes a decoded command. Registers that report an outcome are set in `task` at once.
     ///
     /// Nothing is checked later that could be checked here: addresses are, against the capacity, before any data moves.
+    #[inline(always)]
     pub fn execute<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         row: &Row,
@@ -78,6 +79,7 @@ impl<const N: usize> Drive<N> {
     /// Takes completions, lets the command go on as far as it can by itself, and says what it needs.
     ///
     /// Bounded: one operation is submitted at most.
+    #[inline(never)]
     pub fn poll<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> Step {
         while let Some(done) = self.sequencer.poll(memory, storage) {
             self.settled(done);
@@ -91,10 +93,12 @@ impl<const N: usize> Drive<N> {
         self.step()
     }
 
-    /// Takes the end of an operation that the storage did at once.
-    pub(super) fn settle(&mut self, started: Started) {
+    /// Takes the end of an operation of the command in execution, if the storage did it at once.
+    #[inline]
+    fn settle(&mut self, started: Started) {
         if let Some(done) = started.done() {
-            self.settled(done);
+            self.sequencer.release(done.slot);
+            self.complete(done.result);
         }
     }
 

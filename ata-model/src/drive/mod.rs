@@ -9,7 +9,7 @@
 //!   -> start_command, queued, reset     how commands begin, what is queued, what a reset takes away
 //!   -> state     the Drive
 //!   -> queue, job, identify, smart      its parts, and the pages that it reads out
-//!   -> settings, config, failure, extents, limits, log
+//!   -> settings, config, failure, extents, limits, log, tags
 //! ```
 
 mod config;
@@ -27,6 +27,7 @@ mod settings;
 mod smart;
 mod start_command;
 mod state;
+mod tags;
 
 pub use config::{DriveConfig, StagingTooSmall};
 pub use execute::Step;
@@ -39,3 +40,4 @@ pub use reset::Reset;
 pub use settings::{Settings, TransferMode};
 pub use smart::Smart;
 pub use state::Drive;
+pub use tags::Tags;

@@ -6,7 +6,7 @@
 //! is aborted. From then on the drive takes nothing but READ LOG EXT of log 10h, which opens the queue again, or a reset.
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{Deferred, Done, Request};
+use blk_core::order::{Deferred, Done, Request, Started};
 use blk_core::storage::{Info, Storage};
 use blk_core::units::Extent;
 use zerocopy::{FromZeros, IntoBytes};
@@ -17,10 +17,12 @@ use super::job::{Job, Owner, Taken};
 use super::log::summed;
 use super::queue::{Due, Entry, Gate, Queue, QueueError, Reply, Staged, State, Transfer, located, moved};
 use super::state::Drive;
+use super::tags::Tags;
 use crate::command::{Command, Direction, Power, Queued, Row};
 use crate::wire::{QueueErrorLog, Status};
 
 impl<const N: usize> Drive<N> {
+    #[inline]
     pub(super) fn queue_gate(&self, row: &Row, command: &Command, info: &Info) -> Gate {
         let queued = matches!(command, Command::Queued(_)) && row.available(info, self.interface);
         match (self.queue.state, command) {
@@ -33,6 +35,7 @@ impl<const N: usize> Drive<N> {
         }
     }
 
+    #[inline(always)]
     pub(super) fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
         if !row.available(info, self.interface) {
             self.job = Job::Ended(Err(Failure::Aborted));
@@ -51,6 +54,7 @@ impl<const N: usize> Drive<N> {
         }
     }
 
+    #[inline]
     fn entry_of(&self, queued: Queued, info: &Info) -> Result<Entry, Failure> {
         let Queued { tag, direction, blocks, fua } = queued;
         let read_only = direction == Direction::Write && info.read_only;
@@ -61,16 +65,16 @@ impl<const N: usize> Drive<N> {
         {
             return Err(Failure::Aborted);
         }
-        let left = extent(blocks, info)?;
+        let transfer = Transfer::new(direction, extent(blocks, info)?, fua).ok_or(Failure::Aborted)?;
         Ok(match (direction, fua) {
-            (Direction::Read, true) => Entry::Unflushed(left),
-            _ => Entry::Due(Transfer { direction, left, fua }),
+            (Direction::Read, true) => Entry::Unflushed(transfer),
+            _ => Entry::Due(transfer),
         })
     }
 
     /// Whether queued commands are outstanding.
     #[must_use]
-    pub fn is_queue_busy(&self) -> bool {
+    pub const fn is_queue_busy(&self) -> bool {
         !self.queue.is_empty()
     }
 
@@ -107,14 +111,22 @@ impl<const N: usize> Drive<N> {
         }
     }
 
-    /// Queued commands that wait for segments, none twice.
-    pub fn queue_due(&self) -> impl Iterator<Item = Due> + use<N> {
-        let open = self.queue.state == State::Open;
-        let entries = self.queue.entries;
-        self.queue.tags().filter_map(move |tag| match entries.get(usize::from(tag)) {
-            Some(&Entry::Due(Transfer { direction, left, .. })) if open => Some(Due { tag, direction, left }),
+    /// Tags of the queued commands that wait for segments now, in the order in which they are to be offered to the storage:
+    /// [`Self::due`].
+    #[must_use]
+    pub const fn queue_due(&self) -> Tags {
+        self.queue.due()
+    }
+
+    /// What a queued command waits for segments for. `None` if it does not, or the queue has ended.
+    #[must_use]
+    pub fn due(&self, tag: u8) -> Option<Due> {
+        match (&self.queue.state, self.queue.entry(tag)) {
+            (State::Open, Entry::Due(transfer)) => {
+                Some(Due { tag, direction: transfer.direction, left: transfer.left() })
+            }
             _ => None,
-        })
+        }
     }
 
     /// Moves `sectors` sectors from the start of what is left of a command between the disk and `segments`, whose lengths add
@@ -122,6 +134,7 @@ impl<const N: usize> Drive<N> {
     ///
     /// # Errors
     /// [`Deferred`] if the storage cannot take it now; nothing has happened.
+    #[inline]
     pub fn transfer_queued<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -131,7 +144,9 @@ impl<const N: usize> Drive<N> {
         (sectors, staged): (u64, bool),
     ) -> Result<(), Deferred> {
         let Entry::Due(transfer) = self.queue.entry(tag) else { return Ok(()) };
-        let extent = Extent { sectors, ..transfer.left };
+        let left = transfer.left();
+        let moving = u32::try_from(sectors.min(left.sectors)).unwrap_or(u32::MAX);
+        let extent = Extent { sectors, ..left };
         let op = match transfer.direction {
             Direction::Read => Op::Read { extent },
             Direction::Write => Op::Write { extent, fua: false },
@@ -146,25 +161,32 @@ impl<const N: usize> Drive<N> {
         if transfer.direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
-        self.queue.set(tag, Entry::Moving { transfer, sectors, staged });
-        self.settle(started);
+        let entry = Entry::Moving { transfer, sectors: moving, staged };
+        match started {
+            Started::InFlight(_) => self.queue.set(tag, entry),
+            Started::Ended(done) => self.end_operation(tag, entry, done),
+        }
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn complete_queued(&mut self, tag: u8, done: Done) {
+        self.end_operation(tag, self.queue.entry(tag), done);
+    }
+
+    /// The operation that `entry` tells of has ended.
+    #[inline(always)]
+    fn end_operation(&mut self, tag: u8, entry: Entry, done: Done) {
         #[cfg(feature = "mutants")]
         {
             self.retry = None;
         }
-        let entry = self.queue.entry(tag);
         let next = match (entry, done.result) {
             (Entry::Moving { transfer, sectors, staged: true }, Ok(())) => {
                 return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
             }
             (Entry::Moving { transfer, sectors, .. }, Ok(())) => moved(transfer, sectors),
-            (Entry::Flushing(left), Ok(())) => {
-                Entry::Due(Transfer { direction: Direction::Read, left, fua: true })
-            }
+            (Entry::Flushing(transfer), Ok(())) => Entry::Due(transfer),
             (entry, Ok(())) => entry,
             (entry, Err(error)) => {
                 let reading = matches!(
@@ -186,17 +208,21 @@ impl<const N: usize> Drive<N> {
         storage: &mut S,
     ) -> bool {
         let mut submitted = false;
-        if self.queue.state != State::Open {
-            return false;
-        }
-        for tag in 0..Queue::<N>::TAGS {
-            let Entry::Unflushed(left) = self.queue.entry(tag) else { continue };
+        for tag in self.queue.unflushed() {
+            // A flush that failed at once has ended the queue.
+            if self.queue.state != State::Open {
+                break;
+            }
+            let Entry::Unflushed(transfer) = self.queue.entry(tag) else { continue };
             let cache = self.guest_cache(storage.info());
             let owner = Owner::Queued(tag);
             let flush = Request::new(Op::Flush);
             if let Ok(started) = self.sequencer.submit(memory, storage, &flush, cache, &[], owner) {
-                self.queue.set(tag, Entry::Flushing(left));
-                self.settle(started);
+                let entry = Entry::Flushing(transfer);
+                match started {
+                    Started::InFlight(_) => self.queue.set(tag, entry),
+                    Started::Ended(done) => self.end_operation(tag, entry, done),
+                }
                 submitted = true;
             }
         }
@@ -206,12 +232,9 @@ impl<const N: usize> Drive<N> {
     /// A piece of a read that the front is to take from the staging buffer.
     #[must_use]
     pub fn queue_staged(&self) -> Option<Staged> {
-        (0..Queue::<N>::TAGS).find_map(|tag| match self.queue.entry(tag) {
-            Entry::Staged { sectors, slot, .. } => {
-                Some(Staged { tag, slot, bytes: u32::try_from(sectors.saturating_mul(512)).unwrap_or(0) })
-            }
-            _ => None,
-        })
+        let tag = self.queue.staged()?;
+        let Entry::Staged { sectors, slot, .. } = self.queue.entry(tag) else { return None };
+        Some(Staged { tag, slot, bytes: sectors.saturating_mul(512) })
     }
 
     /// The front has taken it.
@@ -224,14 +247,7 @@ impl<const N: usize> Drive<N> {
 
     /// The tags that have ended well, one bit each; they are free from now on.
     pub fn take_ended(&mut self) -> u32 {
-        let mut ended = 0_u32;
-        for tag in 0..Queue::<N>::TAGS {
-            if self.queue.entry(tag) == Entry::Ended {
-                self.queue.set(tag, Entry::Free);
-                ended |= 1_u32.checked_shl(u32::from(tag)).unwrap_or(0);
-            }
-        }
-        ended
+        self.queue.take_ended()
     }
 
     /// Why the queue has ended, once nothing of it is with the storage any more. All that has not ended is aborted.
@@ -240,7 +256,7 @@ impl<const N: usize> Drive<N> {
         if !self.sequencer.is_idle() {
             return None;
         }
-        self.queue = Queue { state: State::Closed(error), ..Queue::new() };
+        self.queue.close(error);
         Some(error)
     }
 

@@ -17,6 +17,8 @@ use crate::wire::{QueueErrorLog, TaskFile};
 const DONE: Result<Job, Failure> = Ok(Job::Ended(Ok(())));
 
 impl<const N: usize> Drive<N> {
+    // The pages that are sent are on the stack of this function alone.
+    #[inline(never)]
     pub(super) fn start_command<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         row: &Row,

@@ -61,6 +61,15 @@ impl<const N: usize> Drive<N> {
         self.sequencer.strays()
     }
 
+    /// Whether nothing is to be done: no command is in execution or queued, and the storage has nothing.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.job, Job::Idle)
+            && self.sequencer.is_idle()
+            && !self.is_queue_busy()
+            && !self.is_queue_ending()
+    }
+
     /// The slot whose staging buffer the command in execution uses.
     #[must_use]
     pub fn slot(&self) -> u16 {

@@ -1,6 +1,8 @@
 //! A PCI IDE controller: two channels with a bus master each.
 
-use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{
+    Access, Device, IrqChange, Progress, Region, Width, WriteStatus, Written, read_each, write_each,
+};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 
@@ -44,6 +46,7 @@ impl IdeController {
     }
 
     /// Which channel an access is to, and where in that channel.
+    #[inline(always)]
     const fn route(region: Region, offset: u64) -> Option<(usize, Region, u64)> {
         match (region, offset) {
             (Region::Bar(0 | 1), _) => Some((0, region, offset)),
@@ -56,6 +59,7 @@ impl IdeController {
     }
 
     /// A channel with its storage handles.
+    #[inline(always)]
     fn channel<'a, H>(
         &'a mut self,
         n: usize,
@@ -96,11 +100,10 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for IdeController {
         memory: &M,
         storage: &mut [H],
     ) -> Access<u64> {
-        let routed = Self::route(region, offset)
-            .and_then(|(n, region, offset)| Some((n, region, offset, self.channel(n, storage)?)));
-        let Some((n, region, offset, (channel, storage))) = routed else {
+        let Some((n, region, offset)) = Self::route(region, offset) else {
             return Access::quiet(width.ones());
         };
+        let Some((channel, storage)) = self.channel(n, storage) else { return Access::quiet(width.ones()) };
         let access = channel.read(region, offset, width, memory, storage);
         Access { irq: on_line(access.irq, n), ..access }
     }
@@ -114,12 +117,49 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for IdeController {
         memory: &M,
         storage: &mut [H],
     ) -> Access<WriteStatus> {
-        let routed = Self::route(region, offset)
-            .and_then(|(n, region, offset)| Some((n, region, offset, self.channel(n, storage)?)));
-        let Some((n, region, offset, (channel, storage))) = routed else {
+        let Some((n, region, offset)) = Self::route(region, offset) else {
+            return Access::quiet(WriteStatus::Done);
+        };
+        let Some((channel, storage)) = self.channel(n, storage) else {
             return Access::quiet(WriteStatus::Done);
         };
         let access = channel.write(region, offset, width, value, memory, storage);
+        Access { irq: on_line(access.irq, n), ..access }
+    }
+
+    fn read_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        into: &mut [u8],
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<usize> {
+        let routed = Self::route(region, offset)
+            .and_then(|(n, region, offset)| Some((n, region, offset, self.channel(n, storage)?)));
+        let Some((n, region, offset, (channel, storage))) = routed else {
+            return read_each(self, (region, offset, width), into, memory, storage);
+        };
+        let access = channel.read_string(region, offset, width, into, memory, storage);
+        Access { irq: on_line(access.irq, n), ..access }
+    }
+
+    fn write_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        from: &[u8],
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<Written> {
+        let routed = Self::route(region, offset)
+            .and_then(|(n, region, offset)| Some((n, region, offset, self.channel(n, storage)?)));
+        let Some((n, region, offset, (channel, storage))) = routed else {
+            return write_each(self, (region, offset, width), from, memory, storage);
+        };
+        let access = channel.write_string(region, offset, width, from, memory, storage);
         Access { irq: on_line(access.irq, n), ..access }
     }
 

@@ -35,6 +35,98 @@ impl From<MemoryError> for Moved {
 }
 
 impl Channel {
+    /// The staging buffer of the selected drive, where the data block in transfer is.
+    #[inline]
+    fn block<'a, M: ?Sized, H: Storage<M>>(&self, storage: &'a mut [H]) -> Option<&'a mut [u8]> {
+        let unit = self.selected_ref()?;
+        Some(storage.get_mut(usize::from(self.device_1))?.staging(unit.drive.slot()))
+    }
+
+    /// What is left of the data block in transfer but for its last unit of `unit_bytes`: what a guest moves without an effect on
+    /// anything but the place in the block. Empty if there is no such block.
+    fn within_block<'a, M: ?Sized, H: Storage<M>>(
+        &self,
+        unit_bytes: u32,
+        storage: &'a mut [H],
+    ) -> &'a mut [u8] {
+        let (Phase::In { at, bytes } | Phase::Out { at, bytes }) = self.phase else { return &mut [] };
+        let units = bytes.saturating_sub(at).div_ceil(unit_bytes).saturating_sub(1);
+        let end = at.saturating_add(units.saturating_mul(unit_bytes));
+        self.block(storage).and_then(|block| block.get_mut(to_usize(at)..to_usize(end))).unwrap_or_default()
+    }
+
+    /// So many bytes of the data block have been moved.
+    fn advance_block(&mut self, moved: u32) {
+        if let Phase::In { at, .. } | Phase::Out { at, .. } = &mut self.phase {
+            *at = at.saturating_add(moved);
+        }
+    }
+
+    /// A read of the Data register, unless it ends the block.
+    #[inline]
+    pub(super) fn read_within_block<M: ?Sized, H: Storage<M>>(
+        &mut self,
+        width: Width,
+        storage: &mut [H],
+    ) -> Option<u64> {
+        let Phase::In { at, bytes } = self.phase else { return None };
+        let end = at.checked_add(data_bytes(width)?).filter(|end| *end < bytes)?;
+        let value = match *self.block(storage)?.get(to_usize(at)..to_usize(end))? {
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+            [a, b] => u16::from_le_bytes([a, b]).into(),
+            _ => return None,
+        };
+        self.phase = Phase::In { at: end, bytes };
+        Some(value)
+    }
+
+    /// A write of the Data register, unless it ends the block. `None` if it was not done.
+    #[inline]
+    pub(super) fn write_within_block<M: ?Sized, H: Storage<M>>(
+        &mut self,
+        width: Width,
+        value: u64,
+        storage: &mut [H],
+    ) -> Option<()> {
+        let Phase::Out { at, bytes } = self.phase else { return None };
+        let end = at.checked_add(data_bytes(width)?).filter(|end| *end < bytes)?;
+        match self.block(storage)?.get_mut(to_usize(at)..to_usize(end))? {
+            unit @ [_, _, _, _] => unit.copy_from_slice(&(value as u32).to_le_bytes()),
+            unit @ [_, _] => unit.copy_from_slice(&(value as u16).to_le_bytes()),
+            _ => return None,
+        }
+        self.phase = Phase::Out { at: end, bytes };
+        Some(())
+    }
+
+    /// Reads units of `unit_bytes` of the Data register into the start of `into`, as far as none ends the block; returns the
+    /// bytes.
+    pub(super) fn read_units<M: ?Sized, H: Storage<M>>(
+        &mut self,
+        unit_bytes: u32,
+        into: &mut [u8],
+        storage: &mut [H],
+    ) -> usize {
+        let Phase::In { .. } = self.phase else { return 0 };
+        let moved = copy_units(self.within_block(unit_bytes, storage), into, unit_bytes);
+        self.advance_block(moved);
+        to_usize(moved)
+    }
+
+    /// Writes units of `unit_bytes` from the start of `from` to the Data register, as far as none ends the block; returns the
+    /// bytes.
+    pub(super) fn write_units<M: ?Sized, H: Storage<M>>(
+        &mut self,
+        unit_bytes: u32,
+        from: &[u8],
+        storage: &mut [H],
+    ) -> usize {
+        let Phase::Out { .. } = self.phase else { return 0 };
+        let moved = copy_units(from, self.within_block(unit_bytes, storage), unit_bytes);
+        self.advance_block(moved);
+        to_usize(moved)
+    }
+
     /// The Data register. Beyond the end of a block there is nothing, and no byte outside it is ever touched (CVE-2015-5154).
     pub(super) fn read_data<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
@@ -227,6 +319,8 @@ impl Channel {
         }
     }
 
+    // The list of segments is on the stack of this function alone.
+    #[inline(never)]
     fn move_medium<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         direction: Direction,
@@ -234,14 +328,14 @@ impl Channel {
         memory: &M,
         storage: &mut H,
     ) -> Moved {
-        let start = match self.started(direction == Direction::Read) {
+        let mut cursor = match self.started(direction == Direction::Read) {
             Ok(cursor) => cursor,
             Err(moved) => return moved,
         };
         let Some(unit) = self.selected() else { return Moved::NotNow };
         let slot = unit.drive.slot();
         let segments = &mut Segments::new();
-        let piece = match next_piece(start, (direction, left), segments, slot, memory, storage) {
+        let piece = match next_piece(&mut cursor, (direction, left), segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(Stop::Short) => return Moved::Short,
             Err(Stop::Memory) => return Moved::Failed(NO_MEMORY),
@@ -253,7 +347,7 @@ impl Channel {
         if piece.staged {
             self.phase = Phase::Dma { bounced: storage.info().logical_block_bytes };
         } else {
-            self.moved(piece.table);
+            self.moved(cursor);
         }
         Moved::Yes
     }
@@ -325,8 +419,16 @@ impl Channel {
     }
 }
 
+/// Copies as many whole units as both have; returns the bytes.
+fn copy_units(from: &[u8], to: &mut [u8], unit_bytes: u32) -> u32 {
+    let most = u32::try_from(from.len().min(to.len())).unwrap_or(u32::MAX);
+    let bytes = most.saturating_sub(most.checked_rem(unit_bytes).unwrap_or(0));
+    to.iter_mut().zip(from).take(to_usize(bytes)).for_each(|(to, from)| *to = *from);
+    bytes
+}
+
 /// Bytes that an access to the Data register moves.
-const fn data_bytes(width: Width) -> Option<u32> {
+pub(super) const fn data_bytes(width: Width) -> Option<u32> {
     match width {
         Width::Word => Some(2),
         Width::Dword => Some(4),

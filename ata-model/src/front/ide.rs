@@ -1,7 +1,7 @@
 //! An IDE channel: the command block and control block registers of two drives, and their interrupt line
 //! (ATA/ATAPI-7 volume 2; for where they are, T13/1510D, ATA/ATAPI Host Adapters Standard).
 
-use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::bus::IrqChange;
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
 
@@ -174,7 +174,7 @@ impl Channel {
         self.units.get_mut(usize::from(self.device_1))?.as_mut()
     }
 
-    fn selected_ref(&self) -> Option<&Unit> {
+    pub(super) fn selected_ref(&self) -> Option<&Unit> {
         self.units.get(usize::from(self.device_1))?.as_ref()
     }
 
@@ -185,7 +185,7 @@ impl Channel {
     }
 
     /// Runs `access` and returns what it did to the interrupt line.
-    fn watched<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> (T, IrqChange) {
+    pub(super) fn watched<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> (T, IrqChange) {
         let before = self.intrq();
         let value = access(self);
         let after = self.intrq();
@@ -195,7 +195,7 @@ impl Channel {
         (value, IrqChange::between(u32::from(before), u32::from(after)))
     }
 
-    fn status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         let Some(unit) = self.selected_ref() else {
             // Device 0 answers for an absent device 1 with 00h; nobody answers for an absent device 0.
             return if self.answered_by_0() { 0 } else { FLOATING };
@@ -215,7 +215,7 @@ impl Channel {
         self.device_1 && matches!(self.units, [Some(_), None])
     }
 
-    fn read_register(&mut self, offset: u64) -> u8 {
+    pub(super) fn read_register(&mut self, offset: u64) -> u8 {
         if offset == 7 {
             if let Some(unit) = self.selected() {
                 unit.interrupt = false;
@@ -240,7 +240,7 @@ impl Channel {
 
     /// Both devices latch every write. While one is busy or moves data, none does: nothing that a command in execution
     /// was decoded from can change, nor the selection.
-    fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
+    pub(super) fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         offset: u64,
         value: u8,
@@ -270,7 +270,7 @@ impl Channel {
     }
 
     /// A command takes back an interrupt that nobody has acknowledged, before it can raise its own.
-    fn withdraw_interrupt(&mut self) {
+    pub(super) fn withdraw_interrupt(&mut self) {
         if self.phase == Phase::Idle
             && let Some(unit) = self.selected()
         {
@@ -278,6 +278,7 @@ impl Channel {
         }
     }
 
+    #[inline(never)]
     fn command<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, opcode: u8, memory: &M, storage: &mut [H]) {
         // Both devices run the diagnostics, whichever is selected (ATA/ATAPI-7 volume 1, EXECUTE DEVICE DIAGNOSTIC).
         if Row::of(opcode).is_some_and(|row| row.operation == Operation::Diagnostic) {
@@ -317,7 +318,7 @@ impl Channel {
         }
     }
 
-    fn write_control<M: GuestMemory + ?Sized, H: Storage<M>>(
+    pub(super) fn write_control<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         value: u8,
         memory: &M,
@@ -331,7 +332,7 @@ impl Channel {
     }
 
     /// Stops everything. A hardware reset stays one though SRST follows it.
-    fn begin_reset(&mut self, hardware: bool) {
+    pub(super) fn begin_reset(&mut self, hardware: bool) {
         let hardware = hardware || self.phase == Phase::Reset { hardware: true };
         self.phase = Phase::Reset { hardware };
         for unit in self.units.iter_mut().flatten() {
@@ -471,76 +472,4 @@ impl Unit {
             report_address(&mut self.task, addressing, sector, info);
         }
     }
-}
-
-impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Channel {
-    fn read(
-        &mut self,
-        region: Region,
-        offset: u64,
-        width: Width,
-        memory: &M,
-        storage: &mut [H],
-    ) -> Access<u64> {
-        let (value, irq) = self.watched(|channel| match (region, offset) {
-            (Region::Bar(0), 0) => channel.read_data(width, memory, storage),
-            (Region::Bar(0), 1..=7) => u64::from(channel.read_register(offset)),
-            (Region::Bar(1), 2) => u64::from(channel.status()),
-            (Region::Bar(4), 0..=7) => match &channel.bus_master {
-                Some(bus_master) => bytes_of(offset, width)
-                    .rev()
-                    .fold(0, |value, at| (value << 8) | u64::from(bus_master.read(at))),
-                None => width.ones(),
-            },
-            _ => width.ones(),
-        });
-        Access { value, irq }
-    }
-
-    fn write(
-        &mut self,
-        region: Region,
-        offset: u64,
-        width: Width,
-        value: u64,
-        memory: &M,
-        storage: &mut [H],
-    ) -> Access<WriteStatus> {
-        let [low, ..] = value.to_le_bytes();
-        let withdrawn = match (region, offset) {
-            (Region::Bar(0), 7) => self.watched(Self::withdraw_interrupt).1,
-            _ => IrqChange::NONE,
-        };
-        let ((), irq) = self.watched(|channel| match (region, offset) {
-            (Region::Bar(0), 0) => channel.write_data(width, value, memory, storage),
-            (Region::Bar(0), 1..=7) => channel.write_register(offset, low, memory, storage),
-            (Region::Bar(1), 2) => channel.write_control(low, memory, storage),
-            (Region::Bar(4), 0..=7) => {
-                for (at, byte) in bytes_of(offset, width).zip(value.to_le_bytes()) {
-                    channel.write_bus_master(at, byte, memory, storage);
-                }
-            }
-            _ => {}
-        });
-        Access { value: WriteStatus::Done, irq: withdrawn.then(irq) }
-    }
-
-    fn poll(&mut self, memory: &M, storage: &mut [H]) -> Progress {
-        let (again, irq) = self.watched(|channel| channel.advance(memory, storage));
-        Progress { irq, again, pending_write: matches!(self.phase, Phase::Reset { hardware: true }) }
-    }
-
-    fn reset(&mut self, memory: &M, storage: &mut [H]) -> Progress {
-        let (again, irq) = self.watched(|channel| {
-            channel.begin_reset(true);
-            channel.advance(memory, storage)
-        });
-        Progress { irq, again, pending_write: matches!(self.phase, Phase::Reset { hardware: true }) }
-    }
-}
-
-/// The byte registers that an access of the bus master touches.
-fn bytes_of(offset: u64, width: Width) -> core::ops::Range<u8> {
-    let start = u8::try_from(offset & 7).unwrap_or(0);
-    start..start.saturating_add(width.bytes()).min(8)
 }

@@ -2,6 +2,7 @@
 
 mod ahci;
 mod bmdma;
+mod channel_bus;
 mod controller;
 mod data;
 mod ide;

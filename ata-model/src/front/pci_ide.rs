@@ -1,7 +1,7 @@
 //! The IDE controller of a PIIX3 or a PIIX4 as a PCI function ("82371FB (PIIX) and 82371SB (PIIX3) PCI ISA IDE Xcelerator";
 //! "82371AB PCI-TO-ISA / IDE XCELERATOR (PIIX4)"; "PCI IDE Controller Specification", revision 1.0).
 
-use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus, Written};
 use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
@@ -174,6 +174,32 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for PciIde {
         storage: &mut [H],
     ) -> Access<WriteStatus> {
         let access = self.controller.write(region, offset, width, value, memory, storage);
+        Access { irq: self.lines(access.irq), ..access }
+    }
+
+    fn read_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        into: &mut [u8],
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<usize> {
+        let access = self.controller.read_string(region, offset, width, into, memory, storage);
+        Access { irq: self.lines(access.irq), ..access }
+    }
+
+    fn write_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        from: &[u8],
+        memory: &M,
+        storage: &mut [H],
+    ) -> Access<Written> {
+        let access = self.controller.write_string(region, offset, width, from, memory, storage);
         Access { irq: self.lines(access.irq), ..access }
     }
 

@@ -30,6 +30,7 @@ pub(super) trait Table: Copy {
 
     /// Lists the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
     /// bytes that are. Neighbours become one segment.
+    #[inline(always)]
     fn gather<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
@@ -87,9 +88,7 @@ pub(super) trait Table: Copy {
 }
 
 /// A storage operation's worth of a transfer.
-pub(super) struct Piece<T> {
-    /// The place in the table behind it; of a `staged` one, before it.
-    pub(super) table: T,
+pub(super) struct Piece {
     pub(super) sectors: u64,
     /// It is read into the staging buffer, and goes to where the table says by [`Table::copy_in`].
     pub(super) staged: bool,
@@ -113,33 +112,47 @@ impl From<MemoryError> for Stop {
 
 /// The next piece of a transfer, from the start of `left` on: as many whole blocks as go into one operation, or one block
 /// through the staging buffer of `slot`, which is filled with it if it is to be written. Its segments are put into `segments`: a
-/// list that is too long to be passed on from hand to hand.
+/// list that is too long to be passed on from hand to hand. `table` is then behind the piece; of a staged one, before it.
+#[inline(always)]
 pub(super) fn next_piece<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
-    table: T,
+    table: &mut T,
     (direction, left): (Direction, Extent),
     segments: &mut Segments,
     slot: u16,
     memory: &M,
     storage: &mut H,
-) -> Result<Piece<T>, Stop> {
-    let info = *storage.info();
-    let (after, bytes) = whole_blocks(table, left, segments, memory, &info)?;
+) -> Result<Piece, Stop> {
+    let start = *table;
+    let bytes = whole_blocks(table, left, segments, memory, storage.info())?;
     if bytes != 0 {
-        return Ok(Piece { table: after, sectors: u64::from(bytes >> 9), staged: false });
+        return Ok(Piece { sectors: u64::from(bytes >> 9), staged: false });
     }
-    if after.is_exhausted() {
+    if table.is_exhausted() {
         return Err(Stop::Short);
     }
-    let bytes = info.logical_block_bytes;
+    *table = start;
+    through_staging(table, direction, segments, slot, memory, storage)
+}
+
+/// One block, scattered wider than an operation has segments.
+#[cold]
+#[inline(never)]
+fn through_staging<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
+    table: &mut T,
+    direction: Direction,
+    segments: &mut Segments,
+    slot: u16,
+    memory: &M,
+    storage: &mut H,
+) -> Result<Piece, Stop> {
+    let bytes = storage.info().logical_block_bytes;
     let buffer = storage.staging(slot).get_mut(..to_usize(bytes)).ok_or(Stop::NoStaging)?;
-    let mut after = table;
-    if direction == Direction::Write && after.copy_out(memory, buffer)? != bytes {
+    if direction == Direction::Write && table.copy_out(memory, buffer)? != bytes {
         return Err(Stop::Short);
     }
     segments.clear();
     let _ = segments.push(Segment::Staging { offset: 0, len: bytes });
-    let staged = direction == Direction::Read;
-    Ok(Piece { table: after, sectors: u64::from(bytes >> 9), staged })
+    Ok(Piece { sectors: u64::from(bytes >> 9), staged: direction == Direction::Read })
 }
 
 pub(super) fn to_usize(bytes: u32) -> usize {
@@ -147,6 +160,7 @@ pub(super) fn to_usize(bytes: u32) -> usize {
 }
 
 /// Adds a region to a list; returns false if that needs more than `segments_max` segments.
+#[inline(always)]
 fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -> bool {
     if let Some(Segment::Guest { addr: start, len: before }) = list.last_mut()
         && start.checked_add(u64::from(*before)) == Some(addr)
@@ -158,29 +172,46 @@ fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -
     list.len() < segments_max && list.push(Segment::Guest { addr, len }).is_ok()
 }
 
-/// The segments of as many whole blocks of `left` as one operation holds, with their bytes and the place behind them.
+/// The segments of as many whole blocks of `left` as one operation holds, with their bytes; `table` is then behind them.
 ///
-/// The place is where the walk came to if there is no whole block.
+/// It is where the walk came to if there is no whole block.
+#[inline(always)]
 fn whole_blocks<T: Table, M: GuestMemory + ?Sized>(
-    start: T,
+    table: &mut T,
     left: Extent,
     segments: &mut Segments,
     memory: &M,
     info: &Info,
-) -> Result<(T, u32), MemoryError> {
+) -> Result<u32, MemoryError> {
     let sectors = chunk_sectors(left.sectors, info.transfer_max_bytes, info);
     let wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
     let segments_max = usize::from(info.segments_max).min(SEGMENTS);
-    let mut cursor = start;
+    let start = *table;
     segments.clear();
-    let got = cursor.gather(memory, wanted, segments_max, segments)?;
+    let got = table.gather(memory, wanted, segments_max, segments)?;
+    // Nearly always all: and that is of whole blocks.
+    if got == wanted {
+        return Ok(got);
+    }
     let whole = got.saturating_sub(got.checked_rem(info.logical_block_bytes).unwrap_or(0));
     if whole == 0 || whole == got {
-        return Ok((cursor, whole));
+        return Ok(whole);
     }
-    // Once more, and no further than the last whole block. A table that changed in between is no memory.
-    let mut cursor = start;
+    *table = start;
+    again(table, whole, segments_max, segments, memory)
+}
+
+/// The walk once more, and no further than the last whole block. A table that changed in between is no memory.
+#[cold]
+#[inline(never)]
+fn again<T: Table, M: GuestMemory + ?Sized>(
+    table: &mut T,
+    whole: u32,
+    segments_max: usize,
+    segments: &mut Segments,
+    memory: &M,
+) -> Result<u32, MemoryError> {
     segments.clear();
-    let again = cursor.gather(memory, whole, segments_max, segments)?;
-    if again == whole { Ok((cursor, whole)) } else { Err(MemoryError) }
+    let again = table.gather(memory, whole, segments_max, segments)?;
+    if again == whole { Ok(whole) } else { Err(MemoryError) }
 }

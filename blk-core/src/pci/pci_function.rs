@@ -5,7 +5,9 @@ use super::capability::{Capability, Message};
 use super::config_space::{Command, ConfigSpace};
 use super::function::{Bar, Function};
 use super::msix::MsixTable;
-use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use crate::bus::{
+    Access, Device, IrqChange, Progress, Region, Width, WriteStatus, Written, read_each, write_each,
+};
 
 /// Permissions that configuration space gives the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -181,6 +183,11 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
         table.or_else(|| within(pending, 8).map(MsixPlace::Pending))
     }
 
+    /// Whether an access goes to the device.
+    fn is_register(&self, region: Region, offset: u64) -> bool {
+        matches!(region, Region::Bar(n) if self.decodes(n)) && self.msix_at(region, offset).is_none()
+    }
+
     /// The device's interrupts, by the way that is enabled.
     #[inline]
     fn deliver(&mut self, irq: IrqChange) -> IrqChange {
@@ -331,6 +338,38 @@ where
                 Access { irq: self.deliver(access.irq), ..access }
             }
         }
+    }
+
+    fn read_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        into: &mut [u8],
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<usize> {
+        if self.is_register(region, offset) {
+            let access = self.device.read_string(region, offset, width, into, memory, storage);
+            return Access { irq: self.deliver(access.irq), ..access };
+        }
+        read_each(self, (region, offset, width), into, memory, storage)
+    }
+
+    fn write_string(
+        &mut self,
+        region: Region,
+        offset: u64,
+        width: Width,
+        from: &[u8],
+        memory: &M,
+        storage: &mut S,
+    ) -> Access<Written> {
+        if self.is_register(region, offset) {
+            let access = self.device.write_string(region, offset, width, from, memory, storage);
+            return Access { irq: self.deliver(access.irq), ..access };
+        }
+        write_each(self, (region, offset, width), from, memory, storage)
     }
 
     #[inline]

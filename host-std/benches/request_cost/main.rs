@@ -1,23 +1,31 @@
 //! What a request costs: the instructions and the time from a guest's bytes to its completion, through each front.
 //!
-//! `cargo bench -p host-std` prints the table, `cargo bench -p host-std -- --json` the same as JSON. With no
+//! `cargo bench -p host-std` prints the table, `cargo bench -p host-std -- --json` the same as JSON; `-- AHCI none`
+//! prints the rows of fronts with that in their name, or over that storage. With no
 //! storage below (one that completes at once and moves nothing) a row is the model's own cost; over the RAM disk it
-//! includes the copy. "32 at once": a poll finds 32 requests in the ring; elsewhere one.
+//! includes the copy. "32 at once": a poll finds 32 requests in the ring, or one write issues 32 commands; "one by one": 32 are
+//! issued, each by itself as Linux does, before one interrupt; elsewhere it is one request.
 //!
 //! Instructions are counted by valgrind's callgrind, in this program run once more for each row, only between the calls
 //! that a guest's access or notification leads to: no set-up, no driver. (The benchmark crates of the field either
 //! measure time only, or need a runner of the same version installed beside valgrind.) Times are medians of batches.
 
-mod fronts;
+mod ahci;
+mod front;
+mod ide;
 mod null;
+mod scsi;
+mod virtio_blk;
+mod virtio_scsi;
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use ata_model::Hba;
 use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
-use fronts::{Front, IdeDma, IdePio, Scsi, VirtioBlk};
+use front::Front;
 use host_std::memory::MappedMemory;
 use null::Null;
 use serde_json::json;
@@ -71,14 +79,34 @@ struct Case {
     operation: Operation,
 }
 
-const FRONTS: [&str; 5] = ["virtio-blk", "virtio-blk, 32 at once", "SCSI", "IDE DMA", "IDE PIO"];
+const FRONTS: [&str; 16] = [
+    "virtio-blk",
+    "virtio-blk, 32 at once",
+    "virtio-blk PCI",
+    "virtio-blk PCI, 32 at once",
+    "SCSI",
+    "virtio-scsi",
+    "virtio-scsi, 32 at once",
+    "IDE DMA",
+    "IDE PIO",
+    "IDE PIO, strings",
+    "AHCI DMA",
+    "AHCI NCQ",
+    "AHCI NCQ, 32 at once",
+    "AHCI NCQ, 32 one by one",
+    "AHCI NCQ PCI, 32 at once",
+    "AHCI NCQ PCI, 32 one by one",
+];
 
 impl Case {
     fn all() -> impl Iterator<Item = Self> {
         let rows = FRONTS
             .iter()
             .flat_map(|front| [Below::Null, Below::Later, Below::Ram].map(|below| (*front, below)));
-        rows.flat_map(|(front, below)| Operation::ALL.map(|operation| Self { front, below, operation }))
+        let rows =
+            rows.flat_map(|(front, below)| Operation::ALL.map(|operation| Self { front, below, operation }));
+        // There is no queued flush.
+        rows.filter(|row| row.operation != Operation::Flush || !row.front.starts_with("AHCI NCQ"))
     }
 
     /// Runs the row in one of the two ways.
@@ -98,14 +126,30 @@ impl Case {
     fn over<R, S: Storage<MappedMemory>>(self, how: impl How<R>, memory: &MappedMemory, storage: S) -> R {
         let mut storage = [storage];
         let operation = self.operation;
+        let storage = &mut storage;
+        macro_rules! run {
+            ($front:ty) => {
+                how.run(<$front>::new(operation, memory, storage), memory, storage)
+            };
+        }
         match self.front {
-            "virtio-blk" => {
-                how.run(VirtioBlk::<1>::new(operation, memory, &mut storage), memory, &mut storage)
-            }
-            "SCSI" => how.run(Scsi::new(operation, memory, &mut storage), memory, &mut storage),
-            "IDE DMA" => how.run(IdeDma::new(operation, memory, &mut storage), memory, &mut storage),
-            "IDE PIO" => how.run(IdePio::new(operation, memory, &mut storage), memory, &mut storage),
-            _ => how.run(VirtioBlk::<32>::new(operation, memory, &mut storage), memory, &mut storage),
+            "virtio-blk" => run!(virtio_blk::OverMmio<1>),
+            "virtio-blk, 32 at once" => run!(virtio_blk::OverMmio<32>),
+            "virtio-blk PCI" => run!(virtio_blk::OverPci<1>),
+            "virtio-blk PCI, 32 at once" => run!(virtio_blk::OverPci<32>),
+            "SCSI" => run!(scsi::Scsi),
+            "virtio-scsi" => run!(virtio_scsi::VirtioScsi<1>),
+            "virtio-scsi, 32 at once" => run!(virtio_scsi::VirtioScsi<32>),
+            "IDE DMA" => run!(ide::IdeDma),
+            "IDE PIO" => run!(ide::IdePio<false>),
+            "IDE PIO, strings" => run!(ide::IdePio<true>),
+            "AHCI DMA" => run!(ahci::Dma),
+            "AHCI NCQ" => run!(ahci::Queued<Hba<1>, 1, 1>),
+            "AHCI NCQ, 32 at once" => run!(ahci::Queued<Hba<1>, 32, 32>),
+            "AHCI NCQ, 32 one by one" => run!(ahci::Queued<Hba<1>, 32, 1>),
+            "AHCI NCQ PCI, 32 at once" => run!(ahci::Queued<ahci::PciHba, 32, 32>),
+            "AHCI NCQ PCI, 32 one by one" => run!(ahci::Queued<ahci::PciHba, 32, 1>),
+            front => unreachable!("no front {front}"),
         }
     }
 }
@@ -204,9 +248,14 @@ fn main() -> ExitCode {
         cases[index].run(Count);
         return ExitCode::SUCCESS;
     }
-    let times: Vec<f64> = cases.iter().map(|case| case.run(Time)).collect();
-    let counts: Vec<Option<u64>> = (0..cases.len()).map(instructions).collect();
-    let rows = cases.iter().zip(times).zip(counts);
+    let wanted = |case: &Case| {
+        let mut names = arguments.iter().filter(|argument| !argument.starts_with("--"));
+        names.all(|name| case.front.contains(name.as_str()) || case.below.name() == name)
+    };
+    let cases: Vec<(usize, Case)> = cases.into_iter().enumerate().filter(|(_, case)| wanted(case)).collect();
+    let times: Vec<f64> = cases.iter().map(|(_, case)| case.run(Time)).collect();
+    let counts: Vec<Option<u64>> = cases.iter().map(|&(index, _)| instructions(index)).collect();
+    let rows = cases.iter().map(|(_, case)| case).zip(times).zip(counts);
     if arguments.iter().any(|argument| argument == "--json") {
         let rows: Vec<_> = rows
             .map(|((case, nanoseconds), instructions)| {

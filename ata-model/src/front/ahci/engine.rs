@@ -5,7 +5,7 @@ use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::port::{Bay, Engine, Executing, Phase, Port};
+use super::port::{Bay, Engine, Executing, Phase, Port, Unit};
 use super::prdt::Prdt;
 use super::receive::READY;
 use super::registers::Interrupts;
@@ -22,8 +22,18 @@ const STEPS_MAX: u32 = 128;
 struct Fetched {
     slot: u8,
     header_at: u64,
-    header: CommandHeader,
+    options: u16,
+    table: u64,
+    prd_entries: u16,
     fis: RegisterH2d,
+}
+
+/// What became of a command's FIS.
+enum Sent {
+    /// The drive has queued the command. Its registers say so; the FIS that told the port of it is not yet in memory.
+    Queued(TaskFile),
+    /// Something else.
+    Other,
 }
 
 impl Port {
@@ -49,8 +59,10 @@ impl Port {
         {
             self.bay = Bay::Empty;
         }
-        self.advance_reset(memory, storage);
-        self.sign(memory);
+        if let Some(Unit { phase: Phase::Resetting { .. } | Phase::Signing { .. }, .. }) = self.unit() {
+            self.advance_reset(memory, storage);
+            self.sign(memory);
+        }
         if self.engine == Engine::Stopping {
             let drained = match &mut self.bay {
                 Bay::Empty => true,
@@ -61,7 +73,19 @@ impl Port {
             }
             self.end_stop();
         }
-        self.bus_master && (self.take_command(memory, storage) || self.move_data(memory, storage))
+        if !self.bus_master {
+            return false;
+        }
+        let taken = self.take_commands(memory, storage);
+        let moved = self.move_data(memory, storage);
+        (taken || moved) && self.has_work()
+    }
+
+    /// Whether a command is in the list, or the drive has something to do.
+    fn has_work(&self) -> bool {
+        let drive =
+            self.unit().is_some_and(|unit| !matches!(unit.phase, Phase::Ready) || !unit.drive.is_idle());
+        drive || self.ci != 0
     }
 
     fn end_stop(&mut self) {
@@ -92,28 +116,41 @@ impl Port {
         }
     }
 
-    /// Takes the next command from the list, if one may be sent now; returns whether it did.
-    fn take_command<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
+    /// Takes commands from the list for as long as the drive queues them; returns whether there was any.
+    fn take_commands<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
+        let mut any = false;
+        let mut queued = None;
+        while self.may_send() {
+            any = true;
+            let Ok(fetched) = self.fetch(memory) else {
+                self.fatal(Interrupts::HBFS);
+                break;
+            };
+            let Sent::Queued(task) = self.send(&fetched, memory, storage) else { break };
+            queued = Some(task);
+        }
+        // The Register FISes of those before it would have been overwritten by it: no other is posted in between.
+        if let Some(task) = queued {
+            self.post_accepted(memory, &task);
+        }
+        any
+    }
+
+    /// Whether a command is to be sent, and may be.
+    fn may_send(&self) -> bool {
         if self.engine != Engine::Running || self.ci == 0 || self.is_busy() {
             return false;
         }
         let Some(unit) = self.unit() else { return false };
-        let takes = match unit.phase {
+        match unit.phase {
             Phase::Ready => !unit.drive.is_queue_ending(),
             Phase::Resetting { srst, .. } => srst,
             Phase::Executing(_) | Phase::Signing { .. } => false,
-        };
-        if !takes {
-            return false;
         }
-        match self.fetch(memory) {
-            Ok(fetched) => self.send(&fetched, memory, storage),
-            Err(MemoryError) => self.fatal(Interrupts::HBFS),
-        }
-        true
     }
 
     /// Reads the next command in turn: the slots go round, from slot 0 on when ST was set (3.3.7, CCS).
+    #[inline(always)]
     fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Fetched, MemoryError> {
         let first = self.ccs.map_or(0, |ccs| u32::from(ccs).wrapping_add(1));
         let distance = self.ci.rotate_right(first).trailing_zeros();
@@ -121,29 +158,34 @@ impl Port {
         self.ccs = Some(slot);
         let header_at = self.clb.checked_add(u64::from(slot).wrapping_mul(32)).ok_or(MemoryError)?;
         let mut header = CommandHeader::new_zeroed();
-        memory.read(GuestAddr(header_at), header.as_mut_bytes())?;
+        memory.read(GuestAddr(header_at), used(header.as_mut_bytes()))?;
+        let table = header.table.get() & CommandHeader::TABLE;
         let mut fis = RegisterH2d::new_zeroed();
-        memory.read(GuestAddr(header.table.get() & CommandHeader::TABLE), fis.as_mut_bytes())?;
-        Ok(Fetched { slot, header_at, header, fis })
+        memory.read(GuestAddr(table), used(fis.as_mut_bytes()))?;
+        let (options, prd_entries) = (header.options.get(), header.prd_entries.get());
+        Ok(Fetched { slot, header_at, options, table, prd_entries, fis })
     }
 
     /// Sends a command's FIS to the drive. What is no Register FIS the drive does not take.
+    #[inline(always)]
     fn send<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
         memory: &M,
         storage: &mut H,
-    ) {
-        let dwords = fetched.header.options.get() & CommandHeader::FIS_DWORDS;
+    ) -> Sent {
+        let dwords = fetched.options & CommandHeader::FIS_DWORDS;
         if fetched.fis.fis_type != RegisterH2d::TYPE || usize::from(dwords) < size_of::<RegisterH2d>() >> 2 {
             self.serr |= super::registers::Serr::P;
-            return self.fatal(Interrupts::IFS);
+            self.fatal(Interrupts::IFS);
+            return Sent::Other;
         }
         self.status |= Status::BSY.bits();
         if fetched.fis.flags & RegisterH2d::COMMAND != 0 {
-            self.command(fetched, memory, storage);
+            self.command(fetched, memory, storage)
         } else {
             self.control(fetched);
+            Sent::Other
         }
     }
 
@@ -167,34 +209,28 @@ impl Port {
         self.take_from_list(fetched.slot);
     }
 
+    #[inline(always)]
     fn command<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
         memory: &M,
         storage: &mut H,
-    ) {
-        let Some(unit) = self.unit_mut() else { return };
+    ) -> Sent {
+        let Some(unit) = self.unit_mut() else { return Sent::Other };
         if matches!(unit.phase, Phase::Resetting { .. }) {
             // Lost: a drive in reset listens to the end of SRST alone.
-            return;
+            return Sent::Other;
         }
         unit.task = task_file(&fetched.fis);
-        let slot = fetched.slot;
-        let Fetched { header, .. } = fetched;
-        let table = (header.table.get() & CommandHeader::TABLE).checked_add(PRD_TABLE);
-        let Some(table) = table.map(|table| Prdt::new(table, header.prd_entries.get())) else {
-            return self.fatal(Interrupts::HBFS);
+        let Fetched { slot, options, prd_entries, .. } = *fetched;
+        let Some(table) = fetched.table.checked_add(PRD_TABLE).map(|table| Prdt::new(table, prd_entries))
+        else {
+            self.fatal(Interrupts::HBFS);
+            return Sent::Other;
         };
         // Behind no port multiplier there is nothing that such a command could mean (CAP.SPM is 0).
-        let elsewhere = fetched.fis.flags & 0x0f != 0 || header.options.get() & CommandHeader::PORT != 0;
+        let elsewhere = fetched.fis.flags & 0x0f != 0 || options & CommandHeader::PORT != 0;
         let decoded = decode(&unit.task, unit.drive.settings().geometry);
-        let executing = Phase::Executing(Executing {
-            slot,
-            header: fetched.header_at,
-            table,
-            moved_bytes: 0,
-            staged_bytes: 0,
-        });
         let closed = unit.drive.is_queue_closed();
         let taken = match decoded {
             _ if elsewhere => Err(Failure::Aborted),
@@ -204,36 +240,45 @@ impl Port {
                 Ok(Taken::Refused)
             }
             Ok((row, _)) if is_diagnostic(row) && !unit.drive.is_queue_busy() && !closed => {
-                return self.diagnose(memory, slot);
+                self.diagnose(memory, slot);
+                return Sent::Other;
             }
             Ok((row, command)) => Ok(unit.drive.execute(row, command, &mut unit.task, storage)),
             Err(Reject::Unknown) => Err(Failure::Aborted),
             Err(Reject::NoSuchAddress) => Err(Failure::NoSuchAddress),
         };
+        let executing = Executing { slot, header: fetched.header_at, table, moved_bytes: 0, staged_bytes: 0 };
         match taken {
-            Ok(Taken::NonQueued) => {
-                unit.phase = executing;
-                if closed && !unit.drive.is_queue_closed() {
-                    // The host reads the log: all that was outstanding is discarded (Serial ATA revision 3.0, 13.6).
-                    self.post_device_bits(memory, u32::MAX, (READY, 0), false);
-                }
-            }
             Ok(Taken::Queued) => {
                 if let Some(place) = unit.tables.get_mut(usize::from(slot)) {
                     *place = table;
                 }
                 let task = unit.task;
-                self.post_register(memory, &task, (READY, 0), false);
+                (self.status, self.error) = (READY.bits(), 0);
                 self.take_from_list(slot);
+                return Sent::Queued(task);
+            }
+            Ok(Taken::NonQueued) => {
+                unit.phase = Phase::Executing(executing);
+                if closed && !unit.drive.is_queue_closed() {
+                    // The host reads the log: all that was outstanding is discarded (Serial ATA revision 3.0, 13.6).
+                    self.post_device_bits(memory, u32::MAX, (READY, 0), false);
+                }
             }
             Ok(Taken::Refused) => {}
             Err(failure) if unit.drive.is_queue_busy() => unit.drive.refuse(None, failure),
             Err(failure) => {
                 unit.drive.fail(failure);
-                unit.phase = executing;
+                unit.phase = Phase::Executing(executing);
             }
         }
+        Sent::Other
     }
+}
+
+/// The bytes of a command header and of a Register FIS that mean something; what follows is reserved.
+fn used(bytes: &mut [u8]) -> &mut [u8] {
+    bytes.get_mut(..16).unwrap_or_default()
 }
 
 fn is_diagnostic(row: &Row) -> bool {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! registers   the bits
+//! lanes       accesses that are not of one register as a whole
 //! port        a port's registers, its link and its bay
 //!   -> engine     takes commands from the list; resets
 //!   -> transfer   PRD tables, data, the ends of commands
@@ -13,6 +14,7 @@
 //! after a reset stay set until nothing that was submitted can land any more.
 
 mod engine;
+mod lanes;
 mod port;
 mod prdt;
 mod receive;
@@ -24,6 +26,7 @@ use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 
 use crate::drive::{DriveConfig, Reset};
+use lanes::lanes;
 use port::Port;
 use registers::{CAP, GHC_AE, GHC_HR, GHC_IE, PORT_BYTES, PORTS_AT, VERSION, host};
 
@@ -163,38 +166,49 @@ impl<const P: usize> Hba<P> {
     }
 
     /// Runs `access` and returns what it did to the interrupt lines.
-    ///
-    /// The one message is sent when a bit of IS is set, when bits are left after some were cleared, and when interrupts are
-    /// enabled with bits set (10.7.2; the one vector is shared, as with MC = 0). A port's is sent likewise for the enabled bits of
-    /// PxIS.
     fn watched<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> (T, IrqChange) {
-        let (line, before, enabled) = (self.lines(), self.pending, self.enabled);
+        let before = (self.enabled, self.pending);
         let value = access(self);
         let kept = self.pending;
-        for (index, port) in self.ports.iter().enumerate() {
-            if port.enabled_interrupts() != 0 {
-                self.pending |= 1_u32.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
-            }
-        }
-        let set = self.pending & !before != 0;
-        let cleared = kept != before && self.pending != 0;
-        let one = self.enabled && (set || cleared || !enabled && self.pending != 0);
-        let messages = if self.message_per_port { self.port_messages() } else { u32::from(one) << 1 };
-        let irq = IrqChange::between(line, self.lines());
-        (value, irq.then(IrqChange { changed: messages, level: messages }))
+        let messages = (0..P).fold(0, |messages, index| messages | self.collect_interrupts(index));
+        (value, self.irq_change(before, kept, messages))
     }
 
-    /// Lines of ports whose enabled interrupts are not those that their last message was about.
-    fn port_messages(&mut self) -> u32 {
-        let mut lines = 0;
-        for (index, port) in self.ports.iter_mut().enumerate() {
-            let pending = if self.enabled { port.enabled_interrupts() } else { 0 };
-            if pending != port.announced && pending != 0 {
-                lines |= 2_u32.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
-            }
-            port.announced = pending;
+    /// Sets the bit of IS of a port with enabled interrupts. Returns the line of the port's own message, if that is to be sent: for
+    /// the enabled bits of PxIS, when they change.
+    #[inline]
+    fn collect_interrupts(&mut self, index: usize) -> u32 {
+        let Some(port) = self.ports.get_mut(index) else { return 0 };
+        let interrupts = port.enabled_interrupts();
+        if interrupts != 0 {
+            self.pending |= 1_u32.wrapping_shl(index as u32);
         }
-        lines
+        if self.message_per_port && port.announce(if self.enabled { interrupts } else { 0 }) {
+            2_u32.checked_shl(index as u32).unwrap_or(0)
+        } else {
+            0
+        }
+    }
+
+    /// What has happened to the interrupt lines since GHC.IE and IS were as in `before`; IS was `kept` before the interrupts were
+    /// collected.
+    ///
+    /// The one message is sent when a bit of IS is set, when bits are left after some were cleared, and when interrupts are
+    /// enabled with bits set (10.7.2; the one vector is shared, as with MC = 0).
+    #[inline]
+    const fn irq_change(&self, before: (bool, u32), kept: u32, messages: u32) -> IrqChange {
+        let (enabled, pending) = before;
+        let messages = if self.message_per_port {
+            messages
+        } else {
+            let set = self.pending & !pending != 0;
+            let cleared = kept != pending && self.pending != 0;
+            let one = self.enabled && (set || cleared || !enabled && self.pending != 0);
+            (one as u32) << 1
+        };
+        let line = (enabled && pending != 0) as u32;
+        let irq = IrqChange::between(line, self.lines());
+        irq.then(IrqChange { changed: messages, level: messages })
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -212,13 +226,33 @@ impl<const P: usize> Hba<P> {
         }
     }
 
+    /// Writes the bits of `mask` of a register; returns what that did to the interrupt lines.
+    #[inline(always)]
     fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         (offset, value, mask): (u64, u32, u32),
         memory: &M,
         storage: &mut [H],
-    ) {
+    ) -> IrqChange {
         // An HBA in reset takes no writes; what there is to see then is GHC.HR.
+        let port = port_at(offset).filter(|_| self.reset.is_none());
+        let Some((index, at)) = port else {
+            return self.watched(|hba| hba.write_host((offset, value, mask), memory, storage)).1;
+        };
+        let Some(port) = self.ports.get_mut(index) else { return IrqChange::NONE };
+        let before = (self.enabled, self.pending);
+        port.write(at, value, mask, memory, storage.get_mut(index));
+        // No other port has changed.
+        let messages = self.collect_interrupts(index);
+        self.irq_change(before, before.1, messages)
+    }
+
+    fn write_host<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        (offset, value, mask): (u64, u32, u32),
+        memory: &M,
+        storage: &mut [H],
+    ) {
         if self.reset.is_some() {
             return;
         }
@@ -229,14 +263,40 @@ impl<const P: usize> Hba<P> {
             }
             host::GHC if mask & GHC_IE != 0 => self.enabled = value & GHC_IE != 0,
             host::IS => self.pending &= !(value & mask),
-            _ => {
-                if let Some((index, at)) = port_at(offset)
-                    && let Some(port) = self.ports.get_mut(index)
-                {
-                    port.write(at, value, mask, memory, storage.get_mut(index));
-                }
-            }
+            _ => {}
         }
+    }
+
+    /// A read of parts of registers, or of several.
+    #[inline(never)]
+    fn read_lanes(&self, offset: u64, width: Width) -> u64 {
+        lanes(offset, width).rev().fold(0_u64, |value, lane| {
+            let bits = self.read_register(lane.register).checked_shr(lane.shift).unwrap_or(0);
+            value.checked_shl(lane.bits).unwrap_or(0) | u64::from(bits & lane.ones())
+        })
+    }
+
+    /// A write of parts of registers, or of several: one after the other.
+    #[inline(never)]
+    fn write_lanes<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        offset: u64,
+        width: Width,
+        value: u64,
+        memory: &M,
+        storage: &mut [H],
+    ) -> IrqChange {
+        let mut left = value;
+        let mut irq = IrqChange::NONE;
+        for lane in lanes(offset, width) {
+            let bits = left as u32 & lane.ones();
+            left = left.checked_shr(lane.bits).unwrap_or(0);
+            let written = bits.checked_shl(lane.shift).unwrap_or(0);
+            let mask = lane.ones().checked_shl(lane.shift).unwrap_or(0);
+            let write = (lane.register, written, mask);
+            irq = irq.then(self.write_register(write, memory, storage));
+        }
+        irq
     }
 
     fn begin_reset(&mut self, reset: Reset) {
@@ -295,11 +355,10 @@ impl<const P: usize, M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for 
         if region != Region::Bar(5) {
             return Access::quiet(width.ones());
         }
-        let value = lanes(offset, width).rev().fold(0_u64, |value, lane| {
-            let bits = self.read_register(lane.register).checked_shr(lane.shift).unwrap_or(0);
-            value.checked_shl(lane.bits).unwrap_or(0) | u64::from(bits & lane.ones())
-        });
-        Access::quiet(value)
+        if is_register(offset, width) {
+            return Access::quiet(self.read_register(offset).into());
+        }
+        Access::quiet(self.read_lanes(offset, width))
     }
 
     fn write(
@@ -314,17 +373,12 @@ impl<const P: usize, M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for 
         if region != Region::Bar(5) {
             return Access::quiet(WriteStatus::Done);
         }
-        let mut left = value;
-        let mut irq = IrqChange::NONE;
-        for lane in lanes(offset, width) {
-            let [a, b, c, d, ..] = left.to_le_bytes();
-            let bits = u32::from_le_bytes([a, b, c, d]) & lane.ones();
-            left = left.checked_shr(lane.bits).unwrap_or(0);
-            let written = bits.checked_shl(lane.shift).unwrap_or(0);
-            let mask = lane.ones().checked_shl(lane.shift).unwrap_or(0);
-            let write = (lane.register, written, mask);
-            irq = irq.then(self.watched(|hba| hba.write_register(write, memory, storage)).1);
-        }
+        let irq = if is_register(offset, width) {
+            let write = (offset, value as u32, u32::MAX);
+            self.write_register(write, memory, storage)
+        } else {
+            self.write_lanes(offset, width, value, memory, storage)
+        };
         Access { value: WriteStatus::Done, irq }
     }
 
@@ -339,6 +393,11 @@ impl<const P: usize, M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for 
     }
 }
 
+/// Whether an access is of one register as a whole: nearly always.
+const fn is_register(offset: u64, width: Width) -> bool {
+    matches!(width, Width::Dword) && offset & 3 == 0
+}
+
 /// Which port's register an offset is, and where in that port.
 fn port_at(offset: u64) -> Option<(usize, u64)> {
     let at = offset.checked_sub(PORTS_AT)?;
@@ -346,36 +405,5 @@ fn port_at(offset: u64) -> Option<(usize, u64)> {
     Some((index, at & (PORT_BYTES - 1)))
 }
 
-/// The part of an access that falls into one register.
-#[derive(Clone, Copy)]
-struct Lane {
-    /// Where the register is.
-    register: u64,
-    /// The first bit of it.
-    shift: u32,
-    /// How many.
-    bits: u32,
-}
-
-impl Lane {
-    const fn ones(self) -> u32 {
-        match 32_u32.checked_sub(self.bits) {
-            Some(rest) if rest < 32 => u32::MAX >> rest,
-            _ => 0,
-        }
-    }
-}
-
-/// The registers that an access touches, lowest first; at an offset that is no multiple of 4 that may be one more.
-fn lanes(offset: u64, width: Width) -> impl DoubleEndedIterator<Item = Lane> {
-    let end = offset.saturating_add(u64::from(width.bytes()));
-    let first = offset & !3;
-    (0..3_u64).filter_map(move |n| {
-        let register = first.checked_add(n.wrapping_mul(4))?;
-        let from = offset.max(register);
-        let to = end.min(register.saturating_add(4));
-        let bytes = u32::try_from(to.checked_sub(from).filter(|&bytes| bytes > 0)?).ok()?;
-        let skipped = u32::try_from(from.checked_sub(register)?).ok()?;
-        Some(Lane { register, shift: skipped.saturating_mul(8), bits: bytes.saturating_mul(8) })
-    })
-}
+#[cfg(test)]
+mod tests;

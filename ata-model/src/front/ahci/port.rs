@@ -192,6 +192,13 @@ impl Port {
         self.pending() & self.ie
     }
 
+    /// The enabled interrupts are now `pending`: whether its own message is to be sent for them.
+    pub(super) const fn announce(&mut self, pending: u32) -> bool {
+        let new = pending != self.announced && pending != 0;
+        self.announced = pending;
+        new
+    }
+
     /// PxIS.
     const fn pending(&self) -> u32 {
         let mut pending = self.is;
@@ -358,13 +365,30 @@ impl Port {
 
     /// Puts every register to its reset value, but for the two addresses (10.4.3), and begins the drive's reset.
     pub(super) fn begin_host_reset(&mut self, reset: Reset) {
-        let bay = core::mem::replace(&mut self.bay, Bay::Empty);
-        let (clb, fb) = if reset == Reset::PowerOn { (0, 0) } else { (self.clb, self.fb) };
-        *self = Self { clb, fb, bay, bus_master: self.bus_master, ..Self::new(None) };
+        if reset == Reset::PowerOn {
+            (self.clb, self.fb) = (0, 0);
+        }
+        self.reset_registers();
         if let Some(unit) = self.unit_mut() {
             unit.begin_reset(reset, false);
         }
         self.link_up();
+    }
+
+    /// In place: a port with its drive is too large to be made anew.
+    fn reset_registers(&mut self) {
+        self.is = Interrupts::empty();
+        self.ie = 0;
+        self.announced = 0;
+        self.cmd = Cmd::empty();
+        self.status = STATUS_NONE;
+        self.error = 0;
+        self.sig = SIGNATURE_NONE;
+        self.sctl = 0;
+        self.serr = Serr::empty();
+        (self.sact, self.ci, self.ccs) = (0, 0, None);
+        self.speed = 0;
+        self.engine = Engine::Stopped;
     }
 
     /// Whether a reset of the HBA has to wait for this port no more.

@@ -42,6 +42,7 @@ impl Prdt {
     ///
     /// A region is of whole words: with an odd address or length, which are reserved, it is as little memory as one that
     /// wraps past 2^64. To ignore the bits would be to touch bytes that the guest did not name.
+    #[inline(always)]
     fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, MemoryError> {
         if self.next == self.entries {
             return Ok(false);
@@ -67,6 +68,7 @@ impl Table for Prdt {
         self.next == self.entries && self.left == 0
     }
 
+    #[inline(always)]
     fn take<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,

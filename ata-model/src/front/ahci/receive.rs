@@ -49,19 +49,7 @@ impl Port {
         (status, error): (Status, u8),
         interrupts: bool,
     ) {
-        let fis = RegisterD2h {
-            fis_type: RegisterD2h::TYPE,
-            flags: interrupt(interrupts),
-            status: status.bits(),
-            error,
-            lba: task.lba_bytes(),
-            device: task.device,
-            lba_previous: task.lba_previous_bytes(),
-            count: task.count.current,
-            count_previous: task.count.previous,
-            ..RegisterD2h::default()
-        };
-        self.post(memory, received::REGISTER, &fis);
+        self.post(memory, received::REGISTER, &register_fis(task, (status, error), interrupts));
         self.status = status.bits();
         self.error = error;
         if interrupts {
@@ -70,6 +58,11 @@ impl Port {
         if status.contains(Status::ERR) {
             self.fatal(Interrupts::TFES);
         }
+    }
+
+    /// The Register FIS by which a drive has accepted a queued command: the registers are as it has them already.
+    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, memory: &M, task: &TaskFile) {
+        self.post(memory, received::REGISTER, &register_fis(task, (READY, 0), false));
     }
 
     /// The PIO Setup FIS of a command's last data block. Those of the blocks before it would have been overwritten by it.
@@ -187,6 +180,21 @@ impl Port {
     /// A command is no more in the list.
     pub(super) fn take_from_list(&mut self, slot: u8) {
         self.ci &= !1_u32.checked_shl(u32::from(slot)).unwrap_or(0);
+    }
+}
+
+fn register_fis(task: &TaskFile, (status, error): (Status, u8), interrupts: bool) -> RegisterD2h {
+    RegisterD2h {
+        fis_type: RegisterD2h::TYPE,
+        flags: interrupt(interrupts),
+        status: status.bits(),
+        error,
+        lba: task.lba_bytes(),
+        device: task.device,
+        lba_previous: task.lba_previous_bytes(),
+        count: task.count.current,
+        count_previous: task.count.previous,
+        ..RegisterD2h::default()
     }
 }
 

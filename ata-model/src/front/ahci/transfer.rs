@@ -10,7 +10,7 @@ use super::receive::READY;
 use super::registers::Interrupts;
 use crate::command::Direction;
 use crate::command::{Addressing, Protocol, Row};
-use crate::drive::{Due, Failure, QueueError, Reply, Staged, Step, report_address};
+use crate::drive::{Due, Failure, QueueError, Reply, Staged, Step, Tags, report_address};
 use crate::front::scatter::{Segments, Stop, Table, next_piece, to_usize};
 
 /// What became of a piece of a command's data.
@@ -52,23 +52,25 @@ impl Port {
     ) -> bool {
         let running = self.engine == Engine::Running;
         let Some(unit) = self.unit_mut() else { return false };
-        if matches!(unit.phase, Phase::Resetting { .. } | Phase::Signing { .. }) {
+        if matches!(unit.phase, Phase::Resetting { .. } | Phase::Signing { .. }) || unit.drive.is_idle() {
             return false;
-        }
-        if !running {
-            // What the storage completes is not reported any more; a stop drops it.
-            return unit.drive.poll(memory, storage) == Step::Submitted;
         }
         let step = unit.drive.poll(memory, storage);
         let phase = unit.phase;
         match (step, phase) {
             (Step::Submitted, _) => true,
+            // What the storage completes is not reported any more; a stop drops it.
+            _ if !running => false,
             (step, Phase::Executing(executing)) => self.execute(executing, step, memory, storage),
-            _ => self.serve_queue(memory, storage) || self.serve_due(memory, storage),
+            _ => {
+                let served = self.serve_due(memory, storage);
+                self.serve_queue(memory, storage) || served
+            }
         }
     }
 
     /// Goes on with the command in execution.
+    #[inline(never)]
     fn execute<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         mut executing: Executing,
@@ -107,6 +109,8 @@ impl Port {
         true
     }
 
+    // The list of segments is on the stack of this function alone.
+    #[inline(never)]
     fn move_medium<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         executing: &mut Executing,
@@ -116,7 +120,8 @@ impl Port {
     ) -> Moved {
         let Some(unit) = self.unit_mut() else { return Moved::NotNow };
         let (segments, slot) = (&mut Segments::new(), unit.drive.slot());
-        let piece = match next_piece(executing.table, what, segments, slot, memory, storage) {
+        let mut table = executing.table;
+        let piece = match next_piece(&mut table, what, segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(stop) => return stop.into(),
         };
@@ -124,7 +129,7 @@ impl Port {
             return Moved::NotNow;
         }
         let bytes = u32::try_from(piece.sectors.saturating_mul(512)).unwrap_or(u32::MAX);
-        executing.table = piece.table;
+        executing.table = table;
         if piece.staged {
             executing.staged_bytes = bytes;
         } else {
@@ -233,42 +238,52 @@ impl Port {
     }
 
     /// Gives the storage what queued commands it takes; returns whether it took any.
+    // The list of segments is on the stack of this function alone.
+    #[inline(never)]
     fn serve_due<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
         let Some(unit) = self.unit() else { return false };
-        let mut served = false;
-        for due in unit.drive.queue_due() {
-            match self.serve_one(due, memory, storage) {
-                Moved::Yes => served = true,
-                Moved::NotNow => break,
-                Moved::NoMemory => {
-                    self.fatal(Interrupts::HBFS);
-                    return true;
+        let (mut served, mut begun) = (false, None);
+        for tag in unit.drive.queue_due() {
+            match self.serve_one(tag, &mut begun, memory, storage) {
+                Moved::Yes => {
+                    served = true;
+                    continue;
                 }
+                Moved::NotNow => break,
+                Moved::NoMemory => self.fatal(Interrupts::HBFS),
                 Moved::Short => {
                     self.is |= Interrupts::OFS;
-                    self.fail_queued(due.tag, Failure::Aborted);
-                    return true;
+                    self.fail_queued(tag, Failure::Aborted);
                 }
-                Moved::Failed(failure) => {
-                    self.fail_queued(due.tag, failure);
-                    return true;
-                }
+                Moved::Failed(failure) => self.fail_queued(tag, failure),
             }
+            served = true;
+            break;
+        }
+        // The DMA Setup FISes of those before it would have been overwritten by it.
+        if let Some(Due { tag, direction, left }) = begun {
+            let bytes = left.bytes().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(u32::MAX);
+            self.post_dma_setup(memory, tag, direction == Direction::Read, bytes);
         }
         served
     }
 
+    /// Gives the storage the next piece of a queued command. `begun` is then that command, if the piece is its first.
+    #[inline(always)]
     fn serve_one<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
-        due: Due,
+        tag: u8,
+        begun: &mut Option<Due>,
         memory: &M,
         storage: &mut H,
     ) -> Moved {
-        let Due { tag, direction, left } = due;
         let Some(unit) = self.unit_mut() else { return Moved::NotNow };
-        let Some(&table) = unit.tables.get(usize::from(tag)) else { return Moved::NotNow };
+        // An earlier one that failed at once has ended the queue.
+        let Some(due) = unit.drive.due(tag) else { return Moved::NotNow };
+        let Some(place) = unit.tables.get_mut(usize::from(tag)) else { return Moved::NotNow };
         let (segments, slot) = (&mut Segments::new(), unit.drive.slot());
-        let piece = match next_piece(table, (direction, left), segments, slot, memory, storage) {
+        let mut table = *place;
+        let piece = match next_piece(&mut table, (due.direction, due.left), segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(stop) => return stop.into(),
         };
@@ -276,13 +291,10 @@ impl Port {
         if unit.drive.transfer_queued(memory, storage, tag, segments, moves).is_err() {
             return Moved::NotNow;
         }
-        if let Some(place) = unit.tables.get_mut(usize::from(tag)) {
-            *place = piece.table;
+        if place.is_at_start() {
+            *begun = Some(due);
         }
-        if table.is_at_start() {
-            let bytes = left.bytes().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(u32::MAX);
-            self.post_dma_setup(memory, tag, direction == Direction::Read, bytes);
-        }
+        *place = table;
         Moved::Yes
     }
 
@@ -293,6 +305,7 @@ impl Port {
     }
 
     /// Reports queued commands that have ended, and the end of the queue; returns whether there was anything.
+    #[inline(never)]
     fn serve_queue<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
         let Some(unit) = self.unit_mut() else { return false };
         if let Some(staged) = unit.drive.queue_staged() {
@@ -302,8 +315,8 @@ impl Port {
         let ended = unit.drive.take_ended();
         if ended != 0 {
             let mut notified = false;
-            for (tag, table) in unit.tables.iter_mut().enumerate() {
-                if ended.checked_shr(u32::try_from(tag).unwrap_or(0)).unwrap_or(0) & 1 != 0 {
+            for tag in Tags::new(ended) {
+                if let Some(table) = unit.tables.get_mut(usize::from(tag)) {
                     notified |= core::mem::take(table).notified();
                 }
             }
