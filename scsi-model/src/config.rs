@@ -20,6 +20,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// An identity of spaces.
+    pub(crate) const BLANK: Self = Self {
+        vendor: [b' '; 8],
+        product: [b' '; 16],
+        revision: [b' '; 4],
+        serial: [b' '; 20],
+        naa: None,
+        write_cache: true,
+    };
+
     /// An identity from text. What is too long is cut; what is not printable ASCII becomes a space (SPC-4, ASCII data field requirements).
     #[must_use]
     pub fn new(vendor: &str, product: &str, revision: &str, serial: &str) -> Self {

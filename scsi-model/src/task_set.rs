@@ -1,11 +1,11 @@
-//! Task set: decides which task may start (SAM-5 clause 8, for one I_T nexus).
+//! Task set: decides which task may start (SAM-5 clause 8).
 
 use core::fmt;
 
 use blk_core::mutant::{Mutant, active};
-use heapless::Vec;
 
-use crate::command::{Cdb, Traits, traits};
+use crate::command::{Cdb, Row, Traits, find};
+use crate::fifo::Fifo;
 
 /// A task attribute: SAM-5, task attributes. ACA is not among them: a unit that says NORMACA=0 has no ACA condition, and a
 /// transport refuses tasks with that attribute.
@@ -22,14 +22,23 @@ pub enum Attribute {
     HeadOfQueue,
 }
 
+/// The I_T nexus that a task came through: a pair of an initiator port and a target port (SAM-5, I_T nexus). The transport
+/// numbers its nexuses as it likes; one with a single initiator has [`Nexus::default`] only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Nexus(pub u16);
+
 /// A command on its way: what the guest sent, and how much memory it gave for the data. Where that memory is
 /// stays with the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Task {
-    /// The transport's name for it, unique among the tasks in the set.
+    /// The transport's name for it, unique among the tasks in the set, of whatever nexus.
     pub tag: u64,
+    /// Who sent it.
+    pub nexus: Nexus,
     /// Where it stands among the others.
     pub attribute: Attribute,
     /// The command.
@@ -65,14 +74,22 @@ pub(crate) enum Gate {
 }
 
 impl Gate {
-    pub(crate) fn of(task: &Task) -> Self {
-        match task.attribute {
-            _ if traits(&task.cdb).contains(Traits::ALONE) => Self::Alone,
+    fn of(attribute: Attribute, row: Option<&Row>) -> Self {
+        match attribute {
+            _ if row.is_some_and(|row| row.traits.contains(Traits::ALONE)) => Self::Alone,
             Attribute::Simple => Self::Simple,
             Attribute::Ordered => Self::Ordered,
             Attribute::HeadOfQueue => Self::HeadOfQueue,
         }
     }
+}
+
+/// The task that may start now.
+pub(crate) struct Front<'a> {
+    pub(crate) task: &'a Task,
+    /// The row of its command, if there is one.
+    pub(crate) row: Option<&'static Row>,
+    pub(crate) gate: Gate,
 }
 
 /// Tasks that wait, in the order in which they will start; a tally of those that run; and those that were aborted and
@@ -83,13 +100,13 @@ impl Gate {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct TaskSet<const N: usize> {
-    waiting: Vec<Task, N>,
+    waiting: Fifo<Task, N>,
     running: Running,
-    aborted: Vec<u64, N>,
+    aborted: Fifo<u64, N>,
 }
 
 /// Number of running tasks of each class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Running {
     simple: u16,
@@ -99,7 +116,9 @@ struct Running {
 }
 
 impl Running {
-    fn total(self) -> u16 {
+    const NONE: Self = Self { simple: 0, head_of_queue: 0, ordered: 0, alone: 0 };
+
+    const fn total(self) -> u16 {
         self.simple.saturating_add(self.head_of_queue).saturating_add(self.ordered).saturating_add(self.alone)
     }
 
@@ -114,40 +133,37 @@ impl Running {
 }
 
 impl<const N: usize> TaskSet<N> {
-    pub(crate) fn new() -> Self {
-        Self { waiting: Vec::new(), running: Running::default(), aborted: Vec::new() }
+    pub(crate) const fn new() -> Self {
+        Self { waiting: Fifo::new(), running: Running::NONE, aborted: Fifo::new() }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.waiting
-            .len()
-            .saturating_add(self.aborted.len())
-            .saturating_add(usize::from(self.running.total()))
+    pub(crate) const fn len(&self) -> usize {
+        self.waiting.len().saturating_add(self.aborted.len()).saturating_add(self.running.total() as usize)
     }
 
     pub(crate) fn enqueue(&mut self, task: Task) -> Result<(), TaskSetFull> {
-        if self.len() >= N {
-            return Err(TaskSetFull);
-        }
-        let result = match task.attribute {
-            Attribute::HeadOfQueue => self.waiting.insert(0, task),
-            Attribute::Simple | Attribute::Ordered => self.waiting.push(task),
-        };
-        result.map_err(|_| TaskSetFull)
+        let there_is_room = self.len() < N;
+        let taken = there_is_room
+            && match task.attribute {
+                Attribute::HeadOfQueue => self.waiting.push_front(task),
+                Attribute::Simple | Attribute::Ordered => self.waiting.push_back(task),
+            };
+        if taken { Ok(()) } else { Err(TaskSetFull) }
     }
 
     /// The task that may start now.
-    pub(crate) fn front(&self) -> Option<(Task, Gate)> {
-        let task = *self.waiting.first()?;
-        let gate = Gate::of(&task);
-        self.admits(gate).then_some((task, gate))
+    #[inline]
+    pub(crate) fn front(&self) -> Option<Front<'_>> {
+        let task = self.waiting.front()?;
+        let row = find(&task.cdb);
+        let gate = Gate::of(task.attribute, row);
+        self.admits(gate).then_some(Front { task, row, gate })
     }
 
-    /// The front task has started, or has ended without running (`gate` is `None`).
+    /// The front task has started, or has ended without being in flight (`gate` is `None`).
+    #[inline]
     pub(crate) fn pop(&mut self, gate: Option<Gate>) {
-        if !self.waiting.is_empty() {
-            self.waiting.remove(0);
-        }
+        let _ = self.waiting.pop_front();
         if let Some(gate) = gate {
             let count = self.running.of(gate);
             *count = count.saturating_add(1);
@@ -160,34 +176,38 @@ impl<const N: usize> TaskSet<N> {
         *count = count.saturating_sub(1);
     }
 
-    /// Takes a waiting task away; it is reported by [`Self::next_aborted`].
-    pub(crate) fn abort(&mut self, tag: u64) -> bool {
-        let Some(place) = self.waiting.iter().position(|task| task.tag == tag) else { return false };
-        self.waiting.remove(place);
-        self.give_up(tag);
-        true
-    }
-
-    /// Takes every waiting task away.
-    pub(crate) fn abort_waiting(&mut self) {
-        while !self.waiting.is_empty() {
-            let task = self.waiting.remove(0);
-            self.give_up(task.tag);
-        }
+    /// Takes the waiting tasks away that `chosen` names, and returns whether there were any. They are reported by
+    /// [`Self::next_aborted`].
+    pub(crate) fn abort(&mut self, chosen: impl Fn(&Task) -> bool) -> bool {
+        let before = self.waiting.len();
+        let aborted = &mut self.aborted;
+        self.waiting.retain(|task| {
+            let keep = !chosen(task);
+            if !keep {
+                // There is room: `enqueue` counts the aborted too.
+                let _ = aborted.push_back(task.tag);
+            }
+            keep
+        });
+        self.waiting.len() != before
     }
 
     /// A running task was dropped by a reset.
-    pub(crate) fn drop_running(&mut self, task: Task, gate: Gate) {
+    pub(crate) fn drop_running(&mut self, tag: u64, gate: Gate) {
         self.ended(gate);
-        if active(Mutant::ResetReexecutes) {
-            let _ = self.waiting.push(task);
-            return;
-        }
-        self.give_up(task.tag);
+        // There is room: it was counted when it ran.
+        let _ = self.aborted.push_back(tag);
+    }
+
+    /// The mutant [`Mutant::ResetReexecutes`]: a running task that a reset drops waits again.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn run_again(&mut self, task: Task, gate: Gate) {
+        self.ended(gate);
+        let _ = self.waiting.push_back(task);
     }
 
     pub(crate) fn next_aborted(&mut self) -> Option<u64> {
-        if self.aborted.is_empty() { None } else { Some(self.aborted.remove(0)) }
+        self.aborted.pop_front()
     }
 
     pub(crate) fn has_aborted(&self) -> bool {
@@ -195,7 +215,7 @@ impl<const N: usize> TaskSet<N> {
     }
 
     pub(crate) fn waits(&self, tag: u64) -> bool {
-        self.waiting.iter().any(|task| task.tag == tag) || self.aborted.contains(&tag)
+        self.waiting.iter().any(|task| task.tag == tag) || self.aborted.iter().any(|aborted| *aborted == tag)
     }
 
     fn admits(&self, gate: Gate) -> bool {
@@ -210,11 +230,6 @@ impl<const N: usize> TaskSet<N> {
             Gate::Alone => running.total() == 0 || active(Mutant::CacheSwitchInFlight),
         }
     }
-
-    fn give_up(&mut self, tag: u64) {
-        // There is room: `enqueue` counts the aborted too.
-        let _ = self.aborted.push(tag);
-    }
 }
 
 #[cfg(test)]
@@ -225,15 +240,16 @@ mod tests {
     const MODE_SELECT: [u8; 6] = [0x15, 0x10, 0, 0, 24, 0];
 
     fn task(tag: u64, attribute: Attribute, cdb: &[u8]) -> Task {
-        Task { tag, attribute, cdb: Cdb::new(cdb), data_out_bytes: 0, data_in_bytes: 0 }
+        let nexus = Nexus::default();
+        Task { tag, nexus, attribute, cdb: Cdb::new(cdb), data_out_bytes: 0, data_in_bytes: 0 }
     }
 
     /// Starts all that may start, and returns their tags.
     fn start(set: &mut TaskSet<8>) -> std::vec::Vec<u64> {
         let mut tags = std::vec::Vec::new();
-        while let Some((task, gate)) = set.front() {
-            set.pop(Some(gate));
+        while let Some(Front { task, gate, .. }) = set.front() {
             tags.push(task.tag);
+            set.pop(Some(gate));
         }
         tags
     }
@@ -288,8 +304,8 @@ mod tests {
         set.enqueue(task(1, Attribute::Simple, &READ)).unwrap();
         set.enqueue(task(2, Attribute::Simple, &READ)).unwrap();
         assert_eq!(set.enqueue(task(3, Attribute::HeadOfQueue, &READ)), Err(TaskSetFull));
-        assert!(set.abort(1));
-        assert!(!set.abort(1));
+        assert!(set.abort(|task| task.tag == 1));
+        assert!(!set.abort(|task| task.tag == 1));
         assert_eq!(set.enqueue(task(3, Attribute::Simple, &READ)), Err(TaskSetFull));
         assert_eq!(set.next_aborted(), Some(1));
         set.enqueue(task(3, Attribute::Simple, &READ)).unwrap();

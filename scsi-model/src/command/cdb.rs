@@ -16,10 +16,13 @@ impl Cdb {
     /// of the command is not looked at, and commands longer than 16 bytes are not supported.
     #[must_use]
     pub fn new(given: &[u8]) -> Self {
-        let mut bytes = [0; 16];
-        for (place, byte) in bytes.iter_mut().zip(given) {
-            *place = *byte;
-        }
+        let bytes = given.first_chunk().copied().unwrap_or_else(|| {
+            let mut bytes = [0; 16];
+            for (place, byte) in bytes.iter_mut().zip(given) {
+                *place = *byte;
+            }
+            bytes
+        });
         Self { bytes, given_bytes: u8::try_from(given.len()).unwrap_or(u8::MAX) }
     }
 
@@ -37,6 +40,11 @@ impl Cdb {
 
     pub(crate) fn byte(&self, at: usize) -> u8 {
         self.bytes.get(at).copied().unwrap_or(0)
+    }
+
+    /// The block as a number: byte 0 is the highest.
+    pub(super) const fn bits(&self) -> u128 {
+        u128::from_be_bytes(self.bytes)
     }
 
     /// The block as layout `T`, which is at most 16 bytes long.

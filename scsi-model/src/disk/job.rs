@@ -3,17 +3,15 @@
 use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment};
 use blk_core::order::{Order, Request};
-use blk_core::storage::{Info, Storage};
+use blk_core::storage::Storage;
 use blk_core::units::{Extent, SECTOR_BYTES};
-use heapless::Vec;
 
 use super::io::Io;
-use super::limits::UNMAP_DESCRIPTORS_MAX;
+use super::limits::unmapped;
 use super::settings::Settings;
 use crate::command::Against;
 use crate::sense::Sense;
-use crate::task_set::Task;
-use crate::transport::{Direction, SegmentList, Transport, differs, take};
+use crate::transport::{Direction, Guest, SegmentList, Transport};
 
 /// Effect on the unit when a job has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +32,9 @@ pub(super) enum Job {
     Transfer(Transfer),
     /// Writes zeroes.
     Zeroes { extent: Extent, may_unmap: bool, done: bool },
-    /// Discards extents, from the last to the first.
-    Discard(Vec<Extent, UNMAP_DESCRIPTORS_MAX>),
+    /// Discards an extent, and then those of the first `left` descriptors in the staging buffer, from the last to the first.
+    /// `None`: all are done.
+    Discard { extent: Option<Extent>, left: u8 },
     /// Flushes.
     Flush(After),
     /// Has flushed.
@@ -96,31 +95,41 @@ impl Job {
         Self::Transfer(Transfer { verb, extent, fua, done_sectors: 0, chunk_sectors: 0, second: false })
     }
 
-    /// The next operation, with its segments in `list`; `None` if the job is done.
+    /// Whether nothing is left to do.
+    pub(super) const fn is_done(&self) -> bool {
+        match self {
+            Self::Transfer(transfer) => transfer.done_sectors >= transfer.extent.sectors,
+            Self::Zeroes { done, .. } => *done,
+            Self::Discard { extent, .. } => extent.is_none(),
+            Self::Flush(_) => false,
+            Self::Flushed(_) => true,
+        }
+    }
+
+    /// The next operation of a job that is not done, with its segments in the guest's list.
     pub(super) fn next<M, S, T>(
         &mut self,
         slot: u16,
-        task: &Task,
+        tag: u64,
         io: &mut Io<'_, M, S, T>,
-        list: &mut SegmentList,
-    ) -> Result<Option<Request>, Sense>
+    ) -> Result<Request, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        io.guest.list.clear();
         Ok(match self {
-            Self::Transfer(transfer) => transfer.next(slot, task, io, list)?,
-            Self::Zeroes { done: true, .. } | Self::Flushed(_) => None,
+            Self::Transfer(transfer) => transfer.next(slot, tag, io)?,
             Self::Zeroes { extent, may_unmap, .. } => {
-                Some(Request::new(Op::WriteZeroes { extent: *extent, may_unmap: *may_unmap }))
+                Request::new(Op::WriteZeroes { extent: *extent, may_unmap: *may_unmap })
             }
-            Self::Discard(extents) => {
-                extents.last().map(|extent| Request::new(Op::Discard { extent: *extent }))
+            Self::Discard { extent, .. } => {
+                Request::new(Op::Discard { extent: extent.unwrap_or(Extent::new(0, 0)) })
             }
-            Self::Flush(After::Nothing) => Some(Request::new(Op::Flush)),
+            Self::Flush(After::Nothing) | Self::Flushed(_) => Request::new(Op::Flush),
             // Drains what is in flight and holds what is younger: nothing is written from the cache that is switched.
-            Self::Flush(_) => Some(Request::new(Op::Flush).ordered(Order::Barrier)),
+            Self::Flush(_) => Request::new(Op::Flush).ordered(Order::Barrier),
         })
     }
 
@@ -128,18 +137,18 @@ impl Job {
     pub(super) fn segments<M, S, T>(
         &mut self,
         slot: u16,
-        task: &Task,
+        tag: u64,
         io: &mut Io<'_, M, S, T>,
-        list: &mut SegmentList,
     ) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        io.guest.list.clear();
         let Self::Transfer(transfer) = self else { return Ok(()) };
         let planned = transfer.chunk_sectors;
-        let found = transfer.segments(slot, task, io, list)?;
+        let found = transfer.segments(slot, tag, io)?;
         if found == planned { Ok(()) } else { Err(Sense::DATA_PHASE) }
     }
 
@@ -147,7 +156,7 @@ impl Job {
     pub(super) fn completed<M, S, T>(
         &mut self,
         slot: u16,
-        task: &Task,
+        tag: u64,
         io: &mut Io<'_, M, S, T>,
     ) -> Result<(), Sense>
     where
@@ -156,10 +165,14 @@ impl Job {
         T: Transport + ?Sized,
     {
         match self {
-            Self::Transfer(transfer) => transfer.completed(slot, task, io)?,
+            Self::Transfer(transfer) => transfer.completed(slot, tag, io)?,
             Self::Zeroes { done, .. } => *done = true,
-            Self::Discard(extents) => {
-                extents.pop();
+            Self::Discard { extent, left } => {
+                *extent = match left.checked_sub(1) {
+                    Some(index) => Some(unmapped(io.storage, slot, index)?),
+                    None => None,
+                };
+                *left = left.saturating_sub(1);
             }
             Self::Flush(after) => *self = Self::Flushed(*after),
             Self::Flushed(_) => {}
@@ -208,29 +221,20 @@ impl Transfer {
         }
     }
 
-    fn next<M, S, T>(
-        &mut self,
-        slot: u16,
-        task: &Task,
-        io: &mut Io<'_, M, S, T>,
-        list: &mut SegmentList,
-    ) -> Result<Option<Request>, Sense>
+    fn next<M, S, T>(&mut self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<Request, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if self.done_sectors >= self.extent.sectors {
-            return Ok(None);
-        }
         if self.compares_first() && !self.second {
             // A device before this one has compared, and may have written what would be compared now.
-            self.second = io.transport.has_begun(task.tag);
+            self.second = io.guest.transport.has_begun(tag);
         }
-        self.chunk_sectors = self.segments(slot, task, io, list)?;
+        self.chunk_sectors = self.segments(slot, tag, io)?;
         let start = self.extent.start.0.saturating_add(self.done_sectors);
         let extent = Extent::new(start, self.chunk_sectors);
-        let request = match self.movement() {
+        Ok(match self.movement() {
             Move::ReadGuest => Request::new(Op::Read { extent }).with_fua(self.fua),
             // VERIFY looks at the medium: cached blocks are written first (SBC-3, VERIFY(10)). What is read back was written
             // with FUA.
@@ -241,25 +245,19 @@ impl Transfer {
             Move::WriteGuest | Move::WriteStaging => {
                 Request::new(Op::Write { extent, fua: false }).with_fua(self.fua)
             }
-        };
-        Ok(Some(request))
+        })
     }
 
     /// The segments of the next operation, and how many sectors they hold: a whole number of blocks.
-    fn segments<M, S, T>(
-        &self,
-        slot: u16,
-        task: &Task,
-        io: &mut Io<'_, M, S, T>,
-        list: &mut SegmentList,
-    ) -> Result<u64, Sense>
+    fn segments<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<u64, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let info = *io.storage.info();
-        let mut most = u64::from(info.transfer_max_bytes.max(info.logical_block_bytes));
+        let info = io.storage.info();
+        let (block_bytes, segments_max) = (info.logical_block_bytes, info.segments_max);
+        let mut most = u64::from(info.transfer_max_bytes.max(block_bytes));
         if !matches!(self.verb, Verb::Read | Verb::Write) {
             most = most.min(info.staging_bytes.into());
         }
@@ -276,13 +274,18 @@ impl Transfer {
                 let skip = if self.compares_first() { sector_bytes(self.extent.sectors) } else { 0 };
                 let from = skip.saturating_add(sector_bytes(self.done_sectors));
                 let to = from.saturating_add(left);
-                io.transport.segments(task.tag, direction, from..to, list).map_err(|_| Sense::DATA_PHASE)?;
-                fit(list, left, &info)
+                let Guest { transport, list, .. } = &mut io.guest;
+                transport.segments(tag, direction, from..to, list).map_err(|_| Sense::DATA_PHASE)?;
+                fit(list, left, block_bytes, segments_max)
             }
             Move::ReadStaging | Move::WriteStaging => {
-                let bytes = whole_blocks(left, &info);
+                let bytes = whole_blocks(left, block_bytes);
+                if self.verb == Verb::Fill {
+                    repeat_pattern(slot, tag, bytes, block_bytes, io)?;
+                }
                 let len = u32::try_from(bytes).unwrap_or(0);
-                list.push(Segment::Staging { offset: 0, len }).map_err(|_| Sense::DATA_PHASE)?;
+                io.guest.list.clear();
+                io.guest.list.push(Segment::Staging { offset: 0, len }).map_err(|_| Sense::DATA_PHASE)?;
                 bytes
             }
         };
@@ -290,13 +293,10 @@ impl Transfer {
             // One block in more pieces than the storage takes.
             return Err(Sense::DATA_PHASE);
         }
-        if self.verb == Verb::Fill {
-            repeat_pattern(slot, task.tag, bytes, &info, io)?;
-        }
         Ok(bytes >> SECTOR_BYTES.trailing_zeros())
     }
 
-    fn completed<M, S, T>(&mut self, slot: u16, task: &Task, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    fn completed<M, S, T>(&mut self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
@@ -310,23 +310,23 @@ impl Transfer {
             }
             // What was compared is written, whatever becomes of this device.
             (Verb::CompareAndWrite, false) => {
-                self.compare(slot, task, io)?;
-                io.transport.note_begun(task.tag);
+                self.compare(slot, tag, io)?;
+                io.guest.transport.note_begun(tag);
                 self.second = true;
                 return Ok(());
             }
             // Done once more it comes to the same, so that nobody has to know how far it came.
             (Verb::OrWrite, false) => {
-                self.merge(slot, task, io)?;
+                self.merge(slot, tag, io)?;
                 self.second = true;
                 return Ok(());
             }
             (Verb::WriteAndVerify, true) => {
-                self.compare(slot, task, io)?;
+                self.compare(slot, tag, io)?;
                 self.second = false;
             }
             (Verb::OrWrite, true) => self.second = false,
-            (Verb::Verify(_), _) => self.compare(slot, task, io)?,
+            (Verb::Verify(_), _) => self.compare(slot, tag, io)?,
             (Verb::Read | Verb::Write | Verb::Fill, _) | (Verb::CompareAndWrite, true) => {}
         }
         self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
@@ -334,41 +334,44 @@ impl Transfer {
     }
 
     /// Compares what was read into the staging buffer with the guest's data.
-    fn compare<M, S, T>(&self, slot: u16, task: &Task, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    fn compare<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let block_bytes = usize::try_from(io.storage.info().logical_block_bytes.max(SECTOR_BYTES));
-        let block_bytes = block_bytes.map_err(|_| Sense::DATA_PHASE)?;
+        let block_bytes = io.storage.info().logical_block_bytes.max(SECTOR_BYTES) as usize;
         let sectors_per_block = io.storage.info().sectors_per_block();
         let len = usize::try_from(sector_bytes(self.chunk_sectors)).map_err(|_| Sense::DATA_PHASE)?;
-        let data = io.storage.staging(slot).get(..len).ok_or(Sense::DATA_PHASE)?;
+        let mut data: &[u8] = io.storage.staging(slot).get(..len).ok_or(Sense::DATA_PHASE)?;
         let done = sector_bytes(self.done_sectors);
-        for (index, block) in data.chunks(block_bytes).enumerate() {
-            let within = (index as u64).saturating_mul(block_bytes as u64);
+        let mut index = 0_u64;
+        while let Some((block, rest)) = data.split_at_checked(block_bytes) {
+            data = rest;
+            let within = index.saturating_mul(block_bytes as u64);
             let offset = match self.verb {
                 Verb::Verify(Against::Nothing) => return Ok(()),
                 Verb::Verify(Against::OneBlock) => 0,
                 _ => done.saturating_add(within),
             };
-            let place =
-                differs(io.memory, io.transport, task.tag, offset, block).map_err(|_| Sense::DATA_PHASE)?;
-            let Some(place) = place else { continue };
+            let place = io.guest.differs(tag, offset, block).map_err(|_| Sense::DATA_PHASE)?;
+            let Some(place) = place else {
+                index = index.saturating_add(1);
+                continue;
+            };
             // COMPARE AND WRITE gives the offset of the first byte that differs (SBC-3 5.2), VERIFY the block.
             return Err(Sense::miscompare(if self.compares_first() {
                 offset.saturating_add(place)
             } else {
                 let sector = self.extent.start.0.saturating_add(self.done_sectors);
-                (sector >> sectors_per_block.trailing_zeros()).saturating_add(index as u64)
+                (sector >> sectors_per_block.trailing_zeros()).saturating_add(index)
             }));
         }
         Ok(())
     }
 
     /// ORs the guest's data into what was read into the staging buffer.
-    fn merge<M, S, T>(&self, slot: u16, task: &Task, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    fn merge<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
@@ -379,8 +382,7 @@ impl Transfer {
         let mut at = sector_bytes(self.done_sectors);
         for sector in data.chunks_exact_mut(SECTOR_BYTES as usize) {
             let mut theirs = [0; SECTOR_BYTES as usize];
-            let taken = take(io.memory, io.transport, task.tag, at, &mut theirs);
-            taken.map_err(|_| Sense::DATA_PHASE)?;
+            io.guest.take(tag, at, &mut theirs).map_err(|_| Sense::DATA_PHASE)?;
             for (ours, theirs) in sector.iter_mut().zip(theirs) {
                 *ours |= theirs;
             }
@@ -400,7 +402,7 @@ fn repeat_pattern<M, S, T>(
     slot: u16,
     tag: u64,
     bytes: u64,
-    info: &Info,
+    block_bytes: u32,
     io: &mut Io<'_, M, S, T>,
 ) -> Result<(), Sense>
 where
@@ -408,22 +410,23 @@ where
     S: Storage<M> + ?Sized,
     T: Transport + ?Sized,
 {
-    let block_bytes = usize::try_from(info.logical_block_bytes).unwrap_or(0);
+    let block_bytes = block_bytes.max(SECTOR_BYTES) as usize;
     let bytes = usize::try_from(bytes).unwrap_or(0);
     let staging = io.storage.staging(slot).get_mut(..bytes).ok_or(Sense::DATA_PHASE)?;
-    let (first, rest) = staging.split_at_mut_checked(block_bytes).ok_or(Sense::DATA_PHASE)?;
-    take(io.memory, io.transport, tag, 0, first).map_err(|_| Sense::DATA_PHASE)?;
-    for block in rest.chunks_exact_mut(block_bytes) {
+    let (first, mut rest) = staging.split_at_mut_checked(block_bytes).ok_or(Sense::DATA_PHASE)?;
+    io.guest.take(tag, 0, first).map_err(|_| Sense::DATA_PHASE)?;
+    while let Some((block, more)) = rest.split_at_mut_checked(first.len()) {
         block.copy_from_slice(first);
+        rest = more;
     }
     Ok(())
 }
 
 /// Cuts the list to what one operation takes: `most` bytes, the storage's number of segments, whole blocks.
-fn fit(list: &mut SegmentList, most: u64, info: &Info) -> u64 {
-    list.truncate(usize::from(info.segments_max.max(1)));
+fn fit(list: &mut SegmentList, most: u64, block_bytes: u32, segments_max: u16) -> u64 {
+    list.truncate(usize::from(segments_max.max(1)));
     let total = blk_core::op::total_bytes(list).unwrap_or(0);
-    let bytes = whole_blocks(total.min(most), info);
+    let bytes = whole_blocks(total.min(most), block_bytes);
     let mut excess = total.saturating_sub(bytes);
     while excess != 0 {
         let Some(last) = list.pop() else { return 0 };
@@ -443,8 +446,8 @@ fn fit(list: &mut SegmentList, most: u64, info: &Info) -> u64 {
 }
 
 /// `bytes` without what is less than a block. The block is a power of two.
-fn whole_blocks(bytes: u64, info: &Info) -> u64 {
-    bytes & !u64::from(info.logical_block_bytes.saturating_sub(1))
+fn whole_blocks(bytes: u64, block_bytes: u32) -> u64 {
+    bytes & !u64::from(block_bytes.saturating_sub(1))
 }
 
 fn sector_bytes(sectors: u64) -> u64 {

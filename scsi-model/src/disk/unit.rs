@@ -132,7 +132,18 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn new(config: Config, info: &Info) -> Self {
+    /// No unit.
+    pub(super) const VACANT: Self = Self {
+        config: Config::BLANK,
+        settings: Settings { write_cache: false, descriptor_sense: false },
+        volatile: false,
+        stopped: false,
+        deferred: None,
+        attentions: Attentions::empty(),
+        sectors: 0,
+    };
+
+    pub(super) const fn new(config: Config, info: &Info) -> Self {
         let volatile = info.has_volatile_cache();
         Self {
             config,

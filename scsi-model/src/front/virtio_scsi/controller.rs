@@ -8,12 +8,13 @@ use zerocopy::IntoBytes;
 
 use super::address::{Address, LUN_MAX};
 use super::events::{Events, Happened};
-use super::requests::Pending;
+use super::pending::{Pending, PendingTable};
 use super::rings::{CONTROL, EVENT, REQUEST, Rings};
 use super::sizes::Sizes;
 use super::wire::{ConfigSpace, EventData, Features, Response};
 use crate::config::Config as Identity;
 use crate::disk::{LogicalUnit, ResetCause, Setting, UnitAttention, Unsupported};
+use crate::task_set::Nexus;
 
 /// Configuration that an embedder chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,22 +57,21 @@ impl fmt::Display for NotInserted {
 
 impl core::error::Error for NotInserted {}
 
+/// The I_T nexus of a controller: one driver, and its targets are one port each.
+pub(super) const NEXUS: Nexus = Nexus(0);
+
 /// A unit and the requests that it has: its tasks are named by their places in the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Attached<const N: usize> {
+    /// There is a unit; otherwise the rest is empty. (No `Option`: a unit would have to be moved into it.)
+    pub(super) present: bool,
     pub(super) unit: LogicalUnit<N>,
-    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
-    pub(super) requests: [Option<Pending>; N],
+    pub(super) requests: PendingTable<N>,
 }
 
 impl<const N: usize> Attached<N> {
-    /// What comes back aborted from now on, of what there is, is answered with `response`.
-    pub(super) fn cancel(&mut self, response: Response) {
-        for pending in self.requests.iter_mut().flatten() {
-            pending.cancelled = response;
-        }
-    }
+    const ABSENT: Self = Self { present: false, unit: LogicalUnit::vacant(), requests: PendingTable::EMPTY };
 }
 
 /// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
@@ -99,7 +99,7 @@ pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) addresses: [Option<Address>; L],
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
-    pub(super) units: [Option<Attached<N>>; L],
+    pub(super) units: [Attached<N>; L],
     /// The task management function that is under way.
     pub(super) function: Option<Function>,
     pub(super) events: Events,
@@ -124,7 +124,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             config: Config { queues, ..config },
             rings: Rings::new(config.queue_size_max),
             addresses: [None; L],
-            units: core::array::from_fn(|_| None),
+            units: [const { Attached::ABSENT }; L],
             function: None,
             events: Events::new(),
             sizes: Sizes::DEFAULT,
@@ -228,11 +228,12 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if address.lun > LUN_MAX || self.addresses.contains(&Some(address)) {
             return Err(NotInserted::Address);
         }
-        let index = self.units.iter().position(Option::is_none).ok_or(NotInserted::Full)?;
-        let unit = LogicalUnit::new(identity, info).map_err(NotInserted::Geometry)?;
+        let index = self.units.iter().position(|attached| !attached.present).ok_or(NotInserted::Full)?;
+        let attached = self.units.get_mut(index).ok_or(NotInserted::Full)?;
+        attached.unit.occupy(identity, info).map_err(NotInserted::Geometry)?;
+        attached.present = true;
         self.tell_others(address, Happened::Appeared);
-        if let (Some(place), Some(at)) = (self.units.get_mut(index), self.addresses.get_mut(index)) {
-            *place = Some(Attached { unit, requests: [None; N] });
+        if let Some(at) = self.addresses.get_mut(index) {
             *at = Some(address);
         }
         Ok(index)
@@ -242,10 +243,10 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// [`Self::has_unit`] is false. Returns whether there was a unit that was not leaving.
     pub fn remove(&mut self, index: usize) -> bool {
         let Some(address) = self.addresses.get_mut(index).and_then(Option::take) else { return false };
-        if let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) {
+        if let Some(attached) = self.units.get_mut(index) {
             // 5.6.6.1.1: commands that are not aborted by a function end with this.
-            attached.cancel(Response::Failure);
-            attached.unit.abort_task_set();
+            attached.requests.cancel(Response::Failure);
+            attached.unit.clear_task_set();
         }
         self.tell_others(address, Happened::Removed);
         true
@@ -254,7 +255,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// Whether there is a unit on handle `index`, be it one that leaves.
     #[must_use]
     pub fn has_unit(&self, index: usize) -> bool {
-        self.units.get(index).is_some_and(Option::is_some)
+        self.units.get(index).is_some_and(|attached| attached.present)
     }
 
     /// Where the unit on handle `index` is, unless it leaves.
@@ -266,7 +267,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// The unit on handle `index`.
     #[must_use]
     pub fn unit(&self, index: usize) -> Option<&LogicalUnit<N>> {
-        Some(&self.units.get(index)?.as_ref()?.unit)
+        self.units.get(index).filter(|attached| attached.present).map(|attached| &attached.unit)
     }
 
     /// What the guest has set in the unit on handle `index`, for [`Self::resume`].
@@ -278,7 +279,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// Lets the unit on handle `index` go on where one in another process ended: see [`LogicalUnit::resume`]. Before anything is
     /// polled, and also after a [reset](Self::reset) that the guest does not know of.
     pub fn resume(&mut self, index: usize, setting: Setting) {
-        if let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) {
+        if let Some(attached) = self.units.get_mut(index).filter(|attached| attached.present) {
             attached.unit.resume(setting);
         }
     }
@@ -288,16 +289,14 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     pub fn in_flight(&self, index: usize) -> usize {
         match index {
             CONTROL => usize::from(self.function.is_some()),
-            _ => self.pending().filter(|pending| pending.chain.ring == index).count(),
+            _ => self.pending().filter(|pending| usize::from(pending.chain.ring) == index).count(),
         }
     }
 
     /// Whether nothing is in flight: every chain that was taken is answered, and no reset waits.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        !self.resetting
-            && self.function.is_none()
-            && self.units.iter().flatten().all(|attached| attached.unit.is_quiet())
+        !self.resetting && self.function.is_none() && self.attached().all(|attached| attached.unit.is_quiet())
     }
 
     /// Begins a reset of the device: the rings are forgotten, and no guest memory of them is touched any more; what the
@@ -309,8 +308,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         self.events = Events::new();
         self.sizes = Sizes::DEFAULT;
         self.resetting = true;
-        for attached in self.units.iter_mut().flatten() {
-            attached.requests = [None; N];
+        for attached in self.units.iter_mut().filter(|attached| attached.present) {
+            attached.requests.clear();
             attached.unit.reset(ResetCause::Hard);
         }
     }
@@ -329,17 +328,22 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if index == CONTROL {
             self.function = None;
         }
-        for attached in self.units.iter_mut().flatten() {
-            for (tag, pending) in (0..).zip(&attached.requests) {
-                if pending.is_some_and(|pending| pending.chain.ring == index) {
+        for attached in self.units.iter_mut().filter(|attached| attached.present) {
+            for (tag, pending) in attached.requests.iter() {
+                if usize::from(pending.chain.ring) == index {
                     attached.unit.abort_task(tag);
                 }
             }
         }
     }
 
+    /// The units that are there.
+    pub(super) fn attached(&self) -> impl Iterator<Item = &Attached<N>> {
+        self.units.iter().filter(|attached| attached.present)
+    }
+
     fn pending(&self) -> impl Iterator<Item = &Pending> {
-        self.units.iter().flatten().flat_map(|attached| attached.requests.iter().flatten())
+        self.attached().flat_map(|attached| attached.requests.iter().map(|(_, pending)| pending))
     }
 
     /// The unit at `address`, if it has a handle.
@@ -361,9 +365,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             return;
         }
         for (attached, at) in self.units.iter_mut().zip(&self.addresses) {
-            if let Some(attached) = attached
-                && at.is_some_and(|at| at.target == address.target)
-            {
+            if attached.present && at.is_some_and(|at| at.target == address.target) {
                 attached.unit.raise(UnitAttention::ReportedLunsChanged);
             }
         }

@@ -5,11 +5,12 @@ use blk_core::storage::Storage;
 use blk_core::virtq::{InflightTracker, QueueError};
 
 use super::address::{Address, Addressed};
-use super::controller::{Attached, Controller};
+use super::controller::{Attached, Controller, NEXUS};
 use super::events::Happened;
 use super::io::Io;
+use super::pending::{Pending, Place};
 use super::policy::Policy;
-use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Pending, Place, Request, luns};
+use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Request, luns};
 use super::rings::{CONTROL, EVENT, REQUEST, running};
 use super::target::{self, Responder};
 use super::wire::{Features, Response};
@@ -104,8 +105,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let closed = Policy { features: Features::empty(), open: 0 };
         let mut again = false;
         self.run_units(&mut Io { memory, storage, policy: &closed, logs: &mut [(); 0] }, &mut again);
-        let units = storage.iter().zip(&self.units).filter_map(|(_, attached)| attached.as_ref());
-        self.resetting = !units.into_iter().all(|attached| attached.unit.is_quiet());
+        let mut units = storage.iter().zip(&self.units).filter(|(_, attached)| attached.present);
+        self.resetting = !units.all(|(_, attached)| attached.unit.is_quiet());
         !self.resetting
     }
 
@@ -119,6 +120,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if !io.policy.is_open(index) {
             return true;
         }
+        let Ok(number) = u16::try_from(index) else { return true };
         if let Some((ring, _)) = running(&mut self.rings, io.logs, index) {
             // An error has broken the ring, which says so by itself.
             let _ = ring.fetch_avail_idx(io.memory);
@@ -131,13 +133,13 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 return false;
             }
             let Ok(Some(head)) = ring.peek(io.memory, log) else { break };
-            let Ok(request) = requests::take((ring, index), io.memory, log, head, self.sizes) else { break };
+            let Ok(request) = requests::take((ring, number), io.memory, log, head, self.sizes) else { break };
             *budget = budget.saturating_sub(1);
             match request {
                 Some(request) => self.begin(&request, io),
                 None => {
                     let nothing = (Data::In { bytes: 0 }, &Answer::refused(Response::Failure));
-                    self.answer(Place { ring: index, head }, nothing, io);
+                    self.answer(Place { ring: number, head, response: None }, nothing, io);
                 }
             }
         }
@@ -151,28 +153,44 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         H: Storage<M>,
         I: InflightTracker,
     {
+        if let Addressed::Unit(address) = request.to
+            && let Some(index) = self.find(address, io.storage)
+        {
+            return self.enqueue(index, request, io);
+        }
+        self.answer_for_target(request, io);
+    }
+
+    /// Answers a request that no unit here is for. Apart, for it needs more stack.
+    #[inline(never)]
+    fn answer_for_target<M, H, I>(&mut self, request: &Request, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InflightTracker,
+    {
         let responder = match request.to {
             Addressed::ReportLuns => Responder::WellKnown,
-            Addressed::Unit(address) => match self.find(address, io.storage) {
-                Some(index) => return self.enqueue(index, request, io),
-                None => Responder::Absent { zero: address.lun == 0 },
-            },
+            Addressed::Unit(address) => Responder::Absent { zero: address.lun == 0 },
             Addressed::Within(_) => Responder::Absent { zero: false },
             Addressed::Nowhere => return self.refuse(request, Response::BadTarget, io),
         };
         if request.to.target().is_some_and(|target| !self.has_target(target)) {
             return self.refuse(request, Response::BadTarget, io);
         }
-        let addresses = self.addresses;
+        let mut reply = Reply::new();
         let replied = match request.to.target() {
-            Some(target) => target::answer(responder, &request.cdb, luns(&addresses, target)),
+            Some(target) => {
+                target::answer(responder, &request.cdb, luns(&self.addresses, target), &mut reply)
+            }
             // The host's units, each by its whole address: a level for the target, a level for the unit.
             None => {
-                target::answer(responder, &request.cdb, addresses.into_iter().flatten().map(Address::encode))
+                let addresses = self.addresses.iter().flatten().copied().map(Address::encode);
+                target::answer(responder, &request.cdb, addresses, &mut reply)
             }
         };
         match replied {
-            Ok((reply, allocation)) => self.reply(request, &reply, allocation, io),
+            Ok(allocation) => self.reply(request, &reply, allocation, io),
             Err(sense) => self.check(request, sense, io),
         }
     }
@@ -184,15 +202,14 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         I: InflightTracker,
     {
         let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
-        let Some(attached) = self.units.get_mut(index).and_then(Option::as_mut) else { return };
-        let Request { chain, id, data, cdb, .. } = *request;
-        let free = (0..).zip(&mut attached.requests).find(|(_, pending)| pending.is_none());
-        let taken = free.is_some_and(|(tag, pending)| {
+        let Some(Attached { unit, requests, .. }) = self.units.get_mut(index) else { return };
+        let Request { chain, id, data, data_at, cdb, .. } = *request;
+        let taken = requests.free_tag().is_some_and(|tag| {
             let (data_out_bytes, data_in_bytes) = (data.out_bytes(), data.in_bytes());
-            let task = Task { tag, attribute, cdb, data_out_bytes, data_in_bytes };
-            let taken = attached.unit.enqueue(task).is_ok();
+            let task = Task { tag, nexus: NEXUS, attribute, cdb, data_out_bytes, data_in_bytes };
+            let taken = unit.enqueue(task).is_ok();
             if taken {
-                *pending = Some(Pending { chain, id, data, cancelled: Response::Aborted });
+                requests.insert(tag, Pending { chain, id, data, data_at, cancelled: Response::Aborted });
             }
             taken
         });
@@ -255,8 +272,11 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     {
         let Self { rings, addresses, units, sizes, events, .. } = self;
         let mut ended = false;
-        for (index, (place, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
-            let Some(Attached { unit, requests }) = place else { continue };
+        for (index, (attached, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
+            let Attached { present, unit, requests } = attached;
+            if !*present {
+                continue;
+            }
             let address = addresses.get(index).copied().flatten();
             loop {
                 let quiet = unit.is_quiet();
@@ -290,15 +310,15 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                     disk::Polled::Idle => break,
                 };
                 ended = true;
-                let pending = usize::try_from(one.tag).ok().and_then(|tag| requests.get_mut(tag));
                 // After a reset there is no one to be told.
-                let Some(pending) = pending.and_then(Option::take) else { continue };
+                let Some(pending) = requests.remove(one.tag) else { continue };
                 let answer = Answer::of(&one.outcome, one.transferred_bytes, pending.cancelled);
                 let answer = (pending.data, &answer);
                 let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);
             }
             if address.is_none() && unit.is_quiet() {
-                *place = None;
+                *present = false;
+                unit.vacate();
             }
         }
         ended

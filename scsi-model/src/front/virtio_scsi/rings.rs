@@ -61,35 +61,75 @@ impl<const Q: usize> Rings<Q> {
 pub(super) struct Chain<const H: usize> {
     /// The first readable bytes; zeroes where there are fewer.
     pub(super) header: [u8; H],
-    /// Readable bytes.
-    pub(super) readable: u64,
-    /// Writable bytes.
-    pub(super) writable: u64,
+    pub(super) readable: Part,
+    pub(super) writable: Part,
     /// The header could be read.
     pub(super) legible: bool,
 }
 
+/// The readable or the writable part of a chain: some bytes that belong to the transport, and then data.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// Bytes of both.
+    pub(super) bytes: u64,
+    /// Bytes before the data.
+    before: u64,
+    /// Where these are, if they are in one piece.
+    pub(super) head: Option<GuestAddr>,
+    /// Where the data begins.
+    data: Option<GuestAddr>,
+    /// The data goes on in another piece.
+    scattered: bool,
+}
+
+impl Part {
+    const fn new(before: u64) -> Self {
+        Self { bytes: 0, before, head: None, data: None, scattered: false }
+    }
+
+    /// Where the data is, if there is any and it is in one piece.
+    pub(super) fn data(&self) -> Option<GuestAddr> {
+        self.data.filter(|_| !self.scattered)
+    }
+
+    #[inline]
+    fn add(&mut self, addr: GuestAddr, len: u32) {
+        let start = self.bytes;
+        self.bytes = start.saturating_add(len.into());
+        if start == 0 && self.bytes >= self.before {
+            self.head = Some(addr);
+        }
+        if self.bytes > self.before {
+            self.scattered = self.data.is_some();
+            // The ring has checked that the buffer does not wrap.
+            let at = addr.0.wrapping_add(self.before.saturating_sub(start));
+            self.data = self.data.or(Some(GuestAddr(at)));
+        }
+    }
+}
+
 impl<const H: usize> Chain<H> {
-    /// Reads the chain at `head`.
+    /// Reads the chain at `head`. Its data begins after so many readable and so many writable bytes.
+    #[inline]
     pub(super) fn read<M: GuestMemory + ?Sized>(
         ring: &mut Queue,
         memory: &M,
         head: u16,
+        (readable, writable): (u64, u64),
     ) -> Result<Self, QueueError> {
-        let mut chain = Self { header: [0; H], readable: 0, writable: 0, legible: true };
+        let (readable, writable) = (Part::new(readable), Part::new(writable));
+        let mut chain = Self { header: [0; H], readable, writable, legible: true };
         ring.walk(memory, head, |buffer| {
-            let len = u64::from(buffer.len);
             if buffer.writable {
-                chain.writable = chain.writable.saturating_add(len);
-                return;
+                return chain.writable.add(buffer.addr, buffer.len);
             }
-            let copied = usize::try_from(chain.readable).unwrap_or(usize::MAX);
+            let copied = usize::try_from(chain.readable.bytes).unwrap_or(usize::MAX);
             if let Some(rest) = chain.header.get_mut(copied..) {
                 let take = rest.len().min(usize::try_from(buffer.len).unwrap_or(usize::MAX));
                 let into = rest.get_mut(..take).unwrap_or_default();
                 chain.legible &= into.is_empty() || memory.read(buffer.addr, into).is_ok();
             }
-            chain.readable = chain.readable.saturating_add(len);
+            chain.readable.add(buffer.addr, buffer.len);
         })?;
         Ok(chain)
     }
@@ -121,6 +161,7 @@ pub(super) fn pieces<M: GuestMemory + ?Sized>(
 }
 
 /// Writes `bytes` into a chain's writable part from byte `offset` on, as many as it has room for, and returns how many.
+#[inline(never)]
 pub(super) fn put<M: GuestMemory + ?Sized>(
     ring: &mut Queue,
     memory: &M,
