@@ -103,6 +103,8 @@ pub(crate) struct TaskSet<const N: usize> {
     waiting: Fifo<Task, N>,
     running: Running,
     aborted: Fifo<u64, N>,
+    /// All of them.
+    count: u16,
 }
 
 /// Number of running tasks of each class.
@@ -134,21 +136,27 @@ impl Running {
 
 impl<const N: usize> TaskSet<N> {
     pub(crate) const fn new() -> Self {
-        Self { waiting: Fifo::new(), running: Running::NONE, aborted: Fifo::new() }
+        Self { waiting: Fifo::new(), running: Running::NONE, aborted: Fifo::new(), count: 0 }
     }
 
-    pub(crate) const fn len(&self) -> usize {
-        self.waiting.len().saturating_add(self.aborted.len()).saturating_add(self.running.total() as usize)
+    /// Whether nothing waits, runs or has yet to be reported as aborted.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
+    #[inline]
     pub(crate) fn enqueue(&mut self, task: Task) -> Result<(), TaskSetFull> {
-        let there_is_room = self.len() < N;
+        let there_is_room = usize::from(self.count) < N;
         let taken = there_is_room
             && match task.attribute {
                 Attribute::HeadOfQueue => self.waiting.push_front(task),
                 Attribute::Simple | Attribute::Ordered => self.waiting.push_back(task),
             };
-        if taken { Ok(()) } else { Err(TaskSetFull) }
+        if !taken {
+            return Err(TaskSetFull);
+        }
+        self.count = self.count.saturating_add(1);
+        Ok(())
     }
 
     /// The task that may start now.
@@ -160,20 +168,32 @@ impl<const N: usize> TaskSet<N> {
         self.admits(gate).then_some(Front { task, row, gate })
     }
 
-    /// The front task has started, or has ended without being in flight (`gate` is `None`).
+    /// The front task has started.
     #[inline]
-    pub(crate) fn pop(&mut self, gate: Option<Gate>) {
+    pub(crate) fn started(&mut self, gate: Gate) {
         let _ = self.waiting.pop_front();
-        if let Some(gate) = gate {
-            let count = self.running.of(gate);
-            *count = count.saturating_add(1);
-        }
+        let running = self.running.of(gate);
+        *running = running.saturating_add(1);
+    }
+
+    /// The front task has ended at once.
+    #[inline]
+    pub(crate) fn ended_at_once(&mut self) {
+        let _ = self.waiting.pop_front();
+        self.count = self.count.saturating_sub(1);
     }
 
     /// A running task has ended.
+    #[inline]
     pub(crate) fn ended(&mut self, gate: Gate) {
-        let count = self.running.of(gate);
-        *count = count.saturating_sub(1);
+        self.stopped(gate);
+        self.count = self.count.saturating_sub(1);
+    }
+
+    #[inline]
+    fn stopped(&mut self, gate: Gate) {
+        let running = self.running.of(gate);
+        *running = running.saturating_sub(1);
     }
 
     /// Takes the waiting tasks away that `chosen` names, and returns whether there were any. They are reported by
@@ -194,7 +214,7 @@ impl<const N: usize> TaskSet<N> {
 
     /// A running task was dropped by a reset.
     pub(crate) fn drop_running(&mut self, tag: u64, gate: Gate) {
-        self.ended(gate);
+        self.stopped(gate);
         // There is room: it was counted when it ran.
         let _ = self.aborted.push_back(tag);
     }
@@ -202,12 +222,14 @@ impl<const N: usize> TaskSet<N> {
     /// The mutant [`Mutant::ResetReexecutes`]: a running task that a reset drops waits again.
     #[cfg(feature = "mutants")]
     pub(crate) fn run_again(&mut self, task: Task, gate: Gate) {
-        self.ended(gate);
+        self.stopped(gate);
         let _ = self.waiting.push_back(task);
     }
 
     pub(crate) fn next_aborted(&mut self) -> Option<u64> {
-        self.aborted.pop_front()
+        let tag = self.aborted.pop_front()?;
+        self.count = self.count.saturating_sub(1);
+        Some(tag)
     }
 
     pub(crate) fn has_aborted(&self) -> bool {
@@ -249,7 +271,7 @@ mod tests {
         let mut tags = std::vec::Vec::new();
         while let Some(Front { task, gate, .. }) = set.front() {
             tags.push(task.tag);
-            set.pop(Some(gate));
+            set.started(gate);
         }
         tags
     }

@@ -16,14 +16,17 @@ impl Cdb {
     /// of the command is not looked at, and commands longer than 16 bytes are not supported.
     #[must_use]
     pub fn new(given: &[u8]) -> Self {
-        let bytes = given.first_chunk().copied().unwrap_or_else(|| {
-            let mut bytes = [0; 16];
-            for (place, byte) in bytes.iter_mut().zip(given) {
-                *place = *byte;
-            }
-            bytes
-        });
+        let mut bytes = [0; 16];
+        for (place, byte) in bytes.iter_mut().zip(given) {
+            *place = *byte;
+        }
         Self { bytes, given_bytes: u8::try_from(given.len()).unwrap_or(u8::MAX) }
+    }
+
+    /// A block of 16 bytes.
+    #[inline]
+    pub(crate) const fn whole(bytes: [u8; 16]) -> Self {
+        Self { bytes, given_bytes: 16 }
     }
 
     /// OPERATION CODE; 0 for an empty block, which [`decode`](super::decode) refuses.

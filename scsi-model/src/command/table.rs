@@ -69,6 +69,9 @@ impl Row {
     /// Whether a disk on a storage described by `info` supports it.
     #[must_use]
     pub const fn supported(&self, info: &Info) -> bool {
+        if !self.traits.intersects(Traits::STAGING.union(Traits::DISCARD)) {
+            return true;
+        }
         let staging = info.staging_bytes >= info.logical_block_bytes && info.staging_bytes != 0;
         (staging || !self.traits.contains(Traits::STAGING))
             && (info.discard || !self.traits.contains(Traits::DISCARD))

@@ -1,13 +1,14 @@
 //! The poll of a logical unit.
 
 use blk_core::memory::GuestMemory;
+use blk_core::order::{Deferred, Done};
 use blk_core::storage::Storage;
 
 use super::io::{Io, Refusal};
 use super::job::Begun;
 use super::logical_unit::LogicalUnit;
 use super::outcome::{Ended, Outcome};
-use super::started::{Stage, Standing, Started};
+use super::started::{Stage, Standing, Started, Step};
 use crate::task_set::Front;
 use crate::transport::{Guest, SegmentList, Transport};
 
@@ -23,14 +24,6 @@ pub enum Polled {
     Idle,
 }
 
-/// What a piece of a poll led to.
-enum Step {
-    Ended(Ended),
-    /// Something was submitted: the storage may have completed it already.
-    Moved,
-    Stuck,
-}
-
 /// Operations that a task may start at a time where the storage does them at once: a long one must not keep the caller here.
 const TURN: usize = 16;
 
@@ -42,112 +35,136 @@ impl<const N: usize> LogicalUnit<N> {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let guest = Guest { memory, transport, list: &mut SegmentList::new() };
-        let io = &mut Io { guest, storage };
-        self.unit.notice_capacity(io.storage.info());
+        self.unit.notice_capacity(storage.info());
         if self.sequencer.is_resetting() {
-            while self.sequencer.poll(io.guest.memory, io.storage).is_some() {}
-            if !self.sequencer.finish_reset(io.storage) {
+            while self.sequencer.poll(memory, storage).is_some() {}
+            if !self.sequencer.finish_reset(storage) {
                 return Polled::Idle;
             }
+        }
+        if self.tasks.is_empty() {
+            // Nothing runs; a storage may take over another size when it is polled.
+            let _ = self.sequencer.poll(memory, storage);
+            return Polled::Idle;
         }
         if let Some(tag) = self.tasks.next_aborted() {
             return Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
         }
+        let guest = Guest { memory, transport, list: &mut SegmentList::new() };
+        self.work(&mut Io { guest, storage })
+    }
+
+    fn work<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Polled
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
         // One of the tasks that are due has a turn, and then the others have theirs.
         if let Some(slot) = self.due.pop_front() {
             let mut turn = TURN;
-            let step = self.go_on(slot, &mut turn, io, |started, stage, io| Some(started.resume(stage, io)));
-            if let Step::Ended(ended) = step {
-                return Polled::Ended(ended);
+            if let ended @ Polled::Ended(_) = self.step(slot, Step::Next, &mut turn, io) {
+                return ended;
             }
         }
         let turn = &mut N.saturating_add(TURN);
         while *turn != 0 {
             *turn = turn.saturating_sub(1);
-            let step = match self.sequencer.poll(io.guest.memory, io.storage) {
-                Some(done) => self.go_on(done.slot, turn, io, |started, stage, io| {
-                    Some(started.completed(done.result, stage, io))
-                }),
+            let polled = match self.sequencer.poll(io.guest.memory, io.storage) {
+                Some(done) => self.completed(done, turn, io),
                 None => match self.supply_segments(turn, io) {
-                    Step::Stuck => self.start(turn, io),
-                    step => step,
+                    Polled::Idle => self.start(turn, io),
+                    polled => polled,
                 },
             };
-            match step {
-                Step::Ended(ended) => return Polled::Ended(ended),
-                Step::Moved => {}
-                Step::Stuck if self.due.is_empty() => return Polled::Idle,
-                Step::Stuck => return Polled::Again,
+            match polled {
+                ended @ Polled::Ended(_) => return ended,
+                Polled::Again => {}
+                Polled::Idle if self.due.is_empty() => return Polled::Idle,
+                Polled::Idle => return Polled::Again,
             }
         }
         Polled::Again
     }
 
     /// Gives slots the segments that they need again.
-    fn supply_segments<M, S, T>(&mut self, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Step
+    fn supply_segments<M, S, T>(&mut self, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let mut step = Step::Stuck;
+        let mut polled = Polled::Idle;
         while let Some((slot, _)) = self.sequencer.needs_segments() {
-            match self.go_on(slot, turn, io, Started::supply_segments) {
-                Step::Moved => step = Step::Moved,
-                Step::Stuck => break,
-                ended @ Step::Ended(_) => return ended,
+            match self.step(slot, Step::Again, turn, io) {
+                Polled::Again => polled = Polled::Again,
+                Polled::Idle => break,
+                ended @ Polled::Ended(_) => return ended,
             }
         }
-        step
+        polled
     }
 
-    /// Lets the task in a slot go on, by `how`. It is stuck if that leads to nothing.
-    #[inline]
-    fn go_on<M, S, T>(
-        &mut self,
-        slot: u16,
-        turn: &mut usize,
-        io: &mut Io<'_, M, S, T>,
-        how: impl FnOnce(&mut Started, &mut Stage<'_, N>, &mut Io<'_, M, S, T>) -> Option<Standing>,
-    ) -> Step
+    /// An operation has ended.
+    fn completed<M, S, T>(&mut self, done: Done, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
     where
-        M: ?Sized,
-        S: ?Sized,
-        T: ?Sized,
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
     {
-        let Self { unit, tasks, sequencer, started, due } = self;
-        let Some(place) = started.get_mut(usize::from(slot)) else { return Step::Stuck };
-        let Some(started) = place else { return Step::Stuck };
-        let Some(standing) = how(started, &mut Stage { unit, sequencer, slot, turn }, io) else {
-            return Step::Stuck;
+        let Self { unit, sequencer, started, .. } = self;
+        let Some(started) = started.get_mut(usize::from(done.slot)).and_then(Option::as_mut) else {
+            return Polled::Again;
         };
+        let stage = &mut Stage { unit, sequencer, slot: done.slot, turn };
+        let standing = started.ended(done.result, stage, io);
+        self.settle(done.slot, standing)
+    }
+
+    /// Lets the task in a slot submit an operation.
+    fn step<M, S, T>(&mut self, slot: u16, step: Step, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let Self { unit, sequencer, started, .. } = self;
+        let Some(started) = started.get_mut(usize::from(slot)).and_then(Option::as_mut) else {
+            return Polled::Idle;
+        };
+        let standing = started.go_on(step, &mut Stage { unit, sequencer, slot, turn }, io);
+        self.settle(slot, standing)
+    }
+
+    fn settle(&mut self, slot: u16, standing: Result<Standing, Deferred>) -> Polled {
         match standing {
-            Standing::InFlight => Step::Moved,
-            Standing::Due => {
+            Err(_) => Polled::Idle,
+            Ok(Standing::InFlight) => Polled::Again,
+            Ok(Standing::Due) => {
                 // Every slot is in it once at most.
-                let _ = due.push_back(slot);
-                Step::Moved
+                let _ = self.due.push_back(slot);
+                Polled::Again
             }
-            Standing::Ended(outcome, transferred_bytes) => {
-                let (tag, gate) = (started.tag, started.gate);
-                *place = None;
-                sequencer.release(slot);
-                tasks.ended(gate);
-                Step::Ended(Ended { tag, outcome, transferred_bytes })
+            Ok(Standing::Ended(outcome, transferred_bytes)) => {
+                self.sequencer.release(slot);
+                let Some(started) = self.started.get_mut(usize::from(slot)).and_then(Option::take) else {
+                    return Polled::Again;
+                };
+                self.tasks.ended(started.gate);
+                Polled::Ended(Ended { tag: started.tag, outcome, transferred_bytes })
             }
         }
     }
 
     /// Starts what the task set admits, until a command ends at once.
-    fn start<M, S, T>(&mut self, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Step
+    fn start<M, S, T>(&mut self, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
         let Self { unit, tasks, sequencer, started: table, due } = self;
-        let mut step = Step::Stuck;
+        let mut polled = Polled::Idle;
         while let Some(Front { task, row, gate }) = tasks.front() {
             // There is one: a task that waits is in the set beside those that have slots.
             let Some(slot) = sequencer.next_slot() else { break };
@@ -169,7 +186,7 @@ impl<const N: usize> LogicalUnit<N> {
                         #[cfg(feature = "mutants")]
                         task: *task,
                     };
-                    match started.begin(&mut Stage { unit, sequencer, slot, turn }, io) {
+                    match started.go_on(Step::First, &mut Stage { unit, sequencer, slot, turn }, io) {
                         Ok(Standing::Ended(outcome, bytes)) => {
                             sequencer.release(slot);
                             (outcome, bytes)
@@ -181,17 +198,17 @@ impl<const N: usize> LogicalUnit<N> {
                             if let Some(place) = table.get_mut(usize::from(slot)) {
                                 *place = Some(started);
                             }
-                            tasks.pop(Some(gate));
-                            step = Step::Moved;
+                            tasks.started(gate);
+                            polled = Polled::Again;
                             continue;
                         }
                         Err(_) => break,
                     }
                 }
             };
-            tasks.pop(None);
-            return Step::Ended(Ended { tag, outcome, transferred_bytes });
+            tasks.ended_at_once();
+            return Polled::Ended(Ended { tag, outcome, transferred_bytes });
         }
-        step
+        polled
     }
 }

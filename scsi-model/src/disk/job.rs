@@ -106,7 +106,9 @@ impl Job {
         }
     }
 
-    /// The next operation of a job that is not done, with its segments in the guest's list.
+    /// The next operation of a job that is not done, with its segments in the guest's list. The same once more until it
+    /// [has succeeded](Self::completed).
+    #[inline]
     pub(super) fn next<M, S, T>(
         &mut self,
         slot: u16,
@@ -133,26 +135,17 @@ impl Job {
         })
     }
 
-    /// The segments of the operation that [`Self::next`] gave, once more.
-    pub(super) fn segments<M, S, T>(
-        &mut self,
-        slot: u16,
-        tag: u64,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<(), Sense>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        io.guest.list.clear();
-        let Self::Transfer(transfer) = self else { return Ok(()) };
-        let planned = transfer.chunk_sectors;
-        let found = transfer.segments(slot, tag, io)?;
-        if found == planned { Ok(()) } else { Err(Sense::DATA_PHASE) }
+    /// Sectors of the operation that [`Self::next`] gave last, if it has segments.
+    #[inline]
+    pub(super) const fn planned(&self) -> u64 {
+        match self {
+            Self::Transfer(transfer) => transfer.chunk_sectors,
+            _ => 0,
+        }
     }
 
     /// The operation has succeeded.
+    #[inline(always)]
     pub(super) fn completed<M, S, T>(
         &mut self,
         slot: u16,
@@ -192,6 +185,9 @@ impl Job {
     pub(super) fn moved_bytes(&self) -> u64 {
         let Self::Transfer(transfer) = self else { return 0 };
         let done = sector_bytes(transfer.done_sectors);
+        if transfer.plain().is_some() {
+            return done;
+        }
         match transfer.verb {
             Verb::Read | Verb::Write | Verb::WriteAndVerify | Verb::OrWrite | Verb::Verify(Against::Data) => {
                 done
@@ -221,20 +217,41 @@ impl Transfer {
         }
     }
 
+    #[inline]
     fn next<M, S, T>(&mut self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<Request, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if self.compares_first() && !self.second {
+        if let Some(direction) = self.plain() {
+            return self.next_plain(direction, tag, io);
+        }
+        self.next_staged(slot, tag, io)
+    }
+
+    /// As [`Self::next`], of a verb that has its data in the staging buffer at some time.
+    #[inline(never)]
+    fn next_staged<M, S, T>(
+        &mut self,
+        slot: u16,
+        tag: u64,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Request, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        if self.compares_first() && self.chunk_sectors == 0 {
             // A device before this one has compared, and may have written what would be compared now.
             self.second = io.guest.transport.has_begun(tag);
         }
-        self.chunk_sectors = self.segments(slot, tag, io)?;
+        let movement = self.movement();
+        self.chunk_sectors = self.segments(movement, slot, tag, io)?;
         let start = self.extent.start.0.saturating_add(self.done_sectors);
         let extent = Extent::new(start, self.chunk_sectors);
-        Ok(match self.movement() {
+        Ok(match movement {
             Move::ReadGuest => Request::new(Op::Read { extent }).with_fua(self.fua),
             // VERIFY looks at the medium: cached blocks are written first (SBC-3, VERIFY(10)). What is read back was written
             // with FUA.
@@ -248,8 +265,59 @@ impl Transfer {
         })
     }
 
+    /// The direction of READ and WRITE, whose operations are all alike.
+    #[inline]
+    const fn plain(&self) -> Option<Direction> {
+        match self.verb {
+            Verb::Read => Some(Direction::In),
+            Verb::Write => Some(Direction::Out),
+            _ => None,
+        }
+    }
+
+    /// As [`Self::next`], of READ and WRITE.
+    #[inline]
+    fn next_plain<M, S, T>(
+        &mut self,
+        direction: Direction,
+        tag: u64,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Request, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let info = io.storage.info();
+        let most = u64::from(info.transfer_max_bytes.max(info.logical_block_bytes));
+        let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors)).min(most);
+        let from = sector_bytes(self.done_sectors);
+        let Guest { transport, list, .. } = &mut io.guest;
+        let found = transport.segments(tag, direction, from..from.saturating_add(left), list);
+        found.map_err(|_| Sense::DATA_PHASE)?;
+        let bytes = fit(list, left, info.logical_block_bytes, info.segments_max);
+        if bytes == 0 {
+            // One block in more pieces than the storage takes.
+            return Err(Sense::DATA_PHASE);
+        }
+        self.chunk_sectors = bytes >> SECTOR_BYTES.trailing_zeros();
+        let start = self.extent.start.0.saturating_add(self.done_sectors);
+        let extent = Extent::new(start, self.chunk_sectors);
+        let op = match direction {
+            Direction::In => Op::Read { extent },
+            Direction::Out => Op::Write { extent, fua: false },
+        };
+        Ok(Request::new(op).with_fua(self.fua))
+    }
+
     /// The segments of the next operation, and how many sectors they hold: a whole number of blocks.
-    fn segments<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<u64, Sense>
+    fn segments<M, S, T>(
+        &self,
+        movement: Move,
+        slot: u16,
+        tag: u64,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<u64, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
@@ -266,10 +334,9 @@ impl Transfer {
             most = sector_bytes(self.chunk_sectors);
         }
         let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors)).min(most);
-        let bytes = match self.movement() {
+        let bytes = match movement {
             Move::ReadGuest | Move::WriteGuest => {
-                let direction =
-                    if self.movement() == Move::ReadGuest { Direction::In } else { Direction::Out };
+                let direction = if movement == Move::ReadGuest { Direction::In } else { Direction::Out };
                 // COMPARE AND WRITE: the data to compare with, and then the data to write (SBC-3 5.2).
                 let skip = if self.compares_first() { sector_bytes(self.extent.sectors) } else { 0 };
                 let from = skip.saturating_add(sector_bytes(self.done_sectors));
@@ -296,7 +363,28 @@ impl Transfer {
         Ok(bytes >> SECTOR_BYTES.trailing_zeros())
     }
 
+    #[inline]
     fn completed<M, S, T>(&mut self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        if self.plain().is_some() {
+            self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
+            return Ok(());
+        }
+        self.completed_staged(slot, tag, io)
+    }
+
+    /// As [`Self::completed`], of a verb that has its data in the staging buffer at some time.
+    #[inline(never)]
+    fn completed_staged<M, S, T>(
+        &mut self,
+        slot: u16,
+        tag: u64,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
@@ -334,6 +422,7 @@ impl Transfer {
     }
 
     /// Compares what was read into the staging buffer with the guest's data.
+    #[inline(never)]
     fn compare<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
@@ -371,6 +460,7 @@ impl Transfer {
     }
 
     /// ORs the guest's data into what was read into the staging buffer.
+    #[inline(never)]
     fn merge<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<(), Sense>
     where
         M: GuestMemory + ?Sized,
@@ -398,6 +488,7 @@ impl Transfer {
 
 /// Fills `bytes` bytes of the staging buffer with copies of the guest's block. It is taken from the guest for each chunk,
 /// since the buffer is kept for one operation only; a guest that changes it meanwhile gets some of each.
+#[inline(never)]
 fn repeat_pattern<M, S, T>(
     slot: u16,
     tag: u64,
@@ -423,7 +514,22 @@ where
 }
 
 /// Cuts the list to what one operation takes: `most` bytes, the storage's number of segments, whole blocks.
+#[inline]
 fn fit(list: &mut SegmentList, most: u64, block_bytes: u32, segments_max: u16) -> u64 {
+    if let [segment] = list.as_slice()
+        && u64::from(segment.len()) == most
+    {
+        // Whatever is asked for is whole blocks, but for what the storage can take at most.
+        let bytes = whole_blocks(most, block_bytes);
+        if bytes == most {
+            return bytes;
+        }
+    }
+    fit_many(list, most, block_bytes, segments_max)
+}
+
+#[inline(never)]
+fn fit_many(list: &mut SegmentList, most: u64, block_bytes: u32, segments_max: u16) -> u64 {
     list.truncate(usize::from(segments_max.max(1)));
     let total = blk_core::op::total_bytes(list).unwrap_or(0);
     let bytes = whole_blocks(total.min(most), block_bytes);

@@ -153,7 +153,7 @@ impl<const N: usize> LogicalUnit<N> {
     /// Whether no task is in the set.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.tasks.len() == 0 && self.sequencer.is_idle()
+        self.tasks.is_empty() && self.sequencer.is_idle()
     }
 
     /// Whether task management is not done yet: a reset drains, or aborted tasks are not all reported. The transport

@@ -52,8 +52,8 @@ impl Unit {
             return Err(Sense::WRITE_PROTECTED.into());
         }
         match command {
-            Command::Read { blocks, fua } => transfer(Verb::Read, blocks, fua, task, info),
-            Command::Write { blocks, fua } => transfer(Verb::Write, blocks, fua, task, info),
+            Command::Read { blocks, fua } => plain(Verb::Read, blocks, fua, task, info),
+            Command::Write { blocks, fua } => plain(Verb::Write, blocks, fua, task, info),
             Command::SynchronizeCache { blocks } => {
                 // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3, SYNCHRONIZE CACHE(10)).
                 extent(blocks, info)?;
@@ -115,7 +115,25 @@ const fn job(job: Job) -> Begun {
     Begun { moved_bytes: 0, job: Some(job) }
 }
 
-/// A job that moves blocks, or none for no blocks.
+/// READ or WRITE.
+#[inline(always)]
+fn plain(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> Result<Begun, Refusal> {
+    let extent = extent(blocks, info)?;
+    let bytes = extent.bytes().ok_or(Sense::OUT_OF_RANGE)?;
+    if blocks.count > u64::from(transfer_max_blocks(info)) {
+        // SBC-3, Block Limits VPD page: MAXIMUM TRANSFER LENGTH.
+        return Err(Sense::cdb_field(count_at(task), None).into());
+    }
+    let has = if matches!(verb, Verb::Read) { task.data_in_bytes } else { task.data_out_bytes };
+    if has < bytes {
+        return Err(Refusal::Overrun);
+    }
+    let job = if bytes == 0 { None } else { Some(Job::transfer(verb, extent, fua)) };
+    Ok(Begun { moved_bytes: 0, job })
+}
+
+/// A job that moves blocks in another way, or none for no blocks.
+#[inline(never)]
 fn transfer(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> Result<Begun, Refusal> {
     let extent = extent(blocks, info)?;
     let limited = !matches!(verb, Verb::Verify(Against::Nothing));

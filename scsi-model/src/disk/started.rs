@@ -51,11 +51,36 @@ pub(super) struct Stage<'a, const N: usize> {
     pub(super) turn: &'a mut usize,
 }
 
+/// An operation that a task submits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Its first one.
+    First,
+    /// Its next one.
+    Next,
+    /// One whose segments the sequencer needs again.
+    Again,
+}
+
+/// Why an operation is not over.
+enum Halt {
+    /// It cannot be taken now.
+    Deferred(Deferred),
+    Standing(Standing),
+}
+
+impl From<Deferred> for Halt {
+    fn from(deferred: Deferred) -> Self {
+        Self::Deferred(deferred)
+    }
+}
+
 impl Started {
-    /// Submits the first operation. It is refused where the storage cannot take it now.
-    #[inline]
-    pub(super) fn begin<M, S, T, const N: usize>(
+    /// Goes on as far as the storage does operations at once and the turn lasts. Refused, without effect, where the storage
+    /// cannot take the operation now.
+    pub(super) fn go_on<M, S, T, const N: usize>(
         &mut self,
+        mut step: Step,
         stage: &mut Stage<'_, N>,
         io: &mut Io<'_, M, S, T>,
     ) -> Result<Standing, Deferred>
@@ -64,76 +89,89 @@ impl Started {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let request = match self.job.next(stage.slot, self.tag, io) {
-            Ok(request) => request,
-            Err(sense) => return Ok(Standing::Ended(stage.unit.check_condition(sense), 0)),
-        };
-        let (memory, list) = (io.guest.memory, &*io.guest.list);
-        match stage.sequencer.submit(memory, io.storage, &request, self.cache, list, ())? {
-            order::Started::InFlight(_) => Ok(Standing::InFlight),
-            order::Started::Ended(Done { result, .. }) => Ok(self.completed(result, stage, io)),
+        if self.aborted {
+            return Ok(Standing::Ended(Outcome::Aborted, 0));
         }
-    }
-
-    /// An operation has completed: goes on.
-    #[inline]
-    pub(super) fn completed<M, S, T, const N: usize>(
-        &mut self,
-        mut result: Result<(), IoError>,
-        stage: &mut Stage<'_, N>,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Standing
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
         loop {
-            if self.aborted {
-                return Standing::Ended(Outcome::Aborted, 0);
-            }
-            let completed = match result {
-                Ok(()) => self.job.completed(stage.slot, self.tag, io),
-                Err(error) => {
-                    Err(Sense::storage(error, self.job.reads(), io.storage.info().sectors_per_block()))
-                }
+            let result = match self.submit(step, stage, io) {
+                Ok(result) => result,
+                Err(Halt::Standing(standing)) => return Ok(standing),
+                Err(Halt::Deferred(deferred)) => return Err(deferred),
             };
-            if let Err(sense) = completed {
-                return self.failed(stage.unit, sense);
+            if let Some(standing) = self.completed(result, stage, io) {
+                return Ok(standing);
             }
-            if self.job.is_done() {
-                return self.finished(stage.unit);
-            }
-            match self.advance(stage, io) {
-                Ok(next) => result = next,
-                Err(standing) => return standing,
-            }
+            step = Step::Next;
         }
     }
 
-    /// A task that was due has its turn again.
-    pub(super) fn resume<M, S, T, const N: usize>(
+    /// The operation in flight has ended: goes on.
+    pub(super) fn ended<M, S, T, const N: usize>(
         &mut self,
+        result: Result<(), IoError>,
         stage: &mut Stage<'_, N>,
         io: &mut Io<'_, M, S, T>,
-    ) -> Standing
+    ) -> Result<Standing, Deferred>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
         if self.aborted {
-            return Standing::Ended(Outcome::Aborted, 0);
+            return Ok(Standing::Ended(Outcome::Aborted, 0));
         }
-        match self.advance(stage, io) {
-            Ok(result) => self.completed(result, stage, io),
-            Err(standing) => standing,
+        match self.completed(result, stage, io) {
+            Some(standing) => Ok(standing),
+            None => self.go_on(Step::Next, stage, io),
         }
     }
 
-    /// Submits the segments that the sequencer needs again. `None`: the storage is too busy for them.
-    pub(super) fn supply_segments<M, S, T, const N: usize>(
+    /// Submits an operation, and returns how it ended if the storage did it at once.
+    #[inline(always)]
+    fn submit<M, S, T, const N: usize>(
         &mut self,
+        step: Step,
+        stage: &mut Stage<'_, N>,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Result<(), IoError>, Halt>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        if step == Step::Next {
+            let Some(left) = stage.turn.checked_sub(1) else { return Err(Halt::Standing(Standing::Due)) };
+            *stage.turn = left;
+        }
+        let slot = stage.slot;
+        let planned = self.job.planned();
+        let request = match self.job.next(slot, self.tag, io) {
+            Ok(request) => request,
+            Err(sense) => return Err(Halt::Standing(self.failed(stage.unit, sense))),
+        };
+        let (memory, list) = (io.guest.memory, &*io.guest.list);
+        let started = match step {
+            Step::First => stage.sequencer.submit(memory, io.storage, &request, self.cache, list, ())?,
+            Step::Next => stage.sequencer.advance(memory, io.storage, slot, &request, self.cache, list),
+            Step::Again if self.job.planned() != planned => {
+                return Err(Halt::Standing(self.failed(stage.unit, Sense::DATA_PHASE)));
+            }
+            Step::Again => {
+                let supplied = stage.sequencer.supply_segments(memory, io.storage, slot, list);
+                supplied.map_err(Deferred::from)?
+            }
+        };
+        match started {
+            order::Started::Ended(Done { result, .. }) => Ok(result),
+            order::Started::InFlight(_) => Err(Halt::Standing(Standing::InFlight)),
+        }
+    }
+
+    /// An operation has ended. Returns where the task stands, unless it has another one.
+    #[inline(always)]
+    fn completed<M, S, T, const N: usize>(
+        &mut self,
+        result: Result<(), IoError>,
         stage: &mut Stage<'_, N>,
         io: &mut Io<'_, M, S, T>,
     ) -> Option<Standing>
@@ -142,41 +180,14 @@ impl Started {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if self.aborted {
-            return Some(Standing::Ended(Outcome::Aborted, 0));
-        }
-        if let Err(sense) = self.job.segments(stage.slot, self.tag, io) {
-            return Some(self.failed(stage.unit, sense));
-        }
-        let (memory, list) = (io.guest.memory, &*io.guest.list);
-        Some(match stage.sequencer.supply_segments(memory, io.storage, stage.slot, list).ok()? {
-            order::Started::InFlight(_) => Standing::InFlight,
-            order::Started::Ended(Done { result, .. }) => self.completed(result, stage, io),
-        })
-    }
-
-    /// Submits the next operation, and returns how it ended if the storage did it at once. Otherwise, where the task stands.
-    #[inline(never)]
-    fn advance<M, S, T, const N: usize>(
-        &mut self,
-        stage: &mut Stage<'_, N>,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<Result<(), IoError>, Standing>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let Some(left) = stage.turn.checked_sub(1) else { return Err(Standing::Due) };
-        *stage.turn = left;
-        let request = match self.job.next(stage.slot, self.tag, io) {
-            Ok(request) => request,
-            Err(sense) => return Err(self.failed(stage.unit, sense)),
+        let completed = match result {
+            Ok(()) => self.job.completed(stage.slot, self.tag, io),
+            Err(error) => Err(Sense::storage(error, self.job.reads(), io.storage.info().sectors_per_block())),
         };
-        let (memory, list) = (io.guest.memory, &*io.guest.list);
-        match stage.sequencer.advance(memory, io.storage, stage.slot, &request, self.cache, list) {
-            order::Started::InFlight(_) => Err(Standing::InFlight),
-            order::Started::Ended(Done { result, .. }) => Ok(result),
+        match completed {
+            Err(sense) => Some(self.failed(stage.unit, sense)),
+            Ok(()) if self.job.is_done() => Some(self.finished(stage.unit)),
+            Ok(()) => None,
         }
     }
 
@@ -185,6 +196,7 @@ impl Started {
         Standing::Ended(unit.check_condition(sense), self.moved_bytes())
     }
 
+    #[inline]
     fn finished(&self, unit: &mut Unit) -> Standing {
         match self.job.finished() {
             After::Nothing => {}

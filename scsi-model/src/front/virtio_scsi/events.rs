@@ -91,7 +91,9 @@ impl Events {
                 }
                 return Ok(());
             };
-            let room = Chain::<0>::read(ring, memory, head, (0, 0))?.writable.bytes;
+            let mut chain = Chain::<0>::new();
+            chain.read(ring, memory, head)?;
+            let room = chain.writable.bytes;
             let (bytes, told) = if room >= EVENT_BYTES {
                 (self.next(), true)
             } else {

@@ -213,7 +213,8 @@ fn take<M: GuestMemory + ?Sized>(
     log: &mut impl InflightTracker,
     head: u16,
 ) -> Result<Asked, QueueError> {
-    let chain = Chain::<COPIED_BYTES>::read(ring, memory, head, (0, 0))?;
+    let mut chain = Chain::<COPIED_BYTES>::new();
+    chain.read(ring, memory, head)?;
     let asked = decode(&chain);
     let response_at = if matches!(asked, Asked::Notification(_)) { ACTUAL_BYTES } else { 0 };
     if chain.writable.bytes <= response_at {

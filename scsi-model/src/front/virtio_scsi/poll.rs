@@ -10,7 +10,7 @@ use super::events::Happened;
 use super::io::Io;
 use super::pending::{Pending, Place};
 use super::policy::Policy;
-use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Request, luns};
+use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Request, RequestChain, luns};
 use super::rings::{CONTROL, EVENT, REQUEST, running};
 use super::target::{self, Responder};
 use super::wire::{Features, Response};
@@ -133,9 +133,12 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 return false;
             }
             let Ok(Some(head)) = ring.peek(io.memory, log) else { break };
-            let Ok(request) = requests::take((ring, number), io.memory, log, head, self.sizes) else { break };
+            let mut chain = RequestChain::new();
+            if requests::take(ring, io.memory, log, head, &mut chain).is_err() {
+                break;
+            }
             *budget = budget.saturating_sub(1);
-            match request {
+            match requests::decode(&chain, (number, head), self.sizes) {
                 Some(request) => self.begin(&request, io),
                 None => {
                     let nothing = (Data::In { bytes: 0 }, &Answer::refused(Response::Failure));
@@ -147,6 +150,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     /// Gives a request to its unit, or answers it.
+    #[inline(always)]
     fn begin<M, H, I>(&mut self, request: &Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
@@ -196,6 +200,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     /// Takes a request into the task set of the unit on handle `index`.
+    #[inline(always)]
     fn enqueue<M, H, I>(&mut self, index: usize, request: &Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,

@@ -20,8 +20,10 @@ use crate::task_set::Attribute;
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 const HEAD_BYTES: usize = size_of::<RequestHead>();
-/// Bytes of a request that are copied: the rest of a longer command block is not looked at.
-const COPIED_BYTES: usize = HEAD_BYTES + 16;
+/// Bytes of a request that are copied.
+const COPIED_BYTES: usize = HEAD_BYTES + CDB_BYTES;
+/// Those of them that are of the command block: no longer command is known.
+const CDB_BYTES: usize = 16;
 const RESPONSE_BYTES: usize = size_of::<ResponseHead>();
 
 /// SCSI status codes: SAM-5, status codes.
@@ -115,36 +117,43 @@ impl<'a> Answer<'a> {
 /// The sense data for a task attribute that no unit here has, ACA among them: SAM-5, task attributes.
 pub(super) const BAD_ATTRIBUTE: Sense = Sense::new(Key::IllegalRequest, Code::INVALID_MESSAGE);
 
-/// Reads the chain at `head` and takes it off `ring`. `None`: it is no request, but it can be told so.
-#[inline]
+/// A request's chain: the rest of a longer command block is not looked at.
+pub(super) type RequestChain = Chain<COPIED_BYTES>;
+
+/// Reads the chain at `head` and takes it off `ring`, unless nobody can be told what comes of it.
+#[inline(always)]
 pub(super) fn take<M: GuestMemory + ?Sized>(
-    (ring, index): (&mut Queue, u16),
+    ring: &mut Queue,
     memory: &M,
     log: &mut impl InflightTracker,
     head: u16,
-    sizes: Sizes,
-) -> Result<Option<Request>, QueueError> {
-    let before_data = (sizes.request_bytes(), sizes.response_bytes());
-    let chain = Chain::<COPIED_BYTES>::read(ring, memory, head, before_data)?;
+    chain: &mut RequestChain,
+) -> Result<(), QueueError> {
+    chain.read(ring, memory, head)?;
     if chain.writable.bytes < RESPONSE_BYTES as u64 {
         return Err(ring.break_with(QueueError::Unanswerable));
     }
     ring.pop(log, head);
-    Ok(decode(&chain, Place { ring: index, head, response: chain.writable.head }, sizes))
+    Ok(())
 }
 
 /// The request in a chain: `None` if it has no room for its header (host-std/tests/defects.md, 5) or for sense data, or data both ways.
-#[inline]
-fn decode(chain: &Chain<COPIED_BYTES>, place: Place, sizes: Sizes) -> Option<Request> {
-    let (head, block) = RequestHead::read_from_prefix(&chain.header).ok()?;
+#[inline(always)]
+pub(super) fn decode(chain: &RequestChain, (ring, head): (u16, u16), sizes: Sizes) -> Option<Request> {
+    let place = Place { ring, head, response: chain.writable.head(sizes.response_bytes()) };
+    let (head, _) = RequestHead::read_from_prefix(&chain.header).ok()?;
+    let block: &[u8; CDB_BYTES] = chain.header.last_chunk()?;
     let out_bytes = chain.readable.bytes.checked_sub(sizes.request_bytes()).filter(|_| chain.legible)?;
     let in_bytes = chain.writable.bytes.checked_sub(sizes.response_bytes())?;
     let (data, data_at) = match (out_bytes, in_bytes) {
-        (0, bytes) => (Data::In { bytes }, chain.writable.data()),
-        (bytes, 0) => (Data::Out { bytes }, chain.readable.data()),
+        (0, bytes) => (Data::In { bytes }, chain.writable.tail(sizes.response_bytes())),
+        (bytes, 0) => (Data::Out { bytes }, chain.readable.tail(sizes.request_bytes())),
         _ => return None,
     };
-    let cdb_bytes = block.len().min(usize::from(sizes.cdb_bytes));
+    let cdb = match block.get(..usize::from(sizes.cdb_bytes)) {
+        Some(short) => Cdb::new(short),
+        None => Cdb::whole(*block),
+    };
     Some(Request {
         to: Addressed::decode(head.lun),
         id: head.id.get(),
@@ -154,7 +163,7 @@ fn decode(chain: &Chain<COPIED_BYTES>, place: Place, sizes: Sizes) -> Option<Req
             attribute::HEAD => Some(Attribute::HeadOfQueue),
             _ => None,
         },
-        cdb: Cdb::new(block.get(..cdb_bytes).unwrap_or_default()),
+        cdb,
         data,
         data_at,
         chain: place,

@@ -67,71 +67,82 @@ pub(super) struct Chain<const H: usize> {
     pub(super) legible: bool,
 }
 
-/// The readable or the writable part of a chain: some bytes that belong to the transport, and then data.
+/// The readable or the writable part of a chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
-    /// Bytes of both.
     pub(super) bytes: u64,
-    /// Bytes before the data.
-    before: u64,
-    /// Where these are, if they are in one piece.
-    pub(super) head: Option<GuestAddr>,
-    /// Where the data begins.
-    data: Option<GuestAddr>,
-    /// The data goes on in another piece.
-    scattered: bool,
+    pieces: u16,
+    /// The first two pieces.
+    first: (GuestAddr, u32),
+    second: (GuestAddr, u32),
 }
 
 impl Part {
-    const fn new(before: u64) -> Self {
-        Self { bytes: 0, before, head: None, data: None, scattered: false }
+    #[inline(always)]
+    const fn new() -> Self {
+        Self { bytes: 0, pieces: 0, first: (GuestAddr(0), 0), second: (GuestAddr(0), 0) }
     }
 
-    /// Where the data is, if there is any and it is in one piece.
-    pub(super) fn data(&self) -> Option<GuestAddr> {
-        self.data.filter(|_| !self.scattered)
+    /// Where the first `len` bytes are, if they are in one piece.
+    #[inline]
+    pub(super) fn head(&self, len: u64) -> Option<GuestAddr> {
+        (u64::from(self.first.1) >= len).then_some(self.first.0)
+    }
+
+    /// Where the bytes behind the first `start` are, if these are in one piece and those too, or all in one.
+    #[inline]
+    pub(super) fn tail(&self, start: u64) -> Option<GuestAddr> {
+        let first = u64::from(self.first.1);
+        match self.pieces {
+            // The ring has checked that the buffer does not wrap.
+            1 if first > start => Some(GuestAddr(self.first.0.0.wrapping_add(start))),
+            2 if first == start => Some(self.second.0),
+            _ => None,
+        }
     }
 
     #[inline]
-    fn add(&mut self, addr: GuestAddr, len: u32) {
-        let start = self.bytes;
-        self.bytes = start.saturating_add(len.into());
-        if start == 0 && self.bytes >= self.before {
-            self.head = Some(addr);
+    const fn add(&mut self, addr: GuestAddr, len: u32) {
+        match self.pieces {
+            0 => self.first = (addr, len),
+            1 => self.second = (addr, len),
+            _ => {}
         }
-        if self.bytes > self.before {
-            self.scattered = self.data.is_some();
-            // The ring has checked that the buffer does not wrap.
-            let at = addr.0.wrapping_add(self.before.saturating_sub(start));
-            self.data = self.data.or(Some(GuestAddr(at)));
-        }
+        self.pieces = self.pieces.saturating_add(1);
+        // A chain has 1024 buffers at most.
+        self.bytes = self.bytes.wrapping_add(len as u64);
     }
 }
 
 impl<const H: usize> Chain<H> {
-    /// Reads the chain at `head`. Its data begins after so many readable and so many writable bytes.
-    #[inline]
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { header: [0; H], readable: Part::new(), writable: Part::new(), legible: true }
+    }
+
+    /// Reads the chain at `head` into an empty one.
+    #[inline(always)]
     pub(super) fn read<M: GuestMemory + ?Sized>(
+        &mut self,
         ring: &mut Queue,
         memory: &M,
         head: u16,
-        (readable, writable): (u64, u64),
-    ) -> Result<Self, QueueError> {
-        let (readable, writable) = (Part::new(readable), Part::new(writable));
-        let mut chain = Self { header: [0; H], readable, writable, legible: true };
+    ) -> Result<(), QueueError> {
+        let chain = self;
         ring.walk(memory, head, |buffer| {
             if buffer.writable {
                 return chain.writable.add(buffer.addr, buffer.len);
             }
-            let copied = usize::try_from(chain.readable.bytes).unwrap_or(usize::MAX);
-            if let Some(rest) = chain.header.get_mut(copied..) {
-                let take = rest.len().min(usize::try_from(buffer.len).unwrap_or(usize::MAX));
-                let into = rest.get_mut(..take).unwrap_or_default();
-                chain.legible &= into.is_empty() || memory.read(buffer.addr, into).is_ok();
+            let copied = chain.readable.bytes;
+            if copied < H as u64
+                && let Some(rest) = chain.header.get_mut(copied as usize..)
+            {
+                let take = rest.len().min(buffer.len as usize);
+                chain.legible &=
+                    rest.get_mut(..take).is_none_or(|into| memory.read(buffer.addr, into).is_ok());
             }
             chain.readable.add(buffer.addr, buffer.len);
-        })?;
-        Ok(chain)
+        })
     }
 }
 
