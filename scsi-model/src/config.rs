@@ -20,19 +20,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// An identity of spaces.
-    pub(crate) const BLANK: Self = Self {
-        vendor: [b' '; 8],
-        product: [b' '; 16],
-        revision: [b' '; 4],
-        serial: [b' '; 20],
-        naa: None,
-        write_cache: true,
-    };
-
     /// An identity from text. What is too long is cut; what is not printable ASCII becomes a space (SPC-4, ASCII data field requirements).
     #[must_use]
-    pub fn new(vendor: &str, product: &str, revision: &str, serial: &str) -> Self {
+    pub const fn new(vendor: &str, product: &str, revision: &str, serial: &str) -> Self {
         Self {
             vendor: ascii(vendor),
             product: ascii(product),
@@ -50,12 +40,14 @@ impl Config {
     }
 }
 
-fn ascii<const L: usize>(text: &str) -> [u8; L] {
+const fn ascii<const L: usize>(text: &str) -> [u8; L] {
     let mut field = [b' '; L];
-    for (place, byte) in field.iter_mut().zip(text.bytes()) {
+    let (mut places, mut bytes) = (field.as_mut_slice(), text.as_bytes());
+    while let (Some((place, more)), Some((byte, rest))) = (places.split_first_mut(), bytes.split_first()) {
         if byte.is_ascii_graphic() {
-            *place = byte;
+            *place = *byte;
         }
+        (places, bytes) = (more, rest);
     }
     field
 }

@@ -11,6 +11,9 @@ use heapless::Vec;
 /// Most segments that are asked for at once.
 pub const SEGMENTS_MAX: usize = 128;
 
+/// Bytes of a sector that are looked at together: a buffer of more is dear where stacks are small.
+pub(crate) const CHUNK_BYTES: usize = 128;
+
 /// Pieces of guest memory, in order.
 pub type SegmentList = Vec<Segment, SEGMENTS_MAX>;
 
@@ -110,17 +113,19 @@ impl<M: GuestMemory + ?Sized, T: Transport + ?Sized> Guest<'_, M, T> {
     /// Compares `with` to the task's data-out buffer from byte `offset` on, and returns the first byte that differs,
     /// counted from the start of `with`.
     pub(crate) fn differs(&mut self, tag: u64, offset: u64, with: &[u8]) -> Result<Option<u64>, DataError> {
-        let mut buffer = [0; 512];
-        let mut done = 0_u64;
-        for ours in with.chunks(buffer.len()) {
-            let theirs = buffer.get_mut(..ours.len()).ok_or(DataError)?;
-            self.take(tag, offset.checked_add(done).ok_or(DataError)?, theirs)?;
-            if let Some(place) = ours.iter().zip(theirs.iter()).position(|(a, b)| a != b) {
-                return Ok(Some(done.saturating_add(place as u64)));
+        let end = offset.checked_add(with.len() as u64).ok_or(DataError)?;
+        let mut left = with;
+        let mut differs = None;
+        self.each_segment(tag, Direction::Out, offset..end, |memory, addr, len| {
+            let (now, later) = left.split_at_checked(len).ok_or(DataError)?;
+            let before = with.len().saturating_sub(left.len()) as u64;
+            left = later;
+            if differs.is_none() {
+                differs = differs_at(memory, addr, now)?.map(|place| before.saturating_add(place));
             }
-            done = done.saturating_add(ours.len() as u64);
-        }
-        Ok(None)
+            Ok(())
+        })?;
+        Ok(differs)
     }
 
     /// Calls `each` with every piece of guest memory of `range`. Bounded by the length of the range: a list that
@@ -149,4 +154,23 @@ impl<M: GuestMemory + ?Sized, T: Transport + ?Sized> Guest<'_, M, T> {
         }
         Ok(())
     }
+}
+
+/// The first byte of `with` that differs from the guest memory at `addr`.
+fn differs_at<M: GuestMemory + ?Sized>(
+    memory: &M,
+    addr: GuestAddr,
+    with: &[u8],
+) -> Result<Option<u64>, DataError> {
+    let mut buffer = [0; CHUNK_BYTES];
+    let mut done = 0_u64;
+    for ours in with.chunks(CHUNK_BYTES) {
+        let theirs = buffer.get_mut(..ours.len()).ok_or(DataError)?;
+        memory.read(addr.checked_add(done).ok_or(DataError)?, theirs)?;
+        if let Some(place) = ours.iter().zip(theirs.iter()).position(|(a, b)| a != b) {
+            return Ok(Some(done.saturating_add(place as u64)));
+        }
+        done = done.saturating_add(ours.len() as u64);
+    }
+    Ok(None)
 }

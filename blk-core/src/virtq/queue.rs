@@ -4,6 +4,7 @@ use super::inflight::InflightTracker;
 use super::ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
 use super::split;
 use crate::memory::GuestMemory;
+use crate::units::GuestAddr;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
@@ -29,12 +30,15 @@ impl Queue {
     /// A queue that is off, of at most `size_max` entries: a power of two, [`SIZE_MAX`] at most; anything else is
     /// rounded down to that.
     #[must_use]
-    pub fn new(size_max: u16) -> Self {
-        let size_max = match size_max.min(SIZE_MAX).checked_ilog2() {
+    pub const fn new(size_max: u16) -> Self {
+        let size_max = if size_max < SIZE_MAX { size_max } else { SIZE_MAX };
+        let size_max = match size_max.checked_ilog2() {
             Some(log) => 1_u16.wrapping_shl(log),
             None => 1,
         };
-        Self { size_max, setup: RingSetup { size: size_max, ..RingSetup::default() }, state: State::Off }
+        let (size, none) = (size_max, GuestAddr(0));
+        let setup = RingSetup { size, descriptors: none, driver: none, device: none };
+        Self { size_max, setup, state: State::Off }
     }
 
     /// Most entries that the driver may choose.

@@ -50,10 +50,11 @@ impl<const N: usize> LogicalUnit<N> {
         if let Some(tag) = self.tasks.next_aborted() {
             return Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
         }
-        let guest = Guest { memory, transport, list: &mut SegmentList::new() };
-        self.work(&mut Io { guest, storage })
+        let mut list = SegmentList::new();
+        self.work(&mut Io { guest: Guest { memory, transport, list: &mut list }, storage })
     }
 
+    #[inline(never)]
     fn work<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,

@@ -11,7 +11,7 @@ use super::limits::unmapped;
 use super::settings::Settings;
 use crate::command::Against;
 use crate::sense::Sense;
-use crate::transport::{Direction, Guest, SegmentList, Transport};
+use crate::transport::{CHUNK_BYTES, Direction, Guest, SegmentList, Transport};
 
 /// Effect on the unit when a job has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -470,13 +470,13 @@ impl Transfer {
         let len = usize::try_from(sector_bytes(self.chunk_sectors)).map_err(|_| Sense::DATA_PHASE)?;
         let data = io.storage.staging(slot).get_mut(..len).ok_or(Sense::DATA_PHASE)?;
         let mut at = sector_bytes(self.done_sectors);
-        for sector in data.chunks_exact_mut(SECTOR_BYTES as usize) {
-            let mut theirs = [0; SECTOR_BYTES as usize];
+        let mut theirs = [0; CHUNK_BYTES];
+        for chunk in data.chunks_exact_mut(CHUNK_BYTES) {
             io.guest.take(tag, at, &mut theirs).map_err(|_| Sense::DATA_PHASE)?;
-            for (ours, theirs) in sector.iter_mut().zip(theirs) {
+            for (ours, theirs) in chunk.iter_mut().zip(&theirs) {
                 *ours |= theirs;
             }
-            at = at.saturating_add(SECTOR_BYTES.into());
+            at = at.saturating_add(CHUNK_BYTES as u64);
         }
         Ok(())
     }

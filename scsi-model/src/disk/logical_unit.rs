@@ -100,21 +100,17 @@ impl<const N: usize> LogicalUnit<N> {
     ///
     /// # Errors
     /// [`Unsupported`] if the geometry is not one that a SCSI disk can have.
-    pub const fn new(config: Config, info: &Info) -> Result<Self, Unsupported> {
-        if !is_supported(info) {
-            return Err(Unsupported);
-        }
-        Ok(Self::with(Unit::new(config, info)))
+    pub fn new(config: Config, info: &Info) -> Result<Self, Unsupported> {
+        let mut unit = Self::off(config);
+        unit.power_on(info)?;
+        Ok(unit)
     }
 
-    /// The place of a unit: see [`Self::occupy`].
-    pub(crate) const fn vacant() -> Self {
-        Self::with(Unit::VACANT)
-    }
-
-    const fn with(unit: Unit) -> Self {
+    /// A unit without power, for a static. It is of use once [`Self::power_on`] has succeeded.
+    #[must_use]
+    pub const fn off(config: Config) -> Self {
         Self {
-            unit,
+            unit: Unit::off(config),
             tasks: TaskSet::new(),
             sequencer: Sequencer::new(),
             started: [const { None }; N],
@@ -122,18 +118,24 @@ impl<const N: usize> LogicalUnit<N> {
         }
     }
 
-    /// Puts a unit into a vacant place: as [`Self::new`], without a move of all that it will need.
-    pub(crate) fn occupy(&mut self, config: Config, info: &Info) -> Result<(), Unsupported> {
-        if !is_supported(info) {
+    /// Turns the power on, in place: the unit is on a storage described by `info`, and tells the guest so.
+    ///
+    /// # Errors
+    /// [`Unsupported`] if the geometry is not one that a SCSI disk can have.
+    pub fn power_on(&mut self, info: &Info) -> Result<(), Unsupported> {
+        let bytes = info.logical_block_bytes;
+        let blocks_fit = info.sectors.is_multiple_of(info.sectors_per_block());
+        if !bytes.is_power_of_two() || !(512..=4096).contains(&bytes) || !blocks_fit {
             return Err(Unsupported);
         }
-        self.unit = Unit::new(config, info);
+        self.unit.power_on(info);
         Ok(())
     }
 
-    /// Takes a unit that [is quiet](Self::is_quiet) out of its place.
-    pub(crate) fn vacate(&mut self) {
-        self.unit = Unit::VACANT;
+    /// Becomes another unit, as after power-on, in the place of one that is [quiet](Self::is_quiet).
+    pub(crate) fn replace(&mut self, config: Config, info: &Info) -> Result<(), Unsupported> {
+        self.unit = Unit::off(config);
+        self.power_on(info)
     }
 
     /// Takes a task into the task set. Nothing runs before the next [`Self::poll`].
@@ -259,10 +261,4 @@ impl<const N: usize> LogicalUnit<N> {
         let sense = Sense::storage(error, false, info.sectors_per_block());
         self.unit.deferred = Some(Sense { deferred: true, ..sense });
     }
-}
-
-const fn is_supported(info: &Info) -> bool {
-    let bytes = info.logical_block_bytes;
-    let sectors_beyond = info.sectors & info.sectors_per_block().wrapping_sub(1);
-    bytes.is_power_of_two() && bytes >= 512 && bytes <= 4096 && sectors_beyond == 0
 }

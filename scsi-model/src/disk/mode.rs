@@ -108,6 +108,7 @@ impl Unit {
     }
 
     /// MODE SELECT: SPC-4, MODE SELECT(6), MODE SELECT(10). All of the list is checked before any of it takes effect.
+    #[inline(never)]
     pub(super) fn mode_select<M, S, T>(
         &mut self,
         form: ModeForm,

@@ -14,6 +14,7 @@ pub(crate) const LUNS_MAX: usize = 64;
 pub(crate) struct Reply<const B: usize = 1024>(Vec<u8, B>);
 
 impl<const B: usize> Reply<B> {
+    #[inline(always)]
     pub(crate) const fn new() -> Self {
         Self(Vec::new())
     }

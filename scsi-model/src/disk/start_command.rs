@@ -2,7 +2,6 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
-use blk_core::units::SECTOR_BYTES;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::io::{Io, Refusal};
@@ -16,7 +15,7 @@ use super::unit::Unit;
 use crate::command::{Against, Blocks, Command, Row, Traits, decode_as, group_bytes};
 use crate::sense::{Code, Key, Sense};
 use crate::task_set::Task;
-use crate::transport::Transport;
+use crate::transport::{CHUNK_BYTES, Transport};
 use crate::wire::data::{UnmapDescriptor, UnmapHead};
 
 impl Unit {
@@ -97,17 +96,31 @@ impl Unit {
             // There is nothing to eject, so nothing to remember.
             Command::TestUnitReady | Command::PreventAllow { .. } => Ok(Begun::GOOD),
             Command::Unknown { .. } => Err(Sense::INVALID_OPCODE.into()),
-            command => {
-                let mut reply = Reply::new();
-                let allocation = self.answer(command, io, &mut reply)?;
-                let wanted = u64::from(allocation).min(reply.bytes().len() as u64);
-                if task.data_in_bytes < wanted {
-                    return Err(Refusal::Overrun);
-                }
-                let moved_bytes = io.guest.put(task.tag, reply.bytes(), wanted)?;
-                Ok(Begun { moved_bytes, job: None })
-            }
+            command => self.reply(command, task, io),
         }
+    }
+
+    /// The commands that are answered from what the unit knows.
+    #[inline(never)]
+    fn reply<M, S, T>(
+        &mut self,
+        command: Command,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Begun, Refusal>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let mut reply = Reply::new();
+        let allocation = self.answer(command, io, &mut reply)?;
+        let wanted = u64::from(allocation).min(reply.bytes().len() as u64);
+        if task.data_in_bytes < wanted {
+            return Err(Refusal::Overrun);
+        }
+        let moved_bytes = io.guest.put(task.tag, reply.bytes(), wanted)?;
+        Ok(Begun { moved_bytes, job: None })
     }
 }
 
@@ -219,6 +232,7 @@ fn count_at(task: &Task) -> u16 {
 }
 
 /// Copies and checks the parameter list of UNMAP: SBC-3 5.28. Nothing is done before every descriptor has been checked.
+#[inline(never)]
 fn unmap<M, S, T>(list_bytes: u16, task: &Task, slot: u16, io: &mut Io<'_, M, S, T>) -> Result<Begun, Refusal>
 where
     M: GuestMemory + ?Sized,
@@ -273,6 +287,7 @@ fn keep_descriptor(staging: &mut [u8], index: u8, descriptor: &UnmapDescriptor) 
 }
 
 /// Whether the first `bytes` bytes of the data-out buffer are zeroes.
+#[inline(never)]
 fn is_zeroes<M, S, T>(tag: u64, bytes: u64, io: &mut Io<'_, M, S, T>) -> Result<bool, Refusal>
 where
     M: GuestMemory + ?Sized,
@@ -280,13 +295,13 @@ where
     T: Transport + ?Sized,
 {
     let mut at = 0_u64;
+    let mut buffer = [0; CHUNK_BYTES];
     while at < bytes {
-        let mut buffer = [0; SECTOR_BYTES as usize];
         io.guest.take(tag, at, &mut buffer)?;
         if buffer.iter().any(|byte| *byte != 0) {
             return Ok(false);
         }
-        at = at.saturating_add(SECTOR_BYTES.into());
+        at = at.saturating_add(CHUNK_BYTES as u64);
     }
     Ok(true)
 }

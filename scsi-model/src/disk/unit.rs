@@ -132,28 +132,24 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// No unit.
-    pub(super) const VACANT: Self = Self {
-        config: Config::BLANK,
-        settings: Settings { write_cache: false, descriptor_sense: false },
-        volatile: false,
-        stopped: false,
-        deferred: None,
-        attentions: Attentions::empty(),
-        sectors: 0,
-    };
-
-    pub(super) const fn new(config: Config, info: &Info) -> Self {
-        let volatile = info.has_volatile_cache();
+    /// A unit whose storage is not known yet.
+    pub(super) const fn off(config: Config) -> Self {
         Self {
             config,
-            settings: Settings::defaults(&config, volatile),
-            volatile,
+            settings: Settings::defaults(&config, false),
+            volatile: false,
             stopped: false,
             deferred: None,
             attentions: Attentions::POWER_ON,
-            sectors: info.sectors,
+            sectors: 0,
         }
+    }
+
+    pub(super) fn power_on(&mut self, info: &Info) {
+        self.volatile = info.has_volatile_cache();
+        self.settings = self.defaults();
+        self.sectors = info.sectors;
+        self.raise(UnitAttention::PowerOn);
     }
 
     pub(super) fn defaults(&self) -> Settings {

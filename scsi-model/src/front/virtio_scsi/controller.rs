@@ -7,8 +7,9 @@ use blk_core::virtq::Queue;
 use zerocopy::IntoBytes;
 
 use super::address::{Address, LUN_MAX};
+use super::bay::{Attached, Bay};
 use super::events::{Events, Happened};
-use super::pending::{Pending, PendingTable};
+use super::pending::Pending;
 use super::rings::{CONTROL, EVENT, REQUEST, Rings};
 use super::sizes::Sizes;
 use super::wire::{ConfigSpace, EventData, Features, Response};
@@ -27,9 +28,14 @@ pub struct Config {
     pub queue_size_max: u16,
 }
 
+impl Config {
+    /// One request queue.
+    pub const DEFAULT: Self = Self { queues: 1, queue_size_max: 256 };
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self { queues: 1, queue_size_max: 256 }
+        Self::DEFAULT
     }
 }
 
@@ -60,20 +66,6 @@ impl core::error::Error for NotInserted {}
 /// The I_T nexus of a controller: one driver, and its targets are one port each.
 pub(super) const NEXUS: Nexus = Nexus(0);
 
-/// A unit and the requests that it has: its tasks are named by their places in the table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub(super) struct Attached<const N: usize> {
-    /// There is a unit; otherwise the rest is empty. (No `Option`: a unit would have to be moved into it.)
-    pub(super) present: bool,
-    pub(super) unit: LogicalUnit<N>,
-    pub(super) requests: PendingTable<N>,
-}
-
-impl<const N: usize> Attached<N> {
-    const ABSENT: Self = Self { present: false, unit: LogicalUnit::vacant(), requests: PendingTable::EMPTY };
-}
-
 /// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
@@ -99,7 +91,7 @@ pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) addresses: [Option<Address>; L],
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
-    pub(super) units: [Attached<N>; L],
+    pub(super) units: [Bay<N>; L],
     /// The task management function that is under way.
     pub(super) function: Option<Function>,
     pub(super) events: Events,
@@ -117,14 +109,15 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
 
     /// A controller without units, after power-on.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub const fn new(config: Config) -> Self {
         const { Self::FITS }
-        let queues = config.queues.clamp(1, u16::try_from(Q).unwrap_or(u16::MAX));
+        let queues = if config.queues as usize > Q { Q as u16 } else { config.queues };
+        let queues = if queues == 0 { 1 } else { queues };
         Self {
             config: Config { queues, ..config },
             rings: Rings::new(config.queue_size_max),
             addresses: [None; L],
-            units: [const { Attached::ABSENT }; L],
+            units: [const { Bay::VACANT }; L],
             function: None,
             events: Events::new(),
             sizes: Sizes::DEFAULT,
@@ -228,10 +221,9 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if address.lun > LUN_MAX || self.addresses.contains(&Some(address)) {
             return Err(NotInserted::Address);
         }
-        let index = self.units.iter().position(|attached| !attached.present).ok_or(NotInserted::Full)?;
-        let attached = self.units.get_mut(index).ok_or(NotInserted::Full)?;
-        attached.unit.occupy(identity, info).map_err(NotInserted::Geometry)?;
-        attached.present = true;
+        let mut bays = self.units.iter_mut().enumerate();
+        let (index, bay) = bays.find(|(_, bay)| bay.is_vacant()).ok_or(NotInserted::Full)?;
+        bay.insert(identity, info).map_err(NotInserted::Geometry)?;
         self.tell_others(address, Happened::Appeared);
         if let Some(at) = self.addresses.get_mut(index) {
             *at = Some(address);
@@ -243,7 +235,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// [`Self::has_unit`] is false. Returns whether there was a unit that was not leaving.
     pub fn remove(&mut self, index: usize) -> bool {
         let Some(address) = self.addresses.get_mut(index).and_then(Option::take) else { return false };
-        if let Some(attached) = self.units.get_mut(index) {
+        if let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) {
             // 5.6.6.1.1: commands that are not aborted by a function end with this.
             attached.requests.cancel(Response::Failure);
             attached.unit.clear_task_set();
@@ -255,7 +247,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// Whether there is a unit on handle `index`, be it one that leaves.
     #[must_use]
     pub fn has_unit(&self, index: usize) -> bool {
-        self.units.get(index).is_some_and(|attached| attached.present)
+        self.units.get(index).is_some_and(|bay| !bay.is_vacant())
     }
 
     /// Where the unit on handle `index` is, unless it leaves.
@@ -267,7 +259,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// The unit on handle `index`.
     #[must_use]
     pub fn unit(&self, index: usize) -> Option<&LogicalUnit<N>> {
-        self.units.get(index).filter(|attached| attached.present).map(|attached| &attached.unit)
+        self.units.get(index).and_then(Bay::as_ref).map(|attached| &attached.unit)
     }
 
     /// What the guest has set in the unit on handle `index`, for [`Self::resume`].
@@ -279,7 +271,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// Lets the unit on handle `index` go on where one in another process ended: see [`LogicalUnit::resume`]. Before anything is
     /// polled, and also after a [reset](Self::reset) that the guest does not know of.
     pub fn resume(&mut self, index: usize, setting: Setting) {
-        if let Some(attached) = self.units.get_mut(index).filter(|attached| attached.present) {
+        if let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) {
             attached.unit.resume(setting);
         }
     }
@@ -308,7 +300,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         self.events = Events::new();
         self.sizes = Sizes::DEFAULT;
         self.resetting = true;
-        for attached in self.units.iter_mut().filter(|attached| attached.present) {
+        for attached in self.units.iter_mut().filter_map(Bay::as_mut) {
             attached.requests.clear();
             attached.unit.reset(ResetCause::Hard);
         }
@@ -328,7 +320,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if index == CONTROL {
             self.function = None;
         }
-        for attached in self.units.iter_mut().filter(|attached| attached.present) {
+        for attached in self.units.iter_mut().filter_map(Bay::as_mut) {
             for (tag, pending) in attached.requests.iter() {
                 if usize::from(pending.chain.ring) == index {
                     attached.unit.abort_task(tag);
@@ -339,7 +331,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
 
     /// The units that are there.
     pub(super) fn attached(&self) -> impl Iterator<Item = &Attached<N>> {
-        self.units.iter().filter(|attached| attached.present)
+        self.units.iter().filter_map(Bay::as_ref)
     }
 
     fn pending(&self) -> impl Iterator<Item = &Pending> {
@@ -364,8 +356,10 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if !(0..self.ring_count()).any(|ring| self.ring(ring).is_some_and(Queue::is_enabled)) {
             return;
         }
-        for (attached, at) in self.units.iter_mut().zip(&self.addresses) {
-            if attached.present && at.is_some_and(|at| at.target == address.target) {
+        for (bay, at) in self.units.iter_mut().zip(&self.addresses) {
+            if let Some(attached) = bay.as_mut()
+                && at.is_some_and(|at| at.target == address.target)
+            {
                 attached.unit.raise(UnitAttention::ReportedLunsChanged);
             }
         }

@@ -65,7 +65,7 @@ pub struct Scsi<const Q: usize, const L: usize, const N: usize> {
 impl<const Q: usize, const L: usize, const N: usize> Scsi<Q, L, N> {
     /// A device after power-on, without units.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub const fn new(config: Config) -> Self {
         Self {
             controller: Controller::new(config),
             status: DeviceStatus::empty(),

@@ -8,6 +8,7 @@ use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use zerocopy::FromBytes;
 
 use super::address::Addressed;
+use super::bay::Bay;
 use super::controller::{Controller, Function, NEXUS};
 use super::io::Io;
 use super::rings::{CONTROL, Chain, put, running};
@@ -100,7 +101,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             Ok(index) => index,
             Err(response) => return Effect::Answered(response),
         };
-        let Some(attached) = self.units.get_mut(index).filter(|attached| attached.present) else {
+        let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) else {
             return Effect::Answered(Response::IncorrectLun);
         };
         let id = management.id.get();
@@ -137,8 +138,10 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let Some(target) = to.target().filter(|target| self.has_target(*target)) else {
             return Effect::Answered(Response::BadTarget);
         };
-        for (attached, address) in self.units.iter_mut().zip(&self.addresses) {
-            if attached.present && address.is_some_and(|address| address.target == target) {
+        for (bay, address) in self.units.iter_mut().zip(&self.addresses) {
+            if let Some(attached) = bay.as_mut()
+                && address.is_some_and(|address| address.target == target)
+            {
                 attached.requests.cancel(Response::Reset);
                 attached.unit.lose_nexus(NEXUS);
             }

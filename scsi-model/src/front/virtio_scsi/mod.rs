@@ -21,6 +21,7 @@
 //! | **Not there** | **INOUT: no command has data both ways, and a request that has is answered with FAILURE; T10_PI; CLEAR ACA and the ACA attribute; command priority and reference number, which are not looked at; asynchronous notifications, which are of multimedia devices; packed rings; the legacy interface** |
 
 mod address;
+mod bay;
 mod controller;
 mod device;
 mod events;

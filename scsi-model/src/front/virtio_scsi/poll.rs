@@ -5,7 +5,8 @@ use blk_core::storage::Storage;
 use blk_core::virtq::{InflightTracker, QueueError};
 
 use super::address::{Address, Addressed};
-use super::controller::{Attached, Controller, NEXUS};
+use super::bay::{Attached, Bay};
+use super::controller::{Controller, NEXUS};
 use super::events::Happened;
 use super::io::Io;
 use super::pending::{Pending, Place};
@@ -105,8 +106,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let closed = Policy { features: Features::empty(), open: 0 };
         let mut again = false;
         self.run_units(&mut Io { memory, storage, policy: &closed, logs: &mut [(); 0] }, &mut again);
-        let mut units = storage.iter().zip(&self.units).filter(|(_, attached)| attached.present);
-        self.resetting = !units.all(|(_, attached)| attached.unit.is_quiet());
+        let mut units = storage.iter().zip(&self.units).filter_map(|(_, bay)| bay.as_ref());
+        self.resetting = !units.all(|attached| attached.unit.is_quiet());
         !self.resetting
     }
 
@@ -207,7 +208,9 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         I: InflightTracker,
     {
         let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
-        let Some(Attached { unit, requests, .. }) = self.units.get_mut(index) else { return };
+        let Some(Attached { unit, requests }) = self.units.get_mut(index).and_then(Bay::as_mut) else {
+            return;
+        };
         let Request { chain, id, data, data_at, cdb, .. } = *request;
         let taken = requests.free_tag().is_some_and(|tag| {
             let (data_out_bytes, data_in_bytes) = (data.out_bytes(), data.in_bytes());
@@ -277,11 +280,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     {
         let Self { rings, addresses, units, sizes, events, .. } = self;
         let mut ended = false;
-        for (index, (attached, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
-            let Attached { present, unit, requests } = attached;
-            if !*present {
-                continue;
-            }
+        for (index, (bay, handle)) in units.iter_mut().zip(io.storage.iter_mut()).enumerate() {
+            let Some(Attached { unit, requests }) = bay.as_mut() else { continue };
             let address = addresses.get(index).copied().flatten();
             loop {
                 let quiet = unit.is_quiet();
@@ -322,8 +322,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);
             }
             if address.is_none() && unit.is_quiet() {
-                *present = false;
-                unit.vacate();
+                bay.vacate();
             }
         }
         ended

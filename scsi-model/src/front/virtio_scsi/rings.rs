@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{InflightTracker, Queue, QueueError};
+use blk_core::virtq::{InflightTracker, Queue, QueueError, SIZE_MAX};
 
 /// Index of the control queue: VIRTIO 1.3, 5.6.2.
 pub const CONTROL: usize = 0;
@@ -24,13 +24,14 @@ pub(super) struct Rings<const Q: usize> {
 }
 
 impl<const Q: usize> Rings<Q> {
-    pub(super) fn new(size_max: u16) -> Self {
-        let queue = Queue::new(size_max);
-        Self {
-            control: queue.clone(),
-            event: queue.clone(),
-            request: core::array::from_fn(|_| queue.clone()),
+    pub(super) const fn new(size_max: u16) -> Self {
+        let mut request = [const { Queue::new(SIZE_MAX) }; Q];
+        let mut rest = request.as_mut_slice();
+        while let Some((queue, others)) = rest.split_first_mut() {
+            *queue = Queue::new(size_max);
+            rest = others;
         }
+        Self { control: Queue::new(size_max), event: Queue::new(size_max), request }
     }
 
     pub(super) fn get(&self, index: usize) -> Option<&Queue> {
