@@ -54,7 +54,7 @@ impl<const N: usize> LogicalUnit<N> {
         self.work(&mut Io { guest: Guest { memory, transport, list: &mut list }, storage })
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn work<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,
@@ -89,6 +89,7 @@ impl<const N: usize> LogicalUnit<N> {
     }
 
     /// Gives slots the segments that they need again.
+    #[inline]
     fn supply_segments<M, S, T>(&mut self, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,
@@ -107,6 +108,7 @@ impl<const N: usize> LogicalUnit<N> {
     }
 
     /// An operation has ended.
+    #[inline]
     fn completed<M, S, T>(&mut self, done: Done, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,
@@ -123,6 +125,7 @@ impl<const N: usize> LogicalUnit<N> {
     }
 
     /// Lets the task in a slot submit an operation.
+    #[inline(never)]
     fn step<M, S, T>(&mut self, slot: u16, step: Step, turn: &mut usize, io: &mut Io<'_, M, S, T>) -> Polled
     where
         M: GuestMemory + ?Sized,
@@ -137,6 +140,7 @@ impl<const N: usize> LogicalUnit<N> {
         self.settle(slot, standing)
     }
 
+    #[inline(never)]
     fn settle(&mut self, slot: u16, standing: Result<Standing, Deferred>) -> Polled {
         match standing {
             Err(_) => Polled::Idle,

@@ -11,12 +11,10 @@ use super::address::Addressed;
 use super::bay::Bay;
 use super::controller::{Controller, Function, NEXUS};
 use super::io::Io;
-use super::rings::{CONTROL, Chain, put, running};
+use super::rings::{CONTROL, ShortChain, put, read_short, running};
 use super::wire::{Management, Notification, Response, control, function};
 use crate::disk::ResetCause;
 
-/// The longest request of the queue.
-const COPIED_BYTES: usize = size_of::<Management>();
 /// `event_actual`, which comes before the response to a notification request.
 const ACTUAL_BYTES: u64 = 4;
 
@@ -216,8 +214,7 @@ fn take<M: GuestMemory + ?Sized>(
     log: &mut impl InflightTracker,
     head: u16,
 ) -> Result<Asked, QueueError> {
-    let mut chain = Chain::<COPIED_BYTES>::new();
-    chain.read(ring, memory, head)?;
+    let chain = read_short(ring, memory, head)?;
     let asked = decode(&chain);
     let response_at = if matches!(asked, Asked::Notification(_)) { ACTUAL_BYTES } else { 0 };
     if chain.writable.bytes <= response_at {
@@ -227,11 +224,11 @@ fn take<M: GuestMemory + ?Sized>(
     Ok(asked)
 }
 
-fn decode(chain: &Chain<COPIED_BYTES>) -> Asked {
+fn decode(chain: &ShortChain) -> Asked {
     let holds = |bytes: usize| chain.legible && chain.readable.bytes >= bytes as u64;
     if let Ok(management) = Management::read_from_bytes(&chain.header)
         && management.kind.get() == control::TASK_MANAGEMENT
-        && holds(COPIED_BYTES)
+        && holds(size_of::<Management>())
     {
         return Asked::Management(management);
     }

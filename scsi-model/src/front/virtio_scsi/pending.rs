@@ -2,7 +2,6 @@
 
 use blk_core::units::GuestAddr;
 
-use super::requests::Data;
 use super::wire::Response;
 
 /// Origin of a request, and where its response goes.
@@ -15,6 +14,36 @@ pub(super) struct Place {
     pub(super) head: u16,
     /// Where the room for response and sense data is, if it is in one piece: nearly always. Otherwise the chain is walked again.
     pub(super) response: Option<GuestAddr>,
+}
+
+/// The data of a request: one way or none, for INOUT is not offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+pub(super) enum Data {
+    Out { bytes: u64 },
+    In { bytes: u64 },
+}
+
+impl Data {
+    pub(super) const fn out_bytes(self) -> u64 {
+        match self {
+            Self::Out { bytes } => bytes,
+            Self::In { .. } => 0,
+        }
+    }
+
+    pub(super) const fn in_bytes(self) -> u64 {
+        match self {
+            Self::In { bytes } => bytes,
+            Self::Out { .. } => 0,
+        }
+    }
+
+    pub(super) const fn bytes(self) -> u64 {
+        match self {
+            Self::In { bytes } | Self::Out { bytes } => bytes,
+        }
+    }
 }
 
 /// A request that a logical unit has: the transport's side of a task, whose tag is the place in the table.

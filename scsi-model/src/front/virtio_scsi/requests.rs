@@ -9,7 +9,7 @@ use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::address::{Address, Addressed};
-use super::pending::{Pending, PendingTable, Place};
+use super::pending::{Data, Pending, PendingTable, Place};
 use super::rings::{Chain, Rings, pieces, put, running};
 use super::sizes::{SENSE_BYTES_MAX, Sizes};
 use super::wire::{RequestHead, Response, ResponseHead, attribute};
@@ -43,36 +43,6 @@ pub(super) struct Request {
     /// Where the data is, if it is in one piece.
     pub(super) data_at: Option<GuestAddr>,
     pub(super) chain: Place,
-}
-
-/// The data of a request: one way or none, for INOUT is not offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub(super) enum Data {
-    Out { bytes: u64 },
-    In { bytes: u64 },
-}
-
-impl Data {
-    pub(super) const fn out_bytes(self) -> u64 {
-        match self {
-            Self::Out { bytes } => bytes,
-            Self::In { .. } => 0,
-        }
-    }
-
-    pub(super) const fn in_bytes(self) -> u64 {
-        match self {
-            Self::In { bytes } => bytes,
-            Self::Out { .. } => 0,
-        }
-    }
-
-    const fn bytes(self) -> u64 {
-        match self {
-            Self::In { bytes } | Self::Out { bytes } => bytes,
-        }
-    }
 }
 
 /// Answer to a request.
@@ -247,6 +217,7 @@ where
     M: GuestMemory + ?Sized,
     I: InflightTracker,
 {
+    #[inline]
     fn segments(
         &mut self,
         tag: u64,

@@ -6,6 +6,8 @@ use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
 use blk_core::virtq::{InflightTracker, Queue, QueueError, SIZE_MAX};
 
+use super::wire::Management;
+
 /// Index of the control queue: VIRTIO 1.3, 5.6.2.
 pub const CONTROL: usize = 0;
 /// Index of the event queue.
@@ -145,6 +147,21 @@ impl<const H: usize> Chain<H> {
             chain.readable.add(buffer.addr, buffer.len);
         })
     }
+}
+
+/// A chain of the control or of the event queue: no request there is longer than its header.
+pub(super) type ShortChain = Chain<{ size_of::<Management>() }>;
+
+/// Reads the chain at `head`, of a queue that is seldom used.
+#[inline(never)]
+pub(super) fn read_short<M: GuestMemory + ?Sized>(
+    ring: &mut Queue,
+    memory: &M,
+    head: u16,
+) -> Result<ShortChain, QueueError> {
+    let mut chain = ShortChain::new();
+    chain.read(ring, memory, head)?;
+    Ok(chain)
 }
 
 /// Visits the guest memory of the bytes `range` of a chain's writable or else readable part, in order.
