@@ -17,7 +17,7 @@ use blk_core::ram::{Ram, RamDisk};
 use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
 use scsi_model::{
-    Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Polled, SegmentList, Task, Transport,
+    Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Nexus, Polled, SegmentList, Task, Transport,
 };
 
 /// One data buffer, at address 0.
@@ -44,8 +44,14 @@ fn main() {
     let mut unit = LogicalUnit::<4>::new(Config::new("BLK", "RAM DISK", "1", "0001"), &info).unwrap();
 
     let mut command = |cdb: &[u8], data_out_bytes, data_in_bytes| {
-        let task =
-            Task { tag: 0, attribute: Attribute::Simple, cdb: Cdb::new(cdb), data_out_bytes, data_in_bytes };
+        let task = Task {
+            tag: 0,
+            nexus: Nexus::default(),
+            attribute: Attribute::Simple,
+            cdb: Cdb::new(cdb),
+            data_out_bytes,
+            data_in_bytes,
+        };
         unit.enqueue(task).unwrap();
         loop {
             if let Polled::Ended(ended) = unit.poll(&memory, &mut disk, &mut OneBuffer) {

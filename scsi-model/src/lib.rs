@@ -29,6 +29,7 @@ extern crate std;
 pub mod command;
 mod config;
 pub mod disk;
+mod fifo;
 pub mod front;
 pub mod sense;
 #[cfg(feature = "sim")]
@@ -41,5 +42,5 @@ pub use command::Cdb;
 pub use config::Config;
 pub use disk::{Ended, LogicalUnit, Outcome, Polled, ResetCause, Setting, Unsupported};
 pub use sense::Sense;
-pub use task_set::{Attribute, Task, TaskSetFull};
+pub use task_set::{Attribute, Nexus, Task, TaskSetFull};
 pub use transport::{DataError, Direction, SEGMENTS_MAX, SegmentList, Transport};

@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::command::Cdb;
 use crate::config::Config;
 use crate::disk::{self, LogicalUnit, Polled, ResetCause};
-use crate::task_set::{Attribute, Task};
+use crate::task_set::{Attribute, Nexus, Task};
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 /// Tasks that the unit has room for: one more than the driver ever has outstanding.
@@ -159,6 +159,7 @@ impl Order {
     fn task(&self, tag: u64) -> Task {
         Task {
             tag,
+            nexus: Nexus::default(),
             attribute: self.attribute,
             cdb: self.cdb,
             data_out_bytes: self.out_bytes,

@@ -1,12 +1,11 @@
-//! Task set: decides which task may start (SAM-5 clause 8, for one I_T nexus).
+//! Task set: decides which task may start (SAM-5 clause 8).
 
-use core::cell::Cell;
 use core::fmt;
 
 use blk_core::mutant::{Mutant, active};
-use heapless::Vec;
 
-use crate::command::{Cdb, Traits, traits};
+use crate::command::{Cdb, Row, Traits, find};
+use crate::fifo::Fifo;
 
 /// A task attribute: SAM-5, task attributes. ACA is not among them: a unit that says NORMACA=0 has no ACA condition, and a
 /// transport refuses tasks with that attribute.
@@ -23,14 +22,23 @@ pub enum Attribute {
     HeadOfQueue,
 }
 
+/// The I_T nexus that a task came through: a pair of an initiator port and a target port (SAM-5, I_T nexus). The transport
+/// numbers its nexuses as it likes; one with a single initiator has [`Nexus::default`] only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Nexus(pub u16);
+
 /// A command on its way: what the guest sent, and how much memory it gave for the data. Where that memory is
 /// stays with the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Task {
-    /// The transport's name for it, unique among the tasks in the set.
+    /// The transport's name for it, unique among the tasks in the set, of whatever nexus.
     pub tag: u64,
+    /// Who sent it.
+    pub nexus: Nexus,
     /// Where it stands among the others.
     pub attribute: Attribute,
     /// The command.
@@ -66,14 +74,22 @@ pub(crate) enum Gate {
 }
 
 impl Gate {
-    pub(crate) fn of(task: &Task) -> Self {
-        match task.attribute {
-            _ if traits(&task.cdb).contains(Traits::ALONE) => Self::Alone,
+    fn of(attribute: Attribute, row: Option<&Row>) -> Self {
+        match attribute {
+            _ if row.is_some_and(|row| row.traits.contains(Traits::ALONE)) => Self::Alone,
             Attribute::Simple => Self::Simple,
             Attribute::Ordered => Self::Ordered,
             Attribute::HeadOfQueue => Self::HeadOfQueue,
         }
     }
+}
+
+/// The task that may start now.
+pub(crate) struct Front<'a> {
+    pub(crate) task: &'a Task,
+    /// The row of its command, if there is one.
+    pub(crate) row: Option<&'static Row>,
+    pub(crate) gate: Gate,
 }
 
 /// Tasks that wait, in the order in which they will start; a tally of those that run; and those that were aborted and
@@ -84,13 +100,15 @@ impl Gate {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct TaskSet<const N: usize> {
-    waiting: Vec<Task, N>,
+    waiting: Fifo<Task, N>,
     running: Running,
-    aborted: Vec<u64, N>,
+    aborted: Fifo<u64, N>,
+    /// All of them.
+    count: u16,
 }
 
 /// Number of running tasks of each class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 struct Running {
     simple: u16,
@@ -100,7 +118,9 @@ struct Running {
 }
 
 impl Running {
-    fn total(self) -> u16 {
+    const NONE: Self = Self { simple: 0, head_of_queue: 0, ordered: 0, alone: 0 };
+
+    const fn total(self) -> u16 {
         self.simple.saturating_add(self.head_of_queue).saturating_add(self.ordered).saturating_add(self.alone)
     }
 
@@ -116,77 +136,100 @@ impl Running {
 
 impl<const N: usize> TaskSet<N> {
     pub(crate) const fn new() -> Self {
-        let running = Running { simple: 0, head_of_queue: 0, ordered: 0, alone: 0 };
-        Self { waiting: Vec::new(), running, aborted: Vec::new() }
+        Self { waiting: Fifo::new(), running: Running::NONE, aborted: Fifo::new(), count: 0 }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.waiting
-            .len()
-            .saturating_add(self.aborted.len())
-            .saturating_add(usize::from(self.running.total()))
+    /// Whether nothing waits, runs or has yet to be reported as aborted.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
+    #[inline]
     pub(crate) fn enqueue(&mut self, task: Task) -> Result<(), TaskSetFull> {
-        if self.len() >= N {
+        let there_is_room = usize::from(self.count) < N;
+        let taken = there_is_room
+            && match task.attribute {
+                Attribute::HeadOfQueue => self.waiting.push_front(task),
+                Attribute::Simple | Attribute::Ordered => self.waiting.push_back(task),
+            };
+        if !taken {
             return Err(TaskSetFull);
         }
-        let result = match task.attribute {
-            Attribute::HeadOfQueue => self.waiting.insert(0, task),
-            Attribute::Simple | Attribute::Ordered => self.waiting.push(task),
-        };
-        result.map_err(|_| TaskSetFull)
+        self.count = self.count.saturating_add(1);
+        Ok(())
     }
 
     /// The task that may start now.
-    pub(crate) fn front(&self) -> Option<(Task, Gate)> {
-        let task = *self.waiting.first()?;
-        let gate = Gate::of(&task);
-        self.admits(gate).then_some((task, gate))
+    #[inline]
+    pub(crate) fn front(&self) -> Option<Front<'_>> {
+        let task = self.waiting.front()?;
+        let row = find(&task.cdb);
+        let gate = Gate::of(task.attribute, row);
+        self.admits(gate).then_some(Front { task, row, gate })
     }
 
-    /// The front task has started, or has ended without running (`gate` is `None`).
-    pub(crate) fn pop(&mut self, gate: Option<Gate>) {
-        remove(&mut self.waiting, 0);
-        if let Some(gate) = gate {
-            let count = self.running.of(gate);
-            *count = count.saturating_add(1);
-        }
+    /// The front task has started.
+    #[inline]
+    pub(crate) fn started(&mut self, gate: Gate) {
+        let _ = self.waiting.pop_front();
+        let running = self.running.of(gate);
+        *running = running.saturating_add(1);
+    }
+
+    /// The front task has ended at once.
+    #[inline]
+    pub(crate) fn ended_at_once(&mut self) {
+        let _ = self.waiting.pop_front();
+        self.count = self.count.saturating_sub(1);
     }
 
     /// A running task has ended.
+    #[inline]
     pub(crate) fn ended(&mut self, gate: Gate) {
-        let count = self.running.of(gate);
-        *count = count.saturating_sub(1);
+        self.stopped(gate);
+        self.count = self.count.saturating_sub(1);
     }
 
-    /// Takes a waiting task away; it is reported by [`Self::next_aborted`].
-    pub(crate) fn abort(&mut self, tag: u64) -> bool {
-        let Some(place) = self.waiting.iter().position(|task| task.tag == tag) else { return false };
-        remove(&mut self.waiting, place);
-        self.give_up(tag);
-        true
+    #[inline]
+    fn stopped(&mut self, gate: Gate) {
+        let running = self.running.of(gate);
+        *running = running.saturating_sub(1);
     }
 
-    /// Takes every waiting task away.
-    pub(crate) fn abort_waiting(&mut self) {
-        while let Some(task) = remove(&mut self.waiting, 0) {
-            self.give_up(task.tag);
-        }
+    /// Takes the waiting tasks away that `chosen` names, and returns whether there were any. They are reported by
+    /// [`Self::next_aborted`].
+    pub(crate) fn abort(&mut self, chosen: impl Fn(&Task) -> bool) -> bool {
+        let before = self.waiting.len();
+        let aborted = &mut self.aborted;
+        self.waiting.retain(|task| {
+            let keep = !chosen(task);
+            if !keep {
+                // There is room: `enqueue` counts the aborted too.
+                let _ = aborted.push_back(task.tag);
+            }
+            keep
+        });
+        self.waiting.len() != before
     }
 
     /// A running task was dropped by a reset.
-    pub(crate) fn drop_running(&mut self, task: Task, gate: Gate) {
-        self.ended(gate);
-        if active(Mutant::ResetReexecutes) {
-            let _ = self.waiting.push(task);
-            return;
-        }
-        self.give_up(task.tag);
+    pub(crate) fn drop_running(&mut self, tag: u64, gate: Gate) {
+        self.stopped(gate);
+        // There is room: it was counted when it ran.
+        let _ = self.aborted.push_back(tag);
+    }
+
+    /// The mutant [`Mutant::ResetReexecutes`]: a running task that a reset drops waits again.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn run_again(&mut self, task: Task, gate: Gate) {
+        self.stopped(gate);
+        let _ = self.waiting.push_back(task);
     }
 
     pub(crate) fn next_aborted(&mut self) -> Option<u64> {
-        remove(&mut self.aborted, 0)
+        let tag = self.aborted.pop_front()?;
+        self.count = self.count.saturating_sub(1);
+        Some(tag)
     }
 
     pub(crate) fn has_aborted(&self) -> bool {
@@ -194,7 +237,7 @@ impl<const N: usize> TaskSet<N> {
     }
 
     pub(crate) fn waits(&self, tag: u64) -> bool {
-        self.waiting.iter().any(|task| task.tag == tag) || self.aborted.contains(&tag)
+        self.waiting.iter().any(|task| task.tag == tag) || self.aborted.iter().any(|aborted| *aborted == tag)
     }
 
     fn admits(&self, gate: Gate) -> bool {
@@ -209,23 +252,6 @@ impl<const N: usize> TaskSet<N> {
             Gate::Alone => running.total() == 0 || active(Mutant::CacheSwitchInFlight),
         }
     }
-
-    fn give_up(&mut self, tag: u64) {
-        // There is room: `enqueue` counts the aborted too.
-        let _ = self.aborted.push(tag);
-    }
-}
-
-/// Takes the element at `place` out of a list, if there is one. `Vec::remove` would panic if there is none, and an optimiser for
-/// size does not see that there is.
-pub(crate) fn remove<T, const N: usize>(list: &mut Vec<T, N>, place: usize) -> Option<T> {
-    let behind = list.get_mut(place..).filter(|behind| !behind.is_empty())?;
-    for pair in Cell::from_mut(behind).as_slice_of_cells().windows(2) {
-        if let [earlier, later] = pair {
-            earlier.swap(later);
-        }
-    }
-    list.pop()
 }
 
 #[cfg(test)]
@@ -236,15 +262,16 @@ mod tests {
     const MODE_SELECT: [u8; 6] = [0x15, 0x10, 0, 0, 24, 0];
 
     fn task(tag: u64, attribute: Attribute, cdb: &[u8]) -> Task {
-        Task { tag, attribute, cdb: Cdb::new(cdb), data_out_bytes: 0, data_in_bytes: 0 }
+        let nexus = Nexus::default();
+        Task { tag, nexus, attribute, cdb: Cdb::new(cdb), data_out_bytes: 0, data_in_bytes: 0 }
     }
 
     /// Starts all that may start, and returns their tags.
     fn start(set: &mut TaskSet<8>) -> std::vec::Vec<u64> {
         let mut tags = std::vec::Vec::new();
-        while let Some((task, gate)) = set.front() {
-            set.pop(Some(gate));
+        while let Some(Front { task, gate, .. }) = set.front() {
             tags.push(task.tag);
+            set.started(gate);
         }
         tags
     }
@@ -294,25 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn an_element_is_removed_from_where_it_is_and_from_nowhere_else() {
-        let mut list = Vec::<u8, 4>::from([1, 2, 3]);
-        assert_eq!(remove(&mut list, 1), Some(2));
-        assert_eq!(remove(&mut list, 2), None);
-        assert_eq!(list, [1, 3]);
-        assert_eq!(
-            (remove(&mut list, 1), remove(&mut list, 0), remove(&mut list, 0)),
-            (Some(3), Some(1), None)
-        );
-    }
-
-    #[test]
     fn the_set_counts_what_waits_runs_and_was_aborted() {
         let mut set = TaskSet::<2>::new();
         set.enqueue(task(1, Attribute::Simple, &READ)).unwrap();
         set.enqueue(task(2, Attribute::Simple, &READ)).unwrap();
         assert_eq!(set.enqueue(task(3, Attribute::HeadOfQueue, &READ)), Err(TaskSetFull));
-        assert!(set.abort(1));
-        assert!(!set.abort(1));
+        assert!(set.abort(|task| task.tag == 1));
+        assert!(!set.abort(|task| task.tag == 1));
         assert_eq!(set.enqueue(task(3, Attribute::Simple, &READ)), Err(TaskSetFull));
         assert_eq!(set.next_aborted(), Some(1));
         set.enqueue(task(3, Attribute::Simple, &READ)).unwrap();

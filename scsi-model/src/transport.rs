@@ -11,6 +11,9 @@ use heapless::Vec;
 /// Most segments that are asked for at once.
 pub const SEGMENTS_MAX: usize = 128;
 
+/// Bytes of a sector that are looked at together: a buffer of more is dear where stacks are small.
+pub(crate) const CHUNK_BYTES: usize = 128;
+
 /// Pieces of guest memory, in order.
 pub type SegmentList = Vec<Segment, SEGMENTS_MAX>;
 
@@ -75,86 +78,99 @@ pub trait Transport {
     }
 }
 
-/// Copies the start of `bytes` to the task's data-in buffer, which is `room` bytes long, and returns how many fitted.
-pub(crate) fn put<M: GuestMemory + ?Sized, T: Transport + ?Sized>(
-    memory: &M,
-    transport: &mut T,
-    tag: u64,
-    bytes: &[u8],
-    room: u64,
-) -> Result<u64, DataError> {
-    let len = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
-    let mut left = bytes.get(..len).unwrap_or_default();
-    each_segment(transport, tag, Direction::In, 0..len as u64, |addr, len| {
-        let (now, later) = left.split_at_checked(len).ok_or(DataError)?;
-        left = later;
-        Ok(memory.write(addr, now)?)
-    })?;
-    Ok(len as u64)
+/// The guest, as a command sees it: its memory, and where the task's data is in it.
+pub(crate) struct Guest<'a, M: ?Sized, T: ?Sized> {
+    pub(crate) memory: &'a M,
+    pub(crate) transport: &'a mut T,
+    /// Room for the segments of one operation, which is filled anew for each: 2 KiB of stack, once.
+    pub(crate) list: &'a mut SegmentList,
 }
 
-/// Fills `into` from the task's data-out buffer, from byte `offset` on.
-pub(crate) fn take<M: GuestMemory + ?Sized, T: Transport + ?Sized>(
-    memory: &M,
-    transport: &mut T,
-    tag: u64,
-    offset: u64,
-    into: &mut [u8],
-) -> Result<(), DataError> {
-    let end = offset.checked_add(into.len() as u64).ok_or(DataError)?;
-    let mut left = into;
-    each_segment(transport, tag, Direction::Out, offset..end, |addr, len| {
-        let (now, later) = core::mem::take(&mut left).split_at_mut_checked(len).ok_or(DataError)?;
-        left = later;
-        Ok(memory.read(addr, now)?)
-    })
+impl<M: GuestMemory + ?Sized, T: Transport + ?Sized> Guest<'_, M, T> {
+    /// Copies the start of `bytes` to the task's data-in buffer, which is `room` bytes long, and returns how many fitted.
+    pub(crate) fn put(&mut self, tag: u64, bytes: &[u8], room: u64) -> Result<u64, DataError> {
+        let len = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
+        let mut left = bytes.get(..len).unwrap_or_default();
+        self.each_segment(tag, Direction::In, 0..len as u64, |memory, addr, len| {
+            let (now, later) = left.split_at_checked(len).ok_or(DataError)?;
+            left = later;
+            Ok(memory.write(addr, now)?)
+        })?;
+        Ok(len as u64)
+    }
+
+    /// Fills `into` from the task's data-out buffer, from byte `offset` on.
+    pub(crate) fn take(&mut self, tag: u64, offset: u64, into: &mut [u8]) -> Result<(), DataError> {
+        let end = offset.checked_add(into.len() as u64).ok_or(DataError)?;
+        let mut left = into;
+        self.each_segment(tag, Direction::Out, offset..end, |memory, addr, len| {
+            let (now, later) = core::mem::take(&mut left).split_at_mut_checked(len).ok_or(DataError)?;
+            left = later;
+            Ok(memory.read(addr, now)?)
+        })
+    }
+
+    /// Compares `with` to the task's data-out buffer from byte `offset` on, and returns the first byte that differs,
+    /// counted from the start of `with`.
+    pub(crate) fn differs(&mut self, tag: u64, offset: u64, with: &[u8]) -> Result<Option<u64>, DataError> {
+        let end = offset.checked_add(with.len() as u64).ok_or(DataError)?;
+        let mut left = with;
+        let mut differs = None;
+        self.each_segment(tag, Direction::Out, offset..end, |memory, addr, len| {
+            let (now, later) = left.split_at_checked(len).ok_or(DataError)?;
+            let before = with.len().saturating_sub(left.len()) as u64;
+            left = later;
+            if differs.is_none() {
+                differs = differs_at(memory, addr, now)?.map(|place| before.saturating_add(place));
+            }
+            Ok(())
+        })?;
+        Ok(differs)
+    }
+
+    /// Calls `each` with every piece of guest memory of `range`. Bounded by the length of the range: a list that
+    /// brings nothing forward is an error.
+    fn each_segment(
+        &mut self,
+        tag: u64,
+        direction: Direction,
+        range: Range<u64>,
+        mut each: impl FnMut(&M, GuestAddr, usize) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let mut at = range.start;
+        while at < range.end {
+            let before = at;
+            self.list.clear();
+            self.transport.segments(tag, direction, at..range.end, self.list)?;
+            for segment in self.list.iter() {
+                let Segment::Guest { addr, len } = *segment else { return Err(DataError) };
+                let len = u64::from(len).min(range.end.saturating_sub(at));
+                each(self.memory, addr, usize::try_from(len).map_err(|_| DataError)?)?;
+                at = at.saturating_add(len);
+            }
+            if at == before {
+                return Err(DataError);
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Compares `with` to the task's data-out buffer from byte `offset` on, and returns the first byte that differs,
-/// counted from the start of `with`.
-pub(crate) fn differs<M: GuestMemory + ?Sized, T: Transport + ?Sized>(
+/// The first byte of `with` that differs from the guest memory at `addr`.
+fn differs_at<M: GuestMemory + ?Sized>(
     memory: &M,
-    transport: &mut T,
-    tag: u64,
-    offset: u64,
+    addr: GuestAddr,
     with: &[u8],
 ) -> Result<Option<u64>, DataError> {
-    let mut buffer = [0; 512];
+    let mut buffer = [0; CHUNK_BYTES];
     let mut done = 0_u64;
-    for ours in with.chunks(buffer.len()) {
+    for ours in with.chunks(CHUNK_BYTES) {
         let theirs = buffer.get_mut(..ours.len()).ok_or(DataError)?;
-        take(memory, transport, tag, offset.checked_add(done).ok_or(DataError)?, theirs)?;
+        memory.read(addr.checked_add(done).ok_or(DataError)?, theirs)?;
         if let Some(place) = ours.iter().zip(theirs.iter()).position(|(a, b)| a != b) {
             return Ok(Some(done.saturating_add(place as u64)));
         }
         done = done.saturating_add(ours.len() as u64);
     }
     Ok(None)
-}
-
-/// Calls `each` with every piece of guest memory of `range`. Bounded by the length of the range: a list that
-/// brings nothing forward is an error.
-fn each_segment<T: Transport + ?Sized>(
-    transport: &mut T,
-    tag: u64,
-    direction: Direction,
-    range: Range<u64>,
-    mut each: impl FnMut(GuestAddr, usize) -> Result<(), DataError>,
-) -> Result<(), DataError> {
-    let mut at = range.start;
-    while at < range.end {
-        let before = at;
-        let mut list = SegmentList::new();
-        transport.segments(tag, direction, at..range.end, &mut list)?;
-        for segment in &list {
-            let Segment::Guest { addr, len } = *segment else { return Err(DataError) };
-            let len = u64::from(len).min(range.end.saturating_sub(at));
-            each(addr, usize::try_from(len).map_err(|_| DataError)?)?;
-            at = at.saturating_add(len);
-        }
-        if at == before {
-            return Err(DataError);
-        }
-    }
-    Ok(())
 }

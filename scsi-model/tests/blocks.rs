@@ -377,6 +377,24 @@ fn an_unmap_list_that_changes_after_its_check_is_not_read_again() {
     assert_eq!(done, [(8, 8), (64, 16)].map(|(start, n)| Op::Discard { extent: Extent::new(start, n) }));
 }
 
+/// All but one descriptor wait in the staging buffer: page B0h says how many may come.
+#[test]
+fn without_a_staging_buffer_unmap_takes_one_descriptor() {
+    for (staging_bytes, most) in [(0, 1), (512, 8)] {
+        let mut disk = Disk::new(Cache::WriteBack);
+        disk.info.staging_bytes = staging_bytes;
+        let mut rig = Rig::on(disk);
+        assert_eq!(rig.data_in(&[0x12, 1, 0xb0, 0, 64, 0], 64)[24..28], u32::to_be_bytes(most));
+        let pairs: Vec<(u64, u32)> = (0..u64::from(most)).map(|index| (8 * index, 8)).collect();
+        let list = unmap_list(&pairs);
+        rig.data_out(&unmap(list.len()), &list);
+        assert_eq!(rig.log().len(), pairs.len());
+        let list = unmap_list(&[&pairs[..], &[(80, 8)]].concat());
+        assert_eq!(rig.sense(&unmap(list.len()), &list), (5, 0x2600));
+        assert_eq!(rig.log(), []);
+    }
+}
+
 #[test]
 fn unmap_obeys_the_lengths_of_its_parameter_list() {
     let mut rig = Rig::new();

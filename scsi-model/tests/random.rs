@@ -14,7 +14,7 @@ mod rig;
 use std::collections::BTreeSet;
 
 use blk_core::storage::{Cache, IoErrorKind};
-use rig::{BUFFER, Disk, Rig, TAGS};
+use rig::{AtOnce, BLOCK, BUFFER, Disk, Rig, TAGS};
 use scsi_model::command::TABLE;
 use scsi_model::{Attribute, Cdb, ResetCause, Task};
 
@@ -67,6 +67,7 @@ fn walk(seed: u64, steps: u32) -> usize {
     disk.info.fua = random.below(2) == 0;
     disk.info.read_only = random.below(8) == 0;
     disk.info.staging_bytes = [0, 512, 4096][random.below(3) as usize];
+    disk.at_once = [AtOnce::None, AtOnce::All, AtOnce::Some(seed + 1)][random.below(3) as usize];
     let mut rig = Rig::on(disk);
     (rig.disk.held, rig.disk.room) = (true, 1 + random.below(4) as usize);
     rig.transport.piece = [100, 512, 4096][random.below(3) as usize];
@@ -80,6 +81,7 @@ fn walk(seed: u64, steps: u32) -> usize {
                 let room = [0, 512, 4096, BUFFER as u64];
                 let task = Task {
                     tag,
+                    nexus: scsi_model::Nexus::default(),
                     attribute: random.attribute(),
                     cdb: Cdb::new(&random.cdb()),
                     data_out_bytes: room[random.below(4) as usize],
@@ -92,7 +94,7 @@ fn walk(seed: u64, steps: u32) -> usize {
                 pending.insert(tag);
             }
             8 if !draining => _ = rig.unit.abort_task(random.below(TAGS as u64)),
-            9 if random.below(8) == 0 && !draining => rig.unit.abort_task_set(),
+            9 if random.below(8) == 0 && !draining => rig.unit.abort_task_set(scsi_model::Nexus::default()),
             9 if random.below(8) == 0 && !draining => rig.unit.reset(ResetCause::LogicalUnit),
             10 if random.below(4) == 0 && !draining => {
                 rig.disk.errors.push_back(Some(IoErrorKind::Medium.into()));
@@ -121,4 +123,45 @@ fn walk(seed: u64, steps: u32) -> usize {
 fn every_task_ends_exactly_once() {
     let ended: usize = (0..200).map(|seed| walk(seed, 200)).sum();
     assert!(ended > 10_000, "{ended}");
+}
+
+/// How the commands of a seed end, one after the other, and what they leave in memory and on the disk.
+fn program(seed: u64, at_once: AtOnce) -> Vec<(scsi_model::Outcome, u64, Vec<u8>, Vec<u8>)> {
+    let mut random = Random(seed);
+    let mut disk = Disk::new([Cache::WriteBack, Cache::WriteThrough][random.below(2) as usize]);
+    disk.info.fua = random.below(2) == 0;
+    disk.info.staging_bytes = [0, 512, 4096][random.below(3) as usize];
+    disk.at_once = at_once;
+    let mut rig = Rig::on(disk);
+    rig.transport.piece = [100, 512, 4096][random.below(3) as usize];
+    let mut ends = Vec::new();
+    for _ in 0..20 {
+        if random.below(8) == 0 {
+            let later = random.below(3) as usize;
+            rig.disk.errors = (0..later).map(|_| None).chain([Some(IoErrorKind::Medium.into())]).collect();
+        }
+        let out = vec![random.below(3) as u8; [0, 512, 4096, BUFFER][random.below(4) as usize]];
+        let room = [0, 512, 4096, BUFFER as u64][random.below(4) as usize];
+        rig.memory.0.borrow_mut()[..BUFFER].fill(0xee);
+        rig.enqueue(0, random.attribute(), &random.cdb(), &out, room);
+        let ended = rig.poll().pop().expect("it ends");
+        rig.disk.errors.clear();
+        let memory = rig.memory.0.borrow()[..4096].to_vec();
+        ends.push((ended.outcome, ended.transferred_bytes, memory, rig.disk.bytes[..32 * BLOCK].to_vec()));
+    }
+    ends
+}
+
+/// What a storage does at once never gets a slot's state; the end is the same.
+#[test]
+fn a_storage_that_does_all_at_once_comes_to_the_same() {
+    let mut good = 0;
+    for seed in 0..200 {
+        let expected = program(seed, AtOnce::None);
+        good += expected.iter().filter(|(outcome, ..)| *outcome == scsi_model::Outcome::Good).count();
+        for at_once in [AtOnce::All, AtOnce::Some(seed + 1)] {
+            assert!(program(seed, at_once) == expected, "seed {seed}, {at_once:?}");
+        }
+    }
+    assert!(good > 400, "{good}");
 }

@@ -16,7 +16,7 @@ use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::Lba;
 use rig::{BLOCK, Disk, Rig, TAGS};
 use scsi_model::disk::UnitAttention;
-use scsi_model::{Attribute, Outcome, ResetCause};
+use scsi_model::{Attribute, Nexus, Outcome, ResetCause};
 
 const TEST_UNIT_READY: [u8; 6] = [0; 6];
 const REQUEST_SENSE: [u8; 6] = [0x03, 0, 0, 0, 18, 0];
@@ -66,6 +66,7 @@ fn a_full_task_set_refuses_and_loses_nothing() {
     }
     let one_more = scsi_model::Task {
         tag: 99,
+        nexus: scsi_model::Nexus::default(),
         attribute: Attribute::Simple,
         cdb: scsi_model::Cdb::new(&TEST_UNIT_READY),
         data_out_bytes: 0,
@@ -172,7 +173,7 @@ fn aborting_the_set_ends_every_task_once() {
     }
     rig.enqueue(3, Attribute::Ordered, &write(3), &[1; BLOCK], 0);
     rig.poll();
-    rig.unit.abort_task_set();
+    rig.unit.abort_task_set(scsi_model::Nexus::default());
     assert_eq!(rig.tags(), [3]);
     for expected in 0..3 {
         assert!(rig.unit.is_managing());
@@ -180,6 +181,110 @@ fn aborting_the_set_ends_every_task_once() {
         assert_eq!(rig.tags(), [expected]);
     }
     assert!(!rig.unit.is_managing());
+}
+
+/// SAM-5, ABORT TASK SET and CLEAR TASK SET: the tasks of one nexus, and of all.
+#[test]
+fn abort_task_set_is_of_one_nexus_and_clear_task_set_of_all() {
+    let (one, other) = (Nexus(1), Nexus(2));
+    for clear in [false, true] {
+        let mut rig = Rig::new();
+        rig.disk.held = true;
+        for (tag, nexus) in [(0, one), (1, other), (2, one), (3, other)] {
+            // The last two wait.
+            let attribute = if tag < 2 { Attribute::Simple } else { Attribute::Ordered };
+            let cdb = scsi_model::Cdb::new(&write(tag as u8));
+            let task = scsi_model::Task {
+                tag,
+                nexus,
+                attribute,
+                cdb,
+                data_out_bytes: BLOCK as u64,
+                data_in_bytes: 0,
+            };
+            rig.unit.enqueue(task).unwrap();
+        }
+        rig.poll();
+        if clear {
+            rig.unit.clear_task_set();
+        } else {
+            rig.unit.abort_task_set(one);
+        }
+        let mut ended = rig.poll();
+        while !rig.disk.waiting.is_empty() {
+            rig.disk.release(&rig.memory, 0);
+            ended.extend(rig.poll());
+        }
+        ended.sort_by_key(|ended| ended.tag);
+        let aborted: Vec<bool> = ended.iter().map(|ended| ended.outcome == Outcome::Aborted).collect();
+        assert_eq!(aborted, if clear { [true; 4] } else { [true, false, true, false] });
+        assert!(!rig.unit.is_managing() && rig.unit.is_idle());
+    }
+}
+
+/// A nexus that is lost takes its own tasks along.
+#[test]
+fn a_lost_nexus_leaves_the_tasks_of_others() {
+    let mut rig = Rig::new();
+    for (tag, nexus) in [(0, Nexus(1)), (1, Nexus(2))] {
+        let (attribute, cdb) = (Attribute::Simple, scsi_model::Cdb::new(&REQUEST_SENSE));
+        let task = scsi_model::Task { tag, nexus, attribute, cdb, data_out_bytes: 0, data_in_bytes: 18 };
+        rig.unit.enqueue(task).unwrap();
+    }
+    rig.unit.lose_nexus(Nexus(2));
+    let ended = rig.poll();
+    assert_eq!((ended[0].tag, &ended[0].outcome), (1, &Outcome::Aborted));
+    assert_eq!((ended[1].tag, &ended[1].outcome), (0, &Outcome::Good));
+}
+
+/// A long task over a disk that does everything at once does not keep the caller, and lets others have their turn.
+#[test]
+fn a_long_task_over_a_disk_that_does_all_at_once_takes_turns() {
+    let mut rig = Rig::new();
+    rig.disk.at_once = rig::AtOnce::All;
+    let pattern = [0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0];
+    rig.enqueue(1, Attribute::Simple, &pattern, &[7; BLOCK], 0);
+    let mut polls = 0;
+    let mut tags = Vec::new();
+    loop {
+        let polled = rig.unit.poll(&rig.memory, &mut rig.disk, &mut rig.transport);
+        assert!(rig.log().len() < 64);
+        polls += 1;
+        match polled {
+            scsi_model::Polled::Ended(ended) => tags.push(ended.tag),
+            scsi_model::Polled::Again if polls == 2 => {
+                rig.enqueue(2, Attribute::Simple, &write(3), &[1; BLOCK], 0);
+            }
+            scsi_model::Polled::Again => {}
+            scsi_model::Polled::Idle => break,
+        }
+    }
+    assert_eq!(tags, [2, 1]);
+    assert!(polls > 4 && rig.unit.is_idle());
+    assert_eq!(rig.sector(2047), vec![7; BLOCK]);
+}
+
+/// One that is due ends where it is aborted, and is gone with a reset.
+#[test]
+fn a_task_that_is_due_can_be_aborted_and_reset() {
+    for reset in [false, true] {
+        let mut rig = Rig::new();
+        rig.disk.at_once = rig::AtOnce::All;
+        let pattern = [0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0];
+        rig.enqueue(1, Attribute::Simple, &pattern, &[7; BLOCK], 0);
+        let polled = rig.unit.poll(&rig.memory, &mut rig.disk, &mut rig.transport);
+        assert_eq!(polled, scsi_model::Polled::Again);
+        rig.log();
+        if reset {
+            rig.unit.reset(ResetCause::LogicalUnit);
+        } else {
+            assert!(rig.unit.abort_task(1) && rig.unit.is_managing());
+        }
+        let ended = rig.poll();
+        assert_eq!((ended.len(), ended[0].tag, &ended[0].outcome), (1, 1, &Outcome::Aborted));
+        assert_eq!(rig.log(), []);
+        assert!(rig.unit.is_idle() && !rig.unit.is_managing());
+    }
 }
 
 #[test]
@@ -324,6 +429,7 @@ fn a_buffer_outside_memory_fails_the_command_only() {
     rig.memory.0.borrow_mut().truncate(16);
     let task = |cdb: &[u8]| scsi_model::Task {
         tag: 7,
+        nexus: scsi_model::Nexus::default(),
         attribute: Attribute::Simple,
         cdb: scsi_model::Cdb::new(cdb),
         data_out_bytes: 24,

@@ -7,8 +7,8 @@ use blk_core::op::{Op, Segment};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::GuestAddr;
 use scsi_model::{
-    Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Outcome, Polled, ResetCause, SegmentList,
-    Task, Transport,
+    Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Nexus, Outcome, Polled, ResetCause,
+    SegmentList, Task, Transport,
 };
 
 use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
@@ -166,7 +166,7 @@ impl Rig {
                 }
                 assert!(!self.unit.abort_task(u64::MAX));
             }
-            Action::AbortSet => self.unit.abort_task_set(),
+            Action::AbortSet => self.unit.abort_task_set(Nexus::default()),
             Action::Reset { cause } => {
                 let causes = [ResetCause::Hard, ResetCause::Transport, ResetCause::LogicalUnit];
                 self.unit.reset(causes[usize::from(cause) % 3]);
@@ -247,8 +247,14 @@ impl Rig {
         };
         self.page();
         let tag = self.next_tag;
-        let task =
-            Task { tag, attribute, cdb: Cdb::new(cdb), data_out_bytes: out_bytes, data_in_bytes: in_bytes };
+        let task = Task {
+            tag,
+            nexus: Nexus::default(),
+            attribute,
+            cdb: Cdb::new(cdb),
+            data_out_bytes: out_bytes,
+            data_in_bytes: in_bytes,
+        };
         let full = self.outstanding.len() == TASKS;
         assert_eq!(self.unit.enqueue(task).is_err(), full);
         if full {

@@ -6,7 +6,8 @@ use blk_core::op::Segment;
 use blk_core::units::GuestAddr;
 use scsi_model::command::{Against, Command, decode, find};
 use scsi_model::{
-    Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Outcome, Polled, SegmentList, Task, Transport,
+    Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Nexus, Outcome, Polled, SegmentList, Task,
+    Transport,
 };
 
 use crate::disk::{Disk, Handle, Kind};
@@ -58,6 +59,7 @@ pub fn run(data: &[u8]) {
         LogicalUnit::<2>::new(config, blk_core::storage::Storage::<Memory>::info(&disk)).expect("512");
     let ready = Task {
         tag: 0,
+        nexus: Nexus::default(),
         attribute: Attribute::Simple,
         cdb: Cdb::new(&[0; 6]),
         data_out_bytes: 0,

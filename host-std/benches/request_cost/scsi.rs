@@ -49,6 +49,7 @@ impl Scsi {
         let count = if operation == Operation::Flush { 0 } else { SECTORS };
         let task = |cdb: &[u8], out_bytes: u32, in_bytes: u32| Task {
             tag: 1,
+            nexus: scsi_model::Nexus::default(),
             attribute: Attribute::Simple,
             cdb: Cdb::new(cdb),
             data_out_bytes: out_bytes.into(),

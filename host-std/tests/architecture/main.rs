@@ -60,7 +60,7 @@ const CRATES: &[Crate] = &[
             &["task_set"],
             &["command"],
             &["sense"],
-            &["config", "transport", "wire"],
+            &["config", "fifo", "transport", "wire"],
         ],
     },
     Crate {

@@ -23,6 +23,12 @@ impl Cdb {
         Self { bytes, given_bytes: u8::try_from(given.len()).unwrap_or(u8::MAX) }
     }
 
+    /// A block of 16 bytes.
+    #[inline]
+    pub(crate) const fn whole(bytes: [u8; 16]) -> Self {
+        Self { bytes, given_bytes: 16 }
+    }
+
     /// OPERATION CODE; 0 for an empty block, which [`decode`](super::decode) refuses.
     #[must_use]
     pub fn opcode(&self) -> u8 {
@@ -37,6 +43,11 @@ impl Cdb {
 
     pub(crate) fn byte(&self, at: usize) -> u8 {
         self.bytes.get(at).copied().unwrap_or(0)
+    }
+
+    /// The block as a number: byte 0 is the highest.
+    pub(super) const fn bits(&self) -> u128 {
+        u128::from_be_bytes(self.bytes)
     }
 
     /// The block as layout `T`, which is at most 16 bytes long.

@@ -2,7 +2,7 @@
 
 use super::cdb::{Cdb, group_bytes};
 use super::commands::Command;
-use super::table::{Traits, find};
+use super::table::{Row, find};
 use crate::sense::Sense;
 
 /// Decodes a command block.
@@ -13,18 +13,22 @@ use crate::sense::Sense;
 /// # Errors
 /// The sense data of the CHECK CONDITION. An unknown operation code is not an error here but [`Command::Unknown`].
 pub fn decode(cdb: &Cdb) -> Result<Command, Sense> {
+    decode_as(cdb, find(cdb))
+}
+
+/// As [`decode`], of a block whose row is known.
+pub(crate) fn decode_as(cdb: &Cdb, row: Option<&Row>) -> Result<Command, Sense> {
     let given = usize::from(cdb.given_bytes);
-    if given == 0 || group_bytes(cdb.opcode()).is_some_and(|bytes| given < bytes) {
+    let bytes = match row {
+        Some(row) => Some(row.usage.len()),
+        None => group_bytes(cdb.opcode()),
+    };
+    if given == 0 || bytes.is_some_and(|bytes| given < bytes) {
         return Err(Sense::cdb_field(u16::from(cdb.given_bytes), None));
     }
-    let Some(row) = find(cdb) else {
+    let Some(row) = row else {
         return Ok(Command::Unknown { opcode: cdb.opcode(), service_action: cdb.service_action() });
     };
     row.check_reserved(cdb)?;
     (row.decode)(cdb)
-}
-
-/// What the table says of the command, whether or not its fields make sense.
-pub(crate) fn traits(cdb: &Cdb) -> Traits {
-    find(cdb).map_or(Traits::empty(), |row| row.traits)
 }

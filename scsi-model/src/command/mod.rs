@@ -13,6 +13,6 @@ mod table;
 pub use cdb::{Cdb, group_bytes};
 pub use commands::{Against, Blocks, Command, ModeForm, ModeSense, PageControl};
 pub use decode::decode;
-pub(crate) use decode::traits;
+pub(crate) use decode::decode_as;
 pub(crate) use table::rows;
 pub use table::{Row, TABLE, Traits, find};

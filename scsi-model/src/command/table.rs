@@ -51,6 +51,8 @@ pub struct Row {
     pub usage: &'static [u8],
     /// What it needs.
     pub traits: Traits,
+    /// The bits that must be zero, as in [`Cdb::bits`].
+    reserved: u128,
     pub(super) decode: fn(&Cdb) -> Result<Command, Sense>,
 }
 
@@ -67,38 +69,32 @@ impl Row {
     /// Whether a disk on a storage described by `info` supports it.
     #[must_use]
     pub const fn supported(&self, info: &Info) -> bool {
+        if !self.traits.intersects(Traits::STAGING.union(Traits::DISCARD)) {
+            return true;
+        }
         let staging = info.staging_bytes >= info.logical_block_bytes && info.staging_bytes != 0;
         (staging || !self.traits.contains(Traits::STAGING))
             && (info.discard || !self.traits.contains(Traits::DISCARD))
     }
 
-    /// Refuses bits that are not evaluated, NACA among them. Bits 7:5 of byte 1 of a 6-byte command, where SCSI-2
-    /// initiators put the logical unit number, are let pass, and so are the vendor-specific bits of CONTROL.
-    pub(super) fn check_reserved(&self, cdb: &Cdb) -> Result<(), Sense> {
-        let last = self.usage.len().saturating_sub(1);
-        for (at, usage) in self.usage.iter().enumerate().skip(1) {
-            let pass = match at {
-                1 if self.service_action.is_some() => 0x1f,
-                1 if self.usage.len() == 6 => 0xe0,
-                _ if at == last => 0xc0,
-                _ => 0,
-            };
-            let stray = cdb.byte(at) & !usage & !pass;
-            if let Some(bit) = stray.checked_ilog2() {
-                return Err(Sense::cdb_field(
-                    u16::try_from(at).unwrap_or(0),
-                    Some(u8::try_from(bit).unwrap_or(7)),
-                ));
-            }
+    /// Refuses the first bit that is not evaluated and set.
+    #[inline]
+    pub(super) const fn check_reserved(&self, cdb: &Cdb) -> Result<(), Sense> {
+        let stray = cdb.bits() & self.reserved;
+        if stray == 0 {
+            return Ok(());
         }
-        Ok(())
+        let from_top = stray.leading_zeros();
+        Err(Sense::cdb_field((from_top >> 3) as u16, Some(7_u8.wrapping_sub((from_top & 7) as u8))))
     }
 }
 
 /// The row of a command.
 #[must_use]
+#[inline]
 pub fn find(cdb: &Cdb) -> Option<&'static Row> {
-    rows(cdb.opcode()).find(|row| row.service_action.is_none_or(|action| action == cdb.service_action()))
+    let mut of_opcode = rows(cdb.opcode());
+    of_opcode.find(|row| row.service_action.is_none_or(|action| action == cdb.service_action()))
 }
 
 /// The rows of an operation code: several where it has service actions.
@@ -116,7 +112,7 @@ const VERIFIES: Traits = MEDIUM.union(Traits::STAGING);
 const VERIFIED: Traits = WRITES.union(Traits::STAGING);
 
 const fn row(usage: &'static [u8], traits: Traits, decode: fn(&Cdb) -> Result<Command, Sense>) -> Row {
-    Row { service_action: None, usage, traits, decode }
+    Row { service_action: None, usage, traits, reserved: reserved(usage, false), decode }
 }
 
 const fn action(
@@ -125,7 +121,26 @@ const fn action(
     traits: Traits,
     decode: fn(&Cdb) -> Result<Command, Sense>,
 ) -> Row {
-    Row { service_action: Some(service_action), usage, traits, decode }
+    Row { service_action: Some(service_action), usage, traits, reserved: reserved(usage, true), decode }
+}
+
+/// The bits that are not evaluated and must be zero, NACA among them. Bits 7:5 of byte 1 of a 6-byte command, where SCSI-2
+/// initiators put the logical unit number, are let pass, and so are the vendor-specific bits of CONTROL.
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "runs at compile time")]
+const fn reserved(usage: &[u8], has_service_action: bool) -> u128 {
+    let mut bytes = [0; 16];
+    let mut at = 1;
+    while at < usage.len() {
+        let pass = match at {
+            1 if has_service_action => 0x1f,
+            1 if usage.len() == 6 => 0xe0,
+            _ if at == usage.len() - 1 => 0xc0,
+            _ => 0,
+        };
+        bytes[at] = !usage[at] & !pass;
+        at += 1;
+    }
+    u128::from_be_bytes(bytes)
 }
 
 /// Every supported command, by operation code and service action.

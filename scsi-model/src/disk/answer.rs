@@ -6,7 +6,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::io::{Io, Refusal};
 use super::limits::{
-    UNMAP_DESCRIPTORS_MAX, capacity_blocks, compare_max_blocks, transfer_max_blocks, write_same_max_blocks,
+    capacity_blocks, compare_max_blocks, transfer_max_blocks, unmap_descriptors_max, write_same_max_blocks,
 };
 use super::opcodes;
 use super::reply::{Reply, report_luns};
@@ -26,47 +26,68 @@ const VPD_PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 const VERSIONS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
 
 impl Unit {
-    /// The reply to a command that has one, and its allocation length.
+    /// Puts the reply to a command that has one into `reply`, and returns its allocation length.
     pub(super) fn answer<M, S, T>(
         &mut self,
         command: Command,
-        info: &Info,
         io: &mut Io<'_, M, S, T>,
-    ) -> Result<(Reply, u32), Refusal>
+        reply: &mut Reply,
+    ) -> Result<u32, Refusal>
     where
         M: ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        let info = io.storage.info();
         Ok(match command {
-            Command::Inquiry { page: None, allocation } => (self.inquiry(), allocation),
+            Command::Inquiry { page: None, allocation } => {
+                self.inquiry(reply);
+                allocation
+            }
             Command::Inquiry { page: Some(page), allocation } => {
-                (self.vital_product_data(page, info)?, allocation)
+                self.vital_product_data(page, info, reply)?;
+                allocation
             }
             Command::RequestSense { descriptors, allocation } => {
-                (self.request_sense(descriptors), allocation)
+                self.request_sense(descriptors, reply);
+                allocation
             }
-            Command::ReportLuns { select, allocation } => (self.report_luns(select, io)?, allocation),
+            Command::ReportLuns { select, allocation } => {
+                report_luns(select, (0..).map_while(|index| io.guest.transport.lun(index)), reply)?;
+                self.luns_reported();
+                allocation
+            }
             Command::ReportOpcodes { options, timeouts, opcode, service_action, allocation } => {
-                (opcodes::report(options, timeouts, opcode, service_action, info)?, allocation)
+                opcodes::report(options, timeouts, opcode, service_action, info, reply)?;
+                allocation
             }
-            Command::GetLbaStatus { lba, allocation } => (lba_status(lba, info)?, allocation),
-            Command::ReadCapacity10 => (read_capacity10(info)?, u32::MAX),
-            Command::ReadCapacity16 { allocation } => (read_capacity16(info)?, allocation),
-            Command::ModeSense(sense) => (self.mode_sense(&sense, info)?, sense.allocation.into()),
+            Command::GetLbaStatus { lba, allocation } => {
+                lba_status(lba, info, reply)?;
+                allocation
+            }
+            Command::ReadCapacity10 => {
+                read_capacity10(info, reply)?;
+                u32::MAX
+            }
+            Command::ReadCapacity16 { allocation } => {
+                read_capacity16(info, reply)?;
+                allocation
+            }
+            Command::ModeSense(sense) => {
+                self.mode_sense(&sense, info, reply)?;
+                sense.allocation.into()
+            }
             _ => return Err(Sense::INVALID_OPCODE.into()),
         })
     }
 
     /// Pending sense data as the reply: SPC-4, REQUEST SENSE. It is then no longer pending.
-    fn request_sense(&mut self, descriptors: bool) -> Reply {
+    fn request_sense(&mut self, descriptors: bool, reply: &mut Reply) {
         let sense = self.take_pending().unwrap_or(if self.stopped { Sense::STOPPED } else { Sense::NONE });
-        let mut reply = Reply::new();
         reply.push(&sense.encode(descriptors));
-        reply
     }
 
-    fn inquiry(&self) -> Reply {
+    fn inquiry(&self, reply: &mut Reply) {
         let mut versions = [U16::new(0); 8];
         for (place, version) in versions.iter_mut().zip(VERSIONS) {
             *place = version.into();
@@ -82,18 +103,17 @@ impl Unit {
             versions,
             ..Inquiry::new_zeroed()
         };
-        let mut reply = Reply::new();
         reply.push(inquiry.as_bytes());
-        reply
     }
 
-    fn vital_product_data(&self, page: u8, info: &Info) -> Result<Reply, Sense> {
-        let mut body = Reply::new();
+    fn vital_product_data(&self, page: u8, info: &Info, reply: &mut Reply) -> Result<(), Sense> {
+        // The length is known when the page is there.
+        reply.push(VpdHead { peripheral: 0, page, bytes: 0.into() }.as_bytes());
         match page {
-            0x00 => body.push(&VPD_PAGES),
-            0x80 => body.push(self.config.serial_text()),
-            0x83 => self.identification(&mut body),
-            0x86 => body.push(
+            0x00 => reply.push(&VPD_PAGES),
+            0x80 => reply.push(self.config.serial_text()),
+            0x83 => self.identification(reply),
+            0x86 => reply.push(
                 ExtendedInquiry {
                     attributes: 0x07, // HEADSUP, ORDSUP, SIMPSUP
                     cache: u8::from(self.volatile),
@@ -101,46 +121,34 @@ impl Unit {
                 }
                 .as_bytes(),
             ),
-            0xb0 => body.push(block_limits(info).as_bytes()),
+            0xb0 => reply.push(block_limits(info).as_bytes()),
             0xb1 => {
                 let rotation = u16::from(!info.rotational).into();
-                body.push(Characteristics { rotation, ..Characteristics::new_zeroed() }.as_bytes());
+                reply.push(Characteristics { rotation, ..Characteristics::new_zeroed() }.as_bytes());
             }
-            0xb2 => body.push(provisioning(info).as_bytes()),
+            0xb2 => reply.push(provisioning(info).as_bytes()),
             _ => return Err(Sense::cdb_field(2, None)),
         }
-        let bytes = u16::try_from(body.bytes().len()).unwrap_or(0).into();
-        let mut reply = Reply::new();
-        reply.push(VpdHead { peripheral: 0, page, bytes }.as_bytes());
-        reply.push(body.bytes());
-        Ok(reply)
+        let bytes = reply.bytes().len().saturating_sub(size_of::<VpdHead>());
+        let bytes = u16::try_from(bytes).unwrap_or(0).into();
+        reply.put_first(VpdHead { peripheral: 0, page, bytes }.as_bytes());
+        Ok(())
     }
 
     /// Page 83h: the T10 vendor identification designator (SPC-4, T10 vendor ID based designator), and NAA where there is a world-wide name.
-    fn identification(&self, body: &mut Reply) {
+    fn identification(&self, reply: &mut Reply) {
         let serial = self.config.serial_text();
         let text =
             self.config.vendor.len().saturating_add(self.config.product.len()).saturating_add(serial.len());
         let bytes = u8::try_from(text).unwrap_or(0);
-        body.push(Designator { code_set: 2, kind: 1, reserved: 0, bytes }.as_bytes());
-        body.push(&self.config.vendor);
-        body.push(&self.config.product);
-        body.push(serial);
+        reply.push(Designator { code_set: 2, kind: 1, reserved: 0, bytes }.as_bytes());
+        reply.push(&self.config.vendor);
+        reply.push(&self.config.product);
+        reply.push(serial);
         if let Some(naa) = self.config.naa {
-            body.push(Designator { code_set: 1, kind: 3, reserved: 0, bytes: 8 }.as_bytes());
-            body.push(&naa.to_be_bytes());
+            reply.push(Designator { code_set: 1, kind: 3, reserved: 0, bytes: 8 }.as_bytes());
+            reply.push(&naa.to_be_bytes());
         }
-    }
-
-    fn report_luns<M, S, T>(&mut self, select: u8, io: &Io<'_, M, S, T>) -> Result<Reply, Sense>
-    where
-        M: ?Sized,
-        S: ?Sized,
-        T: Transport + ?Sized,
-    {
-        let reply = report_luns(select, (0..).map_while(|index| io.transport.lun(index)))?;
-        self.luns_reported();
-        Ok(reply)
     }
 }
 
@@ -155,7 +163,7 @@ fn block_limits(info: &Info) -> BlockLimits {
         transfer_max: transfer_max_blocks(info).into(),
         transfer_optimal: (info.optimal_io_bytes >> shift).min(transfer_max_blocks(info)).into(),
         unmap_max: unmap(u32::MAX).into(),
-        unmap_descriptors_max: unmap(UNMAP_DESCRIPTORS_MAX as u32).into(),
+        unmap_descriptors_max: unmap(unmap_descriptors_max(info).into()).into(),
         unmap_granularity: unmap(physical).into(),
         write_same_max: write_same_max_blocks(info).into(),
         ..BlockLimits::new_zeroed()
@@ -173,25 +181,23 @@ fn last_block(info: &Info) -> Result<u64, Sense> {
 }
 
 /// Of every block it is true that it is mapped or not known to be: a storage cannot be asked which blocks it has space for.
-fn lba_status(lba: u64, info: &Info) -> Result<Reply, Sense> {
+fn lba_status(lba: u64, info: &Info, reply: &mut Reply) -> Result<(), Sense> {
     let blocks = capacity_blocks(info).checked_sub(lba).filter(|blocks| *blocks != 0);
     let blocks = u32::try_from(blocks.ok_or(Sense::OUT_OF_RANGE)?).unwrap_or(u32::MAX);
     let status =
         LbaStatus { bytes: 20.into(), lba: lba.into(), blocks: blocks.into(), ..LbaStatus::new_zeroed() };
-    let mut reply = Reply::new();
     reply.push(status.as_bytes());
-    Ok(reply)
+    Ok(())
 }
 
-fn read_capacity10(info: &Info) -> Result<Reply, Sense> {
+fn read_capacity10(info: &Info, reply: &mut Reply) -> Result<(), Sense> {
     // All ones beyond the field's range: READ CAPACITY(16) is to be used (SBC-3 5.15.2).
     let last = u32::try_from(last_block(info)?).unwrap_or(u32::MAX).into();
-    let mut reply = Reply::new();
     reply.push(Capacity10 { last, block_bytes: info.logical_block_bytes.into() }.as_bytes());
-    Ok(reply)
+    Ok(())
 }
 
-fn read_capacity16(info: &Info) -> Result<Reply, Sense> {
+fn read_capacity16(info: &Info, reply: &mut Reply) -> Result<(), Sense> {
     let physical = info.physical_block_bytes.max(info.logical_block_bytes);
     let exponent = (physical >> info.logical_block_bytes.trailing_zeros()).trailing_zeros();
     let capacity = Capacity16 {
@@ -201,7 +207,6 @@ fn read_capacity16(info: &Info) -> Result<Reply, Sense> {
         provisioning: if info.discard { 0x8000 } else { 0 }.into(), // LBPME; LBPRZ=0
         ..Capacity16::new_zeroed()
     };
-    let mut reply = Reply::new();
     reply.push(capacity.as_bytes());
-    Ok(reply)
+    Ok(())
 }

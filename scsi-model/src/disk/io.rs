@@ -1,13 +1,12 @@
 //! Arguments that come in with a call, and the reasons why a command does not run on them.
 
 use crate::sense::Sense;
-use crate::transport::DataError;
+use crate::transport::{DataError, Guest};
 
 /// What comes in with a call.
 pub(super) struct Io<'a, M: ?Sized, S: ?Sized, T: ?Sized> {
-    pub(super) memory: &'a M,
+    pub(super) guest: Guest<'a, M, T>,
     pub(super) storage: &'a mut S,
-    pub(super) transport: &'a mut T,
 }
 
 /// Why a command does not run.

@@ -1,13 +1,34 @@
 //! Limits of a command: blocks, bytes, and its place on the disk.
 
-use blk_core::storage::Info;
+use blk_core::storage::{Info, Storage};
 use blk_core::units::Extent;
+use zerocopy::FromBytes;
 
 use crate::command::Blocks;
 use crate::sense::Sense;
+use crate::wire::data::UnmapDescriptor;
 
-/// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT: descriptors are copied and checked before one is done, and kept in the slot.
-pub(super) const UNMAP_DESCRIPTORS_MAX: usize = 8;
+/// Most block descriptors of an UNMAP, whatever the storage.
+pub(super) const UNMAP_DESCRIPTORS_MAX: u8 = 8;
+
+/// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT: descriptors are copied and checked before one is done, and wait in the staging
+/// buffer, if there is one.
+pub(super) const fn unmap_descriptors_max(info: &Info) -> u8 {
+    if info.staging_bytes == 0 { 1 } else { UNMAP_DESCRIPTORS_MAX }
+}
+
+/// The sectors of the `index`th block descriptor in the staging buffer of `slot`.
+pub(super) fn unmapped<M, S>(storage: &mut S, slot: u16, index: u8) -> Result<Extent, Sense>
+where
+    M: ?Sized,
+    S: Storage<M> + ?Sized,
+{
+    let at = usize::from(index).saturating_mul(size_of::<UnmapDescriptor>());
+    let descriptor =
+        storage.staging(slot).get(at..).and_then(|rest| UnmapDescriptor::read_from_prefix(rest).ok());
+    let (UnmapDescriptor { lba, blocks, .. }, _) = descriptor.ok_or(Sense::DATA_PHASE)?;
+    extent(Blocks { lba: lba.get(), count: blocks.get().into() }, storage.info())
+}
 
 /// Blocks of 2 GiB at most: MAXIMUM WRITE SAME LENGTH. An operation of its own each, so that an abort is soon served.
 const WRITE_SAME_MAX_BYTES: u64 = 1 << 31;

@@ -1,31 +1,18 @@
-//! A logical unit: its task set, and the poll that executes it.
+//! A logical unit: its tasks, and what is done to them from outside.
 
 use core::fmt;
 
-use blk_core::memory::GuestMemory;
-use blk_core::order::{self, Done, GuestCache, Sequencer};
-use blk_core::storage::{Info, IoError, Storage};
+#[cfg(feature = "mutants")]
+use blk_core::mutant::{Mutant, active};
+use blk_core::order::Sequencer;
+use blk_core::storage::{Info, IoError};
 
-use super::io::{Io, Refusal};
-use super::job::{After, Begun, Job};
-use super::outcome::{Ended, Outcome};
+use super::started::Started;
 use super::unit::{ResetCause, Setting, Unit, UnitAttention};
 use crate::config::Config;
+use crate::fifo::Fifo;
 use crate::sense::Sense;
-use crate::task_set::{Gate, Task, TaskSet, TaskSetFull};
-use crate::transport::{SegmentList, Transport};
-
-/// Result of a poll.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Polled {
-    /// A task has ended. Poll again.
-    Ended(Ended),
-    /// Bounded work was done and more is left that needs no completion. Poll again.
-    Again,
-    /// Nothing more until a task is enqueued or the storage has a completion.
-    Idle,
-}
+use crate::task_set::{Nexus, Task, TaskSet, TaskSetFull};
 
 /// The storage's geometry cannot be a SCSI disk's: the logical block must be a power of two from 512 to 4096
 /// (so that nothing divides by less: CVE-2023-42467), the capacity a whole number of blocks.
@@ -47,7 +34,8 @@ impl core::error::Error for Unsupported {}
 /// enqueue -> task set -> poll: start -> sequencer -> storage -> poll: Ended
 /// ```
 ///
-/// One I_T nexus: all tasks count as one initiator's.
+/// A task names the I_T nexus that it came through. Unit attentions and mode parameters are shared by all of them: a transport
+/// with several initiators sees to it that each is told.
 ///
 /// ```
 /// use blk_core::memory::CellMemory;
@@ -56,7 +44,7 @@ impl core::error::Error for Unsupported {}
 /// use blk_core::units::GuestAddr;
 /// use core::ops::Range;
 /// use scsi_model::{Attribute, Cdb, Config, DataError, Direction, LogicalUnit, Outcome, Polled};
-/// use scsi_model::{SegmentList, Task, Transport};
+/// use scsi_model::{Nexus, SegmentList, Task, Transport};
 ///
 /// /// A transport of commands without data.
 /// struct NoData;
@@ -76,6 +64,7 @@ impl core::error::Error for Unsupported {}
 /// // TEST UNIT READY twice: first the unit attention of its power-on, then GOOD.
 /// let task = |tag| Task {
 ///     tag,
+///     nexus: Nexus::default(),
 ///     attribute: Attribute::Simple,
 ///     cdb: Cdb::new(&[0; 6]),
 ///     data_out_bytes: 0,
@@ -96,37 +85,14 @@ impl core::error::Error for Unsupported {}
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct LogicalUnit<const N: usize> {
-    unit: Unit,
-    tasks: TaskSet<N>,
-    sequencer: Sequencer<Started, N>,
-}
-
-/// A task that runs: the payload of its slot.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-struct Started {
-    task: Task,
-    gate: Gate,
-    /// What the guest had been told about the cache when the task started.
-    cache: GuestCache,
-    aborted: bool,
-    /// Bytes that the guest's buffer gave before the job began.
-    parameter_bytes: u64,
-    job: Job,
-}
-
-impl Started {
-    fn moved_bytes(&self) -> u64 {
-        self.parameter_bytes.saturating_add(self.job.moved_bytes())
-    }
-}
-
-/// What a piece of a poll led to.
-enum Step {
-    Ended(Ended),
-    /// Something was submitted: the storage may have completed it already.
-    Moved,
-    Stuck,
+    pub(super) unit: Unit,
+    pub(super) tasks: TaskSet<N>,
+    pub(super) sequencer: Sequencer<(), N>,
+    /// The tasks that are in flight, by their slots. One whose operations the storage does at once is never here.
+    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
+    pub(super) started: [Option<Started>; N],
+    /// The slots of tasks that have used up their turn: their next operation is due.
+    pub(super) due: Fifo<u16, N>,
 }
 
 impl<const N: usize> LogicalUnit<N> {
@@ -143,7 +109,13 @@ impl<const N: usize> LogicalUnit<N> {
     /// A unit without power, for a static. It is of use once [`Self::power_on`] has succeeded.
     #[must_use]
     pub const fn off(config: Config) -> Self {
-        Self { unit: Unit::off(config), tasks: TaskSet::new(), sequencer: Sequencer::new() }
+        Self {
+            unit: Unit::off(config),
+            tasks: TaskSet::new(),
+            sequencer: Sequencer::new(),
+            started: [const { None }; N],
+            due: Fifo::new(),
+        }
     }
 
     /// Turns the power on, in place: the unit is on a storage described by `info`, and tells the guest so.
@@ -177,13 +149,13 @@ impl<const N: usize> LogicalUnit<N> {
     /// Whether a task is in the set and has not been reported as ended: QUERY TASK.
     #[must_use]
     pub fn contains(&self, tag: u64) -> bool {
-        self.tasks.waits(tag) || self.sequencer.payloads().any(|(_, started)| started.task.tag == tag)
+        self.tasks.waits(tag) || self.started.iter().flatten().any(|started| started.tag == tag)
     }
 
     /// Whether no task is in the set.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.tasks.len() == 0 && self.sequencer.is_idle()
+        self.tasks.is_empty() && self.sequencer.is_idle()
     }
 
     /// Whether task management is not done yet: a reset drains, or aborted tasks are not all reported. The transport
@@ -192,7 +164,7 @@ impl<const N: usize> LogicalUnit<N> {
     pub fn is_managing(&self) -> bool {
         self.sequencer.is_resetting()
             || self.tasks.has_aborted()
-            || self.sequencer.payloads().any(|(_, started)| started.aborted)
+            || self.started.iter().flatten().any(|started| started.aborted)
     }
 
     /// Whether the caching page says WCE: completed writes may be volatile.
@@ -204,24 +176,30 @@ impl<const N: usize> LogicalUnit<N> {
     /// ABORT TASK (SAM-5, ABORT TASK). Returns whether the task was there. It is reported as [`Outcome::Aborted`]: at once if it
     /// waits; if it runs, when what the storage has of it has completed, since until then its memory is in use (CVE-2022-0216).
     pub fn abort_task(&mut self, tag: u64) -> bool {
-        if self.tasks.abort(tag) {
+        if self.tasks.abort(|task| task.tag == tag) {
             return true;
         }
-        let slot = self.sequencer.payloads().find(|(_, started)| started.task.tag == tag);
-        let Some(slot) = slot.map(|(slot, _)| slot) else { return false };
-        if let Some(started) = self.sequencer.payload(slot) {
-            started.aborted = true;
-        }
+        let mut started = self.started.iter_mut().flatten();
+        let Some(started) = started.find(|started| started.tag == tag) else { return false };
+        started.aborted = true;
         true
     }
 
-    /// ABORT TASK SET, and CLEAR TASK SET too, since there is one I_T nexus (SAM-5, ABORT TASK SET, CLEAR TASK SET).
-    pub fn abort_task_set(&mut self) {
-        self.tasks.abort_waiting();
-        for slot in (0_u16..).take(N) {
-            if let Some(started) = self.sequencer.payload(slot) {
-                started.aborted = true;
-            }
+    /// ABORT TASK SET: the tasks of the nexus that asks (SAM-5, ABORT TASK SET). Each is reported as for [`Self::abort_task`].
+    pub fn abort_task_set(&mut self, nexus: Nexus) {
+        self.abort_tasks(|of| of == nexus);
+    }
+
+    /// CLEAR TASK SET: the tasks of every nexus, which share one task set (SAM-5, CLEAR TASK SET; TST=000b in SPC-4, Control
+    /// mode page).
+    pub fn clear_task_set(&mut self) {
+        self.abort_tasks(|_| true);
+    }
+
+    fn abort_tasks(&mut self, chosen: impl Fn(Nexus) -> bool) {
+        self.tasks.abort(|task| chosen(task.nexus));
+        for started in self.started.iter_mut().flatten() {
+            started.aborted |= chosen(started.nexus);
         }
     }
 
@@ -229,20 +207,23 @@ impl<const N: usize> LogicalUnit<N> {
     /// reset is over; then every task is reported as [`Outcome::Aborted`], the mode parameters are the defaults again and a unit
     /// attention is pending. [`Self::is_managing`] says when it is over; tasks enqueued meanwhile wait.
     pub fn reset(&mut self, cause: ResetCause) {
-        self.tasks.abort_waiting();
-        // A second reset while the first one drains finds its tasks given up already.
-        if !self.sequencer.is_resetting() {
-            for (_, started) in self.sequencer.payloads() {
-                self.tasks.drop_running(started.task, started.gate);
+        self.tasks.abort(|_| true);
+        for started in self.started.iter_mut().filter_map(Option::take) {
+            #[cfg(feature = "mutants")]
+            if active(Mutant::ResetReexecutes) {
+                self.tasks.run_again(started.task, started.gate);
+                continue;
             }
+            self.tasks.drop_running(started.tag, started.gate);
         }
+        self.due.clear();
         self.sequencer.reset();
         self.unit.reset(cause);
     }
 
-    /// The guest's I_T nexus is lost (SAM-5, I_T nexus loss): its tasks are aborted, and it is told. Modes stay.
-    pub fn lose_nexus(&mut self) {
-        self.abort_task_set();
+    /// An I_T nexus is lost (SAM-5, I_T nexus loss): its tasks are aborted, and it is told. Modes stay.
+    pub fn lose_nexus(&mut self, nexus: Nexus) {
+        self.abort_task_set(nexus);
         self.raise(UnitAttention::NexusLoss);
     }
 
@@ -279,180 +260,5 @@ impl<const N: usize> LogicalUnit<N> {
     pub fn defer_error(&mut self, error: IoError, info: &Info) {
         let sense = Sense::storage(error, false, info.sectors_per_block());
         self.unit.deferred = Some(Sense { deferred: true, ..sense });
-    }
-
-    /// Makes bounded progress: takes completions, starts tasks, reports one that ended.
-    pub fn poll<M, S, T>(&mut self, memory: &M, storage: &mut S, transport: &mut T) -> Polled
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let io = &mut Io { memory, storage, transport };
-        self.unit.notice_capacity(io.storage.info());
-        if self.sequencer.is_resetting() {
-            while self.sequencer.poll(io.memory, io.storage).is_some() {}
-            if !self.sequencer.finish_reset(io.storage) {
-                return Polled::Idle;
-            }
-        }
-        if let Some(tag) = self.tasks.next_aborted() {
-            return Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
-        }
-        // A task of many operations over a storage that does them at once must not keep the caller here.
-        for _ in 0..N.saturating_add(16) {
-            let step = match self.sequencer.poll(io.memory, io.storage) {
-                Some(done) => self.completed(done, io),
-                None => match self.supply_segments(io) {
-                    Step::Stuck => self.start(io),
-                    step => step,
-                },
-            };
-            match step {
-                Step::Ended(ended) => return Polled::Ended(ended),
-                Step::Moved => {}
-                Step::Stuck => return Polled::Idle,
-            }
-        }
-        Polled::Again
-    }
-
-    /// Gives slots the segments that they need again.
-    fn supply_segments<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Step
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let mut step = Step::Stuck;
-        while let Some((slot, _)) = self.sequencer.needs_segments() {
-            let Some(started) = self.sequencer.payload(slot) else { break };
-            if started.aborted {
-                return self.end(slot, Outcome::Aborted, 0);
-            }
-            let mut list = SegmentList::new();
-            if let Err(sense) = started.job.segments(slot, &started.task, io, &mut list) {
-                return self.fail(slot, sense);
-            }
-            let supplied = self.sequencer.supply_segments(io.memory, io.storage, slot, &list);
-            let Ok(started) = supplied else { break };
-            step = Step::Moved;
-            if let Some(done) = started.done() {
-                return self.completed(done, io);
-            }
-        }
-        step
-    }
-
-    /// Starts what the task set admits, until a command ends at once.
-    fn start<M, S, T>(&mut self, io: &mut Io<'_, M, S, T>) -> Step
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let mut step = Step::Stuck;
-        while let Some((task, gate)) = self.tasks.front() {
-            let begun = self.unit.start_command(&task, io);
-            let launched = match begun {
-                Ok(Begun { moved_bytes, job: Some(job) }) => self.launch(task, gate, moved_bytes, job, io),
-                Ok(Begun { moved_bytes, job: None }) => Err((Outcome::Good, moved_bytes)),
-                Err(Refusal::Check(sense)) => Err((self.unit.check_condition(sense), 0)),
-                Err(Refusal::Overrun) => Err((Outcome::Overrun, 0)),
-            };
-            match launched {
-                Ok(Some(started)) => {
-                    self.tasks.pop(Some(gate));
-                    step = Step::Moved;
-                    if let Some(done) = started.done() {
-                        return self.completed(done, io);
-                    }
-                }
-                Ok(None) => break,
-                Err((outcome, transferred_bytes)) => {
-                    self.tasks.pop(None);
-                    return Step::Ended(Ended { tag: task.tag, outcome, transferred_bytes });
-                }
-            }
-        }
-        step
-    }
-
-    /// Submits the first operation of a job. `None` if it cannot be taken now; how the task ended, if it cannot be at all.
-    fn launch<M, S, T>(
-        &mut self,
-        task: Task,
-        gate: Gate,
-        parameter_bytes: u64,
-        mut job: Job,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<Option<order::Started>, (Outcome, u64)>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let Some(slot) = self.sequencer.next_slot() else { return Ok(None) };
-        let mut list = SegmentList::new();
-        let request = job.next(slot, &task, io, &mut list);
-        let request = request.map_err(|sense| (self.unit.check_condition(sense), 0))?;
-        let Some(request) = request else { return Err((Outcome::Good, parameter_bytes)) };
-        let cache = self.unit.guest_cache();
-        let started = Started { task, gate, cache, aborted: false, parameter_bytes, job };
-        Ok(self.sequencer.submit(io.memory, io.storage, &request, cache, &list, started).ok())
-    }
-
-    /// An operation has completed: the job's next one, or the end of the task.
-    fn completed<M, S, T>(&mut self, done: Done, io: &mut Io<'_, M, S, T>) -> Step
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let slot = done.slot;
-        let Some(started) = self.sequencer.payload(slot) else { return Step::Moved };
-        if started.aborted {
-            return self.end(slot, Outcome::Aborted, 0);
-        }
-        let result = done
-            .result
-            .map_err(|error| {
-                Sense::storage(error, started.job.reads(), io.storage.info().sectors_per_block())
-            })
-            .and_then(|()| started.job.completed(slot, &started.task, io));
-        if let Err(sense) = result {
-            return self.fail(slot, sense);
-        }
-        let mut list = SegmentList::new();
-        match started.job.next(slot, &started.task, io, &mut list) {
-            Err(sense) => self.fail(slot, sense),
-            Ok(Some(request)) => {
-                // Its turn comes with the others that need segments, so that one long task does not keep the caller here.
-                let cache = started.cache;
-                self.sequencer.advance_later(io.storage, slot, &request, cache);
-                Step::Moved
-            }
-            Ok(None) => {
-                let bytes = started.moved_bytes();
-                match started.job.finished() {
-                    After::Nothing => {}
-                    After::Settings(settings) => self.unit.settings = settings,
-                    After::Stop => self.unit.stopped = true,
-                }
-                self.end(slot, Outcome::Good, bytes)
-            }
-        }
-    }
-
-    fn fail(&mut self, slot: u16, sense: Sense) -> Step {
-        let outcome = self.unit.check_condition(sense);
-        let bytes = self.sequencer.payload(slot).map_or(0, |started| started.moved_bytes());
-        self.end(slot, outcome, bytes)
-    }
-
-    fn end(&mut self, slot: u16, outcome: Outcome, transferred_bytes: u64) -> Step {
-        let Some(started) = self.sequencer.release(slot) else { return Step::Moved };
-        self.tasks.ended(started.gate);
-        Step::Ended(Ended { tag: started.task.tag, outcome, transferred_bytes })
     }
 }

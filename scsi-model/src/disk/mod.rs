@@ -1,14 +1,17 @@
 //! The logical unit: takes tasks, executes them, says how they ended.
 //!
 //! ```text
-//! logical_unit           tasks in, outcomes out
+//! execute                the poll: tasks in, outcomes out
+//!   -> logical_unit      the tasks, and what is done to them from outside
 //!   -> start_command     what each command checks and begins with
+//!   -> started           a task that runs, operation by operation
 //!   -> answer, mode      what is answered from what the unit knows
 //!   -> unit, job         what the unit remembers; work on the storage
 //!   -> settings, limits, reply, outcome, io
 //! ```
 
 mod answer;
+mod execute;
 mod io;
 mod job;
 mod limits;
@@ -19,9 +22,11 @@ mod outcome;
 mod reply;
 mod settings;
 mod start_command;
+mod started;
 mod unit;
 
-pub use logical_unit::{LogicalUnit, Polled, Unsupported};
+pub use execute::Polled;
+pub use logical_unit::{LogicalUnit, Unsupported};
 pub use outcome::{Ended, Outcome};
 pub(crate) use reply::{LUNS_MAX, Reply, report_luns};
 pub use unit::{ResetCause, Setting, UnitAttention};

@@ -13,7 +13,7 @@ use super::unit::Unit;
 use crate::command::{ModeForm, ModeSense, PageControl};
 use crate::sense::{Code, Key, Sense};
 use crate::task_set::Task;
-use crate::transport::{Transport, take};
+use crate::transport::Transport;
 use crate::wire::mode::{
     Caching, Control, ErrorRecovery, Exceptions, Header6, Header10, LongDescriptor, ShortDescriptor,
 };
@@ -37,6 +37,8 @@ const ALL_SUBPAGES: u8 = 0xff;
 
 /// The longest parameter list that is taken: header, block descriptor and every page are 80 bytes.
 const LIST_MAX: usize = 128;
+/// The longest page.
+const PAGE_BYTES_MAX: usize = size_of::<Caching>();
 
 /// Settings with the changeable bits of a page that was checked.
 fn with_page(settings: Settings, page: &[u8]) -> Settings {
@@ -50,7 +52,7 @@ fn with_page(settings: Settings, page: &[u8]) -> Settings {
 
 /// Appends a page: the bits of `settings` and, unless a mask of changeable bits is wanted, the constant ones.
 /// False if there is no such page.
-fn push_page(reply: &mut Reply, code: u8, settings: Settings, mask: bool) -> bool {
+fn push_page<const B: usize>(reply: &mut Reply<B>, code: u8, settings: Settings, mask: bool) -> bool {
     let constant = |bits: u8| if mask { 0 } else { bits };
     match code {
         0x01 => reply.push(ErrorRecovery { code, bytes: 0x0a, ..ErrorRecovery::new_zeroed() }.as_bytes()),
@@ -75,7 +77,7 @@ fn push_page(reply: &mut Reply, code: u8, settings: Settings, mask: bool) -> boo
 
 impl Unit {
     /// MODE SENSE: SPC-4, MODE SENSE(6), MODE SENSE(10).
-    pub(super) fn mode_sense(&self, sense: &ModeSense, info: &Info) -> Result<Reply, Sense> {
+    pub(super) fn mode_sense(&self, sense: &ModeSense, info: &Info, reply: &mut Reply) -> Result<(), Sense> {
         let settings = match sense.control {
             PageControl::Current => self.settings,
             PageControl::Changeable => Settings::changeable(self.volatile),
@@ -87,30 +89,31 @@ impl Unit {
         if sense.subpage != 0 && sense.subpage != ALL_SUBPAGES {
             return Err(Sense::cdb_field(3, None));
         }
-        let mut pages = Reply::new();
+        let long = sense.long_lba && sense.form == ModeForm::Ten;
+        // The header's length is known when all is there.
+        let header_bytes = push_header(reply, sense.form);
+        if !sense.no_descriptors {
+            push_block_descriptor(reply, long, info);
+        }
+        let pages_at = reply.bytes().len();
         let mask = sense.control == PageControl::Changeable;
         for code in PAGES.into_iter().filter(|code| sense.page == ALL_PAGES || sense.page == *code) {
-            push_page(&mut pages, code, settings, mask);
+            push_page(reply, code, settings, mask);
         }
-        if pages.bytes().is_empty() {
+        if reply.bytes().len() == pages_at {
             return Err(Sense::cdb_field(2, Some(5)));
         }
-        let long = sense.long_lba && sense.form == ModeForm::Ten;
-        let descriptor = if sense.no_descriptors { Reply::new() } else { block_descriptor(long, info) };
-        let mut reply = Reply::new();
-        push_header(&mut reply, sense.form, long, &descriptor, &pages, info);
-        reply.push(descriptor.bytes());
-        reply.push(pages.bytes());
-        Ok(reply)
+        put_header(reply, sense.form, long, pages_at.saturating_sub(header_bytes), info);
+        Ok(())
     }
 
     /// MODE SELECT: SPC-4, MODE SELECT(6), MODE SELECT(10). All of the list is checked before any of it takes effect.
+    #[inline(never)]
     pub(super) fn mode_select<M, S, T>(
         &mut self,
         form: ModeForm,
         list_bytes: u16,
         task: &Task,
-        info: &Info,
         io: &mut Io<'_, M, S, T>,
     ) -> Result<Begun, Refusal>
     where
@@ -127,8 +130,8 @@ impl Unit {
         }
         let mut buffer = [0; LIST_MAX];
         let list = buffer.get_mut(..usize::from(list_bytes)).ok_or(Sense::LIST_LENGTH)?;
-        take(io.memory, io.transport, task.tag, 0, list)?;
-        let Selected { settings, caching } = self.parse(form, list, info)?;
+        io.guest.take(task.tag, 0, list)?;
+        let Selected { settings, caching } = self.parse(form, list, io.storage.info())?;
         // WCE 1 -> 0 ends with GOOD only when what the cache holds is stable: SBC-3, caches. 0 -> 0 asks the storage too: GOOD
         // then says that nothing was lost, and a storage that has lost something gets a chance to say so.
         if caching && !settings.write_cache {
@@ -145,8 +148,8 @@ impl Unit {
         let mut caching = false;
         while at < list.len() {
             let rest = list.get(at..).unwrap_or_default();
-            let mut ours = Reply::new();
-            let mut mask = Reply::new();
+            let mut ours = Reply::<PAGE_BYTES_MAX>::new();
+            let mut mask = Reply::<PAGE_BYTES_MAX>::new();
             // SPF and subpages are not there; page 3Fh cannot be selected (CVE-2021-3930).
             let code = rest.first().map_or(0, |byte| byte & 0x7f);
             if !push_page(&mut ours, code, settings, false)
@@ -220,8 +223,7 @@ fn check_head(form: ModeForm, list: &[u8], info: &Info) -> Result<usize, Sense> 
     Ok(head_bytes.saturating_add(expected))
 }
 
-fn block_descriptor(long: bool, info: &Info) -> Reply {
-    let mut reply = Reply::new();
+fn push_block_descriptor(reply: &mut Reply, long: bool, info: &Info) {
     let blocks = capacity_blocks(info);
     let block_bytes = info.logical_block_bytes.into();
     if long {
@@ -231,38 +233,41 @@ fn block_descriptor(long: bool, info: &Info) -> Reply {
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).into();
         reply.push(ShortDescriptor { blocks, block_bytes }.as_bytes());
     }
-    reply
 }
 
-fn push_header(
-    reply: &mut Reply,
-    form: ModeForm,
-    long: bool,
-    descriptor: &Reply,
-    pages: &Reply,
-    info: &Info,
-) {
+/// Makes room for the header, and returns how much.
+fn push_header(reply: &mut Reply, form: ModeForm) -> usize {
+    match form {
+        ModeForm::Six => reply.push(&[0; size_of::<Header6>()]),
+        ModeForm::Ten => reply.push(&[0; size_of::<Header10>()]),
+    }
+    reply.bytes().len()
+}
+
+/// Puts the header of a reply that is complete, with block descriptors of `descriptor_bytes`.
+fn put_header(reply: &mut Reply, form: ModeForm, long: bool, descriptor_bytes: usize, info: &Info) {
     // WP, and DPOFUA: FUA is honoured (SBC-3, mode parameters, device-specific parameter).
     let device_specific = if info.read_only { 0x90 } else { 0x10 };
-    let body = descriptor.bytes().len().saturating_add(pages.bytes().len());
+    let bytes = reply.bytes().len();
     match form {
-        ModeForm::Six => reply.push(
+        // MODE DATA LENGTH does not count itself.
+        ModeForm::Six => reply.put_first(
             Header6 {
-                data_bytes: u8::try_from(body.saturating_add(3)).unwrap_or(u8::MAX),
+                data_bytes: u8::try_from(bytes.saturating_sub(1)).unwrap_or(u8::MAX),
                 medium: 0,
                 device_specific,
-                descriptor_bytes: u8::try_from(descriptor.bytes().len()).unwrap_or(0),
+                descriptor_bytes: u8::try_from(descriptor_bytes).unwrap_or(0),
             }
             .as_bytes(),
         ),
-        ModeForm::Ten => reply.push(
+        ModeForm::Ten => reply.put_first(
             Header10 {
-                data_bytes: u16::try_from(body.saturating_add(6)).unwrap_or(u16::MAX).into(),
+                data_bytes: u16::try_from(bytes.saturating_sub(2)).unwrap_or(u16::MAX).into(),
                 medium: 0,
                 device_specific,
                 long_lba: u8::from(long),
                 reserved: 0,
-                descriptor_bytes: u16::try_from(descriptor.bytes().len()).unwrap_or(0).into(),
+                descriptor_bytes: u16::try_from(descriptor_bytes).unwrap_or(0).into(),
             }
             .as_bytes(),
         ),

@@ -17,27 +17,34 @@ pub(super) fn report(
     opcode: u8,
     service_action: u16,
     info: &Info,
-) -> Result<Reply, Sense> {
+    reply: &mut Reply,
+) -> Result<(), Sense> {
     let mut of_opcode = rows(opcode).filter(|row| row.supported(info)).peekable();
     let has_actions = of_opcode.peek().is_some_and(|row| row.service_action.is_some());
     // Any 16-bit service action may be asked for: it is compared with those of the table, never an index (CVE-2024-42416).
     let row = of_opcode.find(|row| row.service_action.is_none_or(|action| action == service_action));
-    match options {
-        0 => Ok(all(timeouts, info)),
+    let row = match options {
+        0 => {
+            all(timeouts, info, reply);
+            return Ok(());
+        }
         // The operation code alone; it must not have service actions.
-        1 if has_actions => Err(Sense::cdb_field(2, Some(2))),
-        1 => Ok(one(row, timeouts)),
+        1 if has_actions => return Err(Sense::cdb_field(2, Some(2))),
+        1 => row,
         // Operation code and service action; it must have service actions.
-        2 if row.is_some() && !has_actions => Err(Sense::cdb_field(2, Some(2))),
-        2 => Ok(one(row, timeouts)),
+        2 if row.is_some() && !has_actions => return Err(Sense::cdb_field(2, Some(2))),
+        2 => row,
         // Either; without service actions the requested one must be 0.
-        3 => Ok(one(row.filter(|_| has_actions || service_action == 0), timeouts)),
-        _ => Err(Sense::cdb_field(2, Some(2))),
-    }
+        3 => row.filter(|_| has_actions || service_action == 0),
+        _ => return Err(Sense::cdb_field(2, Some(2))),
+    };
+    one(row, timeouts, reply);
+    Ok(())
 }
 
-fn all(timeouts: bool, info: &Info) -> Reply {
-    let mut entries = Reply::new();
+fn all(timeouts: bool, info: &Info, reply: &mut Reply) {
+    // The length is known when the entries are there.
+    reply.push(&[0; 4]);
     for row in TABLE.iter().filter(|row| row.supported(info)) {
         let entry = OpcodeEntry {
             opcode: row.opcode(),
@@ -46,27 +53,23 @@ fn all(timeouts: bool, info: &Info) -> Reply {
             cdb_bytes: u16::try_from(row.usage.len()).unwrap_or(0).into(),
             ..OpcodeEntry::new_zeroed()
         };
-        entries.push(entry.as_bytes());
-        push_timeouts(&mut entries, timeouts);
+        reply.push(entry.as_bytes());
+        push_timeouts(reply, timeouts);
     }
-    let mut reply = Reply::new();
-    reply.push(&u32::try_from(entries.bytes().len()).unwrap_or(0).to_be_bytes());
-    reply.push(entries.bytes());
-    reply
+    let bytes = reply.bytes().len().saturating_sub(size_of::<u32>());
+    reply.put_first(&u32::try_from(bytes).unwrap_or(0).to_be_bytes());
 }
 
-fn one(row: Option<&Row>, timeouts: bool) -> Reply {
-    let mut reply = Reply::new();
+fn one(row: Option<&Row>, timeouts: bool, reply: &mut Reply) {
     let Some(row) = row else {
         reply.push(OneOpcode { support: NOT_SUPPORTED, ..OneOpcode::new_zeroed() }.as_bytes());
-        return reply;
+        return;
     };
     let support = SUPPORTED | if timeouts { 0x80 } else { 0 };
     let cdb_bytes = u16::try_from(row.usage.len()).unwrap_or(0).into();
     reply.push(OneOpcode { reserved: 0, support, cdb_bytes }.as_bytes());
     reply.push(row.usage);
-    push_timeouts(&mut reply, timeouts);
-    reply
+    push_timeouts(reply, timeouts);
 }
 
 fn push_timeouts(reply: &mut Reply, wanted: bool) {

@@ -11,9 +11,10 @@ pub(crate) const LUNS_MAX: usize = 64;
 
 /// Data for the guest, whole: it is cut to the allocation length only when it is copied out, so that no length
 /// field is affected by that and nothing beyond it is ever touched (CVE-2011-3346).
-pub(crate) struct Reply(Vec<u8, 1024>);
+pub(crate) struct Reply<const B: usize = 1024>(Vec<u8, B>);
 
-impl Reply {
+impl<const B: usize> Reply<B> {
+    #[inline(always)]
     pub(crate) const fn new() -> Self {
         Self(Vec::new())
     }
@@ -23,24 +24,35 @@ impl Reply {
         debug_assert!(fits, "no reply is longer than this");
     }
 
+    /// Puts `bytes` in the place of the first bytes, for a length that is known last.
+    pub(crate) fn put_first(&mut self, bytes: &[u8]) {
+        if let Some(first) = self.0.get_mut(..bytes.len()) {
+            first.copy_from_slice(bytes);
+        }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 /// SPC-4, REPORT LUNS, of a target whose logical units are `luns`.
-pub(crate) fn report_luns(select: u8, luns: impl Iterator<Item = [u8; 8]>) -> Result<Reply, Sense> {
-    let mut list = Vec::<[u8; 8], LUNS_MAX>::new();
-    match select {
+pub(crate) fn report_luns(
+    select: u8,
+    luns: impl Iterator<Item = [u8; 8]>,
+    reply: &mut Reply,
+) -> Result<(), Sense> {
+    let head = |bytes: usize| LunsHead { bytes: u32::try_from(bytes).unwrap_or(0).into(), reserved: [0; 4] };
+    let most = match select {
         // Those with a peripheral or flat address; all of them.
-        0x00 | 0x02 => luns.take(LUNS_MAX).for_each(|lun| _ = list.push(lun)),
+        0x00 | 0x02 => LUNS_MAX,
         // Well-known units: a target has none.
-        0x01 => {}
+        0x01 => 0,
         _ => return Err(Sense::cdb_field(2, None)),
-    }
-    let bytes = u32::try_from(list.as_bytes().len()).unwrap_or(0).into();
-    let mut reply = Reply::new();
-    reply.push(LunsHead { bytes, reserved: [0; 4] }.as_bytes());
-    reply.push(list.as_bytes());
-    Ok(reply)
+    };
+    reply.push(head(0).as_bytes());
+    luns.take(most).for_each(|lun| reply.push(&lun));
+    let bytes = reply.bytes().len().saturating_sub(size_of::<LunsHead>());
+    reply.put_first(head(bytes).as_bytes());
+    Ok(())
 }

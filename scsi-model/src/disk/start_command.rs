@@ -2,28 +2,29 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
-use blk_core::units::SECTOR_BYTES;
-use heapless::Vec;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::io::{Io, Refusal};
 use super::job::{After, Begun, Job, Verb};
 use super::limits::{
-    UNMAP_DESCRIPTORS_MAX, compare_max_blocks, extent, transfer_max_blocks, write_same_max_blocks,
+    UNMAP_DESCRIPTORS_MAX, compare_max_blocks, extent, transfer_max_blocks, unmap_descriptors_max,
+    write_same_max_blocks,
 };
+use super::reply::Reply;
 use super::unit::Unit;
-use crate::command::{Against, Blocks, Command, Row, Traits, decode, find, group_bytes};
+use crate::command::{Against, Blocks, Command, Row, Traits, decode_as, group_bytes};
 use crate::sense::{Code, Key, Sense};
 use crate::task_set::Task;
-use crate::transport::{Transport, put, take};
+use crate::transport::{CHUNK_BYTES, Transport};
 use crate::wire::data::{UnmapDescriptor, UnmapHead};
 
 impl Unit {
-    /// Checks a command and begins it. Called again for the same task if the storage was busy: it changes nothing
-    /// before the command is sure to end or to be taken.
+    /// Checks a command and begins it. `row` is the command's in the table, and `slot` the one that its job will have. Called
+    /// again for the same task if the storage was busy: it changes nothing before the command is sure to end or to be taken.
     pub(super) fn start_command<M, S, T>(
         &mut self,
-        task: &Task,
+        (task, row): (&Task, Option<&Row>),
+        slot: u16,
         io: &mut Io<'_, M, S, T>,
     ) -> Result<Begun, Refusal>
     where
@@ -31,30 +32,43 @@ impl Unit {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        let info = *io.storage.info();
-        let row = find(&task.cdb).filter(|row| row.supported(&info));
-        let traits = row.map_or(Traits::empty(), |row| row.traits);
+        let info = io.storage.info();
+        let supported = row.filter(|row| row.supported(info));
+        let traits = supported.map_or(Traits::empty(), |row| row.traits);
         if !traits.contains(Traits::QUIET)
             && let Some(sense) = self.take_pending()
         {
             return Err(sense.into());
         }
-        let command = decode(&task.cdb)?;
-        let Some(Row { .. }) = row else { return Err(Sense::INVALID_OPCODE.into()) };
+        let command = decode_as(&task.cdb, row)?;
+        if supported.is_none() {
+            return Err(Sense::INVALID_OPCODE.into());
+        }
         if traits.contains(Traits::MEDIUM) && self.stopped {
             return Err(Sense::STOPPED.into());
         }
         if traits.contains(Traits::WRITES) && info.read_only {
             return Err(Sense::WRITE_PROTECTED.into());
         }
-        self.execute(command, task, &info, io)
+        match command {
+            Command::Read { blocks, fua } => plain(Verb::Read, blocks, fua, task, info),
+            Command::Write { blocks, fua } => plain(Verb::Write, blocks, fua, task, info),
+            Command::SynchronizeCache { blocks } => {
+                // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3, SYNCHRONIZE CACHE(10)).
+                extent(blocks, info)?;
+                Ok(job(Job::Flush(After::Nothing)))
+            }
+            command => self.execute(command, task, slot, io),
+        }
     }
 
+    /// The commands that are not the daily bread. Apart, for they need more stack.
+    #[inline(never)]
     fn execute<M, S, T>(
         &mut self,
         command: Command,
         task: &Task,
-        info: &Info,
+        slot: u16,
         io: &mut Io<'_, M, S, T>,
     ) -> Result<Begun, Refusal>
     where
@@ -62,25 +76,17 @@ impl Unit {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        let info = io.storage.info();
         match command {
-            Command::Read { blocks, fua } => transfer(Verb::Read, blocks, fua, task, info),
-            Command::Write { blocks, fua } => transfer(Verb::Write, blocks, fua, task, info),
             Command::WriteAndVerify { blocks } => transfer(Verb::WriteAndVerify, blocks, true, task, info),
             Command::Verify { blocks, against } => transfer(Verb::Verify(against), blocks, true, task, info),
             Command::CompareAndWrite { blocks, fua } => {
                 transfer(Verb::CompareAndWrite, blocks, fua, task, info)
             }
             Command::OrWrite { blocks, fua } => transfer(Verb::OrWrite, blocks, fua, task, info),
-            Command::SynchronizeCache { blocks } => {
-                // 0 blocks: up to the last one. All of the disk is flushed in any case, a legal superset (SBC-3, SYNCHRONIZE CACHE(10)).
-                extent(blocks, info)?;
-                Ok(job(Job::Flush(After::Nothing)))
-            }
-            Command::WriteSame { blocks, unmap, no_data } => {
-                write_same(blocks, unmap, no_data, task, info, io)
-            }
-            Command::Unmap { list } => unmap(list, task, info, io),
-            Command::ModeSelect { form, list } => self.mode_select(form, list, task, info, io),
+            Command::WriteSame { blocks, unmap, no_data } => write_same(blocks, unmap, no_data, task, io),
+            Command::Unmap { list } => unmap(list, task, slot, io),
+            Command::ModeSelect { form, list } => self.mode_select(form, list, task, io),
             // Also of a unit that is stopped: it may have been without a flush.
             Command::StartStopUnit { start: false, flush: true } => Ok(job(Job::Flush(After::Stop))),
             Command::StartStopUnit { start, .. } => {
@@ -90,16 +96,31 @@ impl Unit {
             // There is nothing to eject, so nothing to remember.
             Command::TestUnitReady | Command::PreventAllow { .. } => Ok(Begun::GOOD),
             Command::Unknown { .. } => Err(Sense::INVALID_OPCODE.into()),
-            command => {
-                let (reply, allocation) = self.answer(command, info, io)?;
-                let wanted = u64::from(allocation).min(reply.bytes().len() as u64);
-                if task.data_in_bytes < wanted {
-                    return Err(Refusal::Overrun);
-                }
-                let moved_bytes = put(io.memory, io.transport, task.tag, reply.bytes(), wanted)?;
-                Ok(Begun { moved_bytes, job: None })
-            }
+            command => self.reply(command, task, io),
         }
+    }
+
+    /// The commands that are answered from what the unit knows.
+    #[inline(never)]
+    fn reply<M, S, T>(
+        &mut self,
+        command: Command,
+        task: &Task,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Begun, Refusal>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let mut reply = Reply::new();
+        let allocation = self.answer(command, io, &mut reply)?;
+        let wanted = u64::from(allocation).min(reply.bytes().len() as u64);
+        if task.data_in_bytes < wanted {
+            return Err(Refusal::Overrun);
+        }
+        let moved_bytes = io.guest.put(task.tag, reply.bytes(), wanted)?;
+        Ok(Begun { moved_bytes, job: None })
     }
 }
 
@@ -107,7 +128,25 @@ const fn job(job: Job) -> Begun {
     Begun { moved_bytes: 0, job: Some(job) }
 }
 
-/// A job that moves blocks, or none for no blocks.
+/// READ or WRITE.
+#[inline(always)]
+fn plain(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> Result<Begun, Refusal> {
+    let extent = extent(blocks, info)?;
+    let bytes = extent.bytes().ok_or(Sense::OUT_OF_RANGE)?;
+    if blocks.count > u64::from(transfer_max_blocks(info)) {
+        // SBC-3, Block Limits VPD page: MAXIMUM TRANSFER LENGTH.
+        return Err(Sense::cdb_field(count_at(task), None).into());
+    }
+    let has = if matches!(verb, Verb::Read) { task.data_in_bytes } else { task.data_out_bytes };
+    if has < bytes {
+        return Err(Refusal::Overrun);
+    }
+    let job = if bytes == 0 { None } else { Some(Job::transfer(verb, extent, fua)) };
+    Ok(Begun { moved_bytes: 0, job })
+}
+
+/// A job that moves blocks in another way, or none for no blocks.
+#[inline(never)]
 fn transfer(verb: Verb, blocks: Blocks, fua: bool, task: &Task, info: &Info) -> Result<Begun, Refusal> {
     let extent = extent(blocks, info)?;
     let limited = !matches!(verb, Verb::Verify(Against::Nothing));
@@ -146,7 +185,6 @@ fn write_same<M, S, T>(
     unmap: bool,
     no_data: bool,
     task: &Task,
-    info: &Info,
     io: &mut Io<'_, M, S, T>,
 ) -> Result<Begun, Refusal>
 where
@@ -154,6 +192,7 @@ where
     S: Storage<M> + ?Sized,
     T: Transport + ?Sized,
 {
+    let info = io.storage.info();
     if unmap && !info.discard {
         return Err(Sense::cdb_field(1, Some(3)).into());
     }
@@ -167,13 +206,14 @@ where
         return Ok(job(zeroes));
     }
     let block_bytes = u64::from(info.logical_block_bytes);
+    let can_repeat = info.staging_bytes >= info.logical_block_bytes;
     if task.data_out_bytes < block_bytes {
         return Err(Refusal::Overrun);
     }
     if is_zeroes(task.tag, block_bytes, io)? {
         return Ok(Begun { moved_bytes: block_bytes, job: Some(zeroes) });
     }
-    if info.staging_bytes < info.logical_block_bytes {
+    if !can_repeat {
         // Nowhere to repeat the pattern in.
         return Err(Sense::new(Key::HardwareError, Code::INTERNAL_TARGET_FAILURE).into());
     }
@@ -192,12 +232,8 @@ fn count_at(task: &Task) -> u16 {
 }
 
 /// Copies and checks the parameter list of UNMAP: SBC-3 5.28. Nothing is done before every descriptor has been checked.
-fn unmap<M, S, T>(
-    list_bytes: u16,
-    task: &Task,
-    info: &Info,
-    io: &mut Io<'_, M, S, T>,
-) -> Result<Begun, Refusal>
+#[inline(never)]
+fn unmap<M, S, T>(list_bytes: u16, task: &Task, slot: u16, io: &mut Io<'_, M, S, T>) -> Result<Begun, Refusal>
 where
     M: GuestMemory + ?Sized,
     S: Storage<M> + ?Sized,
@@ -205,7 +241,7 @@ where
 {
     const HEAD: usize = size_of::<UnmapHead>();
     const DESCRIPTOR: usize = size_of::<UnmapDescriptor>();
-    const MOST: usize = HEAD + DESCRIPTOR * UNMAP_DESCRIPTORS_MAX;
+    const MOST: usize = HEAD + DESCRIPTOR * UNMAP_DESCRIPTORS_MAX as usize;
     let moved_bytes = u64::from(list_bytes);
     let list_bytes = usize::from(list_bytes);
     if list_bytes == 0 {
@@ -219,26 +255,39 @@ where
     }
     let mut buffer = [0; MOST];
     let copied = buffer.get_mut(..list_bytes.min(MOST)).unwrap_or_default();
-    take(io.memory, io.transport, task.tag, 0, copied)?;
+    io.guest.take(task.tag, 0, copied)?;
     let (head, rest) = UnmapHead::read_from_prefix(copied).map_err(|_| Sense::LIST_LENGTH)?;
     // Descriptors that the list announces but does not hold, and one that is cut off, are not processed.
     let announced = usize::from(head.descriptor_bytes.get()).min(list_bytes.saturating_sub(HEAD));
-    if announced / DESCRIPTOR > UNMAP_DESCRIPTORS_MAX {
+    if announced / DESCRIPTOR > usize::from(unmap_descriptors_max(io.storage.info())) {
         return Err(Sense::list_field(2, None).into());
     }
-    let mut extents = Vec::new();
-    for descriptor in rest.get(..announced.min(rest.len())).unwrap_or_default().chunks_exact(DESCRIPTOR) {
-        let descriptor = UnmapDescriptor::read_from_bytes(descriptor).map_err(|_| Sense::LIST_LENGTH)?;
+    // All but the last wait in the staging buffer.
+    let (mut last, mut kept) = (None, 0_u8);
+    for bytes in rest.get(..announced.min(rest.len())).unwrap_or_default().chunks_exact(DESCRIPTOR) {
+        let descriptor = UnmapDescriptor::read_from_bytes(bytes).map_err(|_| Sense::LIST_LENGTH)?;
         let blocks = Blocks { lba: descriptor.lba.get(), count: descriptor.blocks.get().into() };
-        let extent = extent(blocks, info)?;
-        if extent.sectors != 0 {
-            extents.push(extent).map_err(|_| Sense::LIST_LENGTH)?;
+        let extent = extent(blocks, io.storage.info())?;
+        if extent.sectors == 0 {
+            continue;
+        }
+        if let Some((earlier, _)) = last.replace((descriptor, extent)) {
+            keep_descriptor(io.storage.staging(slot), kept, &earlier)?;
+            kept = kept.saturating_add(1);
         }
     }
-    Ok(Begun { moved_bytes, job: (!extents.is_empty()).then_some(Job::Discard(extents)) })
+    let job = last.map(|(_, extent)| Job::Discard { extent: Some(extent), left: kept });
+    Ok(Begun { moved_bytes, job })
+}
+
+fn keep_descriptor(staging: &mut [u8], index: u8, descriptor: &UnmapDescriptor) -> Result<(), Sense> {
+    let at = usize::from(index).saturating_mul(size_of::<UnmapDescriptor>());
+    let place = staging.get_mut(at..).ok_or(Sense::DATA_PHASE)?;
+    descriptor.write_to_prefix(place).map_err(|_| Sense::DATA_PHASE)
 }
 
 /// Whether the first `bytes` bytes of the data-out buffer are zeroes.
+#[inline(never)]
 fn is_zeroes<M, S, T>(tag: u64, bytes: u64, io: &mut Io<'_, M, S, T>) -> Result<bool, Refusal>
 where
     M: GuestMemory + ?Sized,
@@ -246,13 +295,13 @@ where
     T: Transport + ?Sized,
 {
     let mut at = 0_u64;
+    let mut buffer = [0; CHUNK_BYTES];
     while at < bytes {
-        let mut buffer = [0; SECTOR_BYTES as usize];
-        take(io.memory, io.transport, tag, at, &mut buffer)?;
+        io.guest.take(tag, at, &mut buffer)?;
         if buffer.iter().any(|byte| *byte != 0) {
             return Ok(false);
         }
-        at = at.saturating_add(SECTOR_BYTES.into());
+        at = at.saturating_add(CHUNK_BYTES as u64);
     }
     Ok(true)
 }

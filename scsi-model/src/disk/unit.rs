@@ -204,7 +204,16 @@ impl Unit {
     }
 
     /// The most urgent thing that the guest has to hear of; it is then no longer pending.
+    #[inline]
     pub(super) fn take_pending(&mut self) -> Option<Sense> {
+        if self.attentions.is_empty() && self.deferred.is_none() {
+            return None;
+        }
+        self.next_pending()
+    }
+
+    #[cold]
+    fn next_pending(&mut self) -> Option<Sense> {
         let attention =
             UnitAttention::ALL.into_iter().find(|attention| self.attentions.contains(attention.bit()));
         if let Some(attention) = attention {

@@ -72,6 +72,32 @@ pub struct Disk {
     done: VecDeque<Completion>,
     /// Changes what is written, once: a disk that lies.
     pub corrupt: bool,
+    /// Which operations are done when they are submitted.
+    pub at_once: AtOnce,
+}
+
+/// Which operations a disk does when they are submitted, unless it holds them back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtOnce {
+    None,
+    All,
+    /// Some, by a seed that is not 0.
+    Some(u64),
+}
+
+impl AtOnce {
+    fn next(&mut self) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Some(state) => {
+                *state ^= *state << 13;
+                *state ^= *state >> 7;
+                *state ^= *state << 17;
+                *state & 1 == 0
+            }
+        }
+    }
 }
 
 impl Disk {
@@ -103,6 +129,7 @@ impl Disk {
             waiting: Vec::new(),
             done: VecDeque::new(),
             corrupt: false,
+            at_once: AtOnce::None,
         }
     }
 
@@ -113,14 +140,18 @@ impl Disk {
     }
 
     fn finish(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) {
-        let result = match self.errors.pop_front().flatten() {
+        let result = self.result(memory, tag, op, segments);
+        self.done.push_back(Completion { tag, result });
+    }
+
+    fn result(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<(), IoError> {
+        match self.errors.pop_front().flatten() {
             Some(error) => Err(error),
             None => {
                 self.run(memory, tag, op, segments);
                 Ok(())
             }
-        };
-        self.done.push_back(Completion { tag, result });
+        }
     }
 
     fn run(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) {
@@ -175,6 +206,9 @@ impl Storage<Memory> for Disk {
             return Err(Busy);
         }
         self.log.push(op);
+        if self.at_once.next() {
+            return Ok(Submission::Done(self.result(memory, tag, op, segments)));
+        }
         if self.held {
             self.waiting.push((tag, op, segments.to_vec()));
         } else {
@@ -271,6 +305,7 @@ impl Rig {
         self.memory.write(GuestAddr(tag * BUFFER as u64), out).unwrap();
         let task = Task {
             tag,
+            nexus: scsi_model::Nexus::default(),
             attribute,
             cdb: Cdb::new(cdb),
             data_out_bytes: out.len() as u64,

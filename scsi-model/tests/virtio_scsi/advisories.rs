@@ -52,18 +52,36 @@ fn an_available_index_that_runs_away_breaks_its_ring_only() {
     assert!(machine.command(lun(0, 0), &TEST_UNIT_READY, &[], 0).is_good());
 }
 
-/// A chain that changes between the header's copy and the data's use: the command fails, or moves what is there.
+/// A chain that changes after it was taken, with its response and its data each in one piece: what was taken counts.
+#[test]
+fn a_chain_in_few_pieces_is_as_it_was_taken() {
+    let mut machine = Machine::new(&[at(0, 0)]);
+    machine.disks[0].held = true;
+    let (sent, _) = machine.send(lun(0, 0), &read10(3, 1), &[], BLOCK);
+    machine.poll();
+    let table = REQUEST as u64 * 0x1000;
+    for index in [1, 2] {
+        machine.put(table + 16 * u64::from(sent.head + index) + 8, &4_u32.to_le_bytes());
+    }
+    machine.release(0);
+    machine.poll();
+    let (_, used_len) = machine.reap(REQUEST).unwrap();
+    assert!(machine.answer(sent, used_len).is_good());
+    assert_eq!(machine.fetch(sent.data, BLOCK), [3; BLOCK]);
+}
+
+/// One that was walked again for its many pieces: the command fails, or there is no way to answer.
 #[test]
 fn a_chain_that_changes_after_it_was_taken() {
     let mut machine = Machine::new(&[at(0, 0)]);
     // Not FUA-capable and write-through, so that a read with FUA flushes first: its segments are asked for later.
     machine.disks[0].held = true;
     let fua_read = [0x28, 0x08, 0, 0, 0, 3, 0, 0, 2, 0];
-    let (sent, _) = machine.send(lun(0, 0), &fua_read, &[], 2 * BLOCK);
+    let (sent, index) = machine.send_cut(&fua_read, 2 * BLOCK);
     machine.poll();
     // The data is cut short; the response stays where it is.
     let table = REQUEST as u64 * 0x1000;
-    machine.put(table + 16 * u64::from(sent.head + 2) + 8, &100_u32.to_le_bytes());
+    machine.put(table + 16 * u64::from(sent.head + index + 1) + 8, &100_u32.to_le_bytes());
     while !machine.disks[0].waiting.is_empty() {
         machine.release(0);
         machine.poll();
@@ -72,7 +90,7 @@ fn a_chain_that_changes_after_it_was_taken() {
     assert_eq!(machine.answer(sent, used_len).key(), (0xb, 0x4b00), "DATA PHASE ERROR");
     // And the response is gone: there is no way to answer.
     machine.disks[0].held = true;
-    let (sent, _) = machine.send(lun(0, 0), &read10(3, 1), &[], BLOCK);
+    let (sent, _) = machine.send_cut(&read10(3, 1), BLOCK);
     machine.poll();
     machine.put(table + 16 * u64::from(sent.head + 1) + 8, &4_u32.to_le_bytes());
     machine.put(table + 16 * u64::from(sent.head + 1) + 12, &WRITE.to_le_bytes());

@@ -269,6 +269,25 @@ impl<D: Transport<Memory, [Disk]>> Machine<D> {
         Sent { ring, head, response, data }
     }
 
+    /// Makes a command available whose response is in two pieces, and its data too. The index of the data's first piece in the
+    /// chain is returned too.
+    pub(crate) fn send_cut(&mut self, cdb: &[u8], in_bytes: usize) -> (Sent, u16) {
+        let first = self.next(REQUEST);
+        let [head, response, data] = [0, 1, 2].map(|index| <Machine>::buffer(REQUEST, first + index));
+        self.put(head, &<Machine>::header(lun(0, 0), 0, 0, cdb));
+        self.put(response, &[0xee; RESPONSE_BYTES]);
+        let (half, in_bytes) = (in_bytes as u64 / 2, in_bytes as u32);
+        let pieces = [
+            (head, HEAD_BYTES as u32, 0),
+            (response, 20, WRITE),
+            (response + 20, RESPONSE_BYTES as u32 - 20, WRITE),
+            (data, half as u32, WRITE),
+            (data + half, in_bytes - half as u32, WRITE),
+        ];
+        let head = self.offer(REQUEST, &pieces);
+        (Sent { ring: REQUEST, head, response, data }, 3)
+    }
+
     /// What came of a request that has just been returned with `used_len`.
     pub(crate) fn answer(&self, sent: Sent, used_len: u32) -> Answer {
         let bytes = self.fetch(sent.response, RESPONSE_BYTES);

@@ -18,5 +18,6 @@ mod functions;
 mod machine;
 mod negotiation;
 mod pci;
+mod pieces;
 mod requests;
 mod resumption;

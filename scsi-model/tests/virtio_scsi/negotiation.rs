@@ -151,5 +151,25 @@ fn a_device_in_mid_flight_survives_encoding() {
     machine.device = restored;
     machine.release(0);
     assert!(machine.expect(sent).is_good());
-    assert_eq!(Mmio::new(Scsi::<1, 1, 1>::new(Config::DEFAULT)).device().controller().ring_count(), 3);
+    assert_eq!(Mmio::<1, 1, 1>::new(Scsi::new(Config::default())).device().controller().ring_count(), 3);
+}
+
+/// A static needs no stack to be made, and a unit is put into it where it is.
+#[test]
+fn a_controller_and_a_unit_are_made_in_constants() {
+    use scsi_model::front::virtio_scsi::{Config, Scsi};
+    use scsi_model::{LogicalUnit, Unsupported};
+
+    const UNIT: LogicalUnit<4> = LogicalUnit::off(scsi_model::Config::new("BLK", "disk", "1", "S"));
+    static SCSI: std::sync::Mutex<Scsi<1, 2, 4>> = std::sync::Mutex::new(Scsi::new(Config::DEFAULT));
+
+    let disk = crate::rig::Disk::new(blk_core::storage::Cache::WriteBack);
+    let mut unit = UNIT;
+    assert_eq!(unit.power_on(&disk.info), Ok(()));
+    assert!(unit.write_cache());
+    let odd = blk_core::storage::Info { logical_block_bytes: 1000, ..disk.info };
+    assert_eq!(unit.power_on(&odd), Err(Unsupported));
+    let mut scsi = SCSI.lock().unwrap();
+    assert_eq!(scsi.controller_mut().insert(at(0, 0), identity(), &disk.info), Ok(0));
+    assert!(scsi.controller().has_unit(0) && !scsi.controller().has_unit(1));
 }

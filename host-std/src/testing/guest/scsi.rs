@@ -70,6 +70,7 @@ impl<const N: usize> Carrier for Unit<N> {
         self.tag += 1;
         let task = Task {
             tag: self.tag,
+            nexus: scsi_model::Nexus::default(),
             attribute: Attribute::Simple,
             cdb: Cdb::new(cdb),
             data_out_bytes: out as u64,

@@ -19,7 +19,7 @@ use blk_core::storage::{Cache, Storage};
 use blk_core::units::GuestAddr;
 use freestanding::memory::SharedMemory;
 use scsi_model::{
-    Attribute, Cdb, DataError, Direction, LogicalUnit, Outcome, Polled, SegmentList, Task, Transport,
+    Attribute, Cdb, DataError, Direction, LogicalUnit, Nexus, Outcome, Polled, SegmentList, Task, Transport,
 };
 use spin::Mutex;
 use virtio_blk_model::device::{Blk, Config};
@@ -201,6 +201,7 @@ fn scsi() -> Option<()> {
     for (cdb, out, room) in [(&[0; 6][..], 0, 0), (&write, 512, 0), (&synchronize, 0, 0), (&read, 0, 512)] {
         let task = Task {
             tag: 1,
+            nexus: Nexus::default(),
             attribute: Attribute::Simple,
             cdb: Cdb::new(cdb),
             data_out_bytes: out,

@@ -62,14 +62,18 @@ pub(super) enum Addressed {
 
 impl Addressed {
     /// A single-level LUN has peripheral device addressing on bus 0, or flat space addressing.
+    #[inline]
     pub(super) fn decode(bytes: [u8; 8]) -> Self {
-        match bytes {
-            [0xc1, 0x01, 0, 0, 0, 0, 0, 0] => Self::ReportLuns,
-            [1, target, 0, low, 0, 0, 0, 0] => Self::Unit(Address { target, lun: low.into() }),
-            [1, target, high @ 0x40..=0x7f, low, 0, 0, 0, 0] => {
-                Self::Unit(Address { target, lun: u16::from_be_bytes([high, low]) & LUN_MAX })
+        let word = u64::from_be_bytes(bytes);
+        let [_, target, ..] = bytes;
+        let lun = (word >> 32) as u16;
+        match word & 0xff00_0000_ffff_ffff {
+            0x0100_0000_0000_0000 if lun < 0x100 => Self::Unit(Address { target, lun }),
+            0x0100_0000_0000_0000 if lun & 0xc000 == 0x4000 => {
+                Self::Unit(Address { target, lun: lun & LUN_MAX })
             }
-            [1, target, ..] => Self::Within(target),
+            _ if word >> 56 == 1 => Self::Within(target),
+            _ if word == 0xc101_0000_0000_0000 => Self::ReportLuns,
             _ => Self::Nowhere,
         }
     }

@@ -2,8 +2,7 @@
 
 use blk_core::storage::Info;
 
-use super::requests::Pending;
-use super::wire::Response;
+use super::pending::PendingTable;
 use crate::config::Config as Identity;
 use crate::disk::{LogicalUnit, Unsupported};
 
@@ -12,17 +11,7 @@ use crate::disk::{LogicalUnit, Unsupported};
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Attached<const N: usize> {
     pub(super) unit: LogicalUnit<N>,
-    #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
-    pub(super) requests: [Option<Pending>; N],
-}
-
-impl<const N: usize> Attached<N> {
-    /// What comes back aborted from now on, of what there is, is answered with `response`.
-    pub(super) fn cancel(&mut self, response: Response) {
-        for pending in self.requests.iter_mut().flatten() {
-            pending.cancelled = response;
-        }
-    }
+    pub(super) requests: PendingTable<N>,
 }
 
 /// The place of a unit. It is used as an `Option` is, but nothing is moved into it or out of it.
@@ -36,7 +25,7 @@ pub(super) struct Bay<const N: usize> {
 impl<const N: usize> Bay<N> {
     pub(super) const VACANT: Self = {
         let unit = LogicalUnit::off(Identity::new("", "", "", ""));
-        Self { occupied: false, attached: Attached { unit, requests: [None; N] } }
+        Self { occupied: false, attached: Attached { unit, requests: PendingTable::EMPTY } }
     };
 
     /// Puts a unit in, as after power-on.
@@ -49,18 +38,19 @@ impl<const N: usize> Bay<N> {
     /// Takes a unit out that has nothing in flight.
     pub(super) fn vacate(&mut self) {
         self.occupied = false;
-        self.attached.requests = [None; N];
+        self.attached.requests.clear();
     }
 
     pub(super) const fn is_vacant(&self) -> bool {
         !self.occupied
     }
 
-    pub(super) fn as_ref(&self) -> Option<&Attached<N>> {
-        self.occupied.then_some(&self.attached)
+    pub(super) const fn as_ref(&self) -> Option<&Attached<N>> {
+        if self.occupied { Some(&self.attached) } else { None }
     }
 
-    pub(super) fn as_mut(&mut self) -> Option<&mut Attached<N>> {
-        self.occupied.then_some(&mut self.attached)
+    #[inline]
+    pub(super) const fn as_mut(&mut self) -> Option<&mut Attached<N>> {
+        if self.occupied { Some(&mut self.attached) } else { None }
     }
 }

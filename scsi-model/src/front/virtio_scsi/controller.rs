@@ -7,14 +7,15 @@ use blk_core::virtq::Queue;
 use zerocopy::IntoBytes;
 
 use super::address::{Address, LUN_MAX};
-use super::bay::Bay;
+use super::bay::{Attached, Bay};
 use super::events::{Events, Happened};
-use super::requests::Pending;
+use super::pending::Pending;
 use super::rings::{CONTROL, EVENT, REQUEST, Rings};
 use super::sizes::Sizes;
 use super::wire::{ConfigSpace, EventData, Features, Response};
 use crate::config::Config as Identity;
 use crate::disk::{LogicalUnit, ResetCause, Setting, UnitAttention, Unsupported};
+use crate::task_set::Nexus;
 
 /// Configuration that an embedder chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +62,9 @@ impl fmt::Display for NotInserted {
 }
 
 impl core::error::Error for NotInserted {}
+
+/// The I_T nexus of a controller: one driver, and its targets are one port each.
+pub(super) const NEXUS: Nexus = Nexus(0);
 
 /// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -233,8 +237,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let Some(address) = self.addresses.get_mut(index).and_then(Option::take) else { return false };
         if let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) {
             // 5.6.6.1.1: commands that are not aborted by a function end with this.
-            attached.cancel(Response::Failure);
-            attached.unit.abort_task_set();
+            attached.requests.cancel(Response::Failure);
+            attached.unit.clear_task_set();
         }
         self.tell_others(address, Happened::Removed);
         true
@@ -255,7 +259,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     /// The unit on handle `index`.
     #[must_use]
     pub fn unit(&self, index: usize) -> Option<&LogicalUnit<N>> {
-        Some(&self.units.get(index)?.as_ref()?.unit)
+        self.units.get(index).and_then(Bay::as_ref).map(|attached| &attached.unit)
     }
 
     /// What the guest has set in the unit on handle `index`, for [`Self::resume`].
@@ -277,16 +281,14 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     pub fn in_flight(&self, index: usize) -> usize {
         match index {
             CONTROL => usize::from(self.function.is_some()),
-            _ => self.pending().filter(|pending| pending.chain.ring == index).count(),
+            _ => self.pending().filter(|pending| usize::from(pending.chain.ring) == index).count(),
         }
     }
 
     /// Whether nothing is in flight: every chain that was taken is answered, and no reset waits.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        !self.resetting
-            && self.function.is_none()
-            && self.units.iter().filter_map(Bay::as_ref).all(|attached| attached.unit.is_quiet())
+        !self.resetting && self.function.is_none() && self.attached().all(|attached| attached.unit.is_quiet())
     }
 
     /// Begins a reset of the device: the rings are forgotten, and no guest memory of them is touched any more; what the
@@ -299,7 +301,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         self.sizes = Sizes::DEFAULT;
         self.resetting = true;
         for attached in self.units.iter_mut().filter_map(Bay::as_mut) {
-            attached.requests = [None; N];
+            attached.requests.clear();
             attached.unit.reset(ResetCause::Hard);
         }
     }
@@ -319,16 +321,21 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             self.function = None;
         }
         for attached in self.units.iter_mut().filter_map(Bay::as_mut) {
-            for (tag, pending) in (0..).zip(&attached.requests) {
-                if pending.is_some_and(|pending| pending.chain.ring == index) {
+            for (tag, pending) in attached.requests.iter() {
+                if usize::from(pending.chain.ring) == index {
                     attached.unit.abort_task(tag);
                 }
             }
         }
     }
 
+    /// The units that are there.
+    pub(super) fn attached(&self) -> impl Iterator<Item = &Attached<N>> {
+        self.units.iter().filter_map(Bay::as_ref)
+    }
+
     fn pending(&self) -> impl Iterator<Item = &Pending> {
-        self.units.iter().filter_map(Bay::as_ref).flat_map(|attached| attached.requests.iter().flatten())
+        self.attached().flat_map(|attached| attached.requests.iter().map(|(_, pending)| pending))
     }
 
     /// The unit at `address`, if it has a handle.

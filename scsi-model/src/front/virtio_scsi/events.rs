@@ -2,13 +2,12 @@
 
 use blk_core::memory::GuestMemory;
 use blk_core::virtq::{InflightTracker, Queue, QueueError};
-use heapless::Vec;
 use zerocopy::IntoBytes;
 
 use super::address::Address;
-use super::rings::{Chain, put};
+use super::rings::{put, read_short};
 use super::wire::{EventData, Features, event};
-use crate::task_set::remove;
+use crate::fifo::Fifo;
 
 /// Events that wait for a buffer. More are lost, and the driver is told that they were.
 const EVENTS_MAX: usize = 16;
@@ -50,20 +49,20 @@ impl Happened {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Events {
-    waiting: Vec<(Address, Happened), EVENTS_MAX>,
+    waiting: Fifo<(Address, Happened), EVENTS_MAX>,
     /// Some were lost for want of buffers.
     missed: bool,
 }
 
 impl Events {
     pub(super) const fn new() -> Self {
-        Self { waiting: Vec::new(), missed: false }
+        Self { waiting: Fifo::new(), missed: false }
     }
 
     /// Notes that something happened, for a driver that has set its queue up.
     pub(super) fn push(&mut self, ring: Option<&Queue>, address: Address, happened: Happened) {
         if ring.is_some_and(Queue::is_enabled) {
-            self.missed |= self.waiting.push((address, happened)).is_err();
+            self.missed |= !self.waiting.push_back((address, happened));
         }
     }
 
@@ -92,21 +91,21 @@ impl Events {
                 }
                 return Ok(());
             };
-            let chain = Chain::<0>::read(ring, memory, head)?;
-            let (bytes, told) = if chain.writable >= EVENT_BYTES {
+            let room = read_short(ring, memory, head)?.writable.bytes;
+            let (bytes, told) = if room >= EVENT_BYTES {
                 (self.next(), true)
             } else {
                 // Too short for an event: 5.6.6.3 lets it be used for nothing.
                 (EventData { event: event::NONE.into(), ..EventData::default() }, false)
             };
-            if chain.writable < size_of_val(&bytes.event) as u64 {
+            if room < size_of_val(&bytes.event) as u64 {
                 return Err(ring.break_with(QueueError::Unanswerable));
             }
             ring.pop(log, head);
             let written = put(ring, memory, head, 0, bytes.as_bytes())?;
             ring.add_used(memory, log, head, written)?;
             if told {
-                remove(&mut self.waiting, 0);
+                let _ = self.waiting.pop_front();
                 self.missed = false;
             }
         }
@@ -115,7 +114,7 @@ impl Events {
     /// The oldest event, and whether others were lost.
     fn next(&self) -> EventData {
         let missed = if self.missed { event::MISSED } else { 0 };
-        match self.waiting.first() {
+        match self.waiting.front() {
             Some((address, happened)) => {
                 let (event, reason) = happened.encode();
                 EventData { event: (event | missed).into(), lun: address.in_event(), reason: reason.into() }

@@ -9,14 +9,12 @@ use zerocopy::FromBytes;
 
 use super::address::Addressed;
 use super::bay::Bay;
-use super::controller::{Controller, Function};
+use super::controller::{Controller, Function, NEXUS};
 use super::io::Io;
-use super::rings::{CONTROL, Chain, put, running};
+use super::rings::{CONTROL, ShortChain, put, read_short, running};
 use super::wire::{Management, Notification, Response, control, function};
 use crate::disk::ResetCause;
 
-/// The longest request of the queue.
-const COPIED_BYTES: usize = size_of::<Management>();
 /// `event_actual`, which comes before the response to a notification request.
 const ACTUAL_BYTES: u64 = 4;
 
@@ -82,7 +80,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         I: InflightTracker,
     {
         let Some(Function { head }) = self.function else { return false };
-        let waits = self.units.iter().filter_map(Bay::as_ref).any(|attached| attached.unit.is_managing());
+        let waits = self.attached().any(|attached| attached.unit.is_managing());
         if waits && !active(Mutant::AbortWithoutDrain) {
             return false;
         }
@@ -105,28 +103,29 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             return Effect::Answered(Response::IncorrectLun);
         };
         let id = management.id.get();
-        let named = |id: u64| move |pending: &super::requests::Pending| pending.id == id;
+        let named = |id: u64| move |pending: &super::pending::Pending| pending.id == id;
         match subtype {
             function::ABORT_TASK => {
-                for (tag, pending) in (0..).zip(&attached.requests) {
-                    if pending.as_ref().is_some_and(named(id)) {
-                        attached.unit.abort_task(tag);
-                    }
+                for (tag, _) in attached.requests.iter().filter(|(_, pending)| named(id)(pending)) {
+                    attached.unit.abort_task(tag);
                 }
                 Effect::Waits
             }
-            // The same, as there is one I_T nexus.
-            function::ABORT_TASK_SET | function::CLEAR_TASK_SET => {
-                attached.unit.abort_task_set();
+            function::ABORT_TASK_SET => {
+                attached.unit.abort_task_set(NEXUS);
+                Effect::Waits
+            }
+            function::CLEAR_TASK_SET => {
+                attached.unit.clear_task_set();
                 Effect::Waits
             }
             function::LOGICAL_UNIT_RESET => {
-                attached.cancel(Response::Reset);
+                attached.requests.cancel(Response::Reset);
                 attached.unit.reset(ResetCause::LogicalUnit);
                 Effect::Waits
             }
-            function::QUERY_TASK => found(attached.requests.iter().flatten().any(named(id))),
-            function::QUERY_TASK_SET => found(attached.requests.iter().any(Option::is_some)),
+            function::QUERY_TASK => found(attached.requests.iter().any(|(_, pending)| named(id)(pending))),
+            function::QUERY_TASK_SET => found(attached.requests.iter().next().is_some()),
             // CLEAR ACA: there is no ACA condition (NORMACA=0).
             _ => Effect::Answered(Response::FunctionRejected),
         }
@@ -141,8 +140,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             if let Some(attached) = bay.as_mut()
                 && address.is_some_and(|address| address.target == target)
             {
-                attached.cancel(Response::Reset);
-                attached.unit.lose_nexus();
+                attached.requests.cancel(Response::Reset);
+                attached.unit.lose_nexus(NEXUS);
             }
         }
         Effect::Waits
@@ -215,21 +214,21 @@ fn take<M: GuestMemory + ?Sized>(
     log: &mut impl InflightTracker,
     head: u16,
 ) -> Result<Asked, QueueError> {
-    let chain = Chain::<COPIED_BYTES>::read(ring, memory, head)?;
+    let chain = read_short(ring, memory, head)?;
     let asked = decode(&chain);
     let response_at = if matches!(asked, Asked::Notification(_)) { ACTUAL_BYTES } else { 0 };
-    if chain.writable <= response_at {
+    if chain.writable.bytes <= response_at {
         return Err(ring.break_with(QueueError::Unanswerable));
     }
     ring.pop(log, head);
     Ok(asked)
 }
 
-fn decode(chain: &Chain<COPIED_BYTES>) -> Asked {
-    let holds = |bytes: usize| chain.legible && chain.readable >= bytes as u64;
+fn decode(chain: &ShortChain) -> Asked {
+    let holds = |bytes: usize| chain.legible && chain.readable.bytes >= bytes as u64;
     if let Ok(management) = Management::read_from_bytes(&chain.header)
         && management.kind.get() == control::TASK_MANAGEMENT
-        && holds(COPIED_BYTES)
+        && holds(size_of::<Management>())
     {
         return Asked::Management(management);
     }

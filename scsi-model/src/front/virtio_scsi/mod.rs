@@ -9,7 +9,8 @@
 //!
 //! [`Controller`] is the part that a server over vhost-user drives. [`Scsi`] puts negotiation and the device status before
 //! it, for transports with registers: [`Mmio`] and [`Pci`].
-//! Segments are never kept: a chain is walked again when a unit wants its data.
+//! A chain is walked once where response and data are each in one piece. Pieces are not kept: a chain with more of them is
+//! walked again when a unit wants its data.
 //!
 //! | | |
 //! |---|---|
@@ -26,6 +27,7 @@ mod device;
 mod events;
 mod functions;
 mod io;
+mod pending;
 mod policy;
 mod poll;
 mod requests;

@@ -6,11 +6,12 @@ use blk_core::virtq::{InflightTracker, QueueError};
 
 use super::address::{Address, Addressed};
 use super::bay::{Attached, Bay};
-use super::controller::Controller;
+use super::controller::{Controller, NEXUS};
 use super::events::Happened;
 use super::io::Io;
+use super::pending::{Data, Pending, Place};
 use super::policy::Policy;
-use super::requests::{self, Answer, BAD_ATTRIBUTE, Data, Lane, Pending, Place, Request, luns};
+use super::requests::{self, Answer, BAD_ATTRIBUTE, Lane, Request, RequestChain, luns};
 use super::rings::{CONTROL, EVENT, REQUEST, running};
 use super::target::{self, Responder};
 use super::wire::{Features, Response};
@@ -105,8 +106,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         let closed = Policy { features: Features::empty(), open: 0 };
         let mut again = false;
         self.run_units(&mut Io { memory, storage, policy: &closed, logs: &mut [(); 0] }, &mut again);
-        let units = storage.iter().zip(&self.units).filter_map(|(_, bay)| bay.as_ref());
-        self.resetting = !units.into_iter().all(|attached| attached.unit.is_quiet());
+        let mut units = storage.iter().zip(&self.units).filter_map(|(_, bay)| bay.as_ref());
+        self.resetting = !units.all(|attached| attached.unit.is_quiet());
         !self.resetting
     }
 
@@ -120,6 +121,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         if !io.policy.is_open(index) {
             return true;
         }
+        let Ok(number) = u16::try_from(index) else { return true };
         if let Some((ring, _)) = running(&mut self.rings, io.logs, index) {
             // An error has broken the ring, which says so by itself.
             let _ = ring.fetch_avail_idx(io.memory);
@@ -132,13 +134,16 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 return false;
             }
             let Ok(Some(head)) = ring.peek(io.memory, log) else { break };
-            let Ok(request) = requests::take((ring, index), io.memory, log, head, self.sizes) else { break };
+            let mut chain = RequestChain::new();
+            if requests::take(ring, io.memory, log, head, &mut chain).is_err() {
+                break;
+            }
             *budget = budget.saturating_sub(1);
-            match request {
+            match requests::decode(&chain, (number, head), self.sizes) {
                 Some(request) => self.begin(&request, io),
                 None => {
                     let nothing = (Data::In { bytes: 0 }, &Answer::refused(Response::Failure));
-                    self.answer(Place { ring: index, head }, nothing, io);
+                    self.answer(Place { ring: number, head, response: None }, nothing, io);
                 }
             }
         }
@@ -146,7 +151,24 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     }
 
     /// Gives a request to its unit, or answers it.
+    #[inline(always)]
     fn begin<M, H, I>(&mut self, request: &Request, io: &mut Io<'_, M, H, I>)
+    where
+        M: GuestMemory + ?Sized,
+        H: Storage<M>,
+        I: InflightTracker,
+    {
+        if let Addressed::Unit(address) = request.to
+            && let Some(index) = self.find(address, io.storage)
+        {
+            return self.enqueue(index, request, io);
+        }
+        self.answer_for_target(request, io);
+    }
+
+    /// Answers a request that no unit here is for. Apart, for it needs more stack.
+    #[inline(never)]
+    fn answer_for_target<M, H, I>(&mut self, request: &Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
@@ -154,46 +176,48 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
     {
         let responder = match request.to {
             Addressed::ReportLuns => Responder::WellKnown,
-            Addressed::Unit(address) => match self.find(address, io.storage) {
-                Some(index) => return self.enqueue(index, request, io),
-                None => Responder::Absent { zero: address.lun == 0 },
-            },
+            Addressed::Unit(address) => Responder::Absent { zero: address.lun == 0 },
             Addressed::Within(_) => Responder::Absent { zero: false },
             Addressed::Nowhere => return self.refuse(request, Response::BadTarget, io),
         };
         if request.to.target().is_some_and(|target| !self.has_target(target)) {
             return self.refuse(request, Response::BadTarget, io);
         }
-        let addresses = self.addresses;
+        let mut reply = Reply::new();
         let replied = match request.to.target() {
-            Some(target) => target::answer(responder, &request.cdb, luns(&addresses, target)),
+            Some(target) => {
+                target::answer(responder, &request.cdb, luns(&self.addresses, target), &mut reply)
+            }
             // The host's units, each by its whole address: a level for the target, a level for the unit.
             None => {
-                target::answer(responder, &request.cdb, addresses.into_iter().flatten().map(Address::encode))
+                let addresses = self.addresses.iter().flatten().copied().map(Address::encode);
+                target::answer(responder, &request.cdb, addresses, &mut reply)
             }
         };
         match replied {
-            Ok((reply, allocation)) => self.reply(request, &reply, allocation, io),
+            Ok(allocation) => self.reply(request, &reply, allocation, io),
             Err(sense) => self.check(request, sense, io),
         }
     }
 
     /// Takes a request into the task set of the unit on handle `index`.
+    #[inline(always)]
     fn enqueue<M, H, I>(&mut self, index: usize, request: &Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
         I: InflightTracker,
     {
         let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
-        let Some(attached) = self.units.get_mut(index).and_then(Bay::as_mut) else { return };
-        let Request { chain, id, data, cdb, .. } = *request;
-        let free = (0..).zip(&mut attached.requests).find(|(_, pending)| pending.is_none());
-        let taken = free.is_some_and(|(tag, pending)| {
+        let Some(Attached { unit, requests }) = self.units.get_mut(index).and_then(Bay::as_mut) else {
+            return;
+        };
+        let Request { chain, id, data, data_at, cdb, .. } = *request;
+        let taken = requests.free_tag().is_some_and(|tag| {
             let (data_out_bytes, data_in_bytes) = (data.out_bytes(), data.in_bytes());
-            let task = Task { tag, attribute, cdb, data_out_bytes, data_in_bytes };
-            let taken = attached.unit.enqueue(task).is_ok();
+            let task = Task { tag, nexus: NEXUS, attribute, cdb, data_out_bytes, data_in_bytes };
+            let taken = unit.enqueue(task).is_ok();
             if taken {
-                *pending = Some(Pending { chain, id, data, cancelled: Response::Aborted });
+                requests.insert(tag, Pending { chain, id, data, data_at, cancelled: Response::Aborted });
             }
             taken
         });
@@ -291,9 +315,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                     disk::Polled::Idle => break,
                 };
                 ended = true;
-                let pending = usize::try_from(one.tag).ok().and_then(|tag| requests.get_mut(tag));
                 // After a reset there is no one to be told.
-                let Some(pending) = pending.and_then(Option::take) else { continue };
+                let Some(pending) = requests.remove(one.tag) else { continue };
                 let answer = Answer::of(&one.outcome, one.transferred_bytes, pending.cancelled);
                 let answer = (pending.data, &answer);
                 let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);

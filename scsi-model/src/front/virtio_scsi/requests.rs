@@ -4,10 +4,12 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::op::Segment;
+use blk_core::units::GuestAddr;
 use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::address::{Address, Addressed};
+use super::pending::{Data, Pending, PendingTable, Place};
 use super::rings::{Chain, Rings, pieces, put, running};
 use super::sizes::{SENSE_BYTES_MAX, Sizes};
 use super::wire::{RequestHead, Response, ResponseHead, attribute};
@@ -18,8 +20,10 @@ use crate::task_set::Attribute;
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 const HEAD_BYTES: usize = size_of::<RequestHead>();
-/// Bytes of a request that are copied: the rest of a longer command block is not looked at.
-const COPIED_BYTES: usize = HEAD_BYTES + 16;
+/// Bytes of a request that are copied.
+const COPIED_BYTES: usize = HEAD_BYTES + CDB_BYTES;
+/// Those of them that are of the command block: no longer command is known.
+const CDB_BYTES: usize = 16;
 const RESPONSE_BYTES: usize = size_of::<ResponseHead>();
 
 /// SCSI status codes: SAM-5, status codes.
@@ -36,59 +40,9 @@ pub(super) struct Request {
     pub(super) attribute: Option<Attribute>,
     pub(super) cdb: Cdb,
     pub(super) data: Data,
+    /// Where the data is, if it is in one piece.
+    pub(super) data_at: Option<GuestAddr>,
     pub(super) chain: Place,
-}
-
-/// Origin of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub(super) struct Place {
-    /// Index of the ring.
-    pub(super) ring: usize,
-    /// Head of the chain.
-    pub(super) head: u16,
-}
-
-/// The data of a request: one way or none, for INOUT is not offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub(super) enum Data {
-    Out { bytes: u64 },
-    In { bytes: u64 },
-}
-
-impl Data {
-    pub(super) const fn out_bytes(self) -> u64 {
-        match self {
-            Self::Out { bytes } => bytes,
-            Self::In { .. } => 0,
-        }
-    }
-
-    pub(super) const fn in_bytes(self) -> u64 {
-        match self {
-            Self::In { bytes } => bytes,
-            Self::Out { .. } => 0,
-        }
-    }
-
-    const fn bytes(self) -> u64 {
-        match self {
-            Self::In { bytes } | Self::Out { bytes } => bytes,
-        }
-    }
-}
-
-/// A request that a logical unit has: the transport's side of a task, whose tag is the place in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
-pub(super) struct Pending {
-    pub(super) chain: Place,
-    /// The driver's name for it.
-    pub(super) id: u64,
-    pub(super) data: Data,
-    /// What it is answered with if it comes back aborted.
-    pub(super) cancelled: Response,
 }
 
 /// Answer to a request.
@@ -133,33 +87,43 @@ impl<'a> Answer<'a> {
 /// The sense data for a task attribute that no unit here has, ACA among them: SAM-5, task attributes.
 pub(super) const BAD_ATTRIBUTE: Sense = Sense::new(Key::IllegalRequest, Code::INVALID_MESSAGE);
 
-/// Reads the chain at `head` and takes it off `ring`. `None`: it is no request, but it can be told so.
+/// A request's chain: the rest of a longer command block is not looked at.
+pub(super) type RequestChain = Chain<COPIED_BYTES>;
+
+/// Reads the chain at `head` and takes it off `ring`, unless nobody can be told what comes of it.
+#[inline(always)]
 pub(super) fn take<M: GuestMemory + ?Sized>(
-    (ring, index): (&mut Queue, usize),
+    ring: &mut Queue,
     memory: &M,
     log: &mut impl InflightTracker,
     head: u16,
-    sizes: Sizes,
-) -> Result<Option<Request>, QueueError> {
-    let chain = Chain::<COPIED_BYTES>::read(ring, memory, head)?;
-    if chain.writable < RESPONSE_BYTES as u64 {
+    chain: &mut RequestChain,
+) -> Result<(), QueueError> {
+    chain.read(ring, memory, head)?;
+    if chain.writable.bytes < RESPONSE_BYTES as u64 {
         return Err(ring.break_with(QueueError::Unanswerable));
     }
     ring.pop(log, head);
-    Ok(decode(&chain, Place { ring: index, head }, sizes))
+    Ok(())
 }
 
 /// The request in a chain: `None` if it has no room for its header (host-std/tests/defects.md, 5) or for sense data, or data both ways.
-fn decode(chain: &Chain<COPIED_BYTES>, place: Place, sizes: Sizes) -> Option<Request> {
-    let (head, block) = RequestHead::read_from_prefix(&chain.header).ok()?;
-    let out_bytes = chain.readable.checked_sub(sizes.request_bytes()).filter(|_| chain.legible)?;
-    let in_bytes = chain.writable.checked_sub(sizes.response_bytes())?;
-    let data = match (out_bytes, in_bytes) {
-        (0, bytes) => Data::In { bytes },
-        (bytes, 0) => Data::Out { bytes },
+#[inline(always)]
+pub(super) fn decode(chain: &RequestChain, (ring, head): (u16, u16), sizes: Sizes) -> Option<Request> {
+    let place = Place { ring, head, response: chain.writable.head(sizes.response_bytes()) };
+    let (head, _) = RequestHead::read_from_prefix(&chain.header).ok()?;
+    let block: &[u8; CDB_BYTES] = chain.header.last_chunk()?;
+    let out_bytes = chain.readable.bytes.checked_sub(sizes.request_bytes()).filter(|_| chain.legible)?;
+    let in_bytes = chain.writable.bytes.checked_sub(sizes.response_bytes())?;
+    let (data, data_at) = match (out_bytes, in_bytes) {
+        (0, bytes) => (Data::In { bytes }, chain.writable.tail(sizes.response_bytes())),
+        (bytes, 0) => (Data::Out { bytes }, chain.readable.tail(sizes.request_bytes())),
         _ => return None,
     };
-    let cdb_bytes = block.len().min(usize::from(sizes.cdb_bytes));
+    let cdb = match block.get(..usize::from(sizes.cdb_bytes)) {
+        Some(short) => Cdb::new(short),
+        None => Cdb::whole(*block),
+    };
     Some(Request {
         to: Addressed::decode(head.lun),
         id: head.id.get(),
@@ -169,8 +133,9 @@ fn decode(chain: &Chain<COPIED_BYTES>, place: Place, sizes: Sizes) -> Option<Req
             attribute::HEAD => Some(Attribute::HeadOfQueue),
             _ => None,
         },
-        cdb: Cdb::new(block.get(..cdb_bytes).unwrap_or_default()),
+        cdb,
         data,
+        data_at,
         chain: place,
     })
 }
@@ -188,7 +153,7 @@ where
     M: GuestMemory + ?Sized,
     I: InflightTracker,
 {
-    let Some((ring, log)) = running(rings, logs, place.ring) else { return Ok(()) };
+    let Some((ring, log)) = running(rings, logs, place.ring.into()) else { return Ok(()) };
     let mut buffer = [0; RESPONSE_BYTES + SENSE_BYTES_MAX];
     let sense = answer.sense.get(..usize::from(sizes.sense_bytes)).unwrap_or(answer.sense);
     let head = ResponseHead {
@@ -198,7 +163,9 @@ where
         status: answer.status,
         response: answer.response as u8,
     };
-    for (place, byte) in buffer.iter_mut().zip(head.as_bytes().iter().chain(sense)) {
+    let (in_head, in_sense) = buffer.split_at_mut(RESPONSE_BYTES);
+    in_head.copy_from_slice(head.as_bytes());
+    for (place, byte) in in_sense.iter_mut().zip(sense) {
         *place = *byte;
     }
     // The data lies behind the room for sense data: what is counted as written is written, with zeroes (CVE-2024-8612).
@@ -208,7 +175,12 @@ where
     } else {
         usize::try_from(sizes.response_bytes()).unwrap_or(buffer.len())
     };
-    let written = put(ring, memory, place.head, 0, buffer.get(..bytes).unwrap_or(&buffer))?;
+    let response = buffer.get(..bytes).unwrap_or(&buffer);
+    let written = match place.response {
+        Some(addr) if memory.write(addr, response).is_ok() => response.len() as u32,
+        Some(_) => return Err(ring.break_with(QueueError::Memory)),
+        None => put(ring, memory, place.head, 0, response)?,
+    };
     if (written as usize) < RESPONSE_BYTES {
         // The driver has changed the chain meanwhile.
         return Err(ring.break_with(QueueError::Unanswerable));
@@ -225,32 +197,27 @@ pub(super) fn put_data<M: GuestMemory + ?Sized, const Q: usize>(
     bytes: &[u8],
     sizes: Sizes,
 ) -> Result<(), QueueError> {
-    let Some(ring) = rings.get_mut(place.ring) else { return Ok(()) };
+    let Some(ring) = rings.get_mut(place.ring.into()) else { return Ok(()) };
     put(ring, memory, place.head, sizes.response_bytes(), bytes).map(drop)
 }
 
 /// A controller as one of its logical units sees it.
-pub(super) struct Lane<'a, M: ?Sized, I, const Q: usize> {
+pub(super) struct Lane<'a, M: ?Sized, I, const Q: usize, const N: usize> {
     pub(super) memory: &'a M,
     pub(super) rings: &'a mut Rings<Q>,
     pub(super) logs: &'a mut [I],
-    pub(super) requests: &'a [Option<Pending>],
+    pub(super) requests: &'a PendingTable<N>,
     pub(super) addresses: &'a [Option<Address>],
     pub(super) target: u8,
     pub(super) sizes: Sizes,
 }
 
-impl<M: ?Sized, I, const Q: usize> Lane<'_, M, I, Q> {
-    fn pending(&self, tag: u64) -> Option<Pending> {
-        self.requests.get(usize::try_from(tag).ok()?).copied().flatten()
-    }
-}
-
-impl<M, I, const Q: usize> Transport for Lane<'_, M, I, Q>
+impl<M, I, const Q: usize, const N: usize> Transport for Lane<'_, M, I, Q, N>
 where
     M: GuestMemory + ?Sized,
     I: InflightTracker,
 {
+    #[inline]
     fn segments(
         &mut self,
         tag: u64,
@@ -258,8 +225,14 @@ where
         range: Range<u64>,
         list: &mut SegmentList,
     ) -> Result<(), DataError> {
-        let Place { ring, head } = self.pending(tag).ok_or(DataError)?.chain;
-        let ring = self.rings.get_mut(ring).ok_or(DataError)?;
+        let Pending { chain: Place { ring, head, .. }, data_at, .. } =
+            *self.requests.get(tag).ok_or(DataError)?;
+        if let Some(addr) = data_at {
+            let len = u32::try_from(range.end.saturating_sub(range.start)).unwrap_or(u32::MAX);
+            let addr = GuestAddr(addr.0.wrapping_add(range.start));
+            return list.push(Segment::Guest { addr, len }).map_err(|_| DataError);
+        }
+        let ring = self.rings.get_mut(ring.into()).ok_or(DataError)?;
         let (writable, skip) = match direction {
             Direction::In => (true, self.sizes.response_bytes()),
             Direction::Out => (false, self.sizes.request_bytes()),
@@ -273,15 +246,17 @@ where
     }
 
     fn has_begun(&self, tag: u64) -> bool {
-        let place = self.pending(tag).map(|pending| pending.chain);
-        place.is_some_and(|Place { ring, head }| self.logs.get(ring).is_some_and(|log| log.stage(head) != 0))
+        let Some(Pending { chain: Place { ring, head, .. }, .. }) = self.requests.get(tag) else {
+            return false;
+        };
+        self.logs.get(usize::from(*ring)).is_some_and(|log| log.stage(*head) != 0)
     }
 
     fn note_begun(&mut self, tag: u64) {
-        if let Some(Place { ring, head }) = self.pending(tag).map(|pending| pending.chain)
-            && let Some(log) = self.logs.get_mut(ring)
+        if let Some(Pending { chain: Place { ring, head, .. }, .. }) = self.requests.get(tag)
+            && let Some(log) = self.logs.get_mut(usize::from(*ring))
         {
-            log.set_stage(head, 1);
+            log.set_stage(*head, 1);
         }
     }
 

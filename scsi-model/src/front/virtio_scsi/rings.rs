@@ -6,6 +6,8 @@ use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
 use blk_core::virtq::{InflightTracker, Queue, QueueError, SIZE_MAX};
 
+use super::wire::Management;
+
 /// Index of the control queue: VIRTIO 1.3, 5.6.2.
 pub const CONTROL: usize = 0;
 /// Index of the event queue.
@@ -62,38 +64,104 @@ impl<const Q: usize> Rings<Q> {
 pub(super) struct Chain<const H: usize> {
     /// The first readable bytes; zeroes where there are fewer.
     pub(super) header: [u8; H],
-    /// Readable bytes.
-    pub(super) readable: u64,
-    /// Writable bytes.
-    pub(super) writable: u64,
+    pub(super) readable: Part,
+    pub(super) writable: Part,
     /// The header could be read.
     pub(super) legible: bool,
 }
 
+/// The readable or the writable part of a chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub(super) bytes: u64,
+    pieces: u16,
+    /// The first two pieces.
+    first: (GuestAddr, u32),
+    second: (GuestAddr, u32),
+}
+
+impl Part {
+    #[inline(always)]
+    const fn new() -> Self {
+        Self { bytes: 0, pieces: 0, first: (GuestAddr(0), 0), second: (GuestAddr(0), 0) }
+    }
+
+    /// Where the first `len` bytes are, if they are in one piece.
+    #[inline]
+    pub(super) fn head(&self, len: u64) -> Option<GuestAddr> {
+        (u64::from(self.first.1) >= len).then_some(self.first.0)
+    }
+
+    /// Where the bytes behind the first `start` are, if these are in one piece and those too, or all in one.
+    #[inline]
+    pub(super) fn tail(&self, start: u64) -> Option<GuestAddr> {
+        let first = u64::from(self.first.1);
+        match self.pieces {
+            // The ring has checked that the buffer does not wrap.
+            1 if first > start => Some(GuestAddr(self.first.0.0.wrapping_add(start))),
+            2 if first == start => Some(self.second.0),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    const fn add(&mut self, addr: GuestAddr, len: u32) {
+        match self.pieces {
+            0 => self.first = (addr, len),
+            1 => self.second = (addr, len),
+            _ => {}
+        }
+        self.pieces = self.pieces.saturating_add(1);
+        // A chain has 1024 buffers at most.
+        self.bytes = self.bytes.wrapping_add(len as u64);
+    }
+}
+
 impl<const H: usize> Chain<H> {
-    /// Reads the chain at `head`.
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { header: [0; H], readable: Part::new(), writable: Part::new(), legible: true }
+    }
+
+    /// Reads the chain at `head` into an empty one.
+    #[inline(always)]
     pub(super) fn read<M: GuestMemory + ?Sized>(
+        &mut self,
         ring: &mut Queue,
         memory: &M,
         head: u16,
-    ) -> Result<Self, QueueError> {
-        let mut chain = Self { header: [0; H], readable: 0, writable: 0, legible: true };
+    ) -> Result<(), QueueError> {
+        let chain = self;
         ring.walk(memory, head, |buffer| {
-            let len = u64::from(buffer.len);
             if buffer.writable {
-                chain.writable = chain.writable.saturating_add(len);
-                return;
+                return chain.writable.add(buffer.addr, buffer.len);
             }
-            let copied = usize::try_from(chain.readable).unwrap_or(usize::MAX);
-            if let Some(rest) = chain.header.get_mut(copied..) {
-                let take = rest.len().min(usize::try_from(buffer.len).unwrap_or(usize::MAX));
-                let into = rest.get_mut(..take).unwrap_or_default();
-                chain.legible &= into.is_empty() || memory.read(buffer.addr, into).is_ok();
+            let copied = chain.readable.bytes;
+            if copied < H as u64
+                && let Some(rest) = chain.header.get_mut(copied as usize..)
+            {
+                let take = rest.len().min(buffer.len as usize);
+                chain.legible &=
+                    rest.get_mut(..take).is_none_or(|into| memory.read(buffer.addr, into).is_ok());
             }
-            chain.readable = chain.readable.saturating_add(len);
-        })?;
-        Ok(chain)
+            chain.readable.add(buffer.addr, buffer.len);
+        })
     }
+}
+
+/// A chain of the control or of the event queue: no request there is longer than its header.
+pub(super) type ShortChain = Chain<{ size_of::<Management>() }>;
+
+/// Reads the chain at `head`, of a queue that is seldom used.
+#[inline(never)]
+pub(super) fn read_short<M: GuestMemory + ?Sized>(
+    ring: &mut Queue,
+    memory: &M,
+    head: u16,
+) -> Result<ShortChain, QueueError> {
+    let mut chain = ShortChain::new();
+    chain.read(ring, memory, head)?;
+    Ok(chain)
 }
 
 /// Visits the guest memory of the bytes `range` of a chain's writable or else readable part, in order.
@@ -122,6 +190,7 @@ pub(super) fn pieces<M: GuestMemory + ?Sized>(
 }
 
 /// Writes `bytes` into a chain's writable part from byte `offset` on, as many as it has room for, and returns how many.
+#[inline(never)]
 pub(super) fn put<M: GuestMemory + ?Sized>(
     ring: &mut Queue,
     memory: &M,

@@ -29,18 +29,18 @@ impl Responder {
     }
 }
 
-/// The reply to a command, and its allocation length. `luns` are those that REPORT LUNS lists.
+/// Puts the reply to a command into `reply`, and returns its allocation length. `luns` are those that REPORT LUNS lists.
 pub(super) fn answer(
     responder: Responder,
     cdb: &Cdb,
     luns: impl Iterator<Item = [u8; 8]>,
-) -> Result<(Reply, u32), Sense> {
-    let mut reply = Reply::new();
+    reply: &mut Reply,
+) -> Result<u32, Sense> {
     let refused = match responder {
         Responder::WellKnown => Sense::INVALID_OPCODE,
         Responder::Absent { .. } => Sense::NO_UNIT,
     };
-    let allocation = match decode(cdb)? {
+    Ok(match decode(cdb)? {
         Command::Inquiry { page: None, allocation } => {
             reply.push(standard(responder).as_bytes());
             allocation
@@ -59,12 +59,11 @@ pub(super) fn answer(
         }
         Command::TestUnitReady if responder == Responder::WellKnown => 0,
         Command::ReportLuns { select, allocation } if responder != (Responder::Absent { zero: false }) => {
-            reply = report_luns(select, luns)?;
+            report_luns(select, luns, reply)?;
             allocation
         }
         _ => return Err(refused),
-    };
-    Ok((reply, allocation))
+    })
 }
 
 fn standard(responder: Responder) -> Inquiry {
