@@ -507,7 +507,7 @@ where
     let (first, mut rest) = staging.split_at_mut_checked(block_bytes).ok_or(Sense::DATA_PHASE)?;
     io.guest.take(tag, 0, first).map_err(|_| Sense::DATA_PHASE)?;
     while let Some((block, more)) = rest.split_at_mut_checked(first.len()) {
-        block.copy_from_slice(first);
+        block.iter_mut().zip(&*first).for_each(|(to, from)| *to = *from);
         rest = more;
     }
     Ok(())

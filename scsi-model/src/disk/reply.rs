@@ -26,9 +26,7 @@ impl<const B: usize> Reply<B> {
 
     /// Puts `bytes` in the place of the first bytes, for a length that is known last.
     pub(crate) fn put_first(&mut self, bytes: &[u8]) {
-        if let Some(first) = self.0.get_mut(..bytes.len()) {
-            first.copy_from_slice(bytes);
-        }
+        self.0.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

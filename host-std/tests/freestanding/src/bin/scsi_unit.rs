@@ -5,7 +5,7 @@
 
 use blk_core::storage::Storage;
 use freestanding::machine::{AnyMemory, AnyStorage, AnyTransport, any};
-use scsi_model::{Attribute, Cdb, Config, LogicalUnit, ResetCause, Setting, Task};
+use scsi_model::{Attribute, Cdb, Config, LogicalUnit, Nexus, ResetCause, Setting, Task};
 
 freestanding::program!(
     LogicalUnit<64>,
@@ -39,13 +39,14 @@ fn command(unit: &mut LogicalUnit<64>, _: &mut [AnyStorage]) {
         0 => {
             let bytes = any([0_u8; 32]);
             let cdb = Cdb::new(bytes.get(..any(0)).unwrap_or_default());
-            let (tag, attribute) = any((0, Attribute::Simple));
+            let (tag, nexus, attribute) = any((0, Nexus::default(), Attribute::Simple));
             let (data_out_bytes, data_in_bytes) = any((0, 0));
-            let _ = any(unit.enqueue(Task { tag, attribute, cdb, data_out_bytes, data_in_bytes }));
+            let _ = any(unit.enqueue(Task { tag, nexus, attribute, cdb, data_out_bytes, data_in_bytes }));
         }
         1 => _ = any(unit.abort_task(any(0))),
-        2 => unit.abort_task_set(),
-        3 => unit.lose_nexus(),
+        2 => unit.abort_task_set(any(Nexus::default())),
+        3 => unit.clear_task_set(),
+        4 => unit.lose_nexus(any(Nexus::default())),
         _ => unit.resume(any(Setting::empty())),
     }
 }
