@@ -148,6 +148,22 @@ pub fn decode(
     Ok((command, order))
 }
 
+/// The operation of a read or write that moves `bytes` bytes, or of a flush, and whether the driver asked for FUA.
+///
+/// # Errors
+/// [`Status::IoErr`] as [`transfer`] has it; [`Status::Unsupported`] for what is no such command.
+#[inline]
+pub fn operation(command: Command, bytes: u64, info: &Info) -> Result<(Op, bool), Status> {
+    Ok(match command {
+        Command::Read { sector } => (Op::Read { extent: transfer(sector, bytes, info)? }, false),
+        Command::Write { sector, fua } => {
+            (Op::Write { extent: transfer(sector, bytes, info)?, fua: false }, fua)
+        }
+        Command::Flush => (Op::Flush, false),
+        _ => return Err(Status::Unsupported),
+    })
+}
+
 /// The sectors of a read or write of `bytes` bytes from `sector` on.
 ///
 /// # Errors

@@ -320,14 +320,11 @@ impl<const N: usize> Queue<N> {
             Err(status) => return refuse(status),
         };
         seen.command = Some(command);
-        let (sector, (segments, bytes)) = match command {
-            Command::Read { sector } => (sector, chain.writable()),
-            Command::Write { sector, .. } => (sector, chain.readable()),
+        let ((segments, bytes), written) = match command {
+            Command::Read { .. } => (chain.writable(), chain.writable().1),
+            Command::Write { .. } => (chain.readable(), 0),
             // Also if it brings data, or none: host-std/tests/defects.md, 6.
-            Command::Flush => {
-                let request = Request::new(Op::Flush).ordered(order);
-                return self.submit(memory, storage, view, &request, &[], driver(head, status, 1));
-            }
+            Command::Flush => ((&[][..], 0), 0),
             Command::Discard | Command::WriteZeroes => {
                 return self.take_ranges(memory, storage, view, (command, order), chain, (head, status));
             }
@@ -335,20 +332,16 @@ impl<const N: usize> Queue<N> {
             Command::Unknown { .. } => return refuse(Status::Unsupported),
         };
         seen.bytes = bytes;
-        let extent = match command::transfer(sector, bytes, info) {
-            Ok(extent) => extent,
+        let (op, fua) = match command::operation(command, bytes, info) {
+            Ok(operation) => operation,
             Err(status) => return refuse(status),
         };
         if segments.len() > usize::from(info.segments_max) {
             return refuse(Status::IoErr);
         }
-        let (op, fua, data) = match command {
-            Command::Write { fua, .. } => (Op::Write { extent, fua: false }, fua, 0),
-            _ => (Op::Read { extent }, false, u32::try_from(bytes).unwrap_or(0)),
-        };
         let request = Request::new(op).with_fua(fua).ordered(order);
-        let owner = driver(head, status, data.saturating_add(1));
-        self.submit(memory, storage, view, &request, segments, owner)
+        let written = u32::try_from(written).unwrap_or(0).saturating_add(1);
+        self.submit(memory, storage, view, &request, segments, driver(head, status, written))
     }
 
     #[inline(always)]
@@ -381,6 +374,7 @@ impl<const N: usize> Queue<N> {
     }
 
     /// Starts a discard or write-zeroes. All segments are copied and checked before any is done.
+    #[inline(never)]
     fn take_ranges<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -409,11 +403,10 @@ impl<const N: usize> Queue<N> {
         let Some(first) = ops.pop() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
         let request = Request::new(first).ordered(order);
         let owner = driver(head, status, 1);
-        if ops.is_empty() {
-            return self.submit(memory, storage, view, &request, &[], owner);
-        }
         let started = self.slots.submit(memory, storage, &request, view.cache, &[], owner)?;
-        self.ranges = Some(Ranges { slot: started.slot(), order, cache: view.cache, ops });
+        if !ops.is_empty() {
+            self.ranges = Some(Ranges { slot: started.slot(), order, cache: view.cache, ops });
+        }
         Ok(started.done().map_or(Taken::Submitted, Taken::Ended))
     }
 
@@ -469,6 +462,7 @@ impl<const N: usize> Queue<N> {
     /// The sequencer keeps none, so the chain is walked again. If the driver has changed it so that the data no longer fits, the
     /// request fails. The operation itself stays as it was decoded.
     #[cold]
+    #[inline(never)]
     fn supply_segments<M: GuestMemory + ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
@@ -614,7 +608,7 @@ struct Seen {
 enum Taken {
     /// It has a slot, and is answered when the storage completes it.
     Submitted,
-    /// Its first range is done already.
+    /// It has a slot, and its first range is done already.
     Ended(Done),
     /// It is to be answered now: the status, and the bytes written into the chain.
     Answered(Status, u32),
