@@ -392,20 +392,19 @@ impl<const N: usize> Queue<N> {
             Some(&*into)
         });
         let Some(copied) = copied else { return Ok(Taken::Answered(Status::IoErr, 1)) };
-        let mut ops = match command::ranges(command, copied, storage.info()) {
+        let ops = match command::ranges(command, copied, storage.info()) {
             Ok(ops) => ops,
             Err(status) => return Ok(Taken::Answered(status, 1)),
         };
-        ops.reverse();
         if ops.len() > 1 && self.ranges.is_some() {
             return Err(Deferred::Full);
         }
-        let Some(first) = ops.pop() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
+        let Some(&first) = ops.first() else { return Ok(Taken::Answered(Status::IoErr, 1)) };
         let request = Request::new(first).ordered(order);
         let owner = driver(head, status, 1);
         let started = self.slots.submit(memory, storage, &request, view.cache, &[], owner)?;
-        if !ops.is_empty() {
-            self.ranges = Some(Ranges { slot: started.slot(), order, cache: view.cache, ops });
+        if ops.len() > 1 {
+            self.ranges = Some(Ranges { slot: started.slot(), order, cache: view.cache, ops, next: 1 });
         }
         Ok(started.done().map_or(Taken::Submitted, Taken::Ended))
     }
@@ -448,8 +447,8 @@ impl<const N: usize> Queue<N> {
         done: Done,
     ) -> Option<Started> {
         let next = self.ranges.as_mut().filter(|_| done.result.is_ok());
-        let next = next
-            .and_then(|ranges| Some((Request::new(ranges.ops.pop()?).ordered(ranges.order), ranges.cache)));
+        let next =
+            next.and_then(|ranges| Some((Request::new(ranges.take()?).ordered(ranges.order), ranges.cache)));
         let Some((request, cache)) = next else {
             self.ranges = None;
             return None;
@@ -593,8 +592,17 @@ struct Ranges {
     /// The request's order, for each range: in a barrier every range has to be stable.
     order: Order,
     cache: GuestCache,
-    /// The remaining operations, in reverse: the next one is popped from the end.
     ops: Vec<Op, RANGES_MAX>,
+    /// The place of the operation that is submitted next.
+    next: u8,
+}
+
+impl Ranges {
+    fn take(&mut self) -> Option<Op> {
+        let op = *self.ops.get(usize::from(self.next))?;
+        self.next = self.next.saturating_add(1);
+        Some(op)
+    }
 }
 
 /// Request of a chain, as far as it was decoded.
