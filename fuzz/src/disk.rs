@@ -435,3 +435,47 @@ fn bytes(extent: Extent) -> usize {
 fn sectors(extent: Extent) -> std::ops::Range<usize> {
     start(extent) / SECTOR..(start(extent) + bytes(extent)) / SECTOR
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECTOR_0: Extent = Extent::new(0, 1);
+
+    fn submit(disk: &mut Handle, slot: u16, op: Op) -> Submission {
+        let tag = Tag { slot, generation: 0 };
+        let segments = [Segment::Staging { offset: 0, len: SECTOR_BYTES }];
+        let segments = if op == Op::Flush { &[][..] } else { &segments };
+        disk.submit(&Memory::new(0), tag, op, segments).expect("it is not busy")
+    }
+
+    #[test]
+    fn a_write_done_at_once_is_covered_by_the_next_flush_and_not_by_one_in_flight() {
+        let (mut disk, memory) = (Disk::open(Kind::WRITE_BACK, 1, 1).remove(0), Memory::new(0));
+        // Only the second operation is done at once.
+        disk.happen(&memory, Event::AtOnce { which: 0b10, how: SUCCEEDS });
+        disk.staging(1).fill(1);
+        assert_eq!(submit(&mut disk, 0, Op::Flush), Submission::Pending);
+        assert_eq!(
+            submit(&mut disk, 1, Op::Write { extent: SECTOR_0, fua: false }),
+            Submission::Done(Ok(()))
+        );
+        disk.happen(&memory, Event::Complete { which: 0, how: SUCCEEDS });
+        let on_medium = |disk: &Handle| disk.disk().medium().next().expect("a sector") != 0;
+        assert!(!on_medium(&disk));
+        disk.happen(&memory, Event::AtOnce { which: 1, how: SUCCEEDS | BUSY_AFTER });
+        assert_eq!(submit(&mut disk, 1, Op::Flush), Submission::Done(Ok(())));
+        assert!(on_medium(&disk) && disk.disk().is_busy());
+    }
+
+    #[test]
+    fn of_those_done_at_once_the_first_may_fail() {
+        let (mut disk, memory) = (Disk::open(Kind::AT_ONCE, 1, 1).remove(0), Memory::new(0));
+        disk.happen(&memory, Event::AtOnce { which: 0xff, how: 0 });
+        let write = Op::Write { extent: SECTOR_0, fua: false };
+        let failed = Submission::Done(Err(IoError::new(IoErrorKind::Medium)));
+        assert_eq!(submit(&mut disk, 0, write), failed);
+        assert_eq!(submit(&mut disk, 0, write), Submission::Done(Ok(())));
+        assert!(!disk.disk().is_latched());
+    }
+}
