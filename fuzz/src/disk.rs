@@ -1,4 +1,8 @@
 //! A disk that completes when, in which order and how the fuzzer says, and that keeps its medium apart from its cache.
+//!
+//! An operation is in flight until [`Event::Complete`] ends it, or is done as it is submitted: see [`Event::AtOnce`].
+
+mod choice;
 
 use std::cell::{Ref, RefCell};
 use std::collections::VecDeque;
@@ -9,99 +13,14 @@ use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{Busy, Cache, Completion, Info, IoError, IoErrorKind, Storage, Submission};
 use blk_core::units::{Extent, SECTOR_BYTES, Tag};
 
+use crate::contents::value;
 use crate::memory::Memory;
-use crate::{choices, record};
+
+use choice::{BUSY_AFTER, STAGING_BYTES, SUCCEEDS};
+
+pub use choice::{Event, Kind};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
-
-/// Bytes of a handle's staging buffers: enough for a DRQ block of 256 sectors.
-const STAGING_BYTES: usize = 1 << 17;
-
-/// The contents of a sector that is not one number throughout: torn, or never written by [`stamp`].
-pub const MIXED: u64 = u64::MAX;
-
-/// The bytes of a sector that holds `value`.
-pub fn stamp(value: u64) -> [u8; SECTOR] {
-    let mut bytes = [0; SECTOR];
-    bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&value.to_le_bytes()));
-    bytes
-}
-
-/// The bytes of a run of sectors that hold `value`.
-pub fn stamps(extent: Extent, value: u64) -> Vec<u8> {
-    stamp(value).repeat(usize::try_from(extent.sectors).expect("small"))
-}
-
-/// A run on a disk of `sectors`, from the low bits of `at` on, of at most `longest` sectors by its bits from `shift` on.
-pub fn extent(at: u8, shift: u8, longest: u64, sectors: u64) -> Extent {
-    let start = u64::from(at) % sectors;
-    Extent::new(start, (1 + u64::from(at >> shift) % longest).min(sectors - start))
-}
-
-/// The value of a sector's bytes, or [`MIXED`].
-pub fn value(bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().expect("8 bytes")));
-    let first = words.next().unwrap_or(MIXED);
-    if words.all(|word| word == first) { first } else { MIXED }
-}
-
-record! {
-    /// What the disk is.
-    pub struct Kind {
-        /// Cache, modulo the three there are.
-        pub cache: u8,
-        /// Native FUA, range operations stable, discard, read-only (one in eight).
-        pub flags: u8,
-    }
-}
-
-impl Kind {
-    /// A disk with a write cache.
-    pub const WRITE_BACK: Self = Self { cache: 1, flags: 0b100 };
-
-    fn info(self, sectors: u64) -> Info {
-        let flag = |bit: u8| self.flags >> bit & 1 != 0;
-        let cache = [Cache::WriteThrough, Cache::WriteBack, Cache::Unsafe][usize::from(self.cache % 3)];
-        Info {
-            sectors,
-            logical_block_bytes: SECTOR_BYTES,
-            physical_block_bytes: SECTOR_BYTES,
-            optimal_io_bytes: 0,
-            read_only: self.flags >> 3 & 7 == 7,
-            rotational: flag(6),
-            cache,
-            fua: flag(0),
-            range_stable: flag(1),
-            discard: flag(2),
-            staging_bytes: STAGING_BYTES as u32,
-            segments_max: 126,
-            transfer_max_bytes: 1 << 20,
-        }
-    }
-}
-
-choices! {
-    /// What happens to the disk by itself.
-    pub enum Event {
-        /// An operation in flight ends.
-        Complete {
-            /// Which, modulo how many there are.
-            which: u8,
-            /// Mostly how it ends: see [`Disk::complete`].
-            how: u8,
-        },
-        /// From now on it is busy, or not.
-        Busy {
-            /// Whether it is.
-            on: bool,
-        },
-        /// From now on operations end by themselves, in order, as they are polled for; or only as told.
-        Prompt {
-            /// Whether they do.
-            on: bool,
-        },
-    }
-}
 
 /// An operation that was accepted and has not been polled.
 struct Flying {
@@ -138,6 +57,10 @@ pub struct Disk {
     done: VecDeque<(u16, Op, u64, Completion)>,
     busy: bool,
     prompt: bool,
+    /// Bit n: the n-th operation from now on is done at once. It rotates.
+    at_once: u8,
+    /// How the next one that is done at once ends.
+    how: u8,
     latched: bool,
     submitted: u64,
     polled: u64,
@@ -146,7 +69,9 @@ pub struct Disk {
 impl Disk {
     /// A disk of zeroes, and handles to it.
     pub fn open(kind: Kind, sectors: u64, handles: u16) -> Vec<Handle> {
-        Self::with_info(kind.info(sectors), handles)
+        let handles = Self::with_info(kind.info(sectors), handles);
+        handles[0].disk.borrow_mut().at_once = kind.at_once();
+        handles
     }
 
     /// A disk of zeroes described by `info`, and handles to it.
@@ -160,6 +85,8 @@ impl Disk {
             done: VecDeque::new(),
             busy: false,
             prompt: false,
+            at_once: 0,
+            how: SUCCEEDS,
             latched: false,
             submitted: 0,
             polled: 0,
@@ -178,9 +105,21 @@ impl Disk {
         self.latched
     }
 
+    /// Whether it takes nothing.
+    pub fn is_busy(&self) -> bool {
+        self.busy
+    }
+
     /// The operations that were accepted and have not ended, with handle and slot.
     pub fn flying(&self) -> impl Iterator<Item = (u16, Tag, Op)> {
         self.flying.iter().map(|flying| (flying.handle, flying.tag, flying.op))
+    }
+
+    /// Whether an operation of this slot has not ended, or not been polled for.
+    pub fn holds(&self, handle: u16, slot: u16) -> bool {
+        let flying = self.flying.iter().map(|flying| (flying.handle, flying.tag.slot));
+        let done = self.done.iter().map(|(handle, _, _, completion)| (*handle, completion.tag.slot));
+        flying.chain(done).any(|used| used == (handle, slot))
     }
 
     /// Whether every operation has ended and was polled for.
@@ -198,19 +137,31 @@ impl Disk {
         self.bytes.chunks_exact(SECTOR).map(value)
     }
 
-    /// Ends an operation in flight. `how`: of sixteen, 0 fails without an effect, 1 fails although it had one, the rest
-    /// succeed, as far as they can.
+    /// Ends an operation in flight.
     fn complete(&mut self, memory: &Memory, staging: &mut Staging, which: u8, how: u8) {
         if self.flying.is_empty() {
             return;
         }
         let flying = self.flying.remove(usize::from(which) % self.flying.len());
+        let result = self.finish(memory, staging, &flying, how);
+        let completion = Completion { tag: flying.tag, result };
+        self.done.push_back((flying.handle, flying.op, flying.number, completion));
+    }
+
+    /// Does an operation, and fails what is durable from the first failure on.
+    fn finish(
+        &mut self,
+        memory: &Memory,
+        staging: &mut Staging,
+        flying: &Flying,
+        how: u8,
+    ) -> Result<(), IoError> {
         let refused = self.latched && (flying.op.mutates() || flying.op == Op::Flush);
         let result = match how % 16 {
             _ if refused => Err(IoErrorKind::Latched),
             0 => Err([IoErrorKind::Medium, IoErrorKind::NoSpace][usize::from(how >> 4) % 2]),
-            1 => self.run(memory, staging, &flying, how).and(Err(IoErrorKind::Medium)),
-            _ => self.run(memory, staging, &flying, how),
+            1 => self.run(memory, staging, flying, how).and(Err(IoErrorKind::Medium)),
+            _ => self.run(memory, staging, flying, how),
         };
         let durable = match flying.op {
             Op::Flush | Op::Write { fua: true, .. } => true,
@@ -219,9 +170,7 @@ impl Disk {
             Op::Read { .. } => false,
         };
         self.latched |= durable && matches!(result, Err(IoErrorKind::Medium | IoErrorKind::NoSpace));
-        let result = result.map_err(IoError::new);
-        let completion = Completion { tag: flying.tag, result };
-        self.done.push_back((flying.handle, flying.op, flying.number, completion));
+        result.map_err(IoError::new)
     }
 
     fn run(
@@ -308,19 +257,35 @@ impl Disk {
         })
     }
 
-    fn submit(&mut self, handle: u16, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
+    fn submit(
+        &mut self,
+        memory: &Memory,
+        staging: &mut Staging,
+        (handle, tag): (u16, Tag),
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
         if self.busy {
             return Err(Busy);
         }
-        let flying = self.flying.iter().map(|flying| (flying.handle, flying.tag.slot));
-        let done = self.done.iter().map(|(handle, _, _, completion)| (*handle, completion.tag.slot));
-        let taken = flying.chain(done).any(|used| used == (handle, tag.slot));
+        let taken = self.holds(handle, tag.slot);
         assert!(!taken, "{tag:?} has an operation in flight, and now {op:?}");
         self.check(op, segments);
         self.submitted += 1;
         let (covers, number) = (self.polled, self.submitted);
-        self.flying.push(Flying { handle, tag, op, segments: segments.to_vec(), covers, number });
-        Ok(Submission::Pending)
+        let flying = Flying { handle, tag, op, segments: segments.to_vec(), covers, number };
+        let at_once = self.at_once & 1 != 0;
+        self.at_once = self.at_once.rotate_right(1);
+        if !at_once {
+            self.flying.push(flying);
+            return Ok(Submission::Pending);
+        }
+        let how = self.how;
+        self.how = how & !BUSY_AFTER | SUCCEEDS;
+        let result = self.finish(memory, staging, &flying, how);
+        self.was_polled(op, number);
+        self.busy = how & BUSY_AFTER != 0;
+        Ok(Submission::Done(result))
     }
 
     /// What the models promise of every operation.
@@ -350,11 +315,17 @@ impl Disk {
     fn poll(&mut self, memory: &Memory, staging: &mut Staging, handle: u16) -> Option<Completion> {
         if self.prompt {
             while !self.flying.is_empty() {
-                self.complete(memory, staging, 0, 2);
+                self.complete(memory, staging, 0, SUCCEEDS);
             }
         }
         let index = self.done.iter().position(|(of, ..)| *of == handle)?;
         let (_, op, number, completion) = self.done.remove(index)?;
+        self.was_polled(op, number);
+        Some(completion)
+    }
+
+    /// The owner knows how an operation ended: a later flush covers it.
+    fn was_polled(&mut self, op: Op, number: u64) {
         self.polled += 1;
         if let (true, Some(extent)) = (op.mutates(), op.extent()) {
             for sector in &mut self.sectors[sectors(extent)] {
@@ -362,7 +333,6 @@ impl Disk {
                 own.for_each(|cached| cached.polled = Some(self.polled));
             }
         }
-        Some(completion)
     }
 }
 
@@ -407,6 +377,7 @@ impl Handle {
             Event::Complete { which, how } => disk.complete(memory, &mut self.staging, which, how),
             Event::Busy { on } => disk.busy = on,
             Event::Prompt { on } => disk.prompt = on,
+            Event::AtOnce { which, how } => (disk.at_once, disk.how) = (which, how),
         }
     }
 
@@ -415,10 +386,12 @@ impl Handle {
         self.disk().flying().count() == 0
     }
 
-    /// Ends what is in flight, and from now on everything as it is submitted.
+    /// Ends what is in flight, and from now on everything well, at once or as it is polled for.
     pub fn settle(&mut self, memory: &Memory) {
         self.happen(memory, Event::Busy { on: false });
         self.happen(memory, Event::Prompt { on: true });
+        let mut disk = self.disk.borrow_mut();
+        disk.how = disk.how & !BUSY_AFTER | SUCCEEDS;
     }
 }
 
@@ -427,9 +400,15 @@ impl Storage<Memory> for Handle {
         &self.info
     }
 
-    fn submit(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
-        let _ = memory;
-        self.disk.borrow_mut().submit(self.number, tag, op, segments)
+    fn submit(
+        &mut self,
+        memory: &Memory,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
+        let at = (self.number, tag);
+        self.disk.borrow_mut().submit(memory, &mut self.staging, at, op, segments)
     }
 
     fn poll(&mut self, memory: &Memory) -> Option<Completion> {
@@ -455,4 +434,48 @@ fn bytes(extent: Extent) -> usize {
 
 fn sectors(extent: Extent) -> std::ops::Range<usize> {
     start(extent) / SECTOR..(start(extent) + bytes(extent)) / SECTOR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECTOR_0: Extent = Extent::new(0, 1);
+
+    fn submit(disk: &mut Handle, slot: u16, op: Op) -> Submission {
+        let tag = Tag { slot, generation: 0 };
+        let segments = [Segment::Staging { offset: 0, len: SECTOR_BYTES }];
+        let segments = if op == Op::Flush { &[][..] } else { &segments };
+        disk.submit(&Memory::new(0), tag, op, segments).expect("it is not busy")
+    }
+
+    #[test]
+    fn a_write_done_at_once_is_covered_by_the_next_flush_and_not_by_one_in_flight() {
+        let (mut disk, memory) = (Disk::open(Kind::WRITE_BACK, 1, 1).remove(0), Memory::new(0));
+        // Only the second operation is done at once.
+        disk.happen(&memory, Event::AtOnce { which: 0b10, how: SUCCEEDS });
+        disk.staging(1).fill(1);
+        assert_eq!(submit(&mut disk, 0, Op::Flush), Submission::Pending);
+        assert_eq!(
+            submit(&mut disk, 1, Op::Write { extent: SECTOR_0, fua: false }),
+            Submission::Done(Ok(()))
+        );
+        disk.happen(&memory, Event::Complete { which: 0, how: SUCCEEDS });
+        let on_medium = |disk: &Handle| disk.disk().medium().next().expect("a sector") != 0;
+        assert!(!on_medium(&disk));
+        disk.happen(&memory, Event::AtOnce { which: 1, how: SUCCEEDS | BUSY_AFTER });
+        assert_eq!(submit(&mut disk, 1, Op::Flush), Submission::Done(Ok(())));
+        assert!(on_medium(&disk) && disk.disk().is_busy());
+    }
+
+    #[test]
+    fn of_those_done_at_once_the_first_may_fail() {
+        let (mut disk, memory) = (Disk::open(Kind::AT_ONCE, 1, 1).remove(0), Memory::new(0));
+        disk.happen(&memory, Event::AtOnce { which: 0xff, how: 0 });
+        let write = Op::Write { extent: SECTOR_0, fua: false };
+        let failed = Submission::Done(Err(IoError::new(IoErrorKind::Medium)));
+        assert_eq!(submit(&mut disk, 0, write), failed);
+        assert_eq!(submit(&mut disk, 0, write), Submission::Done(Ok(())));
+        assert!(!disk.disk().is_latched());
+    }
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`program`]: bytes to a setup and actions, and back (the seeds);
 //! - [`memory`]: guest memory that a device may write only where the guest has lent it;
+//! - [`contents`]: what sectors hold;
 //! - [`disk`]: a storage that completes when, in which order and how the fuzzer says, keeping medium and cache apart;
 //! - [`front`]: a virtio device behind any of its transports;
 //! - [`ring`]: the driver's side of a virtqueue;
@@ -14,6 +15,7 @@
 
 #![allow(missing_docs, reason = "the macros generate helpers")]
 
+pub mod contents;
 pub mod disk;
 pub mod front;
 pub mod image;

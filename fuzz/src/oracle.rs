@@ -4,7 +4,8 @@
 
 use blk_core::units::Extent;
 
-use crate::disk::{Disk, MIXED, value};
+use crate::contents::{MIXED, value};
+use crate::disk::Disk;
 
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

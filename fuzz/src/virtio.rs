@@ -120,7 +120,6 @@ pub struct Rig<D: Driver> {
     pub waiting: Waiting,
     /// Whether the driver has kept to the rules since the device was brought up.
     pub honest: bool,
-    busy: bool,
     frozen: Option<Answers>,
 }
 
@@ -141,7 +140,6 @@ impl<D: Driver> Rig<D> {
             oracle: Oracle::default(),
             waiting: Waiting::No,
             honest: true,
-            busy: false,
             frozen: None,
         };
         rig.device.enable(World { memory: &rig.memory, disks: &mut rig.disks });
@@ -155,7 +153,6 @@ impl<D: Driver> Rig<D> {
             act(&mut self, action);
             self.check();
         }
-        self.busy = false;
         self.set_bus_master(true);
         self.settle();
         self.poll();
@@ -203,9 +200,6 @@ impl<D: Driver> Rig<D> {
 
     /// The first disk does something.
     pub fn happen(&mut self, event: Event) {
-        if let Event::Busy { on } = event {
-            self.busy = on;
-        }
         self.disks[0].happen(&self.memory, event);
     }
 
@@ -328,7 +322,7 @@ impl<D: Driver> Rig<D> {
             }
         }
         let idle = self.disks.iter().all(|disk| disk.disk().is_idle());
-        let all_done = idle && !self.busy && self.device.is_bus_master();
+        let all_done = idle && !self.disks[0].disk().is_busy() && self.device.is_bus_master();
         if all_done && self.honest && self.waiting == Waiting::No {
             assert!(self.is_quiet(), "the disk is idle, and {} wait", self.outstanding.len());
         }
@@ -438,7 +432,6 @@ impl<D: Driver> Rig<D> {
         }
         self.device.enable(World { memory: &self.memory, disks: &mut self.disks });
         self.disks[0].happen(&self.memory, Event::Prompt { on: false });
-        self.busy = false;
         self.memory.take_back(0..page(D::RINGS_AT, self.ring_count as u64 + D::OUTSTANDING));
         self.memory.guard();
         self.outstanding.clear();

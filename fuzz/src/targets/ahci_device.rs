@@ -9,7 +9,8 @@ use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
-use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::contents::{extent, stamps};
+use crate::disk::{Disk, Event, Handle, Kind};
 use crate::memory::Memory;
 use crate::oracle::{Act, End, Oracle, Ticket};
 use crate::program::{join, parse, seed};
@@ -98,7 +99,6 @@ struct Rig {
     line: bool,
     honest: bool,
     bus_mastering: bool,
-    busy: bool,
 }
 
 /// Runs a program of [`Setup`] and [`Action`]s.
@@ -115,7 +115,6 @@ pub fn run(data: &[u8]) {
         line: false,
         honest: true,
         bus_mastering: false,
-        busy: false,
     };
     rig.memory.lend(LIST..RECEIVED + 0x100);
     rig.bring_up();
@@ -124,7 +123,6 @@ pub fn run(data: &[u8]) {
         rig.act(action);
         rig.check();
     }
-    rig.busy = false;
     if rig.honest {
         rig.master(true);
     }
@@ -149,12 +147,7 @@ impl Rig {
             Action::Command { what, at, cut } => self.command(what, at, cut),
             Action::WriteCache { on } => self.write_cache(on),
             Action::Poll => self.poll(),
-            Action::Disk { event } => {
-                if let Event::Busy { on } = event {
-                    self.busy = on;
-                }
-                self.disks[0].happen(&self.memory, event);
-            }
+            Action::Disk { event } => self.disks[0].happen(&self.memory, event),
             Action::BusMastering { on } if self.honest => self.master(on),
             Action::BusMastering { .. } => {}
             Action::Reset { way } => {
@@ -398,7 +391,8 @@ impl Rig {
             }
         }
         self.go_on();
-        if self.disks[0].disk().is_idle() && !self.busy && self.honest && self.bus_mastering {
+        let (idle, busy) = (self.disks[0].disk().is_idle(), self.disks[0].disk().is_busy());
+        if idle && !busy && self.honest && self.bus_mastering {
             // An error is served in two steps.
             self.go_on();
             let idle = self.resetting.is_none() && self.running.iter().all(Option::is_none);
@@ -621,7 +615,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             &done,
         ]),
     ]);
-    let setups = [Kind::WRITE_BACK, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }];
+    let setups = [Kind::WRITE_BACK, Kind::AT_ONCE, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }];
     setups
         .iter()
         .flat_map(|&kind| programs.iter().map(move |program| seed(&Setup { kind }, program)))

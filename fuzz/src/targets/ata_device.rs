@@ -7,7 +7,8 @@ use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;
 
-use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::contents::{extent, stamps};
+use crate::disk::{Disk, Event, Handle, Kind};
 use crate::memory::Memory;
 use crate::oracle::{Act, End, Oracle, Ticket};
 use crate::program::{join, parse, seed};
@@ -109,7 +110,6 @@ struct Rig {
     line: bool,
     honest: bool,
     bus_mastering: bool,
-    busy: [bool; 2],
 }
 
 /// Runs a program of [`Setup`] and [`Action`]s.
@@ -130,7 +130,6 @@ pub fn run(data: &[u8]) {
         line: false,
         honest: true,
         bus_mastering: false,
-        busy: [false; 2],
     };
     rig.master(true);
     rig.bring_up();
@@ -138,7 +137,6 @@ pub fn run(data: &[u8]) {
         rig.act(action);
         rig.check();
     }
-    rig.busy = [false; 2];
     if rig.honest {
         rig.master(true);
     }
@@ -161,11 +159,7 @@ impl Rig {
             Action::WriteCache { drive, on } => self.write_cache(usize::from(drive), on),
             Action::Poll => self.poll(),
             Action::Disk { drive, event } => {
-                let drive = usize::from(drive);
-                if let Event::Busy { on } = event {
-                    self.busy[drive] = on;
-                }
-                self.disks[drive].happen(&self.memory, event);
+                self.disks[usize::from(drive)].happen(&self.memory, event);
             }
             Action::SoftwareReset => {
                 self.set(CONTROL, 2, 4);
@@ -391,7 +385,7 @@ impl Rig {
             }
         }
         self.go_on();
-        let idle = self.disks.iter().all(|disk| disk.disk().is_idle()) && self.busy == [false; 2];
+        let idle = self.disks.iter().all(|disk| disk.disk().is_idle() && !disk.disk().is_busy());
         if idle && self.honest {
             // Without bus mastering a DMA command waits, and nothing else does.
             let waits = !self.bus_mastering
@@ -546,7 +540,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             &done,
         ]),
     ]);
-    let setups = [Kind::WRITE_BACK, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }]
+    let setups = [Kind::WRITE_BACK, Kind::AT_ONCE, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }]
         .map(|kind| Setup { kind, multiple: 1 });
     setups.iter().flat_map(|setup| programs.iter().map(move |program| seed(setup, program))).collect()
 }

@@ -11,7 +11,8 @@ use scsi_model::{
     SegmentList, Task, Transport,
 };
 
-use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::contents::{extent, stamps};
+use crate::disk::{Disk, Event, Handle, Kind};
 use crate::memory::Memory;
 use crate::oracle::{Act, End, Oracle, Ticket};
 use crate::program::{join, parse, seed};
@@ -100,7 +101,6 @@ struct Rig {
     next_tag: u64,
     oracle: Oracle,
     resetting: bool,
-    busy: bool,
 }
 
 /// Runs a program of [`Setup`] and [`Action`]s.
@@ -117,13 +117,11 @@ pub fn run(data: &[u8]) {
         next_tag: 0,
         oracle: Oracle::default(),
         resetting: false,
-        busy: false,
     };
     for action in actions {
         rig.act(action);
         rig.check();
     }
-    rig.busy = false;
     rig.disk.settle(&rig.memory);
     rig.poll();
     rig.check();
@@ -152,12 +150,7 @@ impl Rig {
                 self.enqueue(cdb, (bound(out_bytes), bound(in_bytes)), len >> 5, None, None);
             }
             Action::Poll => self.poll(),
-            Action::Disk { event } => {
-                if let Event::Busy { on } = event {
-                    self.busy = on;
-                }
-                self.disk.happen(&self.memory, event);
-            }
+            Action::Disk { event } => self.disk.happen(&self.memory, event),
             Action::Abort { which } => {
                 let count = self.outstanding.len().max(1);
                 if let Some(tag) = self.outstanding.keys().nth(usize::from(which) % count).copied() {
@@ -288,7 +281,7 @@ impl Rig {
                 Polled::Idle => break,
             }
         }
-        if self.disk.disk().is_idle() && !self.busy {
+        if self.disk.disk().is_idle() && !self.disk.disk().is_busy() {
             assert!(self.outstanding.is_empty(), "the disk is idle, and tasks wait: {:?}", self.outstanding);
             assert!(self.unit.is_idle() && !self.unit.is_managing());
         }
@@ -389,6 +382,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ]);
     let setups = [
         Setup { kind: Kind::WRITE_BACK, unit: 0x80 },
+        Setup { kind: Kind::AT_ONCE, unit: 0x80 },
         Setup { kind: Kind { cache: 1, flags: 1 }, unit: 1 },
         Setup { kind: Kind { cache: 0, flags: 0 }, unit: 0 },
     ];

@@ -1,34 +1,30 @@
-//! The sequencer over a disk that is late, out of order, busy and failing.
+//! The sequencer over a disk that is prompt or late, out of order, busy and failing.
+
+mod request;
+mod witness;
 
 use std::collections::BTreeMap;
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{Deferred, GuestCache, Order, Request, Sequencer};
+use blk_core::order::{Deferred, Done, GuestCache, Order, Request, Sequencer, Started, plan};
 use blk_core::snapshot;
 use blk_core::storage::{Cache, Storage as _};
-use blk_core::units::{Extent, GuestAddr, SECTOR_BYTES};
+use blk_core::units::{GuestAddr, SECTOR_BYTES};
 
-use crate::disk::{Disk, Event, Handle, Kind, stamp, value};
+use crate::choices;
+use crate::contents::{stamp, value};
+use crate::disk::{Disk, Event, Kind};
 use crate::memory::Memory;
-use crate::oracle::{Act, Oracle, Ticket};
+use crate::oracle::{Act, Oracle};
 use crate::program::{parse, seed};
-use crate::{choices, record};
+
+use request::{Ask, Known, SECTORS};
+use witness::Witness;
 
 const SLOTS: usize = 4;
-const SECTORS: u64 = 8;
 /// Each slot has as many bytes of guest memory as the disk has.
 const BUFFER_BYTES: u64 = SECTORS * SECTOR_BYTES as u64;
 const SNAPSHOT: snapshot::Kind = snapshot::Kind { name: *b"SEQR", version: 0 };
-
-record! {
-    /// One request.
-    pub struct Ask {
-        /// Operation, FUA, order, the cache as the guest was told: see [`Ask::request`].
-        pub what: u8,
-        /// First sector and length.
-        pub at: u8,
-    }
-}
 
 choices! {
     /// What the owner of the sequencer does, or the disk.
@@ -37,9 +33,9 @@ choices! {
         Submit { ask: Ask },
         /// The disk does something.
         Disk { event: Event },
-        /// Polls, and releases what ended.
+        /// Releases a request that ended at once, or polls and releases what ended.
         Poll,
-        /// Polls, and lets what ended well go on with another operation.
+        /// The same, but one that ended well goes on with another operation.
         Advance { ask: Ask },
         /// Supplies the segments of a slot that wants them.
         Supply,
@@ -54,68 +50,35 @@ choices! {
     }
 }
 
-impl Ask {
-    fn extent(self) -> Extent {
-        let start = u64::from(self.at) % SECTORS;
-        Extent::new(start, (1 + u64::from(self.at >> 3) % 4).min(SECTORS - start))
-    }
-
-    fn request(self) -> (Request, GuestCache) {
-        let (extent, may_unmap) = (self.extent(), self.at & 0x80 != 0);
-        let op = match self.what % 8 {
-            0..=2 => Op::Write { extent, fua: false },
-            3 => Op::Read { extent },
-            4 | 5 => Op::Flush,
-            6 => Op::WriteZeroes { extent, may_unmap },
-            _ => Op::Discard { extent },
-        };
-        let order = if self.what & 0x60 == 0x60 { Order::Barrier } else { Order::Free };
-        let cache = if self.what & 0x80 == 0 { GuestCache::WriteBack } else { GuestCache::WriteThrough };
-        (Request::new(op).with_fua(self.what & 0x18 == 0x18).ordered(order), cache)
-    }
-}
-
-/// What the test knows of a request in a slot.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    /// The payload.
-    id: u32,
-    request: Request,
-    /// By what the guest was told, it survives a power cut once it is done.
-    stable: bool,
-    ticket: Ticket,
-    /// Whether a durable operation had failed before it was taken.
-    latched: bool,
-}
-
 struct Rig {
     memory: Memory,
-    disk: Handle,
+    disk: Witness,
     queue: Sequencer<u32, SLOTS>,
     oracle: Oracle,
     live: BTreeMap<u16, Known>,
+    /// The slots whose requests ended at once, and whether well. They are not released yet.
+    reported: BTreeMap<u16, bool>,
     taken: u32,
     ended: u32,
     resetting: bool,
-    busy: bool,
 }
 
 /// Runs a program of [`Kind`] and [`Action`]s.
 pub fn run(data: &[u8]) {
     let Some((kind, actions)) = parse::<Kind, Action>(data) else { return };
     // The models refuse writes to a read-only disk before they get here.
-    let kind = Kind { flags: kind.flags & 0b111, ..kind };
+    let kind = Kind { flags: kind.flags & 0b1000_0111, ..kind };
     let memory_bytes = BUFFER_BYTES * SLOTS as u64;
     let mut rig = Rig {
         memory: Memory::new(memory_bytes as usize),
-        disk: Disk::open(kind, SECTORS, 1).remove(0),
+        disk: Witness::new(Disk::open(kind, SECTORS, 1).remove(0)),
         queue: Sequencer::new(),
         oracle: Oracle::default(),
         live: BTreeMap::new(),
+        reported: BTreeMap::new(),
         taken: 0,
         ended: 0,
         resetting: false,
-        busy: false,
     };
     rig.memory.lend(0..memory_bytes);
     for action in actions {
@@ -129,12 +92,7 @@ impl Rig {
     fn act(&mut self, action: Action) {
         match action {
             Action::Submit { ask } => self.submit(ask),
-            Action::Disk { event } => {
-                if let Event::Busy { on } = event {
-                    self.busy = on;
-                }
-                self.disk.happen(&self.memory, event);
-            }
+            Action::Disk { event } => self.disk.handle.happen(&self.memory, event),
             Action::Poll => drop(self.poll(None)),
             Action::Advance { ask } => drop(self.poll(Some(ask))),
             Action::Supply => self.supply(),
@@ -146,6 +104,7 @@ impl Rig {
             }
             Action::Reset => {
                 self.queue.reset();
+                self.reported.clear();
                 self.resetting = true;
             }
             Action::FinishReset => self.finish_reset(),
@@ -167,23 +126,26 @@ impl Rig {
     fn submit(&mut self, ask: Ask) {
         let (request, cache) = self.request(ask);
         let foretold = self.queue.next_slot();
-        let segments = foretold.map_or(Vec::new(), |slot| self.segments(slot, request.op));
-        if let Some(slot) = foretold {
-            self.fill(slot, request.op);
-        }
-        let (memory, disk) = (&self.memory, &mut self.disk);
-        let result = self.queue.submit(memory, disk, &request, cache, &segments, self.taken);
+        let segments = foretold.map_or(Vec::new(), |slot| self.fill(slot, request.op));
+        let (busy, latched) = (self.disk.disk().is_busy(), self.disk.disk().is_latched());
+        let (memory, disk, id) = (&self.memory, &mut self.disk, self.taken);
+        let result = if ask.in_two_steps() {
+            self.queue.start(memory, disk, &request, cache, &segments)
+        } else {
+            self.queue.submit(memory, disk, &request, cache, &segments, id)
+        };
         let in_use = self.live.len();
         let barrier = self.barrier();
         match result {
-            Ok(slot) => {
-                assert!(!self.resetting && !self.busy && barrier.is_none(), "{request:?} was taken");
+            Ok(started) => {
+                assert!(!self.resetting && !busy && barrier.is_none(), "{request:?} was taken");
                 assert!(request.order == Order::Free || in_use == 0, "a barrier passed older requests");
-                assert_eq!(Some(slot), foretold, "the slot was foretold");
-                self.begin(slot, self.taken, request, cache);
+                let slot = foretold.expect("a slot was foretold");
+                self.begin(slot, (id, !ask.in_two_steps()), (request, cache), latched);
                 self.taken += 1;
+                self.started(slot, started);
             }
-            Err(Deferred::Busy) => assert!(self.busy),
+            Err(Deferred::Busy) => assert!(busy),
             Err(Deferred::Full) => assert_eq!(in_use, SLOTS),
             Err(Deferred::Resetting) => assert!(self.resetting),
             Err(Deferred::Barrier) => {
@@ -191,9 +153,16 @@ impl Rig {
                 assert!(barrier.is_some() || older, "held for nothing");
             }
         }
+        assert!(self.disk.given.is_empty(), "the disk was given an operation of a request that was refused");
     }
 
-    fn begin(&mut self, slot: u16, id: u32, request: Request, cache: GuestCache) {
+    fn begin(
+        &mut self,
+        slot: u16,
+        (id, attached): (u32, bool),
+        (request, cache): (Request, GuestCache),
+        latched: bool,
+    ) {
         let act = match request.op {
             Op::Write { extent, .. } => Act::Write(extent, self.oracle.next_value()),
             Op::Read { extent } => Act::Read(extent),
@@ -204,29 +173,94 @@ impl Rig {
         let exclusive = request.order == Order::Barrier;
         let stable = request.fua || request.op.mutates() && (cache == GuestCache::WriteThrough || exclusive);
         let ticket = self.oracle.submit(act);
-        let latched = self.disk.disk().is_latched();
-        self.live.insert(slot, Known { id, request, stable, ticket, latched });
+        let plan = plan(&request, cache, self.disk.info());
+        self.live.insert(slot, Known { id, attached, request, plan, given: 0, stable, ticket, latched });
     }
 
-    /// Polls once; what ended goes on with `next` if it ended well, and is released otherwise. Whether anything ended.
-    fn poll(&mut self, next: Option<Ask>) -> bool {
-        let Some(done) = self.queue.poll(&self.memory, &mut self.disk) else { return false };
-        assert!(!self.resetting, "a reset reports nothing");
-        self.end(done.slot, done.result.is_ok());
-        match next.filter(|_| done.result.is_ok()) {
-            None => self.release(done.slot),
-            Some(ask) => {
-                let known = self.live[&done.slot];
-                let (request, cache) = self.request(ask);
-                let request = request.ordered(known.request.order);
-                self.fill(done.slot, request.op);
-                let segments = self.segments(done.slot, request.op);
-                let (memory, disk) = (&self.memory, &mut self.disk);
-                self.queue.advance(memory, disk, done.slot, &request, cache, &segments);
-                self.begin(done.slot, known.id, request, cache);
+    /// Checks where the request of a slot stands now that the disk was given what it takes.
+    fn started(&mut self, slot: u16, started: Started) {
+        self.follow();
+        assert_eq!(started.slot(), slot);
+        match started {
+            Started::InFlight(_) => {
+                let disk = self.disk.disk();
+                assert!(disk.holds(0, slot) || disk.is_busy(), "{slot} waits for nothing");
+                drop(disk);
+                self.attach(slot);
+            }
+            Started::Ended(done) => {
+                self.reported.insert(slot, done.result.is_ok());
+                self.done(done);
             }
         }
+    }
+
+    /// Each operation that the disk took was the next one of its request's plan.
+    fn follow(&mut self) {
+        for (slot, op) in self.disk.given.drain(..) {
+            let known = self.live.get_mut(&slot).expect("a request is in the slot");
+            assert_eq!(Some(op), known.left().next(), "the next operation of {known:?}");
+            known.given += 1;
+        }
+    }
+
+    /// What goes on has its payload.
+    fn attach(&mut self, slot: u16) {
+        let known = self.live.get_mut(&slot).expect("a request is in the slot");
+        if !known.attached {
+            known.attached = true;
+            self.queue.attach(slot, known.id);
+        }
+    }
+
+    /// One request that has ended goes on with `next` if it ended well, and is released otherwise. Whether there was one.
+    fn poll(&mut self, next: Option<Ask>) -> bool {
+        let (slot, ok) = match self.reported.pop_first() {
+            Some(reported) => reported,
+            None => {
+                let done = self.queue.poll(&self.memory, &mut self.disk);
+                self.follow();
+                let Some(done) = done else { return false };
+                assert!(!self.resetting, "a reset reports nothing");
+                self.done(done);
+                (done.slot, done.result.is_ok())
+            }
+        };
+        match next.filter(|_| ok) {
+            None => self.release(slot),
+            Some(ask) => self.advance(slot, ask),
+        }
         true
+    }
+
+    fn advance(&mut self, slot: u16, ask: Ask) {
+        let known = self.live[&slot];
+        let (request, cache) = self.request(ask);
+        let request = request.ordered(known.request.order);
+        let segments = self.fill(slot, request.op);
+        let latched = self.disk.disk().is_latched();
+        let (memory, disk) = (&self.memory, &mut self.disk);
+        let started = if ask.in_two_steps() {
+            self.queue.advance_later::<Memory, _>(disk, slot, &request, cache);
+            None
+        } else {
+            Some(self.queue.advance(memory, disk, slot, &request, cache, &segments))
+        };
+        self.begin(slot, (known.id, known.attached), (request, cache), latched);
+        match started {
+            Some(started) => self.started(slot, started),
+            None => self.attach(slot),
+        }
+        assert!(self.disk.given.is_empty(), "nothing is submitted before the segments are supplied");
+    }
+
+    /// Checks the end of a request against that of its last operation, and against its plan.
+    fn done(&mut self, Done { slot, result }: Done) {
+        let known = self.live[&slot];
+        assert!(!self.disk.disk().holds(0, slot), "{known:?} ended with an operation in flight");
+        assert_eq!(result, self.disk.results[&slot], "how the last operation of {known:?} ended");
+        assert!(result.is_err() || known.left().next().is_none(), "{known:?} ended before its plan");
+        self.end(slot, result.is_ok());
     }
 
     /// Checks how the operation of a slot ended.
@@ -249,7 +283,8 @@ impl Rig {
 
     fn release(&mut self, slot: u16) {
         let known = self.live.remove(&slot);
-        assert_eq!(self.queue.release(slot), known.map(|known| known.id), "released once, with its payload");
+        let payload = known.and_then(|known| known.payload());
+        assert_eq!(self.queue.release(slot), payload, "released once, with its payload");
         assert_eq!(self.queue.release(slot), None);
         self.ended += 1;
     }
@@ -257,11 +292,15 @@ impl Rig {
     fn supply(&mut self) {
         let Some((slot, op)) = self.queue.needs_segments() else { return };
         let known = self.live[&slot];
-        let asked = matches!((op, known.request.op), (Op::Write { .. }, Op::Write { .. }));
-        assert!(asked || op == known.request.op, "{slot} wants {op:?} for {known:?}");
+        assert_eq!(op, known.plan.op, "{known:?} wants its segments");
         let segments = self.segments(slot, op);
+        let busy = self.disk.disk().is_busy();
         let supplied = self.queue.supply_segments(&self.memory, &mut self.disk, slot, &segments);
-        assert_eq!(supplied.is_err(), self.busy);
+        assert_eq!(supplied.is_err(), busy);
+        if let Ok(started) = supplied {
+            self.started(slot, started);
+        }
+        assert!(self.disk.given.is_empty(), "a refusal takes nothing");
     }
 
     fn finish_reset(&mut self) {
@@ -288,7 +327,9 @@ impl Rig {
         assert_eq!(self.queue.strays(), 0);
         if !self.resetting {
             let payloads = self.queue.payloads().map(|(slot, id)| (slot, *id));
-            assert!(payloads.eq(self.live.iter().map(|(slot, known)| (*slot, known.id))));
+            let attached = self.live.iter().filter_map(|(slot, known)| Some((*slot, known.payload()?)));
+            assert!(payloads.eq(attached));
+            assert_eq!(self.queue.in_use() as usize, self.live.len());
         }
         let safe = disk.info().cache != Cache::Unsafe;
         if safe {
@@ -306,8 +347,7 @@ impl Rig {
 
     /// With a disk that does its best, everything ends.
     fn drain(&mut self) {
-        self.busy = false;
-        self.disk.settle(&self.memory);
+        self.disk.handle.settle(&self.memory);
         for _ in 0..4 * SLOTS {
             while self.poll(None) {}
             self.supply();
@@ -319,13 +359,14 @@ impl Rig {
         self.oracle.check_contents(&self.disk.disk());
     }
 
-    /// Puts the data of a write into the slot's buffer.
-    fn fill(&self, slot: u16, op: Op) {
+    /// Puts the data of a write into the slot's buffer, and returns the segments.
+    fn fill(&self, slot: u16, op: Op) -> Vec<Segment> {
         if let Op::Write { extent, .. } = op {
             for index in 0..extent.sectors {
                 self.memory.put(buffer(slot) + index * 512, &stamp(self.oracle.next_value()));
             }
         }
+        self.segments(slot, op)
     }
 
     /// The slot's buffer, in two pieces.
@@ -348,7 +389,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let disk = |event| Action::Disk { event };
     let complete = |how| disk(Event::Complete { which: 0, how });
     let ended = [complete(2), Action::Poll];
-    let programs: [&[Action]; 6] = [
+    let at_once = |how| disk(Event::AtOnce { which: 0xff, how });
+    let programs: [&[Action]; 8] = [
         // Write, flush.
         &[submit(0, 0), ended[0], ended[1], submit(4, 0), ended[0], ended[1]],
         // A FUA write, its flush busy at first.
@@ -398,6 +440,34 @@ pub fn seeds() -> Vec<Vec<u8>> {
             ended[0],
             ended[1],
         ],
+        // At once: a FUA write, and a barrier, each finding the disk busy after its first operation.
+        &[
+            at_once(0x42),
+            submit(0x18, 1),
+            disk(Event::Busy { on: false }),
+            Action::Poll,
+            at_once(0x42),
+            submit(0x60, 1),
+            disk(Event::Busy { on: false }),
+            Action::Supply,
+            submit(0, 2),
+            Action::Poll,
+        ],
+        // At once: one operation after another in a slot without a payload, the last in flight; and one that fails.
+        &[
+            at_once(2),
+            submit(3, 0x29),
+            Action::Advance { ask: ask(0, 9) },
+            Action::Advance { ask: ask(0, 0x29) },
+            Action::Supply,
+            disk(Event::AtOnce { which: 0, how: 2 }),
+            Action::Advance { ask: ask(4, 0) },
+            ended[0],
+            ended[1],
+            at_once(0),
+            submit(4, 0),
+            Action::Poll,
+        ],
         // A failed flush, and what comes after it.
         &[
             submit(0, 0),
@@ -411,7 +481,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             ended[1],
         ],
     ];
-    let kinds = [Kind::WRITE_BACK, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }];
+    let kinds = [Kind::WRITE_BACK, Kind::AT_ONCE, Kind { cache: 1, flags: 1 }, Kind { cache: 0, flags: 0 }];
     let all = kinds.iter().flat_map(|kind| programs.iter().map(move |program| seed(kind, program)));
     all.collect()
 }

@@ -7,7 +7,8 @@ use virtio_blk_model::device::{Blk, Config, Interface};
 use virtio_blk_model::front::mmio::register;
 use virtio_blk_model::wire::{ConfigSpace, DeviceStatus, Features};
 
-use crate::disk::{Disk, Event, Kind, extent, stamps};
+use crate::contents::{extent, stamps};
+use crate::disk::{Disk, Event, Kind};
 use crate::front::{Way, World};
 use crate::oracle::{Act, End, Ticket};
 use crate::program::{join, parse, seed};
@@ -317,6 +318,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let setup = |kind, device, declined| Setup { kind, device, declined };
     let setups = [
         setup(Kind::WRITE_BACK, 0, 0),
+        setup(Kind::AT_ONCE, 0, 0),
         setup(Kind::WRITE_BACK, 0b1100, 0),
         setup(Kind::WRITE_BACK, 3, 0),
         setup(Kind::WRITE_BACK, 0, (Features::FLUSH | Features::CONFIG_WCE | Features::EVENT_IDX).bits()),

@@ -8,7 +8,8 @@ use scsi_model::Config as Identity;
 use scsi_model::front::virtio_scsi::wire::Features;
 use scsi_model::front::virtio_scsi::{Address, CONTROL, Config, EVENT, REQUEST, Scsi};
 
-use crate::disk::{Disk, Event, Handle, Kind, extent, stamps};
+use crate::contents::{extent, stamps};
+use crate::disk::{Disk, Event, Handle, Kind};
 use crate::front::Way;
 use crate::memory::Memory;
 use crate::oracle::{Act, End, Ticket};
@@ -346,6 +347,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     }
     let setups = [
         Setup { kind: Kind::WRITE_BACK, way: 0, declined: 0 },
+        Setup { kind: Kind::AT_ONCE, way: 0, declined: 0 },
         Setup { kind: Kind::WRITE_BACK, way: 1, declined: 0 },
         Setup { kind: Kind { cache: 0, flags: 1 }, way: 2, declined: u64::MAX },
     ];
