@@ -312,8 +312,11 @@ mod tests {
         ]
     }
 
+    /// Under Miri one takes seconds.
+    const CASES: u32 = if cfg!(miri) { 2 } else { 256 };
+
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
         /// What the bits say is what a look through the entries finds.
         #[test]
