@@ -488,7 +488,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         mut next: Next,
         segments: Option<&[Segment]>,
     ) -> Result<Reached, Busy> {
-        let mut flushed = false;
+        let mut began = false;
         loop {
             let (op, with, in_flight) = match (&next, segments) {
                 (Next::PreFlush(rest), _) => (Op::Flush, &[][..], Stage::PreFlush(*rest)),
@@ -501,7 +501,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             let submission = match (self.give(memory, storage, slot, op, with), &next) {
                 (Ok(submission), _) => submission,
                 (Err(Busy), Next::PostFlush) => return Ok((Stage::PostFlushRetry, Ok(()))),
-                (Err(Busy), Next::Data(rest)) if flushed => return Ok((Stage::NeedsSegments(*rest), Ok(()))),
+                (Err(Busy), Next::Data(rest)) if began => return Ok((Stage::NeedsSegments(*rest), Ok(()))),
                 (Err(Busy), _) => return Err(Busy),
             };
             if let Next::Data(Rest { flush_after: true, .. }) = next {
@@ -513,14 +513,12 @@ impl<T, const N: usize> Sequencer<T, N> {
             };
             next = match (next, result) {
                 (Next::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
-                (Next::Data(Rest { flush_after: true, .. }), Ok(()))
-                    if !self.skips_flush() && !active(Mutant::AtOnceTakenAsStable) =>
-                {
+                (Next::Data(Rest { flush_after: true, .. }), Ok(())) if !self.skips_flush(true) => {
                     Next::PostFlush
                 }
                 _ => return Ok((Stage::Ended, result)),
             };
-            flushed = true;
+            began = true;
         }
     }
 
@@ -540,7 +538,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         let stage = self.stage(slot)?;
         let next = match (stage, result) {
             (Stage::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
-            (Stage::Data { flush_after: true }, Ok(())) if !self.skips_flush() => Next::PostFlush,
+            (Stage::Data { flush_after: true }, Ok(())) if !self.skips_flush(false) => Next::PostFlush,
             _ => return self.reach(slot, Stage::Ended, result).done(),
         };
         // Of these two neither is refused: one waits for segments, the other to be tried again.

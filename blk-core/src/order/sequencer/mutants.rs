@@ -52,13 +52,16 @@ impl<T, const N: usize> Sequencer<T, N> {
     pub(super) fn drops_flush(&mut self, exclusive: bool) -> bool {
         active(Mutant::FlushWithoutHostFlush)
             || exclusive && active(Mutant::CacheOffWithoutFlush)
-            || active(Mutant::FlushSkippedByGeneration) && self.skips_flush()
+            || active(Mutant::FlushSkippedByGeneration) && self.skips_flush(false)
     }
 
-    /// Among others QEMU's defect (host-std/tests/defects.md, 16): the counter that says "something is dirty" is advanced after
+    /// Whether a mutant leaves out the flush after a write that was done `at_once`, or was in flight. Among others QEMU's defect (host-std/tests/defects.md, 16): the counter that says "something is dirty" is advanced after
     /// it was looked at.
     #[inline(always)]
-    pub(super) fn skips_flush(&mut self) -> bool {
+    pub(super) fn skips_flush(&mut self, at_once: bool) -> bool {
+        if at_once && active(Mutant::AtOnceTakenAsStable) {
+            return true;
+        }
         #[cfg(feature = "mutants")]
         {
             if active(Mutant::FuaFlushBesideWrite) {
