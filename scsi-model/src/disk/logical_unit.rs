@@ -174,7 +174,8 @@ impl<const N: usize> LogicalUnit<N> {
     }
 
     /// ABORT TASK (SAM-5, ABORT TASK). Returns whether the task was there. It is reported as
-    /// [`Outcome::Aborted`](crate::Outcome::Aborted): at once if it waits; if it runs, when what the storage has of it has completed, since until then its memory is in use (CVE-2022-0216).
+    /// [`Outcome::Aborted`](crate::Outcome::Aborted): at once if it waits; if it runs, when what the storage has of it has
+    /// completed, since until then its memory is in use (CVE-2022-0216).
     pub fn abort_task(&mut self, tag: u64) -> bool {
         if self.tasks.abort(|task| task.tag == tag) {
             return true;
@@ -205,7 +206,8 @@ impl<const N: usize> LogicalUnit<N> {
 
     /// Begins a reset (SAM-5, logical unit reset). Tasks that wait are dropped; what the storage has is awaited, and lands before the
     /// reset is over; then every task is reported as [`Outcome::Aborted`](crate::Outcome::Aborted), the mode
-    /// parameters are the defaults again and a unit attention is pending. [`Self::is_managing`] says when it is over; tasks enqueued meanwhile wait.
+    /// parameters are the defaults again and a unit attention is pending. [`Self::is_managing`] says when it is over; tasks
+    /// enqueued meanwhile wait.
     pub fn reset(&mut self, cause: ResetCause) {
         self.tasks.abort(|_| true);
         for started in self.started.iter_mut().filter_map(Option::take) {

@@ -55,8 +55,8 @@ impl<T, const N: usize> Sequencer<T, N> {
             || active(Mutant::FlushSkippedByGeneration) && self.skips_flush(false)
     }
 
-    /// Whether a mutant leaves out the flush after a write that was done `at_once`, or was in flight. Among others QEMU's defect (host-std/tests/defects.md, 16): the counter that says "something is dirty" is advanced after
-    /// it was looked at.
+    /// Whether a mutant leaves out the flush after a write that was done `at_once`, or was in flight. Among others QEMU's defect
+    /// (host-std/tests/defects.md, 16): the counter that says "something is dirty" is advanced after it was looked at.
     #[inline(always)]
     pub(super) fn skips_flush(&mut self, at_once: bool) -> bool {
         if at_once && active(Mutant::AtOnceTakenAsStable) {
