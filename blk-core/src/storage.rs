@@ -49,9 +49,34 @@ pub struct Info {
     pub segments_max: u16,
     /// Most bytes that one read or write may move.
     pub transfer_max_bytes: u32,
+    /// Whether `Op::Hold` keeps every other writer of the storage out. Where it does not, commands that compare and then write are
+    /// not offered.
+    pub holds: bool,
+    /// Most bytes of a record that survives a loss of power beside the disk's contents; 0 where there is no place for one, and
+    /// then what would need one is not offered.
+    pub state_bytes: u32,
 }
 
 impl Info {
+    /// A disk that is not there: no sectors, and nothing that could be done to them.
+    pub const ABSENT: Self = Self {
+        sectors: 0,
+        logical_block_bytes: 512,
+        physical_block_bytes: 512,
+        optimal_io_bytes: 0,
+        read_only: true,
+        rotational: false,
+        cache: Cache::WriteThrough,
+        fua: false,
+        range_stable: false,
+        discard: false,
+        staging_bytes: 0,
+        segments_max: 1,
+        transfer_max_bytes: 1 << 20,
+        holds: false,
+        state_bytes: 0,
+    };
+
     /// Sectors in a logical block: 1 at least.
     #[must_use]
     pub const fn sectors_per_block(&self) -> u64 {
@@ -184,6 +209,8 @@ pub enum IoErrorKind {
     Latched,
     /// The storage does not do this operation.
     Unsupported,
+    /// There is no disk.
+    Absent,
 }
 
 impl fmt::Display for IoErrorKind {
@@ -198,6 +225,7 @@ impl fmt::Display for IoErrorKind {
             Self::Memory => "a segment is not memory that may be accessed",
             Self::Latched => "an earlier durable operation failed; check the image, then open it anew",
             Self::Unsupported => "the storage does not do this operation",
+            Self::Absent => "there is no disk",
         })
     }
 }
@@ -267,7 +295,13 @@ pub struct Completion {
 /// - A write that is done at once is as stable as any other: only a native FUA, a write-through cache or a flush afterwards
 ///   makes it so. If that flush is refused as busy, the request stays in flight until it has been done.
 /// - A reset awaits what is pending; what was done at once has landed.
-/// - A failed durable operation is sticky: from then on flushes, FUA writes and writes fail with
+/// - An [`Op::Hold`] completes when the mutations that other handles have in flight have completed, and no other slot holds any
+///   of its sectors; those that wait take turns. Until [`release_hold`](Self::release_hold) the mutations of other handles that
+///   overlap it wait, submitted and not begun. Its own handle's go on: their order is their owner's. Whoever drops a handle, or
+///   is promised by `cancel_in_flight` that nothing lands, has let go of its holds.
+/// - An [`Op::StoreState`] is durable by itself: no flush is asked for it, and a loss of power leaves the record as it was, or as
+///   it was stored.
+/// - A failed durable operation is sticky: from then on [whatever changes or promises something](Op::fails_when_latched) fails with
 ///   [`IoErrorKind::Latched`]; reads go on. A reset of the device does not clear it.
 /// - Segments are read during `submit` and kept, if need be, by the storage; the caller's slice may go away.
 /// - Ranges are checked against the capacity here too, although the models have checked them.
@@ -288,6 +322,11 @@ pub trait Storage<M: ?Sized> {
     /// that uses it is in flight. Its contents stay until the next operation that uses it: the ranges of a TRIM wait in one
     /// while they are discarded.
     fn staging(&mut self, slot: u16) -> &mut [u8];
+
+    /// Ends the hold of `slot`, which has completed; without effect where it has none.
+    fn release_hold(&mut self, slot: u16) {
+        let _ = slot;
+    }
 
     /// Promises, if it returns true, that nothing submitted before lands any more, in memory or on the disk, and that
     /// no completion of it will be delivered. A storage that cannot promise this returns false.
@@ -314,8 +353,48 @@ impl<M: ?Sized, S: Storage<M> + ?Sized> Storage<M> for &mut S {
         (**self).staging(slot)
     }
 
+    fn release_hold(&mut self, slot: u16) {
+        (**self).release_hold(slot);
+    }
+
     fn cancel_in_flight(&mut self) -> bool {
         (**self).cancel_in_flight()
+    }
+}
+
+/// A place for a disk: `None` is one that is not there, [`Info::ABSENT`], and every operation on it ends with
+/// [`IoErrorKind::Absent`]. Once something is in flight on a disk it may not be taken away before that has completed.
+impl<M: ?Sized, S: Storage<M>> Storage<M> for Option<S> {
+    fn info(&self) -> &Info {
+        self.as_ref().map_or(&Info::ABSENT, S::info)
+    }
+
+    #[inline]
+    fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
+        match self {
+            Some(storage) => storage.submit(memory, tag, op, segments),
+            None => Ok(Submission::Done(Err(IoErrorKind::Absent.into()))),
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, memory: &M) -> Option<Completion> {
+        self.as_mut()?.poll(memory)
+    }
+
+    fn staging(&mut self, slot: u16) -> &mut [u8] {
+        self.as_mut().map_or(&mut [], |storage| storage.staging(slot))
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        if let Some(storage) = self {
+            storage.release_hold(slot);
+        }
+    }
+
+    /// Where there is no disk, nothing is in flight.
+    fn cancel_in_flight(&mut self) -> bool {
+        self.as_mut().is_none_or(S::cancel_in_flight)
     }
 }
 

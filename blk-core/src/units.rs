@@ -84,6 +84,15 @@ impl GuestAddr {
     }
 }
 
+/// Names a record that a storage keeps beside the disk's contents: see [`Op::StoreState`](crate::op::Op::StoreState).
+///
+/// All handles of a storage have the same records. The lower 16 bits say what a device keeps there. The upper 16 are the embedder's:
+/// two units over one storage that are to remember different things have different ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct StateKey(pub u32);
+
 /// Names an operation in flight on one `Storage` handle.
 ///
 /// `slot` is smaller than the depth that the submitter keeps; `generation` changes with every submission, so
