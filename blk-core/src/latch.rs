@@ -44,15 +44,15 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
     }
 
     fn submit(&mut self, memory: &M, tag: Tag, op: Op, segments: &[Segment]) -> Result<Submission, Busy> {
-        if self.latched && (op.mutates() || op == Op::Flush) {
+        if self.latched && op.fails_when_latched() {
             return Ok(Submission::Done(Err(IoErrorKind::Latched.into())));
         }
         let info = self.inner.info();
         let durable = match op {
-            Op::Flush | Op::Write { fua: true, .. } => true,
+            Op::Flush | Op::Write { fua: true, .. } | Op::StoreState { .. } => true,
             Op::Write { .. } => info.cache == Cache::WriteThrough,
             Op::WriteZeroes { .. } | Op::Discard { .. } => info.range_stable,
-            Op::Read { .. } => false,
+            Op::Read { .. } | Op::Hold { .. } | Op::LoadState { .. } => false,
         };
         if !durable {
             return self.inner.submit(memory, tag, op, segments);
@@ -88,6 +88,10 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
         self.inner.staging(slot)
     }
 
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
+    }
+
     fn cancel_in_flight(&mut self) -> bool {
         let cancelled = self.inner.cancel_in_flight();
         if cancelled {
@@ -101,7 +105,11 @@ impl<M: ?Sized, S: Storage<M>, const N: usize> Storage<M> for LatchingStorage<S,
 const fn is_refusal(kind: IoErrorKind) -> bool {
     matches!(
         kind,
-        IoErrorKind::ReadOnly | IoErrorKind::OutOfRange | IoErrorKind::Memory | IoErrorKind::Unsupported
+        IoErrorKind::ReadOnly
+            | IoErrorKind::OutOfRange
+            | IoErrorKind::Memory
+            | IoErrorKind::Unsupported
+            | IoErrorKind::Absent
     )
 }
 

@@ -22,6 +22,8 @@ pub const fn plain_info(bytes: u64, cache: Cache) -> Info {
         staging_bytes: 0,
         segments_max: 126,
         transfer_max_bytes: 1 << 20,
+        holds: true,
+        state_bytes: 0,
     }
 }
 

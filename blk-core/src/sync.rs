@@ -10,7 +10,8 @@ use crate::units::{Extent, Lba, Tag};
 /// Offsets are in bytes and, like lengths, multiples of 512 that [`Synchronous`] has checked against
 /// [`Info::sectors`]. Data moves through closures, so that memory is copied once where the medium is memory.
 pub trait Medium {
-    /// What this disk is. `fua` must be false: the sequencer emulates it.
+    /// What this disk is. [`Synchronous`] sets what it decides itself: `fua`, which the sequencer emulates, `holds`, `state_bytes` and
+    /// `staging_bytes`.
     fn info(&self) -> &Info;
 
     /// Reads `len` bytes at `offset`, handing them to `sink` piece by piece, in order.
@@ -73,6 +74,9 @@ impl<'a, D: Medium, const N: usize> Synchronous<'a, D, N> {
         const { assert!(N > 0, "Synchronous<D, N>: N is 1 at least, or no operation could be taken") }
         let mut info = *medium.info();
         info.fua = false;
+        // The one handle to the medium: nobody else writes.
+        info.holds = true;
+        info.state_bytes = 0;
         info.staging_bytes = u32::try_from(slot_bytes(staging.len(), N)).unwrap_or(u32::MAX) & !0x1ff;
         assert!(
             staging.is_empty() || info.staging_bytes >= info.logical_block_bytes,
@@ -104,7 +108,7 @@ impl<'a, D: Medium, const N: usize> Synchronous<'a, D, N> {
         if let Some(extent) = op.extent() {
             check(&self.info, op, extent, segments)?;
         }
-        if self.latched && (op.mutates() || op == Op::Flush) {
+        if self.latched && op.fails_when_latched() {
             return Err(IoErrorKind::Latched.into());
         }
         let result = match op {
@@ -114,6 +118,8 @@ impl<'a, D: Medium, const N: usize> Synchronous<'a, D, N> {
             // Keeping the data is allowed, and is all that a plain medium can do.
             Op::Discard { .. } => Ok(()),
             Op::Flush => self.medium.flush(),
+            Op::Hold { .. } => Ok(()),
+            Op::LoadState { .. } | Op::StoreState { .. } => Err(IoErrorKind::Unsupported.into()),
         };
         let durable = op == Op::Flush || op.mutates() && self.info.cache == Cache::WriteThrough;
         if let Err(IoError { kind: IoErrorKind::Medium | IoErrorKind::NoSpace, .. }) = result {
@@ -233,7 +239,7 @@ pub fn check(info: &Info, op: Op, extent: Extent, segments: &[Segment]) -> Resul
         return Err(IoErrorKind::ReadOnly.into());
     }
     let has_data = matches!(op, Op::Read { .. } | Op::Write { .. });
-    if has_data && total_bytes(segments) != extent.bytes() {
+    if has_data && total_bytes(segments) != op.segment_bytes() {
         return Err(IoErrorKind::OutOfRange.into());
     }
     Ok(())

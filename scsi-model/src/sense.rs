@@ -170,6 +170,7 @@ impl Sense {
             IoErrorKind::ReadOnly => (Key::DataProtect, Code::WRITE_PROTECTED),
             IoErrorKind::OutOfRange => (Key::IllegalRequest, Code::LBA_OUT_OF_RANGE),
             IoErrorKind::Memory => (Key::AbortedCommand, Code::DATA_PHASE_ERROR),
+            IoErrorKind::Absent => (Key::NotReady, Code::MEDIUM_NOT_PRESENT),
             IoErrorKind::Latched | IoErrorKind::Unsupported => {
                 (Key::HardwareError, Code::INTERNAL_TARGET_FAILURE)
             }

@@ -482,7 +482,7 @@ impl<const N: usize> Queue<N> {
                     chain.finish();
                     if op.mutates() { chain.readable().0 } else { chain.writable().0 }
                 }
-                Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => &[],
+                _ => &[],
             };
             let fits = match op {
                 Op::Read { extent } | Op::Write { extent, .. } => {

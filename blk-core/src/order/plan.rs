@@ -93,7 +93,8 @@ pub fn plan(request: &Request, guest: GuestCache, info: &Info) -> Plan {
 
     match request.op {
         // A flush is asked of the host in every mode: where nothing is dirty it still reports the latch.
-        Op::Flush => {}
+        // A hold promises nothing, and a record is stable by itself.
+        Op::Flush | Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
         Op::Read { .. } => plan.flush_before = fua,
         Op::Write { extent, .. } => {
             plan.flush_before = exclusive && volatile;

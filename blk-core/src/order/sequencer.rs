@@ -435,14 +435,15 @@ impl<T, const N: usize> Sequencer<T, N> {
     }
 
     /// Ends a reset once nothing is in flight, or once the storage promises that nothing of it will land. Returns whether no
-    /// reset is under way. While it returns false, the device stays in reset, and shows that to the guest.
+    /// reset is under way; what slots held is then held no more. While it returns false, the device stays in reset, and shows that to the guest.
     pub fn finish_reset<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, storage: &mut S) -> bool {
         if self.resetting && !self.is_idle() && storage.cancel_in_flight() {
             for slot in (0_u16..).take(N) {
                 self.free(slot);
             }
         }
-        if self.is_idle() {
+        if self.resetting && self.is_idle() {
+            (0_u16..).take(N).for_each(|slot| storage.release_hold(slot));
             self.resetting = false;
         }
         !self.resetting

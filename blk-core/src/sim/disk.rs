@@ -10,6 +10,8 @@
 //!   and discards are volatile even under `O_DSYNC`: holes are metadata.
 //! - A sector is never torn, and sectors persist independently of each other. So what a power cut can leave is one set
 //!   of values for each sector.
+//! - A record is stable once its store has completed; until then it may hold either.
+//! - While one handle holds sectors, what the others have in flight for them does not complete. It may have been begun.
 //! - A failed flush or durable write may have persisted anything, and latches: flushes and mutations fail from then on.
 
 mod choice;
@@ -30,6 +32,7 @@ use crate::op::Op;
 use crate::sim::memory::SimMemory;
 use crate::sim::value::{INITIAL, ValueSet};
 use crate::storage::{CacheMode, Completion};
+use crate::units::StateKey;
 
 use medium::{DiskState, Sector, Work};
 
@@ -55,6 +58,8 @@ impl SimDisk {
             latched: false,
             strayed: false,
             sectors: [INITIAL; TRACKED].map(Sector::holding),
+            records: Vec::new(),
+            holds: Vec::new(),
             in_flight: std::vec![Vec::new(); config.handles],
             choices: Choices::default(),
         }));
@@ -92,7 +97,26 @@ impl SimDisk {
         each.collect()
     }
 
-    /// Whether an injected error can hit this operation: a flush, or a write that must be stable when it completes.
+    /// Whether an operation in flight can complete: it does not wait for a hold of another handle to end.
+    #[must_use]
+    pub fn can_complete(&self, handle: usize, index: usize) -> bool {
+        let shared = self.shared.borrow();
+        let pending = shared.in_flight.get(handle).and_then(|in_flight| in_flight.get(index));
+        pending.is_some_and(|pending| !shared.waits(handle, &pending.work, pending.op))
+    }
+
+    /// Whether nothing can go on unless a guest or a device does: everything in flight waits for holds to end.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        if self.shared.borrow().holds.is_empty() {
+            return false;
+        }
+        let in_flight = self.in_flight();
+        let waits = |&(handle, index, _): &(usize, usize, Op)| !self.can_complete(handle, index);
+        !in_flight.is_empty() && !self.has_unpolled() && in_flight.iter().all(waits)
+    }
+
+    /// Whether an injected error can hit this operation: a flush, a record's store, or a write that must be stable when it completes.
     #[must_use]
     pub fn can_fail(&self, handle: usize, index: usize) -> bool {
         let shared = self.shared.borrow();
@@ -113,8 +137,9 @@ impl SimDisk {
     /// Completes an operation in flight: its effect happens now, its completion waits to be polled.
     ///
     /// # Panics
-    /// If there is no such operation.
+    /// If there is no such operation, or it [cannot complete](Self::can_complete).
     pub fn complete(&mut self, memory: &SimMemory, handle: usize, index: usize, fate: Fate) {
+        assert!(self.can_complete(handle, index), "it waits for a hold to end");
         let operation = self.shared.borrow_mut().in_flight[handle].remove(index);
         let tag = operation.tag;
         let handle = &mut self.handles[handle];
@@ -131,6 +156,22 @@ impl SimDisk {
             Work::Mutate { changes, .. } => set.with(changes[sector].new_values()),
             _ => set,
         })
+    }
+
+    /// All that a record can hold if the power is cut now.
+    #[must_use]
+    pub fn reachable_record(&self, key: StateKey) -> Vec<Vec<u8>> {
+        let shared = self.shared.borrow();
+        let record = shared.records.iter().find(|record| record.key == key);
+        let mut all = record.map_or_else(
+            || std::vec![Vec::new()],
+            |record| core::iter::once(&record.live).chain(&record.perhaps).cloned().collect(),
+        );
+        all.extend(shared.in_flight.iter().flatten().filter_map(|pending| match &pending.work {
+            Work::Store(of, bytes) if *of == key => Some(bytes.clone()),
+            _ => None,
+        }));
+        all
     }
 
     /// The value that a read of `sector` would return now.

@@ -228,6 +228,9 @@ impl fmt::Display for OpName {
             Op::WriteZeroes { .. } => "zeroing of",
             Op::Discard { .. } => "discard of",
             Op::Flush => "flush",
+            Op::Hold { .. } => "hold of",
+            Op::LoadState { .. } => "load of a record",
+            Op::StoreState { .. } => "store of a record",
         })?;
         match self.0.extent() {
             Some(extent) => {

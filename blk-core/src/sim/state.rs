@@ -93,6 +93,9 @@ impl<G: SimGuest> State<G> {
         let in_flight = self.disk.in_flight();
         let other = in_flight.len() > 1 || self.issued < length;
         for (handle, index, _) in in_flight {
+            if !self.disk.can_complete(handle, index) {
+                continue;
+            }
             for fate in [Fate::Succeeds, Fate::Fails] {
                 if fate == Fate::Fails && (self.errors_left == 0 || !self.disk.can_fail(handle, index)) {
                     continue;
@@ -218,7 +221,7 @@ impl<G: SimGuest> State<G> {
         if self.disk.strayed() {
             return Err(Violation::Strayed);
         }
-        if self.disk.is_idle() && self.oracle.pending() != 0 {
+        if self.disk.is_stuck() || self.disk.is_idle() && self.oracle.pending() != 0 {
             return Err(Violation::Hung);
         }
         self.oracle.check_power_cut(self.reachable())
@@ -272,12 +275,9 @@ impl<G: SimGuest> State<G> {
                     return events;
                 }
                 let fate = Fate::Succeeds;
-                next = self.disk.in_flight().first().map(|&(handle, index, _)| What::Complete {
-                    handle,
-                    index,
-                    fate,
-                    late: false,
-                });
+                let mut in_flight = self.disk.in_flight().into_iter();
+                let first = in_flight.find(|&(handle, index, _)| self.disk.can_complete(handle, index));
+                next = first.map(|(handle, index, _)| What::Complete { handle, index, fate, late: false });
             }
         }
         events

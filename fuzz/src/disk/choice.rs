@@ -51,6 +51,8 @@ impl Kind {
             staging_bytes: STAGING_BYTES as u32,
             segments_max: 126,
             transfer_max_bytes: 1 << 20,
+            holds: true,
+            state_bytes: 0,
         }
     }
 }

@@ -31,6 +31,8 @@ bitflags! {
         const STAGING = 16;
         /// Is supported only where the storage releases space.
         const DISCARD = 32;
+        /// Is supported only where the storage keeps other writers out.
+        const HOLDS = 64;
     }
 }
 
@@ -69,12 +71,13 @@ impl Row {
     /// Whether a disk on a storage described by `info` supports it.
     #[must_use]
     pub const fn supported(&self, info: &Info) -> bool {
-        if !self.traits.intersects(Traits::STAGING.union(Traits::DISCARD)) {
+        if !self.traits.intersects(Traits::STAGING.union(Traits::DISCARD).union(Traits::HOLDS)) {
             return true;
         }
         let staging = info.staging_bytes >= info.logical_block_bytes && info.staging_bytes != 0;
         (staging || !self.traits.contains(Traits::STAGING))
             && (info.discard || !self.traits.contains(Traits::DISCARD))
+            && (info.holds || !self.traits.contains(Traits::HOLDS))
     }
 
     /// Refuses the first bit that is not evaluated and set.
@@ -110,6 +113,7 @@ const ALONE: Traits = Traits::ALONE;
 const WRITES: Traits = MEDIUM.union(Traits::WRITES);
 const VERIFIES: Traits = MEDIUM.union(Traits::STAGING);
 const VERIFIED: Traits = WRITES.union(Traits::STAGING);
+const ATOMIC: Traits = VERIFIED.union(Traits::ALONE).union(Traits::HOLDS);
 
 const fn row(usage: &'static [u8], traits: Traits, decode: fn(&Cdb) -> Result<Command, Sense>) -> Row {
     Row { service_action: None, usage, traits, reserved: reserved(usage, false), decode }
@@ -170,10 +174,10 @@ pub static TABLE: &[Row] = &[
     row(&[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0], NONE, mode_sense10),
     row(&[0x88, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, read),
     row(&[0x89, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0x3f, 0],
-        VERIFIED.union(ALONE), compare_and_write),
+        ATOMIC, compare_and_write),
     row(&[0x8a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, write),
     row(&[0x8b, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
-        VERIFIED.union(ALONE), or_write),
+        ATOMIC, or_write),
     row(&[0x8e, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
         VERIFIED, write_and_verify),
     row(&[0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, verify),

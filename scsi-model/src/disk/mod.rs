@@ -7,6 +7,7 @@
 //!   -> started           a task that runs, operation by operation
 //!   -> answer, mode      what is answered from what the unit knows
 //!   -> unit, job         what the unit remembers; work on the storage
+//!   -> transfer          blocks that are moved, chunk by chunk
 //!   -> settings, limits, reply, outcome, io
 //! ```
 
@@ -23,6 +24,7 @@ mod reply;
 mod settings;
 mod start_command;
 mod started;
+mod transfer;
 mod unit;
 
 pub use execute::Polled;

@@ -5,12 +5,13 @@ use blk_core::storage::{Info, Storage};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::io::{Io, Refusal};
-use super::job::{After, Begun, Job, Verb};
+use super::job::{After, Begun, Job};
 use super::limits::{
     UNMAP_DESCRIPTORS_MAX, compare_max_blocks, extent, transfer_max_blocks, unmap_descriptors_max,
     write_same_max_blocks,
 };
 use super::reply::Reply;
+use super::transfer::Verb;
 use super::unit::Unit;
 use crate::command::{Against, Blocks, Command, Row, Traits, decode_as, group_bytes};
 use crate::sense::{Code, Key, Sense};

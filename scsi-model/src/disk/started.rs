@@ -90,16 +90,16 @@ impl Started {
         T: Transport + ?Sized,
     {
         if self.aborted {
-            return Ok(Standing::Ended(Outcome::Aborted, 0));
+            return Ok(self.over(Standing::Ended(Outcome::Aborted, 0), stage, io));
         }
         loop {
             let result = match self.submit(step, stage, io) {
                 Ok(result) => result,
-                Err(Halt::Standing(standing)) => return Ok(standing),
+                Err(Halt::Standing(standing)) => return Ok(self.over(standing, stage, io)),
                 Err(Halt::Deferred(deferred)) => return Err(deferred),
             };
             if let Some(standing) = self.completed(result, stage, io) {
-                return Ok(standing);
+                return Ok(self.over(standing, stage, io));
             }
             step = Step::Next;
         }
@@ -117,13 +117,30 @@ impl Started {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if self.aborted {
-            return Ok(Standing::Ended(Outcome::Aborted, 0));
-        }
-        match self.completed(result, stage, io) {
-            Some(standing) => Ok(standing),
+        let standing = if self.aborted { None } else { self.completed(result, stage, io) };
+        match standing {
+            Some(standing) => Ok(self.over(standing, stage, io)),
             None => self.go_on(Step::Next, stage, io),
         }
+    }
+
+    /// A task that has ended holds nothing any more.
+    #[inline(always)]
+    fn over<M, S, T, const N: usize>(
+        &self,
+        standing: Standing,
+        stage: &Stage<'_, N>,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Standing
+    where
+        M: ?Sized,
+        S: Storage<M> + ?Sized,
+        T: ?Sized,
+    {
+        if self.gate == Gate::Alone && self.job.holds() && matches!(standing, Standing::Ended(..)) {
+            io.storage.release_hold(stage.slot);
+        }
+        standing
     }
 
     /// Submits an operation, and returns how it ended if the storage did it at once.

@@ -116,6 +116,8 @@ impl Disk {
             staging_bytes: 4096,
             segments_max: 16,
             transfer_max_bytes: 1 << 16,
+            holds: true,
+            state_bytes: 0,
         };
         Self {
             info,

@@ -55,7 +55,7 @@ pub struct Choices {
     at_once: AtOnce,
     /// Operations submitted so far.
     pub asked: u8,
-    /// An operation that could not fail was to fail: the choice is none.
+    /// An operation that could not fail was to fail, or one that waits was to be done: the choice is none.
     pub void: bool,
     /// What was done.
     pub done: Vec<DoneAtOnce>,
@@ -67,10 +67,14 @@ impl Choices {
     }
 
     /// Chooses for the next operation. `None`: it is in flight.
-    pub(super) fn next(&mut self, can_fail: bool) -> Option<Fate> {
+    pub(super) fn next(&mut self, can_fail: bool, waits: bool) -> Option<Fate> {
         let bit = 1_u8.checked_shl(self.asked.into()).unwrap_or(0);
         self.asked = self.asked.saturating_add(1);
         if self.at_once.mask & bit == 0 {
+            return None;
+        }
+        if waits {
+            self.void = true;
             return None;
         }
         let last = self.at_once.mask < bit << 1;

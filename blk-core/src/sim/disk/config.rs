@@ -55,6 +55,8 @@ impl DiskConfig {
             staging_bytes: self.staging_bytes,
             segments_max: SEGMENTS_MAX as u16,
             transfer_max_bytes: 1 << 16,
+            holds: true,
+            state_bytes: SECTOR_BYTES,
         }
     }
 }

@@ -54,11 +54,18 @@ impl SimHandle {
         fate: Fate,
     ) -> Result<(), IoError> {
         let InFlight { tag, op, work } = operation;
-        let Work::Read(segments) = work else {
-            return self.shared.borrow_mut().perform(usize::from(self.index), tag, work, fate);
+        let (segments, mut data) = match (work, op) {
+            (Work::Read(segments), _) => {
+                let values = self.shared.borrow().read(op);
+                (segments, values.iter().flat_map(|&value| [value; SECTOR]).collect::<Vec<u8>>())
+            }
+            (Work::Load(segments), Op::LoadState { key }) => {
+                let mut data = self.shared.borrow().record(key).to_vec();
+                data.resize(total_bytes(&segments).unwrap_or(0) as usize, 0);
+                (segments, data)
+            }
+            (work, _) => return self.shared.borrow_mut().perform(usize::from(self.index), tag, work, fate),
         };
-        let values = self.shared.borrow().read(op);
-        let mut data: Vec<u8> = values.iter().flat_map(|&value| [value; SECTOR]).collect();
         scatter(memory, &segments, self.buffer(tag.slot), &mut data)
     }
 
@@ -82,13 +89,15 @@ impl SimHandle {
         segments: &[Segment],
     ) -> Result<Work, IoErrorKind> {
         self.check(op, segments)?;
-        if self.shared.borrow().latched && !matches!(op, Op::Read { .. }) {
+        if self.shared.borrow().latched && op.fails_when_latched() {
             return Err(IoErrorKind::Latched);
         }
+        let kept = || FixedVec::from_slice(segments).map_err(|_| IoErrorKind::OutOfRange);
         let (changes, stable) = match op {
-            Op::Read { .. } => {
-                return FixedVec::from_slice(segments).map(Work::Read).map_err(|_| IoErrorKind::OutOfRange);
-            }
+            Op::Read { .. } => return kept().map(Work::Read),
+            Op::LoadState { .. } => return kept().map(Work::Load),
+            Op::StoreState { key } => return Ok(Work::Store(key, self.gathered(memory, slot, segments)?)),
+            Op::Hold { extent } => return Ok(Work::Hold(extent)),
             Op::Flush => {
                 let covered = self.shared.borrow().coverage(usize::from(self.index));
                 return Ok(Work::Flush { covered });
@@ -109,12 +118,12 @@ impl SimHandle {
     }
 
     fn check(&self, op: Op, segments: &[Segment]) -> Result<(), IoErrorKind> {
-        let bytes = match op {
-            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
-            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
-        };
         let fits = op.extent().is_none_or(|extent| extent.fits(self.info.sectors));
-        let sound = bytes.is_some_and(|bytes| bytes <= u64::from(self.info.transfer_max_bytes))
+        let (bytes, most) = match op.segment_bytes() {
+            Some(bytes) => (Some(bytes), self.info.transfer_max_bytes),
+            None => (total_bytes(segments), self.info.state_bytes),
+        };
+        let sound = bytes.is_some_and(|bytes| bytes <= u64::from(most))
             && total_bytes(segments) == bytes
             && segments.len() <= SEGMENTS_MAX;
         if fits && sound { Ok(()) } else { Err(IoErrorKind::OutOfRange) }
@@ -127,12 +136,23 @@ impl SimHandle {
         extent: Extent,
         segments: &[Segment],
     ) -> Result<[Change; TRACKED], IoErrorKind> {
-        let mut data = std::vec![0; extent.bytes().unwrap_or(0) as usize];
+        let data = self.gathered(memory, slot, segments)?;
+        Ok(changes(extent, |at| Change::Set(value_of(&data[at * SECTOR..(at + 1) * SECTOR]))))
+    }
+
+    /// The bytes of the segments.
+    fn gathered(
+        &mut self,
+        memory: &SimMemory,
+        slot: u16,
+        segments: &[Segment],
+    ) -> Result<Vec<u8>, IoErrorKind> {
+        let mut data = std::vec![0; total_bytes(segments).unwrap_or(0) as usize];
         // Where no segment is staged, the buffer is not looked at, and not made.
         let staged = segments.iter().any(|segment| matches!(segment, Segment::Staging { .. }));
         let staging = if staged { self.buffer(slot) } else { &mut [] };
         gather(memory, segments, staging, &mut data).map_err(|error| error.kind)?;
-        Ok(changes(extent, |at| Change::Set(value_of(&data[at * SECTOR..(at + 1) * SECTOR]))))
+        Ok(data)
     }
 }
 
@@ -154,8 +174,8 @@ impl Storage<SimMemory> for SimHandle {
         }
         let work = self.work(memory, tag.slot, op, segments).unwrap_or_else(Work::Refused);
         let mut shared = self.shared.borrow_mut();
-        let can_fail = shared.can_fail(&work);
-        let Some(fate) = shared.choices.next(can_fail) else {
+        let (can_fail, waits) = (shared.can_fail(&work), shared.waits(handle, &work, op));
+        let Some(fate) = shared.choices.next(can_fail, waits) else {
             shared.in_flight[handle].push(InFlight { tag, op, work });
             return Ok(Submission::Pending);
         };
@@ -177,10 +197,14 @@ impl Storage<SimMemory> for SimHandle {
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
-        let in_use = self.shared.borrow().in_flight[usize::from(self.index)].iter().any(|pending| {
-            pending.tag.slot == slot && matches!(pending.op, Op::Read { .. } | Op::Write { .. })
-        });
+        let in_use = self.shared.borrow().in_flight[usize::from(self.index)]
+            .iter()
+            .any(|pending| pending.tag.slot == slot && pending.op.segment_bytes() != Some(0));
         if in_use || self.info.staging_bytes == 0 { &mut [] } else { self.buffer(slot) }
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.shared.borrow_mut().holds.retain(|hold| (hold.handle, hold.slot) != (self.index, slot));
     }
 
     fn cancel_in_flight(&mut self) -> bool {
@@ -188,11 +212,16 @@ impl Storage<SimMemory> for SimHandle {
             return false;
         }
         let mut shared = self.shared.borrow_mut();
+        shared.holds.retain(|hold| hold.handle != self.index);
         let in_flight = core::mem::take(&mut shared.in_flight[usize::from(self.index)]);
         for InFlight { tag, work, .. } in in_flight {
-            if let Work::Mutate { changes, .. } = work {
-                shared.persist_perhaps(usize::from(self.index), tag, changes);
-                shared.polled(self.index, tag);
+            match work {
+                Work::Mutate { changes, .. } => {
+                    shared.persist_perhaps(usize::from(self.index), tag, changes);
+                    shared.polled(self.index, tag);
+                }
+                Work::Store(key, bytes) => shared.store_perhaps(key, bytes),
+                _ => {}
             }
         }
         for completion in self.completed.drain(..) {

@@ -11,7 +11,7 @@ use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::sim::value::{INITIAL, ValueSet, ZEROES};
 use crate::storage::{IoError, IoErrorKind};
-use crate::units::{Lba, Tag};
+use crate::units::{Extent, Lba, StateKey, Tag};
 
 /// Sectors whose contents are kept: those that programs use. The others hold the initial data, and a mutation that
 /// reaches one is noted.
@@ -28,6 +28,9 @@ pub(super) struct DiskState {
     /// A mutation of a sector that no program uses was submitted.
     pub(super) strayed: bool,
     pub(super) sectors: [Sector; TRACKED],
+    /// Those that were ever stored, in that order.
+    pub(super) records: Vec<Record>,
+    pub(super) holds: Vec<Hold>,
     /// Of each handle, in the order of submission.
     pub(super) in_flight: Vec<Vec<InFlight>>,
     /// What the submissions of the event that happens now come to.
@@ -54,6 +57,22 @@ pub(super) struct Volatile {
     pub(super) unpolled: Option<Tag>,
 }
 
+/// What a record holds, and what else it may hold after a power cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Record {
+    pub(super) key: StateKey,
+    pub(super) live: Vec<u8>,
+    pub(super) perhaps: Vec<Vec<u8>>,
+}
+
+/// A hold that has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Hold {
+    pub(super) handle: u8,
+    pub(super) slot: u16,
+    pub(super) extent: Extent,
+}
+
 /// An operation that was submitted and has not completed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct InFlight {
@@ -74,6 +93,9 @@ pub(super) enum Work {
     Flush {
         covered: [u8; TRACKED],
     },
+    Hold(Extent),
+    Load(FixedVec<Segment, SEGMENTS_MAX>),
+    Store(StateKey, Vec<u8>),
     /// It never touches the medium.
     Refused(IoErrorKind),
 }
@@ -90,7 +112,12 @@ impl DiskState {
     /// Does an operation other than a read: its effect happens now.
     pub(super) fn perform(&mut self, handle: usize, tag: Tag, work: Work, fate: Fate) -> Result<(), IoError> {
         match work {
-            Work::Read(_) => Ok(()),
+            Work::Read(_) | Work::Load(_) => Ok(()),
+            Work::Hold(extent) => {
+                self.holds.push(Hold { handle: handle as u8, slot: tag.slot, extent });
+                Ok(())
+            }
+            Work::Store(key, bytes) => self.store(key, bytes, fate),
             Work::Refused(kind) => Err(kind.into()),
             Work::Mutate { changes, .. } if self.latched => {
                 self.persist_perhaps(handle, tag, changes);
@@ -130,8 +157,57 @@ impl DiskState {
             && match *work {
                 Work::Flush { .. } => self.flushes,
                 Work::Mutate { stable, .. } => stable,
-                Work::Read(_) | Work::Refused(_) => false,
+                Work::Store(..) => true,
+                Work::Read(_) | Work::Hold(_) | Work::Load(_) | Work::Refused(_) => false,
             }
+    }
+
+    /// Whether an operation of `handle` waits for a hold of another to end.
+    pub(super) fn waits(&self, handle: usize, work: &Work, op: Op) -> bool {
+        let Some(extent) = op.extent() else { return false };
+        let (writes, holds) = (matches!(work, Work::Mutate { .. }), matches!(work, Work::Hold(_)));
+        let others = |hold: &&Hold| holds || usize::from(hold.handle) != handle;
+        (writes || holds) && self.holds.iter().filter(others).any(|hold| hold.extent.overlaps(extent))
+    }
+
+    /// A record is replaced.
+    fn store(&mut self, key: StateKey, bytes: Vec<u8>, fate: Fate) -> Result<(), IoError> {
+        if self.latched {
+            return Err(IoErrorKind::Latched.into());
+        }
+        if fate == Fate::Fails {
+            self.store_perhaps(key, bytes);
+            self.fail();
+            return Err(IoErrorKind::Medium.into());
+        }
+        let flushes = self.flushes;
+        let record = self.record_mut(key);
+        let before = core::mem::replace(&mut record.live, bytes);
+        // Nothing is promised of a disk without flushes.
+        if flushes {
+            record.perhaps.clear();
+        } else {
+            record.perhaps.push(before);
+        }
+        Ok(())
+    }
+
+    /// A record's store ends without success: the record may hold it all the same.
+    pub(super) fn store_perhaps(&mut self, key: StateKey, bytes: Vec<u8>) {
+        self.record_mut(key).perhaps.push(bytes);
+    }
+
+    fn record_mut(&mut self, key: StateKey) -> &mut Record {
+        let at = self.records.iter().position(|record| record.key == key).unwrap_or_else(|| {
+            self.records.push(Record { key, live: Vec::new(), perhaps: Vec::new() });
+            self.records.len() - 1
+        });
+        &mut self.records[at]
+    }
+
+    /// What a load of a record returns.
+    pub(super) fn record(&self, key: StateKey) -> &[u8] {
+        self.records.iter().find(|record| record.key == key).map_or(&[], |record| &record.live)
     }
 
     /// Takes entries that were settled off the coverage of the flushes in flight.
