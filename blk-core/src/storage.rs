@@ -410,4 +410,22 @@ mod tests {
         assert_eq!(full.to_string(), "sector 7: the host has no space left");
         assert_eq!(IoError::new(IoErrorKind::ReadOnly).to_string(), "the storage is read-only");
     }
+
+    #[test]
+    fn a_disk_that_is_not_there_ends_everything_at_once() {
+        use crate::memory::CellMemory;
+        use crate::ram::{Ram, RamDisk};
+        use crate::units::GuestAddr;
+        let (mut ram, mut image) = ([0; 512], [0; 1024]);
+        let memory = CellMemory::new(GuestAddr(0), &mut ram);
+        let mut places = [None, Some(RamDisk::<1>::new(Ram::new(&mut image), &mut []))];
+        let ends = places.each_mut().map(|place| {
+            assert!(Storage::<CellMemory<'_>>::staging(place, 0).is_empty());
+            place.submit(&memory, Tag::default(), Op::Flush, &[])
+        });
+        let absent = Submission::Done(Err(IoErrorKind::Absent.into()));
+        assert_eq!(ends, [Ok(absent), Ok(Submission::Done(Ok(())))]);
+        let sectors = places.each_ref().map(|place| Storage::<CellMemory<'_>>::info(place).sectors);
+        assert_eq!(sectors, [0, 2]);
+    }
 }

@@ -62,6 +62,8 @@ pub struct Disk {
     /// How the next one that is done at once ends.
     how: u8,
     latched: bool,
+    /// Holds that have begun: handle, slot, sectors.
+    holds: Vec<(u16, u16, Extent)>,
     submitted: u64,
     polled: u64,
 }
@@ -88,6 +90,7 @@ impl Disk {
             at_once: 0,
             how: SUCCEEDS,
             latched: false,
+            holds: Vec::new(),
             submitted: 0,
             polled: 0,
         }));
@@ -116,7 +119,7 @@ impl Disk {
     }
 
     /// Whether an operation of this slot has not ended, or not been polled for.
-    pub fn holds(&self, handle: u16, slot: u16) -> bool {
+    pub fn has_operation(&self, handle: u16, slot: u16) -> bool {
         let flying = self.flying.iter().map(|flying| (flying.handle, flying.tag.slot));
         let done = self.done.iter().map(|(handle, _, _, completion)| (*handle, completion.tag.slot));
         flying.chain(done).any(|used| used == (handle, slot))
@@ -125,6 +128,21 @@ impl Disk {
     /// Whether every operation has ended and was polled for.
     pub fn is_idle(&self) -> bool {
         self.flying.is_empty() && self.done.is_empty()
+    }
+
+    /// Whether sectors are kept from other handles.
+    pub fn is_held(&self) -> bool {
+        !self.holds.is_empty()
+    }
+
+    /// Whether an operation waits for a hold to end.
+    fn waits(&self, flying: &Flying) -> bool {
+        let Some(extent) = flying.op.extent() else { return false };
+        let is_hold = matches!(flying.op, Op::Hold { .. });
+        self.holds.iter().any(|&(handle, _, held)| {
+            let other = is_hold || flying.op.mutates() && handle != flying.handle;
+            other && held.overlaps(extent)
+        })
     }
 
     /// What the medium holds, sector by sector: what is there after a power cut.
@@ -139,10 +157,11 @@ impl Disk {
 
     /// Ends an operation in flight.
     fn complete(&mut self, memory: &Memory, staging: &mut Staging, which: u8, how: u8) {
-        if self.flying.is_empty() {
+        let free: Vec<_> = (0..self.flying.len()).filter(|&at| !self.waits(&self.flying[at])).collect();
+        if free.is_empty() {
             return;
         }
-        let flying = self.flying.remove(usize::from(which) % self.flying.len());
+        let flying = self.flying.remove(free[usize::from(which) % free.len()]);
         let result = self.finish(memory, staging, &flying, how);
         let completion = Completion { tag: flying.tag, result };
         self.done.push_back((flying.handle, flying.op, flying.number, completion));
@@ -156,7 +175,7 @@ impl Disk {
         flying: &Flying,
         how: u8,
     ) -> Result<(), IoError> {
-        let refused = self.latched && (flying.op.mutates() || flying.op == Op::Flush);
+        let refused = self.latched && flying.op.fails_when_latched();
         let result = match how % 16 {
             _ if refused => Err(IoErrorKind::Latched),
             0 => Err([IoErrorKind::Medium, IoErrorKind::NoSpace][usize::from(how >> 4) % 2]),
@@ -164,10 +183,10 @@ impl Disk {
             _ => self.run(memory, staging, flying, how),
         };
         let durable = match flying.op {
-            Op::Flush | Op::Write { fua: true, .. } => true,
+            Op::Flush | Op::Write { fua: true, .. } | Op::StoreState { .. } => true,
             Op::Write { .. } => self.info.cache == Cache::WriteThrough,
             Op::WriteZeroes { .. } | Op::Discard { .. } => self.info.range_stable,
-            Op::Read { .. } => false,
+            Op::Read { .. } | Op::Hold { .. } | Op::LoadState { .. } => false,
         };
         self.latched |= durable && matches!(result, Err(IoErrorKind::Medium | IoErrorKind::NoSpace));
         result.map_err(IoError::new)
@@ -213,6 +232,8 @@ impl Disk {
             Op::Discard { extent } if how & 0x80 != 0 => self.zero(extent, flying.number),
             Op::Discard { .. } => {}
             Op::Flush => self.flush(flying.covers),
+            Op::Hold { extent } => self.holds.push((flying.handle, slot, extent)),
+            Op::LoadState { .. } | Op::StoreState { .. } => return Err(IoErrorKind::Unsupported),
         }
         Ok(())
     }
@@ -268,13 +289,13 @@ impl Disk {
         if self.busy {
             return Err(Busy);
         }
-        let taken = self.holds(handle, tag.slot);
+        let taken = self.has_operation(handle, tag.slot);
         assert!(!taken, "{tag:?} has an operation in flight, and now {op:?}");
-        self.check(op, segments);
+        self.check((handle, tag), op, segments);
         self.submitted += 1;
         let (covers, number) = (self.polled, self.submitted);
         let flying = Flying { handle, tag, op, segments: segments.to_vec(), covers, number };
-        let at_once = self.at_once & 1 != 0;
+        let at_once = self.at_once & 1 != 0 && !self.waits(&flying);
         self.at_once = self.at_once.rotate_right(1);
         if !at_once {
             self.flying.push(flying);
@@ -289,13 +310,17 @@ impl Disk {
     }
 
     /// What the models promise of every operation.
-    fn check(&self, op: Op, segments: &[Segment]) {
+    fn check(&self, at: (u16, Tag), op: Op, segments: &[Segment]) {
         let info = &self.info;
         if let Some(extent) = op.extent() {
             assert!(extent.fits(info.sectors), "{op:?} leaves the disk");
             assert_ne!(extent.sectors, 0, "{op:?} is of nothing");
         }
         assert!(!(op.mutates() && info.read_only), "{op:?} on a read-only disk");
+        if let (Op::Hold { .. }, handle, slot) = (op, at.0, at.1.slot) {
+            let again = self.holds.iter().any(|&(of, held_by, _)| (of, held_by) == (handle, slot));
+            assert!(!again, "slot {slot} holds already");
+        }
         assert!(info.fua || !matches!(op, Op::Write { fua: true, .. }), "FUA where it is not honoured");
         if let Op::Read { extent } | Op::Write { extent, .. } = op {
             assert_eq!(total_bytes(segments), extent.bytes(), "{op:?}");
@@ -314,7 +339,7 @@ impl Disk {
 
     fn poll(&mut self, memory: &Memory, staging: &mut Staging, handle: u16) -> Option<Completion> {
         if self.prompt {
-            while !self.flying.is_empty() {
+            while !self.flying.iter().all(|flying| self.waits(flying)) {
                 self.complete(memory, staging, 0, SUCCEEDS);
             }
         }
@@ -413,6 +438,10 @@ impl Storage<Memory> for Handle {
 
     fn poll(&mut self, memory: &Memory) -> Option<Completion> {
         self.disk.borrow_mut().poll(memory, &mut self.staging, self.number)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.disk.borrow_mut().holds.retain(|&(handle, by, _)| (handle, by) != (self.number, slot));
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {

@@ -21,6 +21,10 @@ fn read(start: u64, sectors: u64) -> Op {
     Op::Read { extent: Extent::new(start, sectors) }
 }
 
+fn hold(start: u64, sectors: u64) -> Op {
+    Op::Hold { extent: Extent::new(start, sectors) }
+}
+
 fn write(start: u64, sectors: u64, fua: bool) -> Op {
     Op::Write { extent: Extent::new(start, sectors), fua }
 }
@@ -216,7 +220,8 @@ fn compare_and_write_writes_only_where_all_of_it_matches() {
     let old = rig.disk.bytes[3 * BLOCK..5 * BLOCK].to_vec();
     let cdb = [0x89, 0x08, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0];
     rig.data_out(&cdb, &[&old[..], &[0x55; 2 * BLOCK]].concat());
-    assert_eq!(rig.log(), [read(3, 2), write(3, 2, true)]);
+    assert_eq!(rig.log(), [hold(3, 2), read(3, 2), write(3, 2, true)]);
+    assert!(rig.disk.holds.is_empty());
     assert_eq!(rig.sector(4), [0x55; BLOCK]);
     let sense = rig.sense_bytes(&cdb, &[&[0x55; BLOCK + 7][..], &[0; BLOCK - 7], &[1; 2 * BLOCK]].concat());
     assert_eq!(
@@ -224,7 +229,11 @@ fn compare_and_write_writes_only_where_all_of_it_matches() {
         (0xe, 0x1d, &[0, 0, 2, 7][..]),
         "offset of the first difference"
     );
-    assert_eq!(rig.log(), [read(3, 2)]);
+    assert_eq!(rig.log(), [hold(3, 2), read(3, 2)]);
+    assert!(rig.disk.holds.is_empty(), "it ends with the command, however that ends");
+    rig.disk.info.holds = false;
+    assert_eq!(rig.sense(&cdb, &[0; 4 * BLOCK]), (5, 0x2000), "others cannot be kept out");
+    rig.disk.info.holds = true;
     assert_eq!(rig.sense(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0], &[]), (5, 0x2400));
 }
 
@@ -257,7 +266,8 @@ fn orwrite_sets_bits_and_clears_none() {
     let cdb = [0x8b, 0x08, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 3, 0, 0];
     rig.log();
     rig.data_out(&cdb, &data);
-    assert_eq!(rig.log(), [read(5, 2), write(5, 2, true), read(7, 1), write(7, 1, true)]);
+    assert_eq!(rig.log(), [hold(5, 3), read(5, 2), write(5, 2, true), read(7, 1), write(7, 1, true)]);
+    assert!(rig.disk.holds.is_empty());
     let after: Vec<u8> = (5..8).flat_map(|lba| rig.sector(lba)).collect();
     assert_eq!(after, expected);
     rig.data_out(&cdb, &data);

@@ -283,7 +283,7 @@ impl Rig {
         }
         if self.disk.disk().is_idle() && !self.disk.disk().is_busy() {
             assert!(self.outstanding.is_empty(), "the disk is idle, and tasks wait: {:?}", self.outstanding);
-            assert!(self.unit.is_idle() && !self.unit.is_managing());
+            assert!(self.unit.is_idle() && !self.unit.is_managing() && !self.disk.disk().is_held());
         }
     }
 

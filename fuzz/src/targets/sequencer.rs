@@ -169,6 +169,7 @@ impl Rig {
             Op::WriteZeroes { extent, .. } => Act::Zero(extent),
             Op::Discard { extent } => Act::Discard(extent),
             Op::Flush => Act::Flush,
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => unreachable!("none is asked for"),
         };
         let exclusive = request.order == Order::Barrier;
         let stable = request.fua || request.op.mutates() && (cache == GuestCache::WriteThrough || exclusive);
@@ -184,7 +185,7 @@ impl Rig {
         match started {
             Started::InFlight(_) => {
                 let disk = self.disk.disk();
-                assert!(disk.holds(0, slot) || disk.is_busy(), "{slot} waits for nothing");
+                assert!(disk.has_operation(0, slot) || disk.is_busy(), "{slot} waits for nothing");
                 drop(disk);
                 self.attach(slot);
             }
@@ -257,7 +258,7 @@ impl Rig {
     /// Checks the end of a request against that of its last operation, and against its plan.
     fn done(&mut self, Done { slot, result }: Done) {
         let known = self.live[&slot];
-        assert!(!self.disk.disk().holds(0, slot), "{known:?} ended with an operation in flight");
+        assert!(!self.disk.disk().has_operation(0, slot), "{known:?} ended with an operation in flight");
         assert_eq!(result, self.disk.results[&slot], "how the last operation of {known:?} ended");
         assert!(result.is_err() || known.left().next().is_none(), "{known:?} ended before its plan");
         self.end(slot, result.is_ok());
@@ -273,7 +274,7 @@ impl Rig {
                 self.oracle.check_read(known.ticket, extent.start.0 + index, value(&sector));
             }
         }
-        let promises = op.mutates() || op == Op::Flush || known.request.fua;
+        let promises = op.fails_when_latched() || known.request.fua;
         assert!(
             !(ok && promises && known.latched),
             "{known:?} ended well after a durable operation had failed"

@@ -74,6 +74,8 @@ pub struct Disk {
     pub corrupt: bool,
     /// Which operations are done when they are submitted.
     pub at_once: AtOnce,
+    /// Slots that hold sectors.
+    pub holds: Vec<u16>,
 }
 
 /// Which operations a disk does when they are submitted, unless it holds them back.
@@ -132,6 +134,7 @@ impl Disk {
             done: VecDeque::new(),
             corrupt: false,
             at_once: AtOnce::None,
+            holds: Vec::new(),
         }
     }
 
@@ -158,6 +161,9 @@ impl Disk {
 
     fn run(&mut self, memory: &Memory, tag: Tag, op: Op, segments: &[Segment]) {
         let Some(extent) = op.extent() else { return };
+        if let Op::Hold { .. } = op {
+            return self.holds.push(tag.slot);
+        }
         assert!(extent.fits(self.info.sectors), "the model checks ranges");
         let start = extent.offset_bytes().unwrap() as usize;
         let len = extent.bytes().unwrap() as usize;
@@ -224,6 +230,10 @@ impl Storage<Memory> for Disk {
             self.info.sectors = sectors;
         }
         self.done.pop_front()
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.holds.retain(|of| *of != slot);
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {

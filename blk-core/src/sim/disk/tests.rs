@@ -1,5 +1,7 @@
 //! The physics of each mode, and that the disk never knows more than a real one.
 
+use std::vec;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -327,4 +329,65 @@ proptest! {
             prop_assert_eq!(bench.disk.reachable(sector), ValueSet::of(bench.disk.live(sector)));
         }
     }
+}
+
+#[test]
+fn a_hold_keeps_the_writes_of_other_handles_waiting_and_no_read() {
+    let mut bench = Bench::new(DiskConfig { handles: 2, ..DiskConfig::new(CacheMode::None) });
+    let hold = bench.submit(0, Op::Hold { extent: FIRST }, 0);
+    let other = bench.submit(1, WRITE, A);
+    assert!(bench.disk.can_complete(1, 0), "until it is granted");
+    bench.complete(hold, Fate::Succeeds);
+    bench.poll(0).unwrap().unwrap();
+    assert!(!bench.disk.can_complete(1, 0) && bench.disk.is_stuck());
+    bench.submit(1, Op::Hold { extent: Extent::new(0, 2) }, 0);
+    bench.submit(1, Op::Write { extent: Extent::new(1, 1), fua: false }, A);
+    bench.submit(1, Op::Read { extent: Extent::new(1, 0) }, 0);
+    let can: Vec<_> = (0..4).map(|index| bench.disk.can_complete(1, index)).collect();
+    assert_eq!(can, [false, false, true, true]);
+    let own = bench.submit(0, WRITE, B);
+    bench.complete(own, Fate::Succeeds);
+    assert_eq!(bench.disk.live(0), B, "the holder's own go on");
+    bench.disk.handles()[0].release_hold(hold.slot);
+    bench.complete(other, Fate::Succeeds);
+    assert_eq!(bench.disk.live(0), A);
+}
+
+#[test]
+fn a_hold_is_not_granted_at_once_while_another_lasts() {
+    let mut bench = Bench::new(DiskConfig { handles: 2, ..DiskConfig::new(CacheMode::None) });
+    bench.disk.choose(AtOnce { mask: 3, fails: false });
+    for handle in [0, 1] {
+        bench.submit(handle, Op::Hold { extent: FIRST }, 0);
+    }
+    let choices = bench.disk.take_choices();
+    assert!(choices.void && choices.done.len() == 1);
+}
+
+#[test]
+fn a_record_is_the_old_one_or_the_new_one() {
+    const KEY: StateKey = StateKey(7);
+    const STORE: Op = Op::StoreState { key: KEY };
+    let mut bench = Bench::mode(CacheMode::WriteBack);
+    let (memory, tag) = (SimMemory::new(), |slot| Tag { slot, generation: 0 });
+    let of = |value| [Segment::Guest { addr: layout::source(value), len: 512 }];
+    let store = |bench: &mut Bench, slot, value, fate| {
+        let _ = bench.disk.handles()[0].submit(&memory, tag(slot), STORE, &of(value)).unwrap();
+        let before = bench.disk.reachable_record(KEY);
+        bench.complete(tag(slot), fate);
+        (before, bench.poll(0).unwrap())
+    };
+    assert_eq!(store(&mut bench, 0, A, Fate::Succeeds), (vec![vec![], vec![A; 512]], Ok(())));
+    assert_eq!(bench.disk.reachable_record(KEY), [[A; 512]], "without a flush");
+    let load = [Segment::Guest { addr: layout::sink(0), len: 512 }];
+    let _ = bench.disk.handles()[0].submit(&bench.memory, tag(1), Op::LoadState { key: KEY }, &load).unwrap();
+    bench.complete(tag(1), Fate::Succeeds);
+    bench.poll(0).unwrap().unwrap();
+    let mut read = [0; 512];
+    bench.memory.read(layout::sink(0), &mut read).unwrap();
+    assert_eq!(read, [A; 512]);
+    let failed = store(&mut bench, 2, B, Fate::Fails);
+    assert_eq!(failed, (vec![vec![A; 512], vec![B; 512]], Err(IoErrorKind::Medium)));
+    assert_eq!(bench.disk.reachable_record(KEY).len(), 2, "either may be there");
+    assert_eq!(bench.run(Op::Flush, 0), Err(IoErrorKind::Latched));
 }
