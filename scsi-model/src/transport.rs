@@ -67,8 +67,8 @@ pub trait Transport {
         false
     }
 
-    /// COMPARE AND WRITE `tag` has found its data equal and is about to write. Done once more it would find its own
-    /// data and fail: a transport whose requests outlive a killed device keeps this for [`Self::has_begun`].
+    /// COMPARE AND WRITE `tag` has found its data equal and is about to write. Done once more it may find its own
+    /// data, and must not fail for it: a transport whose requests outlive a killed device keeps this for [`Self::has_begun`].
     fn note_begun(&mut self, _tag: u64) {}
 
     /// The `index`th logical unit number of the target, for REPORT LUNS, in the eight-byte form of SAM-5, logical unit number;

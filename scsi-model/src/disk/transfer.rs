@@ -299,8 +299,6 @@ impl Transfer {
         T: Transport + ?Sized,
     {
         let next = match (self.verb, self.phase) {
-            // A device before this one has compared, and may have written what would be compared now.
-            (Verb::CompareAndWrite, Phase::Hold) if io.guest.transport.has_begun(tag) => Phase::Second,
             (_, Phase::Hold) => Phase::First,
             // What was written is read back.
             (Verb::WriteAndVerify, Phase::First) => Phase::Second,
@@ -350,7 +348,7 @@ impl Transfer {
                 _ => done.saturating_add(within),
             };
             let place = io.guest.differs(tag, offset, block).map_err(|_| Sense::DATA_PHASE)?;
-            let Some(place) = place else {
+            let Some(place) = place.filter(|_| !self.was_written(offset, tag, block, &mut io.guest)) else {
                 index = index.saturating_add(1);
                 continue;
             };
@@ -363,6 +361,17 @@ impl Transfer {
             }));
         }
         Ok(())
+    }
+
+    /// Whether a block holds what COMPARE AND WRITE was to write there, and a device before this one had begun to: it has compared.
+    /// A block that is neither was written by somebody else since.
+    fn was_written<M, T>(&self, offset: u64, tag: u64, block: &[u8], guest: &mut Guest<'_, M, T>) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let at = sector_bytes(self.extent.sectors).saturating_add(offset);
+        self.compares_first() && guest.transport.has_begun(tag) && guest.differs(tag, at, block) == Ok(None)
     }
 
     /// ORs the guest's data into what was read into the staging buffer.

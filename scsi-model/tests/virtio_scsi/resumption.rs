@@ -88,7 +88,7 @@ const COMPARE_AND_WRITE: [u8; 16] = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1
 /// Kills the server at each point of a COMPARE AND WRITE; the guest sees one success, and no miscompare with its own data.
 #[test]
 fn a_compare_and_write_survives_a_kill_at_any_point() {
-    for steps in 0..=5 {
+    for steps in 0..=7 {
         let mut machine = Machine::new(&[at(0, 0)]);
         let base = REQUEST as u64 * 0x1000 + 0x500;
         let used = machine.memory.load_u16_acquire(GuestAddr(base + 2)).unwrap();
@@ -100,14 +100,14 @@ fn a_compare_and_write_survives_a_kill_at_any_point() {
         machine.disks[0].held = true;
         for step in 0..steps {
             match step {
-                // Taken; compared; written.
-                0 | 2 | 4 => poll(&mut first, &machine.memory, &mut machine.disks, &mut logs),
+                // Taken; held; compared; written.
+                0 | 2 | 4 | 6 => poll(&mut first, &machine.memory, &mut machine.disks, &mut logs),
                 _ => machine.disks[0].release(&machine.memory, 0),
             }
         }
         drop(first);
-        let answered = steps == 5;
-        assert_eq!(machine.disks[0].bytes[3 * BLOCK] == 0x55, steps >= 4, "{steps}");
+        let answered = steps == 7;
+        assert_eq!(machine.disks[0].bytes[3 * BLOCK] == 0x55, steps >= 6, "{steps}");
         // Whatever the dead process had submitted ends before its lock on the image does.
         let bytes = std::mem::take(&mut machine.disks[0].bytes);
         machine.disks[0] = Disk::new(Cache::WriteBack);
