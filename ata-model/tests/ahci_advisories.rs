@@ -14,7 +14,7 @@
 
 mod rig;
 
-use blk_core::bus::Width;
+use blk_core::bus::{Quiet as _, Width};
 use blk_core::op::Op;
 use blk_core::storage::Cache;
 use rig::ahci::*;

@@ -13,7 +13,9 @@
 
 mod rig;
 
+use ata_model::Hba;
 use blk_core::op::Op;
+use blk_core::snapshot::{SnapshotError, load, save};
 use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::Extent;
 use rig::ahci::*;
@@ -389,4 +391,21 @@ fn a_busy_storage_is_offered_commands_again() {
     rig.disk().busy = false;
     rig.poll();
     assert_eq!((rig.reg(0, CI), rig.disks[0].log.len()), (0, 2));
+}
+
+/// What the storage has goes to nobody once the HBA is elsewhere.
+#[test]
+fn an_hba_with_a_command_in_execution_is_not_saved() {
+    let mut rig = ahci(Cache::WriteBack);
+    rig.disk().hold = true;
+    rig.prepare(0, 0, cmd(0x35).lba(1).count(1), &[(DATA, 512)]);
+    rig.go(1);
+    let mut buffer = vec![0; 1 << 16];
+    assert_eq!(save(rig.hba(), &mut buffer), Err(SnapshotError::NotQuiet));
+    let memory = rig.memory;
+    rig.disk().release(&memory);
+    rig.poll();
+    let saved = save(rig.hba(), &mut buffer).unwrap();
+    let (same, fewer) = (load::<Hba<2>>(saved), load::<Hba<1>>(saved));
+    assert_eq!((same, fewer.is_err()), (Ok(rig.hba().clone()), true));
 }

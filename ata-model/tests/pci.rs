@@ -350,13 +350,12 @@ fn a_message_takes_the_place_of_the_pin() {
 
 #[test]
 fn what_bus_mastering_allows_is_saved_with_the_function() {
-    use blk_core::snapshot::{Kind, load, save};
-    const KIND: Kind = Kind { name: *b"AHCI", version: 1 };
+    use blk_core::snapshot::{load, save};
     let mut rig = ahci(Cache::WriteBack);
     rig.permit(MEMORY);
     let mut buffer = vec![0; 1 << 16];
-    let saved = save(KIND, &rig.device, &mut buffer).unwrap().to_vec();
-    rig.device = load(KIND, &saved).unwrap();
+    let saved = save(&rig.device, &mut buffer).unwrap().to_vec();
+    rig.device = load(&saved).unwrap();
     rig.prepare(0, 0, cmd(0xe7), &[]);
     rig.go(1);
     assert_eq!(rig.reg(0, CI), 1);

@@ -17,7 +17,7 @@ use ata_model::DriveConfig;
 use ata_model::command::{Row, TABLE};
 use blk_core::bus::Width;
 use blk_core::op::Op;
-use blk_core::snapshot::{Kind, load, save};
+use blk_core::snapshot::{SnapshotError, load, save};
 use blk_core::storage::{Cache, Storage};
 use rig::{DRQ, ERROR, Ide, READY, SECTORS, cmd, drive, ide, isa_channel, one_drive};
 
@@ -356,13 +356,19 @@ fn a_translation_changes_what_chs_addresses_mean() {
 
 #[test]
 fn a_saved_controller_comes_back_as_it_was() {
-    const KIND: Kind = Kind { name: *b"IDE ", version: 1 };
     let mut rig = two_drives();
     rig.run(cmd(0xef).features(0x82));
     rig.run(cmd(0xc6).count(8));
     let mut buffer = [0; 2048];
-    let saved = save(KIND, &rig.device, &mut buffer).unwrap().to_vec();
-    let back = load(KIND, &saved).unwrap();
+    rig.disks[0].hold = true;
+    rig.issue(cmd(0x20).count(1));
+    assert_eq!(save(&rig.device, &mut buffer), Err(SnapshotError::NotQuiet), "the storage has a read of it");
+    let memory = rig.memory;
+    rig.disks[0].release(&memory);
+    rig.poll();
+    rig.read_words(512);
+    let saved = save(&rig.device, &mut buffer).unwrap().to_vec();
+    let back = load(&saved).unwrap();
     assert_eq!(back, rig.device);
     rig.device = back;
     let words = rig.identify(0x40);

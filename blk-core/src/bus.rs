@@ -221,6 +221,13 @@ pub trait Device<M: ?Sized, S: ?Sized> {
     fn reset(&mut self, memory: &M, storage: &mut S) -> Progress;
 }
 
+/// A device that knows whether anything of it is under way.
+pub trait Quiet {
+    /// Whether no request is in execution and no reset or change of a setting waits: whatever the guest has asked for and was not
+    /// answered is in the guest's memory or the device's registers. Then a saved state is whole, and the storage may be exchanged.
+    fn is_quiet(&self) -> bool;
+}
+
 /// [`Device::read_string`] as it is by itself: for a device that overrides it, and has no shorter way for this register.
 pub fn read_each<M: ?Sized, S: ?Sized>(
     device: &mut (impl Device<M, S> + ?Sized),

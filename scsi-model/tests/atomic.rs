@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use blk_core::bus::Quiet as _;
 use blk_core::op::{Op, Segment};
 use blk_core::sim::{AtOnce, DiskConfig, Fate, INITIAL, SAFE_MODES, SimDisk, SimHandle, SimMemory, layout};
 use blk_core::storage::{Busy, CacheMode, Completion, Info, Storage, Submission};

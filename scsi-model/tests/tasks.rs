@@ -12,11 +12,12 @@
 mod rig;
 
 use blk_core::op::Op;
+use blk_core::snapshot::{SnapshotError, load, save};
 use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::Lba;
 use rig::{BLOCK, Disk, Rig, TAGS};
 use scsi_model::disk::UnitAttention;
-use scsi_model::{Attribute, Nexus, Outcome, ResetCause};
+use scsi_model::{Attribute, LogicalUnit, Nexus, Outcome, ResetCause};
 
 const TEST_UNIT_READY: [u8; 6] = [0; 6];
 const REQUEST_SENSE: [u8; 6] = [0x03, 0, 0, 0, 18, 0];
@@ -459,4 +460,22 @@ fn the_state_survives_save_and_restore_in_mid_flight() {
         rig.disk.release(&rig.memory, 0);
         assert_eq!(rig.tags(), [expected]);
     }
+}
+
+#[test]
+fn a_unit_with_a_task_or_a_reset_under_way_is_not_saved() {
+    let mut rig = Rig::new();
+    rig.disk.held = true;
+    let mut buffer = vec![0; 1 << 14];
+    rig.enqueue(0, Attribute::Simple, &write(0), &[1; BLOCK], 0);
+    assert_eq!(save(&rig.unit, &mut buffer), Err(SnapshotError::NotQuiet), "it waits");
+    rig.poll();
+    assert_eq!(save(&rig.unit, &mut buffer), Err(SnapshotError::NotQuiet), "it runs");
+    rig.unit.reset(ResetCause::LogicalUnit);
+    assert_eq!((rig.tags(), rig.unit.is_managing()), (vec![], true));
+    assert_eq!(save(&rig.unit, &mut buffer), Err(SnapshotError::NotQuiet), "the storage has it");
+    rig.disk.release(&rig.memory, 0);
+    assert_eq!(rig.tags(), [0]);
+    let saved = save(&rig.unit, &mut buffer).unwrap();
+    assert_eq!((load(saved), load::<LogicalUnit<3>>(saved).is_err()), (Ok(rig.unit.clone()), true));
 }

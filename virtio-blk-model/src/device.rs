@@ -1,6 +1,6 @@
 //! The device: its queues, and what crosses them, which is the cache switch and the reset.
 
-use blk_core::bus::{Width, WriteStatus};
+use blk_core::bus::{Quiet, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::{Info, Storage};
@@ -223,6 +223,17 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
             control.end_reset();
         }
     }
+}
+
+impl<const Q: usize, const N: usize> Quiet for Blk<Q, N> {
+    fn is_quiet(&self) -> bool {
+        self.pending() == WriteStatus::Done && self.queues.iter().all(|queue| queue.in_flight() == 0)
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<const Q: usize, const N: usize> blk_core::snapshot::Snapshot for Blk<Q, N> {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"VBLK", 1).sized(Q).sized(N);
 }
 
 impl<const Q: usize, const N: usize> VirtioType for Blk<Q, N> {

@@ -5,11 +5,14 @@
 
 mod common;
 
+use blk_core::bus::WriteStatus;
 use blk_core::op::Op;
+use blk_core::snapshot::{SnapshotError, load, save};
 use blk_core::storage::{Cache, IoErrorKind};
 use blk_core::units::Extent;
 use common::*;
 use virtio_blk_model::device::Config;
+use virtio_blk_model::front::mmio::Mmio;
 use virtio_blk_model::wire::Features;
 
 const fn write(start: u64, sectors: u64) -> Op {
@@ -373,4 +376,25 @@ fn the_experimental_fua_flag_counts_only_where_it_was_negotiated() {
         let negotiated = experimental_fua && features.contains(fua);
         assert_eq!(machine.log().contains(&Op::Flush), negotiated);
     }
+}
+
+/// Its guest's data would land in nobody's memory, and its reset would wait for what nobody completes.
+#[test]
+fn a_device_with_a_request_in_flight_is_not_saved_and_one_without_goes_on_elsewhere() {
+    let mut machine = machine();
+    machine.disks[0].eager = false;
+    machine.send(IN, 2, &[(DATA, 512, WRITE)]);
+    machine.poll();
+    let mut buffer = vec![0; 1 << 14];
+    assert_eq!(save(&machine.device, &mut buffer), Err(SnapshotError::NotQuiet));
+    let reset = machine.device.device_mut().reset(&machine.memory, &mut machine.disks);
+    assert_eq!(reset, WriteStatus::Pending);
+    assert_eq!(save(&machine.device, &mut buffer), Err(SnapshotError::NotQuiet), "a reset waits");
+
+    let mut machine = common::machine();
+    assert_eq!(machine.request(IN, 2, &[(DATA, 512, WRITE)]), (OK, 513));
+    let saved = save(&machine.device, &mut buffer).unwrap().to_vec();
+    machine.device = load(&saved).unwrap();
+    assert_eq!(machine.request(IN, 3, &[(DATA, 512, WRITE)]), (OK, 513));
+    assert!(load::<Mmio<2, 8>>(&saved).is_err(), "another number of queues");
 }

@@ -70,6 +70,12 @@ impl<const N: usize> Drive<N> {
             && !self.is_queue_ending()
     }
 
+    /// Whether the storage has no operation of it.
+    #[must_use]
+    pub const fn has_nothing_in_flight(&self) -> bool {
+        self.sequencer.is_idle()
+    }
+
     /// The slot whose staging buffer the command in execution uses.
     #[must_use]
     pub fn slot(&self) -> u16 {

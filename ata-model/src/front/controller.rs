@@ -1,7 +1,7 @@
 //! A PCI IDE controller: two channels with a bus master each.
 
 use blk_core::bus::{
-    Access, Device, IrqChange, Progress, Region, Width, WriteStatus, Written, read_each, write_each,
+    Access, Device, IrqChange, Progress, Quiet, Region, Width, WriteStatus, Written, read_each, write_each,
 };
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
@@ -22,6 +22,17 @@ use crate::drive::DriveConfig;
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct IdeController {
     channels: [Channel; 2],
+}
+
+impl Quiet for IdeController {
+    fn is_quiet(&self) -> bool {
+        self.channels.iter().all(Channel::is_quiet)
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl blk_core::snapshot::Snapshot for IdeController {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"IDE2", 1);
 }
 
 impl IdeController {

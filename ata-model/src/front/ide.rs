@@ -1,7 +1,7 @@
 //! An IDE channel: the command block and control block registers of two drives, and their interrupt line
 //! (ATA/ATAPI-7 volume 2; for where they are, T13/1510D, ATA/ATAPI Host Adapters Standard).
 
-use blk_core::bus::IrqChange;
+use blk_core::bus::{IrqChange, Quiet};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
 
@@ -112,6 +112,19 @@ pub(super) enum Phase {
     Cancelled,
     /// BSY: a reset; what is with the storage is awaited, and the end of SRST.
     Reset { hardware: bool },
+}
+
+/// A data block that the host is moving is in the staging buffer: see [`Channel::staged`].
+impl Quiet for Channel {
+    fn is_quiet(&self) -> bool {
+        let waits = matches!(self.phase, Phase::Idle | Phase::In { .. } | Phase::Out { .. });
+        waits && self.units.iter().flatten().all(|unit| unit.drive.has_nothing_in_flight())
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl blk_core::snapshot::Snapshot for Channel {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"IDEC", 1);
 }
 
 impl Channel {

@@ -1,7 +1,7 @@
 //! The AHCI HBA of an ICH9 as a PCI function (identity and registers beyond AHCI 1.3.1: Intel I/O Controller Hub 9
 //! datasheet, SATA controller, D31:F2).
 
-use blk_core::bus::{Access, Device, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{Access, Device, Progress, Quiet, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Capability, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
@@ -65,6 +65,17 @@ pub struct PciAhci<const P: usize> {
     index: u32,
     /// It has MSI-X.
     message_per_port: bool,
+}
+
+impl<const P: usize> Quiet for PciAhci<P> {
+    fn is_quiet(&self) -> bool {
+        self.hba.is_quiet()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<const P: usize> blk_core::snapshot::Snapshot for PciAhci<P> {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"PAHC", 1).sized(P);
 }
 
 impl<const P: usize> PciAhci<P> {

@@ -1,7 +1,7 @@
 //! The IDE controller of a PIIX3 or a PIIX4 as a PCI function ("82371FB (PIIX) and 82371SB (PIIX3) PCI ISA IDE Xcelerator";
 //! "82371AB PCI-TO-ISA / IDE XCELERATOR (PIIX4)"; "PCI IDE Controller Specification", revision 1.0).
 
-use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus, Written};
+use blk_core::bus::{Access, Device, IrqChange, Progress, Quiet, Region, Width, WriteStatus, Written};
 use blk_core::memory::GuestMemory;
 use blk_core::pci::{Bar, Endpoint, Function, Identity, Permissions};
 use blk_core::storage::Storage;
@@ -88,6 +88,17 @@ pub struct PciIde {
     controller: IdeController,
     chip: PciIdeChip,
     mode: PciIdeMode,
+}
+
+impl Quiet for PciIde {
+    fn is_quiet(&self) -> bool {
+        self.controller.is_quiet()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl blk_core::snapshot::Snapshot for PciIde {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"PIDE", 1);
 }
 
 impl PciIde {

@@ -6,7 +6,7 @@ use super::config_space::{Command, ConfigSpace};
 use super::function::{Bar, Function};
 use super::msix::MsixTable;
 use crate::bus::{
-    Access, Device, IrqChange, Progress, Region, Width, WriteStatus, Written, read_each, write_each,
+    Access, Device, IrqChange, Progress, Quiet, Region, Width, WriteStatus, Written, read_each, write_each,
 };
 
 /// Permissions that configuration space gives the device.
@@ -93,6 +93,17 @@ pub struct PciFunction<D, const V: usize> {
     owner: MsixOwner,
     permissions: Permissions,
     device: D,
+}
+
+impl<D: Quiet, const V: usize> Quiet for PciFunction<D, V> {
+    fn is_quiet(&self) -> bool {
+        self.device.is_quiet()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<D: crate::snapshot::Snapshot, const V: usize> crate::snapshot::Snapshot for PciFunction<D, V> {
+    const KIND: crate::snapshot::Kind = D::KIND.behind(*b"PCIF").sized(V);
 }
 
 impl<D: Endpoint, const V: usize> PciFunction<D, V> {

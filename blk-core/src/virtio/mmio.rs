@@ -4,7 +4,7 @@
 
 use super::VirtioDevice;
 use super::selectors::{Selectors, set_high, set_low};
-use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use crate::bus::{Access, Device, IrqChange, Progress, Quiet, Region, Width, WriteStatus};
 use crate::units::GuestAddr;
 use crate::virtq::RingSetup;
 
@@ -103,6 +103,17 @@ struct LegacyRegisters {
 
 impl LegacyRegisters {
     const RESET: Self = Self { page_bytes: 0, align: 0 };
+}
+
+impl<D: Quiet> Quiet for Mmio<D> {
+    fn is_quiet(&self) -> bool {
+        self.device.is_quiet()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<D: crate::snapshot::Snapshot> crate::snapshot::Snapshot for Mmio<D> {
+    const KIND: crate::snapshot::Kind = D::KIND.behind(*b"MMIO");
 }
 
 impl<D> Mmio<D> {

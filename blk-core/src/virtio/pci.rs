@@ -5,7 +5,7 @@ use crate::virtq::QueueError;
 
 use super::selectors::{Selectors, set_high, set_low};
 use super::{DeviceStatus, Polled, VirtioDevice, VirtioType};
-use crate::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use crate::bus::{Access, Device, IrqChange, Progress, Quiet, Region, Width, WriteStatus};
 use crate::pci::{Bar, Capability, Endpoint, Function, Identity, Permissions};
 
 /// The BAR that holds everything.
@@ -126,6 +126,17 @@ struct Generation {
     shown: u8,
     /// The device's, as it was when the driver read last, if it has.
     seen: Option<u32>,
+}
+
+impl<D: Quiet> Quiet for VirtioPci<D> {
+    fn is_quiet(&self) -> bool {
+        !self.resetting && self.device.is_quiet()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<D: crate::snapshot::Snapshot> crate::snapshot::Snapshot for VirtioPci<D> {
+    const KIND: crate::snapshot::Kind = D::KIND.behind(*b"VPCI");
 }
 
 impl<D> VirtioPci<D> {

@@ -4,7 +4,7 @@ use ata_model::drive::DriveConfig;
 use ata_model::front::{Hba, PciAhci};
 use ata_model::sim::hba::{ABAR, CR, FRE, ST, TFES, command_fis, control_fis, prepare};
 use ata_model::wire::ahci::{PORTS_AT, host, port};
-use blk_core::bus::{Device as _, IrqChange, Region, Width};
+use blk_core::bus::{Device as _, IrqChange, Quiet as _, Region, Width};
 use blk_core::pci::{Command as Pci, MsixOwner, PciFunction};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::Extent;

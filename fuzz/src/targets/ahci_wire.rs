@@ -3,7 +3,7 @@
 use ata_model::command::{Operation, Row};
 use ata_model::drive::DriveConfig;
 use ata_model::front::PciAhci;
-use blk_core::bus::{Device as _, Region, Width};
+use blk_core::bus::{Device as _, Quiet as _, Region, Width};
 use blk_core::pci::{MsixOwner, PciFunction};
 
 use crate::disk::{Disk, Handle, Kind};

@@ -24,7 +24,7 @@ use witness::Witness;
 const SLOTS: usize = 4;
 /// Each slot has as many bytes of guest memory as the disk has.
 const BUFFER_BYTES: u64 = SECTORS * SECTOR_BYTES as u64;
-const SNAPSHOT: snapshot::Kind = snapshot::Kind { name: *b"SEQR", version: 0 };
+const SNAPSHOT: snapshot::Kind = snapshot::Kind::new(*b"SEQR", 0);
 
 choices! {
     /// What the owner of the sequencer does, or the disk.
@@ -110,8 +110,8 @@ impl Rig {
             Action::FinishReset => self.finish_reset(),
             Action::Restore => {
                 let mut bytes = [0; 1024];
-                let saved = snapshot::save(SNAPSHOT, &self.queue, &mut bytes).expect("it fits");
-                self.queue = snapshot::load(SNAPSHOT, saved).expect("it was saved");
+                let saved = snapshot::encode(SNAPSHOT, &self.queue, &mut bytes).expect("it fits");
+                self.queue = snapshot::decode(SNAPSHOT, saved).expect("it was saved");
             }
         }
     }

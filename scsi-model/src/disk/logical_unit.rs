@@ -3,6 +3,7 @@
 use core::fmt;
 
 #[cfg(feature = "mutants")]
+use blk_core::bus::Quiet;
 use blk_core::mutant::{Mutant, active};
 use blk_core::order::Sequencer;
 use blk_core::storage::{Info, IoError};
@@ -93,6 +94,18 @@ pub struct LogicalUnit<const N: usize> {
     pub(super) started: [Option<Started>; N],
     /// The slots of tasks that have used up their turn: their next operation is due.
     pub(super) due: Fifo<u16, N>,
+}
+
+/// Whether there is nothing to [poll](LogicalUnit::poll) for: no task, and no reset that drains.
+impl<const N: usize> Quiet for LogicalUnit<N> {
+    fn is_quiet(&self) -> bool {
+        self.is_idle() && !self.sequencer.is_resetting()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<const N: usize> blk_core::snapshot::Snapshot for LogicalUnit<N> {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"SCSI", 1).sized(N);
 }
 
 impl<const N: usize> LogicalUnit<N> {
@@ -244,12 +257,6 @@ impl<const N: usize> LogicalUnit<N> {
     /// Looks whether the storage was resized, and if so raises the unit attention that says it, and returns true.
     pub fn notice_capacity(&mut self, info: &Info) -> bool {
         self.unit.notice_capacity(info)
-    }
-
-    /// Whether there is nothing to [poll](Self::poll) for: no task, and no reset that drains.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        self.is_idle() && !self.sequencer.is_resetting()
     }
 
     /// Tells the guest, with its next command, that something changed which it has to know.

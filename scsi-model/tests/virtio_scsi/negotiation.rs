@@ -1,6 +1,6 @@
 //! Registers, features, configuration space.
 
-use blk_core::bus::Width;
+use blk_core::bus::{Quiet as _, Width};
 use blk_core::virtio::mmio::register;
 use scsi_model::front::virtio_scsi::wire::Features;
 use scsi_model::front::virtio_scsi::{Config, Controller, Mmio, Policy, Scsi};
@@ -126,11 +126,11 @@ fn a_closed_ring_drains() {
     let closed = Policy { features: features(), open: !(1 << 2) };
     controller.poll(memory, &mut disks[..], &closed, &mut [(); 4]);
     assert_eq!((controller.in_flight(2), controller.in_flight(3)), (1, 0));
-    assert!(!controller.is_drained());
+    assert!(!controller.is_quiet());
     disks[0].release(memory, 0);
     controller.poll(memory, &mut disks[..], &closed, &mut [(); 4]);
     assert_eq!(controller.in_flight(2), 0);
-    assert!(controller.is_drained());
+    assert!(controller.is_quiet());
     let position = controller.ring(2).and_then(|ring| ring.position()).unwrap();
     assert_eq!(position.next_avail, position.next_used, "where a later device goes on");
     assert_eq!(machine.heads(2), [sent.head]);

@@ -21,7 +21,7 @@ mod receive;
 mod registers;
 mod transfer;
 
-use blk_core::bus::{Access, Device, IrqChange, Progress, Region, Width, WriteStatus};
+use blk_core::bus::{Access, Device, IrqChange, Progress, Quiet, Region, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 
@@ -88,6 +88,18 @@ pub struct Hba<const P: usize> {
     reset: Option<Reset>,
 }
 
+/// Commands that were issued and not fetched are in the guest's list.
+impl<const P: usize> Quiet for Hba<P> {
+    fn is_quiet(&self) -> bool {
+        self.reset.is_none() && self.ports.iter().all(Port::is_quiet)
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<const P: usize> blk_core::snapshot::Snapshot for Hba<P> {
+    const KIND: blk_core::snapshot::Kind = blk_core::snapshot::Kind::new(*b"AHCI", 1).sized(P);
+}
+
 impl<const P: usize> Hba<P> {
     /// Bytes of the registers: what the BAR has to hold.
     pub const ABAR_BYTES: u64 = {
@@ -145,12 +157,6 @@ impl<const P: usize> Hba<P> {
     #[must_use]
     pub fn is_empty(&self, port: usize) -> bool {
         self.ports.get(port).is_none_or(|port| matches!(port.bay, port::Bay::Empty))
-    }
-
-    /// Whether nothing is in execution: no command, and no reset. Then a saved state is whole.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        self.reset.is_none() && self.ports.iter().all(Port::is_quiet)
     }
 
     /// Completions that named no operation in flight: a defect of the storage.

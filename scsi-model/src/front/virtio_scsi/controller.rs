@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use blk_core::bus::Quiet;
 use blk_core::storage::{Info, Storage};
 use blk_core::virtq::Queue;
 use zerocopy::IntoBytes;
@@ -99,6 +100,13 @@ pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     pub(super) resetting: bool,
     /// Counts what changes the configuration space.
     generation: u32,
+}
+
+/// Every chain that was taken is answered, and no reset waits.
+impl<const Q: usize, const L: usize, const N: usize> Quiet for Controller<Q, L, N> {
+    fn is_quiet(&self) -> bool {
+        !self.resetting && self.function.is_none() && self.attached().all(|attached| attached.unit.is_quiet())
+    }
 }
 
 impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
@@ -283,12 +291,6 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
             CONTROL => usize::from(self.function.is_some()),
             _ => self.pending().filter(|pending| usize::from(pending.chain.ring) == index).count(),
         }
-    }
-
-    /// Whether nothing is in flight: every chain that was taken is answered, and no reset waits.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        !self.resetting && self.function.is_none() && self.attached().all(|attached| attached.unit.is_quiet())
     }
 
     /// Begins a reset of the device: the rings are forgotten, and no guest memory of them is touched any more; what the

@@ -1,6 +1,6 @@
 //! The controller as a device with a status of its own, for transports with registers.
 
-use blk_core::bus::{Width, WriteStatus};
+use blk_core::bus::{Quiet, Width, WriteStatus};
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 use blk_core::virtio::{DeviceStatus, Polled, VirtioDevice, VirtioType, read_bytes};
@@ -60,6 +60,18 @@ pub struct Scsi<const Q: usize, const L: usize, const N: usize> {
     driver_features: u64,
     /// As they were agreed.
     features: Features,
+}
+
+impl<const Q: usize, const L: usize, const N: usize> Quiet for Scsi<Q, L, N> {
+    fn is_quiet(&self) -> bool {
+        self.controller.is_quiet()
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl<const Q: usize, const L: usize, const N: usize> blk_core::snapshot::Snapshot for Scsi<Q, L, N> {
+    const KIND: blk_core::snapshot::Kind =
+        blk_core::snapshot::Kind::new(*b"VSCS", 1).sized(Q).sized(L).sized(N);
 }
 
 impl<const Q: usize, const L: usize, const N: usize> Scsi<Q, L, N> {

@@ -1,5 +1,6 @@
 //! The poll of a controller: chains off the rings, tasks through the units, answers back.
 
+use blk_core::bus::Quiet;
 use blk_core::memory::GuestMemory;
 use blk_core::storage::Storage;
 use blk_core::virtq::{InflightTracker, QueueError};
