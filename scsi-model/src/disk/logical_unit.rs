@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-#[cfg(feature = "mutants")]
 use blk_core::bus::Quiet;
+#[cfg(feature = "mutants")]
 use blk_core::mutant::{Mutant, active};
 use blk_core::order::Sequencer;
 use blk_core::storage::{Info, IoError};
