@@ -75,8 +75,43 @@ pub struct ConfigSpace {
     function: Function,
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     bytes: [u8; BYTES],
+    places: Places,
     /// The front's interrupt, before INTX_DISABLE.
     level: bool,
+}
+
+/// Where the capabilities are that an access may depend on; 0 for one that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+struct Places {
+    msi: u8,
+    msix: u8,
+    window: u8,
+}
+
+impl Places {
+    const NONE: Self = Self { msi: 0, msix: 0, window: 0 };
+
+    fn of(function: &Function) -> Self {
+        let mut places = Self::NONE;
+        for (at, capability) in function.places() {
+            let place = match capability {
+                Capability::Msi { .. } => &mut places.msi,
+                Capability::Msix { .. } => &mut places.msix,
+                Capability::VirtioWindow => &mut places.window,
+                _ => continue,
+            };
+            if *place == 0 {
+                *place = u8::try_from(at).unwrap_or(0);
+            }
+        }
+        places
+    }
+}
+
+/// The capability at a place, if it is there.
+const fn there(place: u8) -> Option<usize> {
+    if place == 0 { None } else { Some(place as usize) }
 }
 
 impl ConfigSpace {
@@ -91,12 +126,13 @@ impl ConfigSpace {
     /// The space of a function without power: reads return ones, writes are ignored.
     #[must_use]
     pub const fn off() -> Self {
-        Self { function: Function::NONE, bytes: [0; BYTES], level: false }
+        Self { function: Function::NONE, bytes: [0; BYTES], places: Places::NONE, level: false }
     }
 
     /// Turns the power on: the space is from now on as `function` has it.
     pub fn power_on(&mut self, function: Function) {
         self.function = function;
+        self.places = Places::of(&self.function);
         self.reset();
     }
 
@@ -214,20 +250,20 @@ impl ConfigSpace {
     /// Whether MSI is enabled.
     #[must_use]
     pub fn msi_enabled(&self) -> bool {
-        self.control_of(0x05).is_some_and(|control| control & 1 != 0)
+        self.control_of(self.places.msi).is_some_and(|control| control & 1 != 0)
     }
 
     /// Whether MSI-X is enabled (Message Control bit 15).
     #[must_use]
     pub fn msix_enabled(&self) -> bool {
-        self.control_of(0x11).is_some_and(|control| control & 1 << 15 != 0)
+        self.control_of(self.places.msix).is_some_and(|control| control & 1 << 15 != 0)
     }
 
     /// Whether every MSI-X vector is masked (Message Control bit 14), or bus mastering off, without which no message can be
     /// sent.
     #[must_use]
     pub fn msix_masked(&self) -> bool {
-        let masked = self.control_of(0x11).is_some_and(|control| control & 1 << 14 != 0);
+        let masked = self.control_of(self.places.msix).is_some_and(|control| control & 1 << 14 != 0);
         masked || !self.command().contains(Command::BUS_MASTER)
     }
 
@@ -241,14 +277,14 @@ impl ConfigSpace {
             };
             return self.function.capabilities.iter().flatten().find_map(vectors).unwrap_or(0);
         }
-        self.control_of(0x05).filter(|control| control & 1 != 0).map_or(0, allocated)
+        self.control_of(self.places.msi).filter(|control| control & 1 != 0).map_or(0, allocated)
     }
 
     /// The message of MSI `vector`. 6.8.1.3, 6.8.1.6: of the vectors that were allocated, in the low bits of the data; one
     /// that was not shares the first.
     #[must_use]
     pub fn msi_message(&self, vector: u16) -> Option<Message> {
-        let at = self.capability(0x05)?;
+        let at = there(self.places.msi)?;
         if !self.command().contains(Command::BUS_MASTER) {
             return None;
         }
@@ -262,8 +298,7 @@ impl ConfigSpace {
 
     /// What a guest reaches through VIRTIO's window by an access to configuration space, if that meets the window's data.
     pub(super) fn window(&self, offset: u64, width: Width) -> Option<Window> {
-        let (at, _) =
-            self.function.places().find(|(_, capability)| matches!(capability, Capability::VirtioWindow))?;
+        let at = there(self.places.window)?;
         let data = at.wrapping_add(16);
         let [bar] = self.get(at.wrapping_add(4));
         let offset_in_bar = u32::from_le_bytes(self.get(at.wrapping_add(8)));
@@ -287,8 +322,20 @@ impl ConfigSpace {
         self.put(window.place, bytes.get(..usize::from(window.width.bytes())).unwrap_or_default());
     }
 
-    fn control_of(&self, id: u8) -> Option<u16> {
-        Some(u16::from_le_bytes(self.get(self.capability(id)?.wrapping_add(2))))
+    /// Message Control of the capability at `place`.
+    #[inline]
+    fn control_of(&self, place: u8) -> Option<u16> {
+        Some(u16::from_le_bytes(self.get(there(place)?.wrapping_add(2))))
+    }
+
+    /// Where the MSI-X table and the pending bits are, each a BAR and an offset in it (6.8.2.4, 6.8.2.5).
+    #[inline]
+    pub(super) fn msix_places(&self) -> Option<[(u8, u32); 2]> {
+        let at = there(self.places.msix)?;
+        Some([4, 8].map(|slot| {
+            let value = u32::from_le_bytes(self.get(at.wrapping_add(slot)));
+            ((value & 7) as u8, value & !7)
+        }))
     }
 
     /// Whether the INTx pin is asserted: not if disabled, nor where messages are enabled (6.8.2).
@@ -297,10 +344,6 @@ impl ConfigSpace {
         let silent =
             self.command().contains(Command::INTX_DISABLE) || self.msi_enabled() || self.msix_enabled();
         self.level && !silent && self.function.identity.interrupt_pin != 0
-    }
-
-    fn capability(&self, id: u8) -> Option<usize> {
-        self.function.places().find_map(|(at, capability)| (capability.id() == id).then_some(at))
     }
 
     fn put_capabilities(&mut self) {

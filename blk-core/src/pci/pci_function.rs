@@ -1,7 +1,7 @@
 //! A function as a machine sees it: configuration space in front of a device's registers, and its interrupts by the way that
 //! the guest has chosen.
 
-use super::capability::{Capability, Message};
+use super::capability::Message;
 use super::config_space::{Command, ConfigSpace};
 use super::function::{Bar, Function};
 use super::msix::MsixTable;
@@ -178,14 +178,10 @@ impl<D: Endpoint, const V: usize> PciFunction<D, V> {
     }
 
     /// Where an access meets the MSI-X table or its pending bits.
+    #[inline]
     fn msix_at(&self, region: Region, offset: u64) -> Option<MsixPlace> {
         let Region::Bar(n) = region else { return None };
-        let capabilities = self.config.function().capabilities.iter().flatten();
-        let mut tables = capabilities.filter_map(|capability| match *capability {
-            Capability::Msix { table, pending, .. } => Some((table, pending)),
-            _ => None,
-        });
-        let (table, pending) = tables.next()?;
+        let [table, pending] = self.config.msix_places()?;
         let within = |(bar, start): (u8, u32), bytes: u64| {
             let at = offset.checked_sub(u64::from(start)).filter(|at| *at < bytes)?;
             (bar == n).then_some(at)
