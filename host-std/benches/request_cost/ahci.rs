@@ -181,25 +181,28 @@ impl<S: Storage<MappedMemory>, D: Device<MappedMemory, [S]>, const BATCH: u32, c
 }
 
 /// READ DMA EXT, WRITE DMA EXT, FLUSH CACHE EXT, alone.
-pub(crate) struct Dma(Driver<Hba<1>>);
+pub(crate) struct Dma<D>(Driver<D>);
 
-impl Dma {
+impl<D: Target> Dma<D> {
     pub(crate) fn new<S: Storage<MappedMemory>>(
         operation: Operation,
         memory: &MappedMemory,
         storage: &mut [S],
-    ) -> Self {
+    ) -> Self
+    where
+        D: Device<MappedMemory, [S]>,
+    {
         let (opcode, count) = match operation {
             Operation::Read => (0x25, SECTORS),
             Operation::Write => (0x35, SECTORS),
             Operation::Flush => (0xea, 0),
         };
         let fis = |slot: u8| command_fis(opcode, 0, u64::from(SECTORS) * u64::from(slot), count.into(), 0x40);
-        Self(Driver::new(Hba::new(drives()), fis, memory, storage))
+        Self(Driver::new(D::new(memory, storage), fis, memory, storage))
     }
 }
 
-impl<S: Storage<MappedMemory>> Front<S> for Dma {
+impl<S: Storage<MappedMemory>, D: Device<MappedMemory, [S]>> Front<S> for Dma<D> {
     fn serve(&mut self, memory: &MappedMemory, storage: &mut [S]) {
         let Self(driver) = self;
         driver.set(port::CI, 1, memory, storage);

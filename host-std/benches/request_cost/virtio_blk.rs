@@ -8,10 +8,11 @@ use blk_core::units::GuestAddr;
 use host_std::memory::MappedMemory;
 use virtio_blk_model::device;
 use virtio_blk_model::front::mmio::{Mmio, register};
-use virtio_blk_model::front::pci::{Pci, common, structure};
-use virtio_blk_model::wire::{DeviceStatus, Features};
+use virtio_blk_model::front::pci::Pci;
+use virtio_blk_model::wire::Features;
 
 use crate::front::{BYTES, DATA, Front, SECTORS, put};
+use crate::virtio::{AGREED, KNOWN, LIVE, Ring, bring_up};
 use crate::{DEPTH, Operation};
 
 /// Entries of the ring: 32 chains of three have room.
@@ -35,11 +36,6 @@ pub(crate) type OverMmio<const BATCH: u16> = VirtioBlk<Mmio<1, DEPTH>, BATCH>;
 pub(crate) type OverPci<const BATCH: u16> = VirtioBlk<PciFunction<Pci<1, DEPTH>, 2>, BATCH>;
 
 const FEATURES: u64 = Features::VERSION_1.bits() | Features::EVENT_IDX.bits() | Features::FLUSH.bits();
-/// The device status, step by step.
-const KNOWN: DeviceStatus = DeviceStatus::ACKNOWLEDGE.union(DeviceStatus::DRIVER);
-const AGREED: DeviceStatus = KNOWN.union(DeviceStatus::FEATURES_OK);
-const LIVE: DeviceStatus = AGREED.union(DeviceStatus::DRIVER_OK);
-
 fn config() -> device::Config {
     device::Config { queue_size_max: RING, ..device::Config::default() }
 }
@@ -77,32 +73,14 @@ impl<const BATCH: u16> OverPci<BATCH> {
         storage: &mut [S],
     ) -> Self {
         let mut device = PciFunction::new(Pci::new(device::Blk::new(config())), MsixOwner::Function);
-        let mut set = |region, offset, width, value: u64| {
-            let _ = device.write(region, offset, width, value, memory, storage);
+        let ring = Ring {
+            index: 0,
+            entries: RING,
+            descriptors: DESCRIPTORS,
+            driver: DRIVER_AREA,
+            device: DEVICE_AREA,
         };
-        // Memory and bus mastering; MSI-X, which is the first capability, at 40h; vector 1: address, data, unmasked.
-        set(Region::Config, 0x04, Width::Word, 6);
-        set(Region::Config, 0x42, Width::Word, 1 << 15);
-        for (offset, value) in [(16, 0xfee0_0000), (24, 0x41), (28, 0)] {
-            set(Region::Bar(0), structure::MSIX_TABLE + offset, Width::Dword, value);
-        }
-        let status = |status: DeviceStatus| (common::DEVICE_STATUS, Width::Byte, u64::from(status.bits()));
-        for (offset, width, value) in [
-            status(KNOWN),
-            (common::DRIVER_FEATURE, Width::Dword, FEATURES & 0xffff_ffff),
-            (common::DRIVER_FEATURE_SELECT, Width::Dword, 1),
-            (common::DRIVER_FEATURE, Width::Dword, FEATURES >> 32),
-            status(AGREED),
-            (common::QUEUE_SIZE, Width::Word, RING.into()),
-            (common::QUEUE_MSIX_VECTOR, Width::Word, 1),
-            (common::QUEUE_DESC, Width::Qword, DESCRIPTORS),
-            (common::QUEUE_DRIVER, Width::Qword, DRIVER_AREA),
-            (common::QUEUE_DEVICE, Width::Qword, DEVICE_AREA),
-            (common::QUEUE_ENABLE, Width::Word, 1),
-            status(LIVE),
-        ] {
-            set(Region::Bar(0), structure::COMMON + offset, width, value);
-        }
+        bring_up(&mut device, FEATURES, ring, memory, storage);
         Self::with_chains(device, operation, memory)
     }
 }

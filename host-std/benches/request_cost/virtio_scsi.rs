@@ -1,15 +1,17 @@
-//! virtio-scsi behind virtio-mmio.
+//! virtio-scsi behind both of its transports.
 
-use blk_core::bus::{Device as _, Region, Width};
+use blk_core::bus::{Device, Region, Width};
 use blk_core::memory::GuestMemory as _;
+use blk_core::pci::{MsixOwner, PciFunction};
 use blk_core::storage::Storage;
 use blk_core::units::GuestAddr;
 use blk_core::virtio::mmio::register;
 use host_std::memory::MappedMemory;
 use scsi_model::Config as Identity;
-use scsi_model::front::virtio_scsi::{Address, Config, Mmio, REQUEST, Scsi};
+use scsi_model::front::virtio_scsi::{Address, Config, Mmio, Pci, REQUEST, Scsi};
 
 use crate::front::{BYTES, DATA, Front, SECTORS, put};
+use crate::virtio::{AGREED, KNOWN, LIVE, Ring, bring_up};
 use crate::{DEPTH, Operation};
 
 /// Entries of the ring: 32 chains of three have room.
@@ -25,37 +27,82 @@ const HEADER_BYTES: u32 = 51;
 const RESPONSE_BYTES: u32 = 108;
 const APART: u64 = 128;
 
+/// EVENT_IDX, VERSION_1.
+const FEATURES: u64 = 1 << 29 | 1 << 32;
+
 /// A unit on a controller with one request queue, EVENT_IDX negotiated, and a driver that polls and notifies once for
 /// `BATCH` requests, each a chain of header, data and response.
-pub(crate) struct VirtioScsi<const BATCH: u16> {
-    device: Mmio<1, 1, DEPTH>,
+pub(crate) struct VirtioScsi<D, const BATCH: u16> {
+    device: D,
     available: u16,
 }
 
-impl<const BATCH: u16> VirtioScsi<BATCH> {
+pub(crate) type OverMmio<const BATCH: u16> = VirtioScsi<Mmio<1, 1, DEPTH>, BATCH>;
+/// A vector for each ring, and one for changes of the configuration; MSI-X is on.
+pub(crate) type OverPci<const BATCH: u16> = VirtioScsi<PciFunction<Pci<1, 1, DEPTH>, 4>, BATCH>;
+
+fn controller<S: Storage<MappedMemory>>(storage: &[S]) -> Scsi<1, 1, DEPTH> {
+    let mut scsi = Scsi::new(Config::default());
+    let identity = Identity::new("BLK", "bench disk", "1", "0");
+    scsi.controller_mut()
+        .insert(Address { target: 0, lun: 0 }, identity, storage[0].info())
+        .expect("512-byte blocks");
+    scsi
+}
+
+impl<const BATCH: u16> OverMmio<BATCH> {
     pub(crate) fn new<S: Storage<MappedMemory>>(
         operation: Operation,
         memory: &MappedMemory,
         storage: &mut [S],
     ) -> Self {
-        let mut scsi = Scsi::new(Config::default());
-        let identity = Identity::new("BLK", "bench disk", "1", "0");
-        scsi.controller_mut()
-            .insert(Address { target: 0, lun: 0 }, identity, storage[0].info())
-            .expect("512-byte blocks");
-        let mut device = Mmio::new(scsi);
+        let mut device = Mmio::new(controller(storage));
         #[rustfmt::skip]
         let boot = [
-            // EVENT_IDX is bit 29, VERSION_1 bit 32.
-            (register::STATUS, 3), (register::DRIVER_FEATURES, 1 << 29),
-            (register::DRIVER_FEATURES_SEL, 1), (register::DRIVER_FEATURES, 1), (register::STATUS, 11),
+            (register::STATUS, KNOWN.bits().into()), (register::DRIVER_FEATURES, FEATURES & 0xffff_ffff),
+            (register::DRIVER_FEATURES_SEL, 1), (register::DRIVER_FEATURES, FEATURES >> 32),
+            (register::STATUS, AGREED.bits().into()),
             (register::QUEUE_SEL, REQUEST as u64), (register::QUEUE_SIZE, RING.into()),
             (register::QUEUE_DESC_LOW, DESCRIPTORS), (register::QUEUE_DRIVER_LOW, DRIVER_AREA),
-            (register::QUEUE_DEVICE_LOW, DEVICE_AREA), (register::QUEUE_READY, 1), (register::STATUS, 15),
+            (register::QUEUE_DEVICE_LOW, DEVICE_AREA), (register::QUEUE_READY, 1),
+            (register::STATUS, LIVE.bits().into()),
         ];
         for (offset, value) in boot {
             let _ = device.write(Region::Bar(0), offset, Width::Dword, value, memory, storage);
         }
+        Self::with_chains(device, operation, memory, storage)
+    }
+}
+
+impl<const BATCH: u16> OverPci<BATCH> {
+    pub(crate) fn new<S: Storage<MappedMemory>>(
+        operation: Operation,
+        memory: &MappedMemory,
+        storage: &mut [S],
+    ) -> Self {
+        let mut device = PciFunction::new(Pci::new(controller(storage)), MsixOwner::Function);
+        let ring = Ring {
+            index: REQUEST as u16,
+            entries: RING,
+            descriptors: DESCRIPTORS,
+            driver: DRIVER_AREA,
+            device: DEVICE_AREA,
+        };
+        bring_up(&mut device, FEATURES, ring, memory, storage);
+        Self::with_chains(device, operation, memory, storage)
+    }
+}
+
+impl<D, const BATCH: u16> VirtioScsi<D, BATCH> {
+    fn with_chains<S: Storage<MappedMemory>>(
+        device: D,
+        operation: Operation,
+        memory: &MappedMemory,
+        storage: &mut [S],
+    ) -> Self
+    where
+        D: Device<MappedMemory, [S]>,
+    {
         for entry in 0..RING {
             put(memory, DRIVER_AREA + 4 + 2 * u64::from(entry), &(3 * (entry % CHAINS)).to_le_bytes());
         }
@@ -111,7 +158,9 @@ fn put_chain(memory: &MappedMemory, chain: u16, operation: Operation) {
     }
 }
 
-impl<S: Storage<MappedMemory>, const BATCH: u16> Front<S> for VirtioScsi<BATCH> {
+impl<S: Storage<MappedMemory>, D: Device<MappedMemory, [S]>, const BATCH: u16> Front<S>
+    for VirtioScsi<D, BATCH>
+{
     const REQUESTS: u32 = BATCH as u32;
 
     fn prepare(&mut self, memory: &MappedMemory) {
