@@ -2,12 +2,13 @@
 
 use blk_core::storage::Info;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::transmute_mut;
 
 use super::config::DriveConfig;
 use super::limits::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX, dsm_blocks_max, multiple_max};
+use super::log::{Page, sum_up};
 use super::settings::{Settings, TransferMode};
-use crate::command::{Advertised, Geometry, Interface, Row, TABLE};
+use crate::command::{Advertised, Geometry, Interface, Protocol, Row, TABLE};
 use crate::wire::IdentifyData;
 
 /// What IDENTIFY tells.
@@ -25,34 +26,29 @@ pub(super) struct Identity<'a> {
 const VALID: u16 = 0x4000;
 
 impl Identity<'_> {
-    /// The 512 bytes (words as in [`IdentifyData`]).
-    pub(super) fn page(&self) -> [u8; 512] {
-        let mut data = IdentifyData::new_zeroed();
+    /// Fills in a page of zeroes (words as in [`IdentifyData`]).
+    pub(super) fn fill(&self, page: &mut Page) {
+        let data: &mut IdentifyData = transmute_mut!(page);
         data.general = U16::new(0x0040);
-        self.strings(&mut data);
-        self.capacity(&mut data);
-        self.geometry(&mut data);
-        self.transfers(&mut data);
-        self.command_sets(&mut data);
+        self.strings(data);
+        self.capacity(data);
+        self.geometry(data);
+        self.transfers(data);
+        self.command_sets(data);
         // ATA-4 to ACS-2; Linux asks for 7 or more before it believes in TRIM (`ata_id_has_trim`).
         data.major_version = U16::new(0x03f0);
         data.rotation_rate = U16::new(u16::from(!self.info.rotational));
         data.alignment = U16::new(VALID);
 
-        let mut page = [0; 512];
-        for (to, from) in page.iter_mut().zip(data.as_bytes()) {
-            *to = *from;
-        }
-        let [rest @ .., signature, checksum] = &mut page;
+        let [.., signature, _] = page;
         *signature = 0xa5;
-        *checksum = rest.iter().fold(0x5b_u8, |sum, &byte| sum.wrapping_sub(byte));
-        page
+        sum_up(page);
     }
 
     fn strings(&self, data: &mut IdentifyData) {
-        data.serial = swapped(self.config.serial);
-        data.firmware = swapped(self.config.firmware);
-        data.model = swapped(self.config.model);
+        put_text(&mut data.serial, &self.config.serial);
+        put_text(&mut data.firmware, &self.config.firmware);
+        put_text(&mut data.model, &self.config.model);
         if let Some(name) = self.config.world_wide_name {
             let [a, b, c, d, e, f, g, h] = name.to_be_bytes();
             data.world_wide_name = [[a, b], [c, d], [e, f], [g, h]].map(|w| U16::new(u16::from_be_bytes(w)));
@@ -183,7 +179,9 @@ impl Identity<'_> {
     /// Whether every row that a bit tells of is there.
     fn all_available(&self, bit: Advertised) -> bool {
         let mut rows = TABLE.iter().filter(|row| row.advertised.contains(&bit));
-        rows.all(|row: &Row| row.available(self.info, self.interface))
+        rows.all(|row: &Row| {
+            row.available(self.info, self.interface) && (self.depth > 1 || row.protocol != Protocol::Queued)
+        })
     }
 }
 
@@ -203,10 +201,11 @@ fn or(word: &mut U16, bit: u8) {
     *word = U16::new(value);
 }
 
-/// A string with the two characters of each word swapped.
-fn swapped<const N: usize>(mut text: [u8; N]) -> [u8; N] {
-    for pair in text.chunks_exact_mut(2) {
-        pair.reverse();
+/// Puts down a string with the two characters of each word swapped.
+fn put_text(to: &mut [u8], text: &[u8]) {
+    for (to, from) in to.chunks_exact_mut(2).zip(text.chunks_exact(2)) {
+        if let ([first, second], [a, b]) = (to, from) {
+            (*first, *second) = (*b, *a);
+        }
     }
-    text
 }

@@ -9,22 +9,25 @@ use blk_core::op::{Op, Segment};
 use blk_core::order::{Deferred, Done, Request, Started};
 use blk_core::storage::{Info, Storage};
 use blk_core::units::Extent;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::transmute_mut;
 
 use super::extents::extent;
 use super::failure::Failure;
 use super::job::{Job, Owner, Taken};
-use super::log::summed;
+use super::log::{Page, sum_up};
 use super::queue::{Due, Entry, Gate, Queue, QueueError, Reply, Staged, State, Transfer, located, moved};
 use super::state::Drive;
 use super::tags::Tags;
-use crate::command::{Command, Direction, Power, Queued, Row};
+use crate::command::{Command, Direction, Interface, Power, Queued, Row};
 use crate::wire::{QueueErrorLog, Status};
 
 impl<const N: usize> Drive<N> {
     #[inline]
     pub(super) fn queue_gate(&self, row: &Row, command: &Command, info: &Info) -> Gate {
-        let queued = matches!(command, Command::Queued(_)) && row.available(info, self.interface);
+        if !Self::QUEUES {
+            return Gate::Open;
+        }
+        let queued = matches!(command, Command::Queued(_)) && self.offers(row, info);
         match (self.queue.state, command) {
             (State::Open, _) if queued || self.queue.is_empty() => Gate::Open,
             (State::Open | State::Ending(_), _) => Gate::Mixed,
@@ -37,7 +40,7 @@ impl<const N: usize> Drive<N> {
 
     #[inline(always)]
     pub(super) fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
-        if !row.available(info, self.interface) {
+        if !self.offers(row, info) {
             self.job = Job::Ended(Err(Failure::Aborted));
             return Taken::NonQueued;
         }
@@ -72,22 +75,27 @@ impl<const N: usize> Drive<N> {
         })
     }
 
+    /// Whether there are queued commands, and so their log.
+    pub(super) fn queues(&self) -> bool {
+        Self::QUEUES && self.interface == Interface::Serial
+    }
+
     /// Whether queued commands are outstanding.
     #[must_use]
     pub const fn is_queue_busy(&self) -> bool {
-        !self.queue.is_empty()
+        Self::QUEUES && !self.queue.is_empty()
     }
 
     /// Whether the queue has ended, and the host has not been told yet.
     #[must_use]
     pub const fn is_queue_ending(&self) -> bool {
-        matches!(self.queue.state, State::Ending(_))
+        Self::QUEUES && matches!(self.queue.state, State::Ending(_))
     }
 
     /// Whether the queue has ended, and the host has not read the log yet.
     #[must_use]
     pub const fn is_queue_closed(&self) -> bool {
-        matches!(self.queue.state, State::Closed(_))
+        Self::QUEUES && matches!(self.queue.state, State::Closed(_))
     }
 
     /// The command that has just come ends the queue: it is no queued one, or `tag` names nothing that could be one.
@@ -208,6 +216,9 @@ impl<const N: usize> Drive<N> {
         storage: &mut S,
     ) -> bool {
         let mut submitted = false;
+        if !Self::QUEUES {
+            return submitted;
+        }
         for tag in self.queue.unflushed() {
             // A flush that failed at once has ended the queue.
             if self.queue.state != State::Open {
@@ -260,9 +271,9 @@ impl<const N: usize> Drive<N> {
         Some(error)
     }
 
-    /// Log 10h as the guest would read it now.
-    pub(super) fn queue_error_log(&self, info: &Info) -> [u8; 512] {
-        let mut log = QueueErrorLog::new_zeroed();
+    /// Fills in log 10h as it is now.
+    pub(super) fn queue_error_log(&self, info: &Info, page: &mut Page) {
+        let log: &mut QueueErrorLog = transmute_mut!(page);
         log.tag = QueueErrorLog::NOT_QUEUED;
         if let State::Ending(error) | State::Closed(error) = self.queue.state {
             let report = error.failure.report();
@@ -275,6 +286,6 @@ impl<const N: usize> Drive<N> {
             log.lba_previous = [b3, b4, b5];
             log.device = 0x40;
         }
-        summed(log.as_bytes())
+        sum_up(page);
     }
 }

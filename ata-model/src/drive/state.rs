@@ -9,13 +9,14 @@ use blk_core::units::Extent;
 use super::config::DriveConfig;
 use super::identify::Identity;
 use super::job::{Job, Owner};
+use super::log::Page;
 use super::queue::Queue;
 use super::settings::Settings;
 use super::smart::Smart;
-use crate::command::{Interface, Power};
+use crate::command::{Interface, Power, Protocol, Row};
 
-/// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`], up to
-/// `N` queued ones (32 at most).
+/// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`] and with more
+/// than one slot, up to `N` queued ones (32 at most).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Drive<const N: usize> {
@@ -32,6 +33,9 @@ pub struct Drive<const N: usize> {
 }
 
 impl<const N: usize> Drive<N> {
+    /// Whether there is a queue. A drive of one slot is made without the code of one.
+    pub(super) const QUEUES: bool = N > 1;
+
     /// A drive after power-on.
     #[must_use]
     pub const fn new(config: DriveConfig, interface: Interface) -> Self {
@@ -47,6 +51,12 @@ impl<const N: usize> Drive<N> {
             #[cfg(feature = "mutants")]
             retry: None,
         }
+    }
+
+    /// Whether a row is there: on this storage, behind this interface, in a drive of so many slots.
+    #[inline]
+    pub(super) fn offers(&self, row: &Row, info: &Info) -> bool {
+        row.available(info, self.interface) && (Self::QUEUES || row.protocol != Protocol::Queued)
     }
 
     /// The settings in force.
@@ -86,11 +96,11 @@ impl<const N: usize> Drive<N> {
         }
     }
 
-    /// IDENTIFY DEVICE data as the guest would read it now.
-    #[must_use]
-    pub fn identify(&self, info: &Info) -> [u8; 512] {
+    /// IDENTIFY DEVICE data as the guest would read it now, into a page of zeroes.
+    pub(super) fn identify(&self, info: &Info, page: &mut Page) {
         let (config, settings, interface) = (&self.config, &self.settings, self.interface);
-        Identity { config, settings, smart_enabled: self.smart.enabled, interface, depth: N, info }.page()
+        Identity { config, settings, smart_enabled: self.smart.enabled, interface, depth: N, info }
+            .fill(page);
     }
 
     /// Gives the storage an operation of the command in execution; [`Self::settle`] takes what comes of it.

@@ -9,9 +9,10 @@ use heapless::Vec;
 use crate::command::Direction;
 use crate::drive::chunk_sectors;
 
-/// Most segments of one storage operation: as many as Linux puts into a command (`AHCI_MAX_SG`). What a table scatters wider
-/// goes in several, or through the staging buffer.
-const SEGMENTS: usize = 168;
+/// Most segments of one storage operation, which are on the stack while one is made: 512 KiB of scattered pages, and as many as
+/// Linux puts into a command of a PCI IDE controller (`LIBATA_MAX_PRD`). What a table scatters wider goes in several, or through
+/// the staging buffer.
+const SEGMENTS: usize = 128;
 
 /// The segments of one storage operation.
 pub(super) type Segments = Vec<Segment, SEGMENTS>;

@@ -105,7 +105,7 @@ impl Port {
         if !unit.drive.finish_reset(reset, memory, storage) {
             return;
         }
-        unit.tables = [Prdt::default(); super::registers::SLOTS];
+        unit.tables.fill(Prdt::default());
         if reset == Reset::Stop {
             // Its commands are gone, and none of them may look as if it had succeeded.
             unit.phase = Phase::Ready;

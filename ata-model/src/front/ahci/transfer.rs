@@ -327,7 +327,7 @@ impl Port {
             return true;
         }
         let Some(error) = unit.drive.queue_error() else { return false };
-        unit.tables = [Prdt::default(); super::registers::SLOTS];
+        unit.tables.fill(Prdt::default());
         self.report_queue_error(error, memory);
         true
     }
