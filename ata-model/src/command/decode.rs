@@ -145,28 +145,27 @@ impl core::error::Error for Reject {}
 #[inline]
 pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Command), Reject> {
     let row = Row::of(task.command).ok_or(Reject::Unknown)?;
-    let blocks = || blocks(row.addressing, task, geometry);
+    let blocks = blocks(row.addressing, task, geometry);
     let command = match row.operation {
-        Operation::Read => Command::Read(blocks()?),
-        Operation::Write { fua } => Command::Write { blocks: blocks()?, fua },
+        Operation::Read => Command::Read(blocks?),
+        Operation::Write { fua } => Command::Write { blocks: blocks?, fua },
         // ATA8-ACS, READ FPDMA QUEUED: the tag is Count(7:3), FUA is Device bit 7. The priority in Count(15:14) is a hint.
         Operation::Queued(direction) => Command::Queued(Queued {
             tag: task.count.current >> 3,
             direction,
-            blocks: blocks()?,
+            blocks: blocks?,
             fua: task.device & DeviceBits::FUA.bits() != 0,
         }),
-        Operation::Verify => Command::Verify(blocks()?),
+        Operation::Verify => Command::Verify(blocks?),
         Operation::Flush => Command::Flush,
         Operation::Identify => Command::Identify,
         Operation::SetFeatures => {
             Command::SetFeatures { subcommand: task.features.current, count: task.count.current }
         }
         Operation::SetMultiple => Command::SetMultiple { blocks: task.count.current },
-        Operation::DataSetManagement => Command::DataSetManagement {
-            trim: task.features.current & 1 != 0,
-            blocks: count(row.addressing, task.count),
-        },
+        Operation::DataSetManagement => {
+            Command::DataSetManagement { trim: task.features.current & 1 != 0, blocks: blocks?.count }
+        }
         Operation::Smart => Command::Smart {
             subcommand: task.features.current,
             selector: task.lba_low.current,
@@ -187,7 +186,7 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
             Command::Initialize(Geometry::new(heads, task.count.current))
         }
         Operation::Recalibrate => Command::Seek(Blocks { lba: 0, count: 1 }),
-        Operation::Seek => Command::Seek(Blocks { count: 1, ..blocks()? }),
+        Operation::Seek => Command::Seek(Blocks { count: 1, ..blocks? }),
         Operation::Nop => Command::Nop,
         Operation::NativeMax => Command::NativeMax { ext: row.addressing == Addressing::Lba48 },
     };
@@ -263,7 +262,7 @@ mod tests {
                 Addressing::Lba48 => Blocks { lba: 0x6655_4433_2211, count: 0x0203 },
                 _ => Blocks { lba: 0x33_2211, count: 3 },
             };
-            assert_eq!(blocks, expected, "{}", row.name);
+            assert_eq!(blocks, expected, "{}", row.name());
         }
     }
 

@@ -139,7 +139,7 @@ impl Identity<'_> {
     fn command_sets(&self, data: &mut IdentifyData) {
         let mut supported = [0, VALID, VALID];
         for row in TABLE {
-            for &bit in row.advertised.iter().filter(|&&bit| self.all_available(bit)) {
+            for &bit in row.advertised.iter().flatten().filter(|&&bit| self.all_available(bit)) {
                 match bit {
                     Advertised::Both(82, bit) => set(&mut supported[0], bit),
                     Advertised::Both(83, bit) => set(&mut supported[1], bit),
@@ -178,7 +178,7 @@ impl Identity<'_> {
 
     /// Whether every row that a bit tells of is there.
     fn all_available(&self, bit: Advertised) -> bool {
-        let mut rows = TABLE.iter().filter(|row| row.advertised.contains(&bit));
+        let mut rows = TABLE.iter().filter(|row| row.advertised.contains(&Some(bit)));
         rows.all(|row: &Row| {
             row.available(self.info, self.interface) && (self.depth > 1 || row.protocol != Protocol::Queued)
         })

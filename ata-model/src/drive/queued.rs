@@ -163,27 +163,40 @@ impl<const N: usize> Drive<N> {
         let request = Request::new(op).with_fua(fua);
         let cache = self.guest_cache(storage.info());
         let owner = Owner::Queued(tag);
-        let submitted = self.sequencer.submit(memory, storage, &request, cache, segments, owner);
+        let submitted = self.sequencer.start(memory, storage, &request, cache, segments);
         let started = submitted.inspect_err(|_| self.queue.turn = tag)?;
         #[cfg(feature = "mutants")]
         if transfer.direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
-        let entry = Entry::Moving { transfer, sectors: moving, staged };
         match started {
-            Started::InFlight(_) => self.queue.set(tag, entry),
-            Started::Ended(done) => self.end_operation(tag, entry, done),
+            Started::InFlight(slot) => {
+                self.sequencer.attach(slot, owner);
+                self.queue.set(tag, Entry::Moving { transfer, sectors: moving, staged });
+            }
+            // Nearly always all of the command, and not through the staging buffer.
+            Started::Ended(Done { slot, result: Ok(()) }) if !staged && sectors == left.sectors => {
+                #[cfg(feature = "mutants")]
+                {
+                    self.retry = None;
+                }
+                self.sequencer.release(slot);
+                self.queue.set(tag, Entry::Ended);
+            }
+            Started::Ended(done) => {
+                self.end_operation(tag, Entry::Moving { transfer, sectors: moving, staged }, done);
+            }
         }
         Ok(())
     }
 
-    #[inline(never)]
+    /// The operation of a queued command that the storage had has ended.
     pub(super) fn complete_queued(&mut self, tag: u8, done: Done) {
         self.end_operation(tag, self.queue.entry(tag), done);
     }
 
     /// The operation that `entry` tells of has ended.
-    #[inline(always)]
+    #[inline(never)]
     fn end_operation(&mut self, tag: u8, entry: Entry, done: Done) {
         #[cfg(feature = "mutants")]
         {

@@ -403,10 +403,10 @@ impl Channel {
             (_, Step::Submitted) => true,
             (_, Step::Ended(Err(failure))) => self.end(Err(failure), true, storage.info()),
             (Phase::Filling { bytes }, _) => self.present(Phase::In { at: 0, bytes }, true),
-            (Phase::Dma { bounced }, _) if bounced > 0 => self.unbounce(bounced, memory, storage),
+            (Phase::Dma { bounced: 0 }, Step::Ended(Ok(()))) => self.end(Ok(()), true, storage.info()),
+            (Phase::Dma { .. }, step) => self.move_by_dma(step, memory, storage),
             (_, Step::Ended(Ok(()))) => self.end(Ok(()), true, storage.info()),
             (Phase::Cancelled, _) => self.end(Err(Failure::Aborted), true, storage.info()),
-            (Phase::Dma { .. }, step) => self.move_by_dma(step, memory, storage),
             (_, step) => self.move_by_pio(step, memory, storage),
         }
     }

@@ -227,7 +227,7 @@ impl<const P: usize> Hba<P> {
     }
 
     /// Writes the bits of `mask` of a register; returns what that did to the interrupt lines.
-    #[inline(always)]
+    #[inline(never)]
     fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         (offset, value, mask): (u64, u32, u32),
