@@ -56,24 +56,29 @@ impl<const N: usize> Drive<N> {
         task: &mut TaskFile,
         storage: &mut S,
     ) -> Taken {
-        match (self.queue_gate(row, &command, storage.info()), command) {
-            (Gate::Open, Command::Queued(queued)) => self.enqueue(row, queued, storage.info()),
-            (Gate::Open, _) => {
+        if let Command::Queued(queued) = command {
+            return self.enqueue(row, queued, storage.info());
+        }
+        match self.queue_gate(&command) {
+            Gate::Open => {
                 self.job = match self.start_command(row, command, task, storage) {
                     Ok(job) => job,
                     Err(failure) => Job::Ended(Err(failure)),
                 };
                 Taken::NonQueued
             }
-            (Gate::Mixed, _) => {
+            Gate::Mixed => {
                 self.refuse(None, Failure::Aborted);
                 Taken::Refused
             }
-            (Gate::Closed, _) => {
-                self.job = Job::Ended(Err(Failure::Aborted));
-                Taken::NonQueued
-            }
+            Gate::Closed => self.abort(),
         }
+    }
+
+    /// A command ends before it has begun.
+    pub(super) fn abort(&mut self) -> Taken {
+        self.job = Job::Ended(Err(Failure::Aborted));
+        Taken::NonQueued
     }
 
     /// Takes completions, lets the command go on as far as it can by itself, and says what it needs.

@@ -253,8 +253,12 @@ impl<const N: usize> Queue<N> {
     pub(super) fn take_ended(&mut self) -> u32 {
         let ended = self.tags(Kind::Ended);
         for tag in Tags::new(ended) {
-            self.set(tag, Entry::Free);
+            if let Some(place) = self.entries.get_mut(usize::from(tag)) {
+                *place = Entry::Free;
+            }
         }
+        let [free, .., before] = &mut self.tags;
+        (*free, *before) = (*free | ended, 0);
         ended
     }
 

@@ -13,7 +13,7 @@ use zerocopy::transmute_mut;
 
 use super::extents::extent;
 use super::failure::Failure;
-use super::job::{Job, Owner, Taken};
+use super::job::{Owner, Taken};
 use super::log::{Page, sum_up};
 use super::queue::{Due, Entry, Gate, Queue, QueueError, Reply, Staged, State, Transfer, located, moved};
 use super::state::Drive;
@@ -22,14 +22,14 @@ use crate::command::{Command, Direction, Interface, Power, Queued, Row};
 use crate::wire::{QueueErrorLog, Status};
 
 impl<const N: usize> Drive<N> {
+    /// Whether a command that is not a queued one is admitted.
     #[inline]
-    pub(super) fn queue_gate(&self, row: &Row, command: &Command, info: &Info) -> Gate {
+    pub(super) fn queue_gate(&self, command: &Command) -> Gate {
         if !Self::QUEUES {
             return Gate::Open;
         }
-        let queued = matches!(command, Command::Queued(_)) && self.offers(row, info);
-        match (self.queue.state, command) {
-            (State::Open, _) if queued || self.queue.is_empty() => Gate::Open,
+        match (&self.queue.state, command) {
+            (State::Open, _) if self.queue.is_empty() => Gate::Open,
             (State::Open | State::Ending(_), _) => Gate::Mixed,
             (State::Closed(_), Command::ReadLog { address: QueueErrorLog::ADDRESS, page: 0, count: 1 }) => {
                 Gate::Open
@@ -38,11 +38,19 @@ impl<const N: usize> Drive<N> {
         }
     }
 
+    /// Takes a queued command, decoded by [`Queued::decode`].
     #[inline(always)]
-    pub(super) fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
-        if !self.offers(row, info) {
-            self.job = Job::Ended(Err(Failure::Aborted));
-            return Taken::NonQueued;
+    pub fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
+        let offered = self.offers(row, info);
+        match &self.queue.state {
+            _ if !Self::QUEUES => return self.abort(),
+            State::Closed(_) => return self.abort(),
+            State::Open if offered => {}
+            State::Open if self.queue.is_empty() => return self.abort(),
+            State::Open | State::Ending(_) => {
+                self.refuse(None, Failure::Aborted);
+                return Taken::Refused;
+            }
         }
         match self.entry_of(queued, info) {
             Ok(entry) => {

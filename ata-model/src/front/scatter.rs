@@ -22,12 +22,14 @@ pub(super) trait Table: Copy {
     /// Whether nothing is left of the table.
     fn is_exhausted(&self) -> bool;
 
-    /// Takes the next at most `bytes_max` bytes, or `None` at the end of the table.
-    fn take<M: GuestMemory + ?Sized>(
+    /// What is left of the region at this place; `None` at the end of the table.
+    fn region<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        bytes_max: u32,
     ) -> Result<Option<(GuestAddr, u32)>, MemoryError>;
+
+    /// Goes on by `bytes` of the region at this place, which has as many.
+    fn pass(&mut self, bytes: u32);
 
     /// Makes `list` one of the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
     /// bytes that are. Neighbours become one segment.
@@ -42,15 +44,15 @@ pub(super) trait Table: Copy {
         list.clear();
         let mut got = 0_u32;
         while got < bytes {
-            let before = *self;
-            let Some((addr, len)) = self.take(memory, bytes.saturating_sub(got))? else { break };
+            let Some((addr, left)) = self.region(memory)? else { break };
+            let len = left.min(bytes.saturating_sub(got));
             if !memory.contains(addr, u64::from(len)) {
                 return Err(MemoryError);
             }
             if !append(list, addr, len, segments_max) {
-                *self = before;
                 break;
             }
+            self.pass(len);
             got = got.saturating_add(len);
         }
         Ok(got)
@@ -68,12 +70,14 @@ pub(super) trait Table: Copy {
     ) -> Result<(), Stop> {
         while !buffer.is_empty() {
             let room = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
-            let (addr, len) = self.take(memory, room)?.ok_or(Stop::Short)?;
+            let (addr, left) = self.region(memory)?.ok_or(Stop::Short)?;
+            let len = left.min(room);
             let (piece, rest) = buffer.split_at_mut_checked(to_usize(len)).ok_or(Stop::Short)?;
             match direction {
                 Direction::Read => memory.write(addr, piece)?,
                 Direction::Write => memory.read(addr, piece)?,
             }
+            self.pass(len);
             buffer = rest;
         }
         Ok(())

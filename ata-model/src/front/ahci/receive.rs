@@ -60,9 +60,14 @@ impl Port {
         }
     }
 
-    /// The Register FIS by which a drive has accepted a queued command: the registers are as it has them already.
-    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, memory: &M, task: &TaskFile) {
-        self.post(memory, received::REGISTER, &register_fis(task, (READY, 0), false));
+    /// The Register FIS by which a drive has accepted a queued command, if it is still due: the registers are as it has them already.
+    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, due: &mut bool, memory: &M) {
+        if core::mem::take(due)
+            && let Some(unit) = self.unit()
+        {
+            let fis = register_fis(&unit.task, (READY, 0), false);
+            self.post(memory, received::REGISTER, &fis);
+        }
     }
 
     /// The PIO Setup FIS of a command's last data block. Those of the blocks before it would have been overwritten by it.
