@@ -45,7 +45,8 @@ pub enum Step {
 }
 
 impl<const N: usize> Drive<N> {
-    /// Takes a decoded command. Registers that report an outcome are set in `task` at once.
+    /// Takes a decoded command, which is none for the queue: that takes [`Self::enqueue`]. Registers that report an outcome are set
+    /// in `task` at once.
     ///
     /// Nothing is checked later that could be checked here: addresses are, against the capacity, before any data moves.
     #[inline(always)]
@@ -56,9 +57,6 @@ impl<const N: usize> Drive<N> {
         task: &mut TaskFile,
         storage: &mut S,
     ) -> Taken {
-        if let Command::Queued(queued) = command {
-            return self.enqueue(row, queued, storage.info());
-        }
         match self.queue_gate(&command) {
             Gate::Open => {
                 self.job = match self.start_command(row, command, task, storage) {
@@ -102,11 +100,11 @@ impl<const N: usize> Drive<N> {
     #[inline]
     fn settle(&mut self, started: Started) {
         if let Some(done) = started.done() {
-            self.sequencer.release(done.slot);
-            self.complete(done.result);
+            self.settled(done);
         }
     }
 
+    #[inline(never)]
     fn settled(&mut self, done: Done) {
         if Self::QUEUES
             && let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot)

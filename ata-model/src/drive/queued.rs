@@ -107,11 +107,14 @@ impl<const N: usize> Drive<N> {
     }
 
     /// The command that has just come ends the queue: it is no queued one, or `tag` names nothing that could be one.
+    #[cold]
+    #[inline(never)]
     pub fn refuse(&mut self, tag: Option<u8>, failure: Failure) {
         self.end_queue(QueueError { tag, failure, reply: Reply::Register });
     }
 
     /// A queued command cannot go on, since its front cannot.
+    #[cold]
     pub fn fail_queued(&mut self, tag: u8, failure: Failure) {
         if let Entry::Staged { slot, .. } = self.queue.entry(tag) {
             self.sequencer.release(slot);
@@ -121,6 +124,8 @@ impl<const N: usize> Drive<N> {
     }
 
     /// The first error is the one that counts.
+    #[cold]
+    #[inline(never)]
     const fn end_queue(&mut self, error: QueueError) {
         if let State::Open = self.queue.state {
             self.queue.state = State::Ending(error);

@@ -39,7 +39,7 @@ impl<const N: usize> Drive<N> {
             Command::Read(blocks) => self.transfer_job(Direction::Read, blocks, false, &info),
             Command::Write { .. } if info.read_only => Err(Failure::Aborted),
             Command::Write { blocks, fua } => self.transfer_job(Direction::Write, blocks, fua, &info),
-            // Taken before it comes here.
+            // That is for the queue.
             Command::Queued(_) => Err(Failure::Aborted),
             Command::Verify(blocks) => {
                 self.power = Power::Active;

@@ -159,8 +159,7 @@ impl Channel {
     ) -> Access<WriteStatus> {
         let [low, ..] = value.to_le_bytes();
         if let (Region::Bar(0), 1..=5) = (region, offset) {
-            // No interrupt comes or goes by these.
-            self.write_register(offset, low, memory, storage);
+            self.latch(offset, low);
             return Access::quiet(WriteStatus::Done);
         }
         let withdrawn = match (region, offset) {

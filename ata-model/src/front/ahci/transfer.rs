@@ -164,19 +164,20 @@ impl Port {
         unit.drive.finish();
         unit.phase = Phase::Ready;
         let task = unit.task;
-        let row = Row::of(task.command);
-        let block = last_block(row, executing.moved_bytes, unit.drive.settings().multiple, info);
+        let multiple = unit.drive.settings().multiple;
         self.report_bytes(executing, memory);
-        match row.map(|row| row.protocol) {
-            // The status is in the PIO Setup FIS; there is no other (Serial ATA revision 3.0, 11.7, PIO data-in).
-            Some(Protocol::PioIn) if executing.moved_bytes > 0 => {
-                self.post_pio_setup(memory, &task, true, block);
-            }
-            Some(Protocol::PioOut) => {
-                self.post_pio_setup(memory, &task, false, block);
-                self.post_register(memory, &task, (READY, 0), true);
-            }
-            _ => self.post_register(memory, &task, (READY, 0), true),
+        let pio = Row::of(task.command).and_then(|row| match row.protocol {
+            Protocol::PioIn if executing.moved_bytes > 0 => Some((row, true)),
+            Protocol::PioOut => Some((row, false)),
+            _ => None,
+        });
+        if let Some((row, to_host)) = pio {
+            let bytes = last_block(row, executing.moved_bytes, multiple, info);
+            self.post_pio_setup(memory, &task, to_host, bytes);
+        }
+        // Of data to the host the status is in the PIO Setup FIS, and there is no other (Serial ATA revision 3.0, 11.7, PIO data-in).
+        if !matches!(pio, Some((_, true))) {
+            self.post_register(memory, &task, (READY, 0), true);
         }
         if self.engine == Engine::Running {
             self.take_from_list(executing.slot);
@@ -347,10 +348,13 @@ impl Port {
 }
 
 /// Bytes of the last data block of a PIO command: a logical block, or as many as SET MULTIPLE MODE says.
-fn last_block(row: Option<&Row>, moved_bytes: u32, multiple: u8, info: &Info) -> u16 {
-    let blocks = if row.is_some_and(|row| row.multiple) { u32::from(multiple) } else { 1 };
-    let parameters = row.is_none_or(|row| row.addressing == Addressing::None);
-    let block = if parameters { 512 } else { info.logical_block_bytes.saturating_mul(blocks) };
+fn last_block(row: &Row, moved_bytes: u32, multiple: u8, info: &Info) -> u16 {
+    let blocks = if row.multiple { u32::from(multiple) } else { 1 };
+    let block = if row.addressing == Addressing::None {
+        512
+    } else {
+        info.logical_block_bytes.saturating_mul(blocks)
+    };
     let last = match moved_bytes.checked_rem(block) {
         Some(0) | None => block,
         Some(rest) => rest,
