@@ -122,7 +122,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Channel {
 
 impl Channel {
     /// Any read. [`Device::read`] has a shorter way for most of the Data register's, to the same effect.
-    #[inline(never)]
+    #[inline(always)]
     fn read_any<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         region: Region,
@@ -147,7 +147,7 @@ impl Channel {
     }
 
     /// Any write, likewise.
-    #[inline(never)]
+    #[inline(always)]
     fn write_any<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         region: Region,

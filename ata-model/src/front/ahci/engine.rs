@@ -78,7 +78,10 @@ impl Port {
         if !self.bus_master {
             return false;
         }
-        let taken = self.take_commands(memory, storage);
+        let taken = self.may_send();
+        if taken {
+            self.take_commands(memory, storage);
+        }
         let moved = self.move_data(memory, storage);
         (taken || moved) && self.has_work()
     }
@@ -118,26 +121,25 @@ impl Port {
         }
     }
 
-    /// Takes commands from the list for as long as the drive queues them; returns whether there was any.
-    fn take_commands<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
-        let mut any = false;
+    /// Takes the next command from the list, and those after it for as long as the drive queues them.
+    // What is fetched is on the stack of this function alone.
+    #[inline(never)]
+    fn take_commands<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) {
         // The drive has queued a command, and the Register FIS that says so is not in memory yet. That of the next one would
         // overwrite it, in the one place for such FISes (4.2.1), and neither interrupts.
         let mut accepted = false;
         let (header, fis) = (CommandHeader::new_zeroed(), RegisterH2d::new_zeroed());
         let mut fetched = Fetched { slot: 0, header_at: 0, header, fis };
-        while self.may_send() {
-            any = true;
+        loop {
             if self.fetch(&mut fetched, memory).is_err() {
                 self.fatal(Interrupts::HBFS);
                 break;
             }
-            if !self.send(&fetched, &mut accepted, memory, storage) {
+            if !self.send(&fetched, &mut accepted, memory, storage) || !self.may_send() {
                 break;
             }
         }
         self.post_accepted(&mut accepted, memory);
-        any
     }
 
     /// Whether a command is to be sent, and may be.
