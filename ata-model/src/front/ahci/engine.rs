@@ -13,7 +13,7 @@ use crate::command::{Operation, Queued, Reject, Row, decode};
 use crate::drive::{Failure, Reset, Taken};
 use crate::wire::ahci::{CommandHeader, PRD_TABLE};
 use crate::wire::fis::RegisterH2d;
-use crate::wire::{Control, ErrorBits, Pair, Status, TaskFile};
+use crate::wire::{Control, ErrorBits, Status};
 
 /// Steps that one access or poll makes at most in a port.
 const STEPS_MAX: u32 = 128;
@@ -125,9 +125,9 @@ impl Port {
     // What is fetched is on the stack of this function alone.
     #[inline(never)]
     fn take_commands<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) {
-        // The drive has queued a command, and the Register FIS that says so is not in memory yet. That of the next one would
-        // overwrite it, in the one place for such FISes (4.2.1), and neither interrupts.
-        let mut accepted = false;
+        // The last command that the drive has queued. The Register FIS that says so is posted when no other follows: that of the
+        // next one would overwrite it, in the one place for such FISes (4.2.1), and neither interrupts.
+        let mut accepted = None;
         let (header, fis) = (CommandHeader::new_zeroed(), RegisterH2d::new_zeroed());
         let mut fetched = Fetched { slot: 0, header_at: 0, header, fis };
         loop {
@@ -139,7 +139,7 @@ impl Port {
                 break;
             }
         }
-        self.post_accepted(&mut accepted, memory);
+        self.post_accepted(accepted, memory);
     }
 
     /// Whether a command is to be sent, and may be.
@@ -177,7 +177,7 @@ impl Port {
     fn send<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
-        accepted: &mut bool,
+        accepted: &mut Option<RegisterH2d>,
         memory: &M,
         storage: &mut H,
     ) -> bool {
@@ -221,7 +221,7 @@ impl Port {
     fn command<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
-        accepted: &mut bool,
+        accepted: &mut Option<RegisterH2d>,
         memory: &M,
         storage: &mut H,
     ) -> bool {
@@ -235,7 +235,7 @@ impl Port {
             return false;
         };
         let table = Prdt::new(table, fetched.header.prd_entries.get());
-        let (task, slot) = (task_file(&fetched.fis), fetched.slot);
+        let (task, slot) = (fetched.fis.task_file(), fetched.slot);
         let queued = match Row::of(task.command) {
             Some(row @ Row { operation: Operation::Queued(direction), .. }) if !fetched.is_elsewhere() => {
                 Some((row, Queued::decode(*direction, &task)))
@@ -255,15 +255,13 @@ impl Port {
             if let Some(place) = unit.tables.get_mut(usize::from(slot)) {
                 *place = table;
             }
-            unit.task = task;
             (self.status, self.error) = (READY.bits(), 0);
             self.take_from_list(slot);
-            *accepted = true;
+            *accepted = Some(fetched.fis);
             return true;
         }
-        // The FIS is made from the registers of the command before.
-        self.post_accepted(accepted, memory);
-        self.command_alone(fetched, (&task, table), taken, memory, storage);
+        self.post_accepted(accepted.take(), memory);
+        self.command_alone(fetched, table, taken, memory, storage);
         false
     }
 
@@ -273,15 +271,15 @@ impl Port {
     fn command_alone<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
-        (task, table): (&TaskFile, Prdt),
+        table: Prdt,
         taken: Option<Taken>,
         memory: &M,
         storage: &mut H,
     ) {
         let Some(unit) = self.unit_mut() else { return };
-        unit.task = *task;
+        unit.task = fetched.fis.task_file();
         let closed = unit.drive.is_queue_closed();
-        let taken = match (taken, decode(task, unit.drive.settings().geometry)) {
+        let taken = match (taken, decode(&unit.task, unit.drive.settings().geometry)) {
             (Some(taken), _) => Ok(taken),
             _ if fetched.is_elsewhere() => Err(Failure::Aborted),
             (_, Ok((row, _))) if is_diagnostic(row) && !unit.drive.is_queue_busy() && !closed => {
@@ -318,20 +316,4 @@ fn used(bytes: &mut [u8]) -> &mut [u8] {
 
 fn is_diagnostic(row: &Row) -> bool {
     row.operation == Operation::Diagnostic
-}
-
-/// The registers that a command's FIS fills.
-fn task_file(fis: &RegisterH2d) -> TaskFile {
-    let [low, mid, high] = fis.lba;
-    let [low_previous, mid_previous, high_previous] = fis.lba_previous;
-    let pair = |current, previous| Pair { current, previous };
-    TaskFile {
-        features: pair(fis.features, fis.features_previous),
-        count: pair(fis.count, fis.count_previous),
-        lba_low: pair(low, low_previous),
-        lba_mid: pair(mid, mid_previous),
-        lba_high: pair(high, high_previous),
-        device: fis.device,
-        command: fis.command,
-    }
 }

@@ -7,7 +7,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::port::{Engine, Phase, Port};
 use super::registers::{Cmd, Interrupts};
 use crate::wire::ahci::received;
-use crate::wire::fis::{DmaSetup, INTERRUPT, PioSetup, RegisterD2h, SetDeviceBits};
+use crate::wire::fis::{DmaSetup, INTERRUPT, PioSetup, RegisterD2h, RegisterH2d, SetDeviceBits};
 use crate::wire::{Status, TaskFile};
 
 /// A drive that is ready: what Status holds after a command that ended well.
@@ -60,11 +60,10 @@ impl Port {
         }
     }
 
-    /// The Register FIS by which a drive has accepted a queued command, if it is still due: the registers are as it has them already.
-    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, due: &mut bool, memory: &M) {
-        if core::mem::take(due)
-            && let Some(unit) = self.unit()
-        {
+    /// The Register FIS by which a drive has accepted a queued command, if one is due. Status and Error are as it has them already.
+    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, due: Option<RegisterH2d>, memory: &M) {
+        if let (Some(command), Some(unit)) = (due, self.unit_mut()) {
+            unit.task = command.task_file();
             let fis = register_fis(&unit.task, (READY, 0), false);
             self.post(memory, received::REGISTER, &fis);
         }
