@@ -111,7 +111,7 @@ impl<const N: usize> Drive<N> {
         {
             self.complete_queued(tag, done);
         } else {
-            self.sequencer.release(done.slot);
+            self.release(done.slot);
             self.complete(done.result);
         }
     }

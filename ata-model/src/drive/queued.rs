@@ -117,7 +117,7 @@ impl<const N: usize> Drive<N> {
     #[cold]
     pub fn fail_queued(&mut self, tag: u8, failure: Failure) {
         if let Entry::Staged { slot, .. } = self.queue.entry(tag) {
-            self.sequencer.release(slot);
+            self.release(slot);
         }
         self.queue.set(tag, Entry::Free);
         self.end_queue(QueueError { tag: Some(tag), failure, reply: Reply::SetDeviceBits });
@@ -174,18 +174,17 @@ impl<const N: usize> Drive<N> {
         };
         let fua = transfer.fua && transfer.direction == Direction::Write;
         let request = Request::new(op).with_fua(fua);
-        let cache = self.guest_cache(storage.info());
-        let owner = Owner::Queued(tag);
-        let submitted = self.sequencer.start(memory, storage, &request, cache, segments);
+        let submitted = self.start(memory, storage, &request, segments);
         let started = submitted.inspect_err(|_| self.queue.turn = tag)?;
         #[cfg(feature = "mutants")]
         if transfer.direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
-        match started {
+        let entry = Entry::Moving { transfer, sectors: moving, staged };
+        let entry = match started {
             Started::InFlight(slot) => {
-                self.sequencer.attach(slot, owner);
-                self.queue.set(tag, Entry::Moving { transfer, sectors: moving, staged });
+                self.sequencer.attach(slot, Owner::Queued(tag));
+                entry
             }
             // Nearly always all of the command, and not through the staging buffer.
             Started::Ended(Done { slot, result: Ok(()) }) if !staged && sectors == left.sectors => {
@@ -194,12 +193,14 @@ impl<const N: usize> Drive<N> {
                     self.retry = None;
                 }
                 self.sequencer.release(slot);
-                self.queue.set(tag, Entry::Ended);
+                Entry::Ended
             }
             Started::Ended(done) => {
-                self.end_operation(tag, Entry::Moving { transfer, sectors: moving, staged }, done);
+                self.end_operation(tag, entry, done);
+                return Ok(());
             }
-        }
+        };
+        self.queue.set(tag, entry);
         Ok(())
     }
 
@@ -215,10 +216,11 @@ impl<const N: usize> Drive<N> {
         {
             self.retry = None;
         }
+        if let (Entry::Moving { transfer, sectors, staged: true }, Ok(())) = (entry, done.result) {
+            return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
+        }
+        self.release(done.slot);
         let next = match (entry, done.result) {
-            (Entry::Moving { transfer, sectors, staged: true }, Ok(())) => {
-                return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
-            }
             (Entry::Moving { transfer, sectors, .. }, Ok(())) => moved(transfer, sectors),
             (Entry::Flushing(transfer), Ok(())) => Entry::Due(transfer),
             (entry, Ok(())) => entry,
@@ -227,11 +229,9 @@ impl<const N: usize> Drive<N> {
                     entry,
                     Entry::Moving { transfer: Transfer { direction: Direction::Read, .. }, .. }
                 );
-                self.sequencer.release(done.slot);
                 return self.fail_queued(tag, Failure::Io { error: located(error, entry), reading });
             }
         };
-        self.sequencer.release(done.slot);
         self.queue.set(tag, next);
     }
 
@@ -251,13 +251,13 @@ impl<const N: usize> Drive<N> {
                 break;
             }
             let Entry::Unflushed(transfer) = self.queue.entry(tag) else { continue };
-            let cache = self.guest_cache(storage.info());
-            let owner = Owner::Queued(tag);
-            let flush = Request::new(Op::Flush);
-            if let Ok(started) = self.sequencer.submit(memory, storage, &flush, cache, &[], owner) {
+            if let Ok(started) = self.start(memory, storage, &Request::new(Op::Flush), &[]) {
                 let entry = Entry::Flushing(transfer);
                 match started {
-                    Started::InFlight(_) => self.queue.set(tag, entry),
+                    Started::InFlight(slot) => {
+                        self.sequencer.attach(slot, Owner::Queued(tag));
+                        self.queue.set(tag, entry);
+                    }
                     Started::Ended(done) => self.end_operation(tag, entry, done),
                 }
                 submitted = true;
@@ -277,7 +277,7 @@ impl<const N: usize> Drive<N> {
     /// The front has taken it.
     pub fn unstage_queued(&mut self, tag: u8) {
         if let Entry::Staged { transfer, sectors, slot } = self.queue.entry(tag) {
-            self.sequencer.release(slot);
+            self.release(slot);
             self.queue.set(tag, moved(transfer, sectors));
         }
     }

@@ -103,6 +103,12 @@ impl<const N: usize> Drive<N> {
             .fill(page);
     }
 
+    /// Frees a slot whose operation has ended.
+    #[inline(never)]
+    pub(super) fn release(&mut self, slot: u16) {
+        let _ = self.sequencer.release(slot);
+    }
+
     /// Gives the storage an operation of the command in execution; [`Self::settle`] takes what comes of it.
     pub(super) fn submit<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -111,7 +117,55 @@ impl<const N: usize> Drive<N> {
         request: &Request,
         segments: &[Segment],
     ) -> Result<Started, Deferred> {
+        let started = self.start(memory, storage, request, segments)?;
+        if let Started::InFlight(slot) = started {
+            self.sequencer.attach(slot, Owner::NonQueued);
+        }
+        Ok(started)
+    }
+
+    /// Gives the storage an operation, which is nobody's yet: whoever it is for is attached to what is in flight.
+    #[inline]
+    pub(super) fn start<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        request: &Request,
+        segments: &[Segment],
+    ) -> Result<Started, Deferred> {
         let cache = self.guest_cache(storage.info());
-        self.sequencer.submit(memory, storage, request, cache, segments, Owner::NonQueued)
+        self.sequencer.start(memory, storage, request, cache, segments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blk_core::ram::plain_info;
+    use blk_core::storage::Cache;
+
+    use super::*;
+    use crate::command::{Direction, Queued};
+    use crate::drive::{Failure, Step, Taken};
+    use crate::wire::{Pair, TaskFile};
+
+    /// What a drive of `N` slots behind Serial ATA makes of READ FPDMA QUEUED, and words 75 and 76 (bit 8) of its data.
+    fn queuing<const N: usize>() -> (Taken, u16, u16) {
+        let info = Info { staging_bytes: 4096, ..plain_info(1 << 20, Cache::WriteBack) };
+        let mut drive = Drive::<N>::new(DriveConfig::new("MODEL", "0001"), Interface::Serial);
+        let mut page = [0; 512];
+        drive.identify(&info, &mut page);
+        let word = |n: usize| u16::from_le_bytes([page[2 * n], page[2 * n + 1]]);
+        let task = TaskFile { features: Pair::new(1), command: 0x60, ..TaskFile::default() };
+        let queued = Queued::decode(Direction::Read, &task);
+        let taken = drive.enqueue(Row::of(0x60).unwrap(), queued, &info);
+        let aborted = drive.step() == Step::Ended(Err(Failure::Aborted));
+        assert_eq!(taken == Taken::NonQueued, aborted);
+        (taken, word(75), word(76) >> 8 & 1)
+    }
+
+    #[test]
+    fn a_drive_of_one_slot_has_no_queue_and_says_so() {
+        assert_eq!(queuing::<1>(), (Taken::NonQueued, 0, 0));
+        assert_eq!(queuing::<2>(), (Taken::Queued, 1, 1));
     }
 }

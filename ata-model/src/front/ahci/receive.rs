@@ -183,7 +183,7 @@ impl Port {
 
     /// A command is no more in the list.
     pub(super) fn take_from_list(&mut self, slot: u8) {
-        self.ci &= !1_u32.checked_shl(u32::from(slot)).unwrap_or(0);
+        self.ci &= !1_u32.wrapping_shl(slot.into());
     }
 }
 
