@@ -4,7 +4,7 @@ use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
 use blk_core::units::GuestAddr;
 
-use super::port::{Engine, Executing, Phase, Port};
+use super::port::{Engine, Executing, Phase, Port, Unit};
 use super::prdt::Prdt;
 use super::receive::READY;
 use super::registers::Interrupts;
@@ -50,12 +50,11 @@ impl Port {
             return false;
         }
         let step = unit.drive.poll(memory, storage);
-        let phase = unit.phase;
-        match (step, phase) {
-            (Step::Submitted, _) => true,
+        match step {
+            Step::Submitted => true,
             // What the storage completes is not reported any more; a stop drops it.
             _ if !running => false,
-            (step, Phase::Executing(executing)) => self.execute(executing, step, memory, storage),
+            _ if matches!(unit.phase, Phase::Executing(_)) => self.execute(step, memory, storage),
             _ => {
                 let served = self.serve_due(memory, storage);
                 self.serve_queue(memory, storage) || served
@@ -67,11 +66,12 @@ impl Port {
     #[inline(never)]
     fn execute<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
-        mut executing: Executing,
         step: Step,
         memory: &M,
         storage: &mut H,
     ) -> bool {
+        let Some(Unit { phase: Phase::Executing(executing), .. }) = self.unit() else { return false };
+        let mut executing = *executing;
         let staged = core::mem::take(&mut executing.staged_bytes);
         let moved = match step {
             Step::Wait | Step::Submitted | Step::Idle => return false,
