@@ -62,6 +62,24 @@ fn a_region_that_asks_for_it_interrupts_when_it_is_done() {
     assert_eq!(rig.acknowledge(), DHRS | DPS);
 }
 
+/// As many regions as Linux gives a command (`AHCI_MAX_SG`): more than the segments of an operation.
+#[test]
+fn a_table_with_more_regions_than_an_operation_has_segments_goes_in_several() {
+    let mut rig = ahci(Cache::WriteBack);
+    rig.disk().info.segments_max = u16::MAX;
+    let data = pattern(9, 42 * 512);
+    let regions: Vec<_> = (0..168).map(|n| (DATA + n * 192, 128)).collect();
+    for (piece, &(at, _)) in data.chunks(128).zip(&regions) {
+        rig.poke(at, piece);
+    }
+    assert_eq!(rig.command(cmd(0x35).lba(1).count(42), &regions), OK);
+    assert_eq!(rig.disks[0].bytes[512..][..42 * 512], data);
+    rig.poke(DATA, &vec![0; 168 * 192]);
+    assert_eq!(rig.command(cmd(0x25).lba(1).count(42), &regions), OK);
+    let read: Vec<_> = regions.iter().flat_map(|&(at, len)| rig.peek(at, len as usize)).collect();
+    assert_eq!((read, rig.moved(0)), (data, 42 * 512));
+}
+
 #[test]
 fn data_that_is_scattered_wider_than_an_operation_goes_through_staging() {
     let mut rig = ahci(Cache::WriteBack);

@@ -227,7 +227,7 @@ fn capability_bits_are_there_exactly_where_the_commands_are() {
     assert_eq!(words[84] & 0x40, 0, "without DMA, 3Dh is not there, so neither is the bit for it and CEh");
     let info = plain.disks[0].info;
     for row in TABLE.iter().filter(|row| !row.available(&info, ata_model::command::Interface::Pio)) {
-        assert_eq!(plain.run(cmd(row.opcode).count(1).features(1)), ERROR, "{}", row.name);
+        assert_eq!(plain.run(cmd(row.opcode).count(1).features(1)), ERROR, "{}", row.name());
     }
 }
 

@@ -34,6 +34,23 @@ pub struct Queued {
     pub fua: bool,
 }
 
+impl Queued {
+    /// Decodes the registers of a queued command: nothing can be wrong with them (ATA8-ACS, READ FPDMA QUEUED).
+    ///
+    /// The tag is Count(7:3), FUA is Device bit 7. The priority in Count(15:14) is a hint.
+    #[must_use]
+    #[inline]
+    pub const fn decode(direction: Direction, task: &TaskFile) -> Self {
+        let count = wide_count(task.features);
+        Self {
+            tag: task.count.current >> 3,
+            direction,
+            blocks: Blocks { lba: task.lba48(), count },
+            fua: task.device & DeviceBits::FUA.bits() != 0,
+        }
+    }
+}
+
 /// A decoded command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
@@ -145,28 +162,21 @@ impl core::error::Error for Reject {}
 #[inline]
 pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Command), Reject> {
     let row = Row::of(task.command).ok_or(Reject::Unknown)?;
-    let blocks = || blocks(row.addressing, task, geometry);
+    let blocks = blocks(row.addressing, task, geometry);
     let command = match row.operation {
-        Operation::Read => Command::Read(blocks()?),
-        Operation::Write { fua } => Command::Write { blocks: blocks()?, fua },
-        // ATA8-ACS, READ FPDMA QUEUED: the tag is Count(7:3), FUA is Device bit 7. The priority in Count(15:14) is a hint.
-        Operation::Queued(direction) => Command::Queued(Queued {
-            tag: task.count.current >> 3,
-            direction,
-            blocks: blocks()?,
-            fua: task.device & DeviceBits::FUA.bits() != 0,
-        }),
-        Operation::Verify => Command::Verify(blocks()?),
+        Operation::Read => Command::Read(blocks?),
+        Operation::Write { fua } => Command::Write { blocks: blocks?, fua },
+        Operation::Queued(direction) => Command::Queued(Queued::decode(direction, task)),
+        Operation::Verify => Command::Verify(blocks?),
         Operation::Flush => Command::Flush,
         Operation::Identify => Command::Identify,
         Operation::SetFeatures => {
             Command::SetFeatures { subcommand: task.features.current, count: task.count.current }
         }
         Operation::SetMultiple => Command::SetMultiple { blocks: task.count.current },
-        Operation::DataSetManagement => Command::DataSetManagement {
-            trim: task.features.current & 1 != 0,
-            blocks: count(row.addressing, task.count),
-        },
+        Operation::DataSetManagement => {
+            Command::DataSetManagement { trim: task.features.current & 1 != 0, blocks: blocks?.count }
+        }
         Operation::Smart => Command::Smart {
             subcommand: task.features.current,
             selector: task.lba_low.current,
@@ -187,7 +197,7 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
             Command::Initialize(Geometry::new(heads, task.count.current))
         }
         Operation::Recalibrate => Command::Seek(Blocks { lba: 0, count: 1 }),
-        Operation::Seek => Command::Seek(Blocks { count: 1, ..blocks()? }),
+        Operation::Seek => Command::Seek(Blocks { count: 1, ..blocks? }),
         Operation::Nop => Command::Nop,
         Operation::NativeMax => Command::NativeMax { ext: row.addressing == Addressing::Lba48 },
     };
@@ -197,24 +207,27 @@ pub fn decode(task: &TaskFile, geometry: Geometry) -> Result<(&'static Row, Comm
 #[inline]
 fn blocks(addressing: Addressing, task: &TaskFile, geometry: Geometry) -> Result<Blocks, Reject> {
     let lba = match addressing {
-        Addressing::None => 0,
-        Addressing::Lba48 | Addressing::Queued => task.lba48(),
+        // What a queued command has is where no other has it: [`Queued::decode`].
+        Addressing::None | Addressing::Queued => 0,
+        Addressing::Lba48 => task.lba48(),
         Addressing::Lba28 if task.device & DeviceBits::LBA.bits() != 0 => u64::from(task.lba28()),
         Addressing::Lba28 => {
             let cylinder = u16::from_le_bytes([task.lba_mid.current, task.lba_high.current]);
             geometry.block(cylinder, task.device & 0x0f, task.lba_low.current).ok_or(Reject::NoSuchAddress)?
         }
     };
-    let register = if addressing == Addressing::Queued { task.features } else { task.count };
-    Ok(Blocks { lba, count: count(addressing, register) })
+    let count = match (addressing, task.count.current) {
+        (Addressing::Lba48, _) => wide_count(task.count),
+        (_, 0) => 256,
+        (_, current) => u32::from(current),
+    };
+    Ok(Blocks { lba, count })
 }
 
-fn count(addressing: Addressing, register: Pair) -> u32 {
-    match (addressing, register.current, register.wide()) {
-        (Addressing::Lba48 | Addressing::Queued, _, 0) => 65_536,
-        (Addressing::Lba48 | Addressing::Queued, _, wide) => u32::from(wide),
-        (_, 0, _) => 256,
-        (_, current, _) => u32::from(current),
+const fn wide_count(register: Pair) -> u32 {
+    match register.wide() {
+        0 => 65_536,
+        wide => wide as u32,
     }
 }
 
@@ -263,7 +276,7 @@ mod tests {
                 Addressing::Lba48 => Blocks { lba: 0x6655_4433_2211, count: 0x0203 },
                 _ => Blocks { lba: 0x33_2211, count: 3 },
             };
-            assert_eq!(blocks, expected, "{}", row.name);
+            assert_eq!(blocks, expected, "{}", row.name());
         }
     }
 

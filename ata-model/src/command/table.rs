@@ -94,8 +94,6 @@ pub enum Advertised {
 pub struct Row {
     /// The Command register.
     pub opcode: u8,
-    /// The standard's name.
-    pub name: &'static str,
     /// What it does.
     pub operation: Operation,
     /// Where its address and count are.
@@ -107,7 +105,7 @@ pub struct Row {
     /// What it needs.
     pub needs: Needs,
     /// How IDENTIFY tells of it.
-    pub advertised: &'static [Advertised],
+    pub advertised: [Option<Advertised>; 3],
 }
 
 impl Row {
@@ -115,6 +113,13 @@ impl Row {
     #[must_use]
     pub fn of(opcode: u8) -> Option<&'static Self> {
         TABLE.get(usize::from(*INDEX.get(usize::from(opcode))?))
+    }
+
+    /// The standard's name. Names are apart from the rows: a program that prints none has none in it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        let row = INDEX.get(usize::from(self.opcode)).and_then(|&row| NAMED.get(usize::from(row)));
+        row.map_or("", |row| row.name)
     }
 
     /// Whether the row is there on this storage, behind this interface.
@@ -131,83 +136,109 @@ impl Row {
     }
 }
 
-const fn row(opcode: u8, name: &'static str, operation: Operation) -> Row {
-    Row {
+/// A row as it is written down.
+#[derive(Clone, Copy)]
+struct Named {
+    name: &'static str,
+    row: Row,
+}
+
+const fn row(opcode: u8, name: &'static str, operation: Operation) -> Named {
+    let row = Row {
         opcode,
-        name,
         operation,
         addressing: Addressing::None,
         protocol: Protocol::NonData,
         multiple: false,
         needs: Needs::Nothing,
-        advertised: &[],
-    }
+        advertised: [None; 3],
+    };
+    Named { name, row }
 }
 
-impl Row {
+impl Named {
     const fn lba28(self) -> Self {
-        Self { addressing: Addressing::Lba28, ..self }
+        Self { row: Row { addressing: Addressing::Lba28, ..self.row }, ..self }
     }
 
     const fn lba48(self) -> Self {
-        Self { addressing: Addressing::Lba48, ..self }
+        Self { row: Row { addressing: Addressing::Lba48, ..self.row }, ..self }
     }
 
     const fn pio_in(self) -> Self {
-        Self { protocol: Protocol::PioIn, needs: Needs::Staging, ..self }
+        Self { row: Row { protocol: Protocol::PioIn, needs: Needs::Staging, ..self.row }, ..self }
     }
 
     const fn pio_out(self) -> Self {
-        Self { protocol: Protocol::PioOut, needs: Needs::Staging, ..self }
+        Self { row: Row { protocol: Protocol::PioOut, needs: Needs::Staging, ..self.row }, ..self }
     }
 
     const fn dma_in(self) -> Self {
-        Self { protocol: Protocol::DmaIn, needs: Needs::Dma, ..self }
+        Self { row: Row { protocol: Protocol::DmaIn, needs: Needs::Dma, ..self.row }, ..self }
     }
 
     const fn dma_out(self) -> Self {
-        Self { protocol: Protocol::DmaOut, needs: Needs::Dma, ..self }
+        Self { row: Row { protocol: Protocol::DmaOut, needs: Needs::Dma, ..self.row }, ..self }
     }
 
     const fn queued(self) -> Self {
-        Self {
+        let row = Row {
             addressing: Addressing::Queued,
             protocol: Protocol::Queued,
             needs: Needs::Serial,
-            advertised: &[Bit(76, 8)],
-            ..self
-        }
+            advertised: [Some(Bit(76, 8)), None, None],
+            ..self.row
+        };
+        Self { row, ..self }
     }
 
     const fn multiple(self) -> Self {
-        Self { multiple: true, ..self }
+        Self { row: Row { multiple: true, ..self.row }, ..self }
     }
 
     const fn staged(self) -> Self {
-        Self { needs: Needs::Staging, ..self }
+        Self { row: Row { needs: Needs::Staging, ..self.row }, ..self }
     }
 
-    const fn shows(self, advertised: &'static [Advertised]) -> Self {
-        Self { advertised, ..self }
+    const fn shows(self, bit: Advertised) -> Self {
+        assert!(matches!(self.row.advertised, [_, _, None]), "a row has three bits at most");
+        let advertised = match self.row.advertised {
+            [None, ..] => [Some(bit), None, None],
+            [first, None, _] => [first, Some(bit), None],
+            [first, second, _] => [first, second, Some(bit)],
+        };
+        Self { row: Row { advertised, ..self.row }, ..self }
     }
 }
 
 use Advertised::{Bit, Both};
 use Operation as Op;
 
-const LBA48: &[Advertised] = &[Both(83, 10)];
-const FUA: &[Advertised] = &[Both(84, 6)];
-const POWER: &[Advertised] = &[Both(82, 3)];
-const DMA: &[Advertised] = &[Bit(49, 8)];
+const LBA48: Advertised = Both(83, 10);
+const FUA: Advertised = Both(84, 6);
+const POWER: Advertised = Both(82, 3);
+const DMA: Advertised = Bit(49, 8);
 const WRITE: Op = Op::Write { fua: false };
 const WRITE_FUA: Op = Op::Write { fua: true };
 
 /// Every opcode that is executed (ATA/ATAPI-7 volume 1; ACS-3; Linux `ATA_CMD_*`). Whatever is not here is aborted.
-///
+pub const TABLE: &[Row] = &{
+    let mut rows = [NOP.row; NAMED.len()];
+    let mut n = 0;
+    #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "evaluated by the compiler")]
+    while n < rows.len() {
+        rows[n] = NAMED[n].row;
+        n += 1;
+    }
+    rows
+};
+
+const NOP: Named = row(0x00, "NOP", Op::Nop).shows(Both(82, 14));
+
 /// 21h, 31h, 41h, C9h and CBh are the forms "without retries" of ATA-1 to ATA-3, and 94h to 99h the power commands of the
 /// same time; old firmware uses them.
-pub const TABLE: &[Row] = &[
-    row(0x00, "NOP", Op::Nop).shows(&[Both(82, 14)]),
+const NAMED: &[Named] = &[
+    NOP,
     row(0x06, "DATA SET MANAGEMENT", Op::DataSetManagement).trim(),
     row(0x10, "RECALIBRATE", Op::Recalibrate),
     row(0x20, "READ SECTOR(S)", Op::Read).lba28().pio_in(),
@@ -216,7 +247,7 @@ pub const TABLE: &[Row] = &[
     row(0x25, "READ DMA EXT", Op::Read).lba48().dma_in(),
     row(0x27, "READ NATIVE MAX ADDRESS EXT", Op::NativeMax).lba48(),
     row(0x29, "READ MULTIPLE EXT", Op::Read).lba48().pio_in().multiple(),
-    row(0x2f, "READ LOG EXT", Op::ReadLog).lba48().pio_in().shows(&[Both(84, 5)]),
+    row(0x2f, "READ LOG EXT", Op::ReadLog).lba48().pio_in().shows(Both(84, 5)),
     row(0x30, "WRITE SECTOR(S)", WRITE).lba28().pio_out(),
     row(0x31, "WRITE SECTOR(S) without retries", WRITE).lba28().pio_out(),
     row(0x34, "WRITE SECTOR(S) EXT", WRITE).lba48().pio_out().shows(LBA48),
@@ -237,7 +268,7 @@ pub const TABLE: &[Row] = &[
     row(0x97, "IDLE (ATA-1)", Op::SetPower(Power::Idle)),
     row(0x98, "CHECK POWER MODE (ATA-1)", Op::CheckPower),
     row(0x99, "SLEEP (ATA-1)", Op::SetPower(Power::Sleep)),
-    row(0xb0, "SMART", Op::Smart).pio_in().shows(&[Both(82, 0), Both(84, 0), Both(84, 1)]),
+    row(0xb0, "SMART", Op::Smart).pio_in().shows(Both(82, 0)).shows(Both(84, 0)).shows(Both(84, 1)),
     row(0xc4, "READ MULTIPLE", Op::Read).lba28().pio_in().multiple(),
     row(0xc5, "WRITE MULTIPLE", WRITE).lba28().pio_out().multiple(),
     row(0xc6, "SET MULTIPLE MODE", Op::SetMultiple),
@@ -252,16 +283,17 @@ pub const TABLE: &[Row] = &[
     row(0xe3, "IDLE", Op::SetPower(Power::Idle)).shows(POWER),
     row(0xe5, "CHECK POWER MODE", Op::CheckPower).shows(POWER),
     row(0xe6, "SLEEP", Op::SetPower(Power::Sleep)).shows(POWER),
-    row(0xe7, "FLUSH CACHE", Op::Flush).shows(&[Both(83, 12)]),
-    row(0xea, "FLUSH CACHE EXT", Op::Flush).lba48().shows(&[Both(83, 13)]),
+    row(0xe7, "FLUSH CACHE", Op::Flush).shows(Both(83, 12)),
+    row(0xea, "FLUSH CACHE EXT", Op::Flush).lba48().shows(Both(83, 13)),
     row(0xec, "IDENTIFY DEVICE", Op::Identify).pio_in(),
     row(0xef, "SET FEATURES", Op::SetFeatures),
     row(0xf8, "READ NATIVE MAX ADDRESS", Op::NativeMax).lba28(),
 ];
 
-impl Row {
+impl Named {
     const fn trim(self) -> Self {
-        Self { needs: Needs::Discard, advertised: &[Bit(169, 0)], ..self.lba48().dma_out() }
+        let named = self.lba48().dma_out().shows(Bit(169, 0));
+        Self { row: Row { needs: Needs::Discard, ..named.row }, ..named }
     }
 }
 
@@ -286,16 +318,16 @@ mod tests {
     #[test]
     fn every_opcode_finds_its_own_row_and_the_rest_find_none() {
         for opcode in 0..=255_u8 {
-            let expected = TABLE.iter().find(|row| row.opcode == opcode).map(|row| row.name);
-            assert_eq!(Row::of(opcode).map(|row| row.name), expected);
+            let expected = NAMED.iter().find(|named| named.row.opcode == opcode).map(|named| named.name);
+            assert_eq!(Row::of(opcode).map(Row::name), expected);
         }
     }
 
     #[test]
     fn every_row_with_an_ext_name_is_48_bit_and_no_other_is_but_data_set_management() {
         for row in TABLE {
-            let ext = row.name.ends_with("EXT") || row.opcode == 0x06;
-            assert_eq!(ext, row.addressing == Addressing::Lba48, "{}", row.name);
+            let ext = row.name().ends_with("EXT") || row.opcode == 0x06;
+            assert_eq!(ext, row.addressing == Addressing::Lba48, "{}", row.name());
         }
     }
 }

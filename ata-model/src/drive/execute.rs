@@ -45,7 +45,8 @@ pub enum Step {
 }
 
 impl<const N: usize> Drive<N> {
-    /// Takes a decoded command. Registers that report an outcome are set in `task` at once.
+    /// Takes a decoded command, which is none for the queue: that takes [`Self::enqueue`]. Registers that report an outcome are set
+    /// in `task` at once.
     ///
     /// Nothing is checked later that could be checked here: addresses are, against the capacity, before any data moves.
     #[inline(always)]
@@ -56,24 +57,26 @@ impl<const N: usize> Drive<N> {
         task: &mut TaskFile,
         storage: &mut S,
     ) -> Taken {
-        match (self.queue_gate(row, &command, storage.info()), command) {
-            (Gate::Open, Command::Queued(queued)) => self.enqueue(row, queued, storage.info()),
-            (Gate::Open, _) => {
+        match self.queue_gate(&command) {
+            Gate::Open => {
                 self.job = match self.start_command(row, command, task, storage) {
                     Ok(job) => job,
                     Err(failure) => Job::Ended(Err(failure)),
                 };
                 Taken::NonQueued
             }
-            (Gate::Mixed, _) => {
+            Gate::Mixed => {
                 self.refuse(None, Failure::Aborted);
                 Taken::Refused
             }
-            (Gate::Closed, _) => {
-                self.job = Job::Ended(Err(Failure::Aborted));
-                Taken::NonQueued
-            }
+            Gate::Closed => self.abort(),
         }
+    }
+
+    /// A command ends before it has begun.
+    pub(super) fn abort(&mut self) -> Taken {
+        self.job = Job::Ended(Err(Failure::Aborted));
+        Taken::NonQueued
     }
 
     /// Takes completions, lets the command go on as far as it can by itself, and says what it needs.
@@ -97,16 +100,18 @@ impl<const N: usize> Drive<N> {
     #[inline]
     fn settle(&mut self, started: Started) {
         if let Some(done) = started.done() {
-            self.sequencer.release(done.slot);
-            self.complete(done.result);
+            self.settled(done);
         }
     }
 
+    #[inline(never)]
     fn settled(&mut self, done: Done) {
-        if let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot) {
+        if Self::QUEUES
+            && let Some(&mut Owner::Queued(tag)) = self.sequencer.payload(done.slot)
+        {
             self.complete_queued(tag, done);
         } else {
-            self.sequencer.release(done.slot);
+            self.release(done.slot);
             self.complete(done.result);
         }
     }
@@ -224,11 +229,10 @@ impl<const N: usize> Drive<N> {
     /// Submits the next operation of a command that needs no front, and returns whether there was one that the storage took.
     /// What it cannot take is offered again by the next poll.
     fn advance<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) -> bool {
-        let (job, submitted) = match self.job {
+        let (job, request, staged_bytes) = match self.job {
             Job::Flush(then) => {
                 let order = if then == Then::Nothing { Order::Free } else { Order::Barrier };
-                let request = Request::new(Op::Flush).ordered(order);
-                (self.job, self.submit(memory, storage, &request, &[]))
+                (self.job, Request::new(Op::Flush).ordered(order), 0)
             }
             Job::Verify { left, .. } => {
                 let info = storage.info();
@@ -236,19 +240,19 @@ impl<const N: usize> Drive<N> {
                 let moving = chunk_sectors(left.sectors, bytes_max, info);
                 let len = u32::try_from(moving.saturating_mul(512)).unwrap_or(0);
                 let request = Request::new(Op::Read { extent: Extent { sectors: moving, ..left } });
-                let segments = [Segment::Staging { offset: 0, len }];
-                (Job::Verify { left, moving }, self.submit(memory, storage, &request, &segments))
+                (Job::Verify { left, moving }, request, len)
             }
             Job::Trim { next, entries } => match self.next_range(storage, next, entries) {
                 Some((next, extent)) => {
-                    let request = Request::new(Op::Discard { extent });
-                    (Job::Trim { next, entries }, self.submit(memory, storage, &request, &[]))
+                    (Job::Trim { next, entries }, Request::new(Op::Discard { extent }), 0)
                 }
                 None => return false,
             },
             _ => return false,
         };
-        let Ok(started) = submitted else { return false };
+        let segments = [Segment::Staging { offset: 0, len: staged_bytes }];
+        let segments = segments.get(..usize::from(staged_bytes != 0)).unwrap_or_default();
+        let Ok(started) = self.submit(memory, storage, &request, segments) else { return false };
         self.job = job;
         self.settle(started);
         true

@@ -2,12 +2,13 @@
 
 use blk_core::storage::Info;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::transmute_mut;
 
 use super::config::DriveConfig;
 use super::limits::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX, dsm_blocks_max, multiple_max};
+use super::log::{Page, sum_up};
 use super::settings::{Settings, TransferMode};
-use crate::command::{Advertised, Geometry, Interface, Row, TABLE};
+use crate::command::{Advertised, Geometry, Interface, Protocol, Row, TABLE};
 use crate::wire::IdentifyData;
 
 /// What IDENTIFY tells.
@@ -21,38 +22,37 @@ pub(super) struct Identity<'a> {
     pub(super) info: &'a Info,
 }
 
+/// Word 76: commands are queued.
+const QUEUES: u16 = 1 << 8;
+
 /// A word whose bits 15:14 are 01b, which is what makes it valid.
 const VALID: u16 = 0x4000;
 
 impl Identity<'_> {
-    /// The 512 bytes (words as in [`IdentifyData`]).
-    pub(super) fn page(&self) -> [u8; 512] {
-        let mut data = IdentifyData::new_zeroed();
+    /// Fills in a page of zeroes (words as in [`IdentifyData`]).
+    pub(super) fn fill(&self, page: &mut Page) {
+        self.rows(transmute_mut!(page));
+        let data: &mut IdentifyData = transmute_mut!(page);
         data.general = U16::new(0x0040);
-        self.strings(&mut data);
-        self.capacity(&mut data);
-        self.geometry(&mut data);
-        self.transfers(&mut data);
-        self.command_sets(&mut data);
+        self.strings(data);
+        self.capacity(data);
+        self.geometry(data);
+        self.transfers(data);
+        self.command_sets(data);
         // ATA-4 to ACS-2; Linux asks for 7 or more before it believes in TRIM (`ata_id_has_trim`).
         data.major_version = U16::new(0x03f0);
         data.rotation_rate = U16::new(u16::from(!self.info.rotational));
         data.alignment = U16::new(VALID);
 
-        let mut page = [0; 512];
-        for (to, from) in page.iter_mut().zip(data.as_bytes()) {
-            *to = *from;
-        }
-        let [rest @ .., signature, checksum] = &mut page;
+        let [.., signature, _] = page;
         *signature = 0xa5;
-        *checksum = rest.iter().fold(0x5b_u8, |sum, &byte| sum.wrapping_sub(byte));
-        page
+        sum_up(page);
     }
 
     fn strings(&self, data: &mut IdentifyData) {
-        data.serial = swapped(self.config.serial);
-        data.firmware = swapped(self.config.firmware);
-        data.model = swapped(self.config.model);
+        put_text(&mut data.serial, &self.config.serial);
+        put_text(&mut data.firmware, &self.config.firmware);
+        put_text(&mut data.model, &self.config.model);
         if let Some(name) = self.config.world_wide_name {
             let [a, b, c, d, e, f, g, h] = name.to_be_bytes();
             data.world_wide_name = [[a, b], [c, d], [e, f], [g, h]].map(|w| U16::new(u16::from_be_bytes(w)));
@@ -105,7 +105,7 @@ impl Identity<'_> {
             data.multiple = U16::new(0x0100 | u16::from(self.settings.multiple));
         }
         // LBA, IORDY and that it can be disabled; DMA comes from the table.
-        data.capabilities = U16::new(0x0e00);
+        data.capabilities |= U16::new(0x0e00);
         data.capabilities_2 = U16::new(VALID);
         data.pio_modes = U16::new(0b11);
         data.cycle_times = [U16::new(120); 4];
@@ -133,80 +133,66 @@ impl Identity<'_> {
     fn serial(&self, data: &mut IdentifyData) {
         // All three signalling speeds. Queuing comes from the table; the rest of these words says no: no NCQ NON-DATA, no SEND
         // FPDMA QUEUED, no power management by the device, no device sleep.
-        data.sata_capabilities = U16::new(0b1110);
+        data.sata_capabilities |= U16::new(0b1110);
         data.sata_features = U16::new(1 << 6);
         data.sata_features_enabled = U16::new(u16::from(self.settings.preserve_settings) << 6);
         // Serial, up to revision 3.0.
         data.transport_version = U16::new(0x103e);
     }
 
-    fn command_sets(&self, data: &mut IdentifyData) {
-        let mut supported = [0, VALID, VALID];
-        for row in TABLE {
-            for &bit in row.advertised.iter().filter(|&&bit| self.all_available(bit)) {
-                match bit {
-                    Advertised::Both(82, bit) => set(&mut supported[0], bit),
-                    Advertised::Both(83, bit) => set(&mut supported[1], bit),
-                    Advertised::Both(_, bit) => set(&mut supported[2], bit),
-                    Advertised::Bit(49, bit) => or(&mut data.capabilities, bit),
-                    Advertised::Bit(76, bit) => {
-                        or(&mut data.sata_capabilities, bit);
-                        data.queue_depth = U16::new(u16::try_from(self.depth.saturating_sub(1)).unwrap_or(0));
-                    }
-                    Advertised::Bit(_, bit) => {
-                        or(&mut data.data_set_management, bit);
-                        data.dsm_blocks_max = U16::new(dsm_blocks_max(self.info));
+    /// The bits that tell of rows: each is set where every row that has it is there.
+    fn rows(&self, words: &mut [U16; 256]) {
+        for offered in [true, false] {
+            for row in TABLE.iter().filter(|row| self.offers(row) == offered) {
+                for &(Advertised::Both(word, bit) | Advertised::Bit(word, bit)) in
+                    row.advertised.iter().flatten()
+                {
+                    if let Some(word) = words.get_mut(usize::from(word)) {
+                        *word = U16::new(with(word.get(), bit, offered));
                     }
                 }
             }
         }
-        if self.config.world_wide_name.is_some() {
-            set(&mut supported[2], 8);
-        }
-        let volatile = self.info.has_volatile_cache();
-        if volatile {
-            set(&mut supported[0], 5);
-        }
-        set(&mut supported[0], 6);
+    }
 
-        let mut enabled = supported;
-        clear_unless(&mut enabled[0], 0, self.smart_enabled);
-        clear_unless(&mut enabled[0], 5, self.settings.write_cache);
-        clear_unless(&mut enabled[0], 6, self.settings.look_ahead);
+    fn offers(&self, row: &Row) -> bool {
+        row.available(self.info, self.interface) && (self.depth > 1 || row.protocol != Protocol::Queued)
+    }
+
+    /// The rest of the words that tell what there is and what is enabled, once the bits of the rows are set.
+    fn command_sets(&self, data: &mut IdentifyData) {
+        if data.sata_capabilities.get() & QUEUES != 0 {
+            data.queue_depth = U16::new(u16::try_from(self.depth.saturating_sub(1)).unwrap_or(0));
+        }
+        if data.data_set_management.get() != 0 {
+            data.dsm_blocks_max = U16::new(dsm_blocks_max(self.info));
+        }
+        let [s0, s1, s2, ..] = data.command_sets.map(U16::get);
+        let s0 = with(with(s0, 5, self.info.has_volatile_cache()), 6, true);
+        let s2 = with(s2, 8, self.config.world_wide_name.is_some());
+
+        let mut enabled = s0;
+        for (bit, on) in
+            [(0, self.smart_enabled), (5, self.settings.write_cache), (6, self.settings.look_ahead)]
+        {
+            enabled = with(enabled, bit, on) & s0;
+        }
         // Word 86 has no validity bits: its bit 15 says that words 119-120 are valid, and bit 14 is reserved.
-        enabled[1] &= !VALID;
-        let [s0, s1, s2] = supported;
-        let [e0, e1, e2] = enabled;
-        data.command_sets = [s0, s1, s2, e0, e1, e2].map(U16::new);
-    }
-
-    /// Whether every row that a bit tells of is there.
-    fn all_available(&self, bit: Advertised) -> bool {
-        let mut rows = TABLE.iter().filter(|row| row.advertised.contains(&bit));
-        rows.all(|row: &Row| row.available(self.info, self.interface))
+        data.command_sets = [s0, s1 | VALID, s2 | VALID, enabled, s1, s2 | VALID].map(U16::new);
     }
 }
 
-fn set(word: &mut u16, bit: u8) {
-    *word |= 1_u16.checked_shl(u32::from(bit)).unwrap_or(0);
+/// A word with one of its bits, 0 to 15, as `on` says.
+fn with(word: u16, bit: u8, on: bool) -> u16 {
+    let mask = 1_u16.checked_shl(u32::from(bit)).unwrap_or(0);
+    if on { word | mask } else { word & !mask }
 }
 
-fn clear_unless(word: &mut u16, bit: u8, keep: bool) {
-    if !keep {
-        *word &= !1_u16.checked_shl(u32::from(bit)).unwrap_or(0);
+/// Puts down a string with the two characters of each word swapped.
+fn put_text(to: &mut [u8], text: &[u8]) {
+    for (to, from) in to.chunks_exact_mut(2).zip(text.chunks_exact(2)) {
+        if let ([first, second], [a, b]) = (to, from) {
+            (*first, *second) = (*b, *a);
+        }
     }
-}
-
-fn or(word: &mut U16, bit: u8) {
-    let mut value = word.get();
-    set(&mut value, bit);
-    *word = U16::new(value);
-}
-
-/// A string with the two characters of each word swapped.
-fn swapped<const N: usize>(mut text: [u8; N]) -> [u8; N] {
-    for pair in text.chunks_exact_mut(2) {
-        pair.reverse();
-    }
-    text
 }

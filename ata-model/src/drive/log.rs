@@ -1,38 +1,26 @@
-//! Pages of logs: how one is summed up, and the directory of the general purpose logs.
+//! Pages of logs: made in place, in the staging buffer that they are sent from.
 
 use zerocopy::little_endian::U16;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::transmute_mut;
 
-use crate::command::Interface;
-use crate::wire::{LogDirectory, QueueErrorLog};
+use crate::wire::LogDirectory;
 
-/// The single page of the general purpose log at `address` (READ LOG EXT): the directory, which lists no other but, of a
-/// drive that queues, the queued error log.
-#[must_use]
-pub(super) fn general_log(address: u8, interface: Interface) -> Option<[u8; 512]> {
-    if address != 0 {
-        return None;
-    }
-    let mut directory = LogDirectory::new_zeroed();
+/// A page of a log, or of what is as long as one. Whoever fills one in is given zeroes.
+pub(super) type Page = [u8; 512];
+
+/// Fills in a log directory: the logs at `addresses` have a page each, and there are no others.
+pub(super) fn directory(page: &mut Page, addresses: &[u8]) {
+    let directory: &mut LogDirectory = transmute_mut!(page);
     directory.version = U16::new(1);
-    for (address, blocks) in (1..=u8::MAX).zip(directory.blocks.iter_mut()) {
-        *blocks = U16::new(u16::from(address == QueueErrorLog::ADDRESS && interface == Interface::Serial));
+    for &address in addresses {
+        if let Some(blocks) = directory.blocks.get_mut(usize::from(address).wrapping_sub(1)) {
+            *blocks = U16::new(1);
+        }
     }
-    page(directory.as_bytes())
 }
 
-/// The bytes of a layout that is one page long.
-pub(super) fn page(bytes: &[u8]) -> Option<[u8; 512]> {
-    bytes.try_into().ok()
-}
-
-/// The page with its last byte such that all bytes add up to zero.
-pub(super) fn summed(bytes: &[u8]) -> [u8; 512] {
-    let mut page = [0; 512];
-    for (to, from) in page.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    let [rest @ .., checksum] = &mut page;
+/// Sets the last byte of a page such that all bytes add up to zero.
+pub(super) fn sum_up(page: &mut Page) {
+    let [rest @ .., checksum] = page;
     *checksum = rest.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte));
-    page
 }

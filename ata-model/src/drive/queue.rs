@@ -188,9 +188,16 @@ impl<const N: usize> Queue<N> {
     /// Every tag that there is.
     const ALL: u32 = u32::MAX >> (32 - Self::TAGS);
 
+    const EMPTY: [u32; KINDS] = [Self::ALL, 0, 0, 0, 0, 0];
+
     pub(super) const fn new() -> Self {
-        let tags = [Self::ALL, 0, 0, 0, 0, 0];
-        Self { entries: [Entry::Free; N], tags, state: State::Open, turn: 0 }
+        Self { entries: [Entry::Free; N], tags: Self::EMPTY, state: State::Open, turn: 0 }
+    }
+
+    /// In place: a queue is too large to be made anew.
+    fn clear(&mut self, state: State) {
+        self.entries.fill(Entry::Free);
+        (self.tags, self.state, self.turn) = (Self::EMPTY, state, 0);
     }
 
     /// The tags of a kind, a bit each.
@@ -246,15 +253,18 @@ impl<const N: usize> Queue<N> {
     pub(super) fn take_ended(&mut self) -> u32 {
         let ended = self.tags(Kind::Ended);
         for tag in Tags::new(ended) {
-            self.set(tag, Entry::Free);
+            if let Some(place) = self.entries.get_mut(usize::from(tag)) {
+                *place = Entry::Free;
+            }
         }
+        let [free, .., before] = &mut self.tags;
+        (*free, *before) = (*free | ended, 0);
         ended
     }
 
     /// The queue has ended: what was outstanding is aborted.
-    pub(super) const fn close(&mut self, error: QueueError) {
-        *self = Self::new();
-        self.state = State::Closed(error);
+    pub(super) fn close(&mut self, error: QueueError) {
+        self.clear(State::Closed(error));
     }
 
     /// The log has been read.
@@ -268,7 +278,7 @@ impl<const N: usize> Queue<N> {
             State::Ending(error) | State::Closed(error) if keep_error => State::Closed(error),
             _ => State::Open,
         };
-        *self = Self { state, ..Self::new() };
+        self.clear(state);
     }
 }
 

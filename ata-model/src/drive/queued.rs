@@ -9,24 +9,27 @@ use blk_core::op::{Op, Segment};
 use blk_core::order::{Deferred, Done, Request, Started};
 use blk_core::storage::{Info, Storage};
 use blk_core::units::Extent;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::transmute_mut;
 
 use super::extents::extent;
 use super::failure::Failure;
-use super::job::{Job, Owner, Taken};
-use super::log::summed;
+use super::job::{Owner, Taken};
+use super::log::{Page, sum_up};
 use super::queue::{Due, Entry, Gate, Queue, QueueError, Reply, Staged, State, Transfer, located, moved};
 use super::state::Drive;
 use super::tags::Tags;
-use crate::command::{Command, Direction, Power, Queued, Row};
+use crate::command::{Command, Direction, Interface, Power, Queued, Row};
 use crate::wire::{QueueErrorLog, Status};
 
 impl<const N: usize> Drive<N> {
+    /// Whether a command that is not a queued one is admitted.
     #[inline]
-    pub(super) fn queue_gate(&self, row: &Row, command: &Command, info: &Info) -> Gate {
-        let queued = matches!(command, Command::Queued(_)) && row.available(info, self.interface);
-        match (self.queue.state, command) {
-            (State::Open, _) if queued || self.queue.is_empty() => Gate::Open,
+    pub(super) fn queue_gate(&self, command: &Command) -> Gate {
+        if !Self::QUEUES {
+            return Gate::Open;
+        }
+        match (&self.queue.state, command) {
+            (State::Open, _) if self.queue.is_empty() => Gate::Open,
             (State::Open | State::Ending(_), _) => Gate::Mixed,
             (State::Closed(_), Command::ReadLog { address: QueueErrorLog::ADDRESS, page: 0, count: 1 }) => {
                 Gate::Open
@@ -35,11 +38,19 @@ impl<const N: usize> Drive<N> {
         }
     }
 
+    /// Takes a queued command, decoded by [`Queued::decode`].
     #[inline(always)]
-    pub(super) fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
-        if !row.available(info, self.interface) {
-            self.job = Job::Ended(Err(Failure::Aborted));
-            return Taken::NonQueued;
+    pub fn enqueue(&mut self, row: &Row, queued: Queued, info: &Info) -> Taken {
+        let offered = self.offers(row, info);
+        match &self.queue.state {
+            _ if !Self::QUEUES => return self.abort(),
+            State::Closed(_) => return self.abort(),
+            State::Open if offered => {}
+            State::Open if self.queue.is_empty() => return self.abort(),
+            State::Open | State::Ending(_) => {
+                self.refuse(None, Failure::Aborted);
+                return Taken::Refused;
+            }
         }
         match self.entry_of(queued, info) {
             Ok(entry) => {
@@ -72,39 +83,49 @@ impl<const N: usize> Drive<N> {
         })
     }
 
+    /// Whether there are queued commands, and so their log.
+    pub(super) fn queues(&self) -> bool {
+        Self::QUEUES && self.interface == Interface::Serial
+    }
+
     /// Whether queued commands are outstanding.
     #[must_use]
     pub const fn is_queue_busy(&self) -> bool {
-        !self.queue.is_empty()
+        Self::QUEUES && !self.queue.is_empty()
     }
 
     /// Whether the queue has ended, and the host has not been told yet.
     #[must_use]
     pub const fn is_queue_ending(&self) -> bool {
-        matches!(self.queue.state, State::Ending(_))
+        Self::QUEUES && matches!(self.queue.state, State::Ending(_))
     }
 
     /// Whether the queue has ended, and the host has not read the log yet.
     #[must_use]
     pub const fn is_queue_closed(&self) -> bool {
-        matches!(self.queue.state, State::Closed(_))
+        Self::QUEUES && matches!(self.queue.state, State::Closed(_))
     }
 
     /// The command that has just come ends the queue: it is no queued one, or `tag` names nothing that could be one.
+    #[cold]
+    #[inline(never)]
     pub fn refuse(&mut self, tag: Option<u8>, failure: Failure) {
         self.end_queue(QueueError { tag, failure, reply: Reply::Register });
     }
 
     /// A queued command cannot go on, since its front cannot.
+    #[cold]
     pub fn fail_queued(&mut self, tag: u8, failure: Failure) {
         if let Entry::Staged { slot, .. } = self.queue.entry(tag) {
-            self.sequencer.release(slot);
+            self.release(slot);
         }
         self.queue.set(tag, Entry::Free);
         self.end_queue(QueueError { tag: Some(tag), failure, reply: Reply::SetDeviceBits });
     }
 
     /// The first error is the one that counts.
+    #[cold]
+    #[inline(never)]
     const fn end_queue(&mut self, error: QueueError) {
         if let State::Open = self.queue.state {
             self.queue.state = State::Ending(error);
@@ -153,38 +174,53 @@ impl<const N: usize> Drive<N> {
         };
         let fua = transfer.fua && transfer.direction == Direction::Write;
         let request = Request::new(op).with_fua(fua);
-        let cache = self.guest_cache(storage.info());
-        let owner = Owner::Queued(tag);
-        let submitted = self.sequencer.submit(memory, storage, &request, cache, segments, owner);
+        let submitted = self.start(memory, storage, &request, segments);
         let started = submitted.inspect_err(|_| self.queue.turn = tag)?;
         #[cfg(feature = "mutants")]
         if transfer.direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
         let entry = Entry::Moving { transfer, sectors: moving, staged };
-        match started {
-            Started::InFlight(_) => self.queue.set(tag, entry),
-            Started::Ended(done) => self.end_operation(tag, entry, done),
-        }
+        let entry = match started {
+            Started::InFlight(slot) => {
+                self.sequencer.attach(slot, Owner::Queued(tag));
+                entry
+            }
+            // Nearly always all of the command, and not through the staging buffer.
+            Started::Ended(Done { slot, result: Ok(()) }) if !staged && sectors == left.sectors => {
+                #[cfg(feature = "mutants")]
+                {
+                    self.retry = None;
+                }
+                self.sequencer.release(slot);
+                Entry::Ended
+            }
+            Started::Ended(done) => {
+                self.end_operation(tag, entry, done);
+                return Ok(());
+            }
+        };
+        self.queue.set(tag, entry);
         Ok(())
     }
 
-    #[inline(never)]
+    /// The operation of a queued command that the storage had has ended.
     pub(super) fn complete_queued(&mut self, tag: u8, done: Done) {
         self.end_operation(tag, self.queue.entry(tag), done);
     }
 
     /// The operation that `entry` tells of has ended.
-    #[inline(always)]
+    #[inline(never)]
     fn end_operation(&mut self, tag: u8, entry: Entry, done: Done) {
         #[cfg(feature = "mutants")]
         {
             self.retry = None;
         }
+        if let (Entry::Moving { transfer, sectors, staged: true }, Ok(())) = (entry, done.result) {
+            return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
+        }
+        self.release(done.slot);
         let next = match (entry, done.result) {
-            (Entry::Moving { transfer, sectors, staged: true }, Ok(())) => {
-                return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
-            }
             (Entry::Moving { transfer, sectors, .. }, Ok(())) => moved(transfer, sectors),
             (Entry::Flushing(transfer), Ok(())) => Entry::Due(transfer),
             (entry, Ok(())) => entry,
@@ -193,11 +229,9 @@ impl<const N: usize> Drive<N> {
                     entry,
                     Entry::Moving { transfer: Transfer { direction: Direction::Read, .. }, .. }
                 );
-                self.sequencer.release(done.slot);
                 return self.fail_queued(tag, Failure::Io { error: located(error, entry), reading });
             }
         };
-        self.sequencer.release(done.slot);
         self.queue.set(tag, next);
     }
 
@@ -208,19 +242,22 @@ impl<const N: usize> Drive<N> {
         storage: &mut S,
     ) -> bool {
         let mut submitted = false;
+        if !Self::QUEUES {
+            return submitted;
+        }
         for tag in self.queue.unflushed() {
             // A flush that failed at once has ended the queue.
             if self.queue.state != State::Open {
                 break;
             }
             let Entry::Unflushed(transfer) = self.queue.entry(tag) else { continue };
-            let cache = self.guest_cache(storage.info());
-            let owner = Owner::Queued(tag);
-            let flush = Request::new(Op::Flush);
-            if let Ok(started) = self.sequencer.submit(memory, storage, &flush, cache, &[], owner) {
+            if let Ok(started) = self.start(memory, storage, &Request::new(Op::Flush), &[]) {
                 let entry = Entry::Flushing(transfer);
                 match started {
-                    Started::InFlight(_) => self.queue.set(tag, entry),
+                    Started::InFlight(slot) => {
+                        self.sequencer.attach(slot, Owner::Queued(tag));
+                        self.queue.set(tag, entry);
+                    }
                     Started::Ended(done) => self.end_operation(tag, entry, done),
                 }
                 submitted = true;
@@ -240,7 +277,7 @@ impl<const N: usize> Drive<N> {
     /// The front has taken it.
     pub fn unstage_queued(&mut self, tag: u8) {
         if let Entry::Staged { transfer, sectors, slot } = self.queue.entry(tag) {
-            self.sequencer.release(slot);
+            self.release(slot);
             self.queue.set(tag, moved(transfer, sectors));
         }
     }
@@ -260,9 +297,9 @@ impl<const N: usize> Drive<N> {
         Some(error)
     }
 
-    /// Log 10h as the guest would read it now.
-    pub(super) fn queue_error_log(&self, info: &Info) -> [u8; 512] {
-        let mut log = QueueErrorLog::new_zeroed();
+    /// Fills in log 10h as it is now.
+    pub(super) fn queue_error_log(&self, info: &Info, page: &mut Page) {
+        let log: &mut QueueErrorLog = transmute_mut!(page);
         log.tag = QueueErrorLog::NOT_QUEUED;
         if let State::Ending(error) | State::Closed(error) = self.queue.state {
             let report = error.failure.report();
@@ -275,6 +312,6 @@ impl<const N: usize> Drive<N> {
             log.lba_previous = [b3, b4, b5];
             log.device = 0x40;
         }
-        summed(log.as_bytes())
+        sum_up(page);
     }
 }

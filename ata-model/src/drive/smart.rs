@@ -1,10 +1,10 @@
 //! SMART: its state, and the pages that it reads out. The model has no attributes; nothing wears out here.
 
 use zerocopy::little_endian::U16;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::transmute_mut;
 
-use super::log::{page, summed};
-use crate::wire::{LogDirectory, SelfTestEntry, SelfTestLog, SmartData, SummaryErrorLog};
+use super::log::{Page, directory, sum_up};
+use crate::wire::{SelfTestLog, SmartData, SummaryErrorLog};
 
 /// Entries of the self-test log.
 const SELF_TESTS: usize = 21;
@@ -35,10 +35,9 @@ impl Smart {
         }
     }
 
-    /// SMART READ DATA.
-    #[must_use]
-    pub fn data() -> [u8; 512] {
-        let mut data = SmartData::new_zeroed();
+    /// SMART READ DATA, as in all of these into a page of zeroes.
+    pub(super) fn data(page: &mut Page) {
+        let data: &mut SmartData = transmute_mut!(page);
         data.revision = U16::new(0x10);
         // SMART EXECUTE OFF-LINE IMMEDIATE, which self-tests are begun by, and they.
         data.offline_capability = 0x11;
@@ -46,45 +45,39 @@ impl Smart {
         data.error_logging = 1;
         data.short_test_minutes = 1;
         data.extended_test_minutes = 1;
-        summed(data.as_bytes())
+        sum_up(page);
     }
 
     /// SMART READ THRESHOLDS, which no standard after ATA-3 has and every monitoring tool sends.
-    #[must_use]
-    pub fn thresholds() -> [u8; 512] {
-        let mut data = SmartData::new_zeroed();
+    pub(super) fn thresholds(page: &mut Page) {
+        let data: &mut SmartData = transmute_mut!(page);
         data.revision = U16::new(0x10);
-        summed(data.as_bytes())
+        sum_up(page);
     }
 
-    /// The single page of the SMART log at `address`, or `None` if there is no such log.
-    #[must_use]
-    pub fn log(&self, address: u8) -> Option<[u8; 512]> {
+    /// The single page of the SMART log at `address`; `None` if there is no such log.
+    pub(super) fn log(&self, address: u8, page: &mut Page) -> Option<()> {
         match address {
             0x00 => {
-                let mut directory = LogDirectory::new_zeroed();
-                directory.version = U16::new(1);
-                for (address, blocks) in (1..=u8::MAX).zip(directory.blocks.iter_mut()) {
-                    *blocks = U16::new(u16::from(matches!(address, 0x01 | 0x06)));
-                }
-                page(directory.as_bytes())
+                directory(page, &[0x01, 0x06]);
+                return Some(());
             }
             0x01 => {
-                let mut log = SummaryErrorLog::new_zeroed();
+                let log: &mut SummaryErrorLog = transmute_mut!(page);
                 log.version = 1;
-                Some(summed(log.as_bytes()))
             }
             0x06 => {
-                let mut log = SelfTestLog::new_zeroed();
+                let log: &mut SelfTestLog = transmute_mut!(page);
                 log.revision = U16::new(1);
                 log.index = self.newest;
                 for (entry, &test) in log.entries.iter_mut().zip(&self.tests) {
-                    *entry = SelfTestEntry { test, ..SelfTestEntry::new_zeroed() };
+                    entry.test = test;
                 }
-                Some(summed(log.as_bytes()))
             }
-            _ => None,
+            _ => return None,
         }
+        sum_up(page);
+        Some(())
     }
 }
 
@@ -99,7 +92,8 @@ mod tests {
         for run in 0..64_u8 {
             smart.self_test(1);
             assert_eq!(smart.newest, run % 21 + 1);
-            let log = smart.log(6).unwrap();
+            let mut log = [0; 512];
+            smart.log(6, &mut log).unwrap();
             assert_eq!(log[508], smart.newest);
         }
     }
@@ -107,9 +101,15 @@ mod tests {
     #[test]
     fn every_page_with_a_checksum_adds_up_to_zero() {
         let smart = Smart::NEW;
-        for page in [Smart::data(), Smart::thresholds(), smart.log(1).unwrap(), smart.log(6).unwrap()] {
+        let mut pages = [[0; 512]; 4];
+        let [data, thresholds, errors, tests] = &mut pages;
+        Smart::data(data);
+        Smart::thresholds(thresholds);
+        smart.log(1, errors).unwrap();
+        smart.log(6, tests).unwrap();
+        for page in pages {
             assert_eq!(page.iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte)), 0);
         }
-        assert_eq!(smart.log(2), None);
+        assert_eq!(smart.log(2, &mut [0; 512]), None);
     }
 }

@@ -6,7 +6,7 @@ use super::extents::extent;
 use super::failure::Failure;
 use super::job::{Job, Then};
 use super::limits::{LBA28_BLOCKS_MAX, LBA48_BLOCKS_MAX, dsm_blocks_max, multiple_max};
-use super::log::general_log;
+use super::log::{Page, directory};
 use super::settings::TransferMode;
 use super::smart::Smart;
 use super::state::Drive;
@@ -15,9 +15,10 @@ use crate::wire::{QueueErrorLog, TaskFile};
 
 /// The command has ended, and well.
 const DONE: Result<Job, Failure> = Ok(Job::Ended(Ok(())));
+/// A page is in the staging buffer, to be sent.
+const SEND: Result<Job, Failure> = Ok(Job::ToHost { bytes: 512 });
 
 impl<const N: usize> Drive<N> {
-    // The pages that are sent are on the stack of this function alone.
     #[inline(never)]
     pub(super) fn start_command<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
@@ -28,7 +29,7 @@ impl<const N: usize> Drive<N> {
     ) -> Result<Job, Failure> {
         let info = *storage.info();
         // A sleeping drive need not answer; an error is kinder than silence.
-        if !row.available(&info, self.interface) || self.power == Power::Sleep {
+        if !self.offers(row, &info) || self.power == Power::Sleep {
             return Err(Failure::Aborted);
         }
         if row.multiple && self.settings.multiple == 0 {
@@ -38,14 +39,17 @@ impl<const N: usize> Drive<N> {
             Command::Read(blocks) => self.transfer_job(Direction::Read, blocks, false, &info),
             Command::Write { .. } if info.read_only => Err(Failure::Aborted),
             Command::Write { blocks, fua } => self.transfer_job(Direction::Write, blocks, fua, &info),
-            // Taken before it comes here.
+            // That is for the queue.
             Command::Queued(_) => Err(Failure::Aborted),
             Command::Verify(blocks) => {
                 self.power = Power::Active;
                 Ok(Job::Verify { left: extent(blocks, &info)?, moving: 0 })
             }
             Command::Flush => Ok(Job::Flush(Then::Nothing)),
-            Command::Identify => self.send(&self.identify(&info), storage),
+            Command::Identify => {
+                self.identify(&info, self.page(storage)?);
+                SEND
+            }
             Command::SetFeatures { subcommand, count } => self.set_features(subcommand, count, &info),
             Command::SetMultiple { blocks } => {
                 if blocks > multiple_max(&info) || !(blocks == 0 || blocks.is_power_of_two()) {
@@ -65,16 +69,17 @@ impl<const N: usize> Drive<N> {
                 self.smart(subcommand, selector, count, storage)
             }
             Command::Smart { .. } => Err(Failure::Aborted),
-            Command::ReadLog { address: QueueErrorLog::ADDRESS, page: 0, count: 1 }
-                if self.interface == Interface::Serial =>
-            {
-                let page = self.queue_error_log(&info);
-                let job = self.send(&page, storage)?;
+            Command::ReadLog { address: QueueErrorLog::ADDRESS, page: 0, count: 1 } if self.queues() => {
+                self.queue_error_log(&info, self.page(storage)?);
                 self.queue.reopen();
-                Ok(job)
+                SEND
             }
-            Command::ReadLog { address, page: 0, count: 1 } => {
-                self.send(&general_log(address, self.interface).ok_or(Failure::Aborted)?, storage)
+            // The directory of the general purpose logs, and with it, of a drive that queues, the queued error log: there is no other.
+            Command::ReadLog { address: 0, page: 0, count: 1 } => {
+                let queued = [QueueErrorLog::ADDRESS];
+                let others = queued.get(..usize::from(self.queues())).unwrap_or_default();
+                directory(self.page(storage)?, others);
+                SEND
             }
             Command::ReadLog { .. } => Err(Failure::Aborted),
             Command::CheckPower => {
@@ -145,10 +150,17 @@ impl<const N: usize> Drive<N> {
             return Err(Failure::Aborted);
         }
         match subcommand {
-            0xd0 => return self.send(&Smart::data(), storage),
-            0xd1 => return self.send(&Smart::thresholds(), storage),
+            0xd0 => {
+                Smart::data(self.page(storage)?);
+                return SEND;
+            }
+            0xd1 => {
+                Smart::thresholds(self.page(storage)?);
+                return SEND;
+            }
             0xd5 if count == 1 => {
-                return self.send(&self.smart.log(selector).ok_or(Failure::Aborted)?, storage);
+                self.smart.log(selector, self.page(storage)?).ok_or(Failure::Aborted)?;
+                return SEND;
             }
             // Attribute autosave: on, off, both without effect.
             0xd2 if matches!(count, 0x00 | 0xf1) => {}
@@ -164,14 +176,15 @@ impl<const N: usize> Drive<N> {
         DONE
     }
 
-    fn send<M: ?Sized, S: Storage<M> + ?Sized>(
+    /// The start of the staging buffer, as a page of zeroes.
+    #[inline(never)]
+    fn page<'a, M: ?Sized, S: Storage<M> + ?Sized>(
         &self,
-        page: &[u8; 512],
-        storage: &mut S,
-    ) -> Result<Job, Failure> {
-        let to = storage.staging(self.slot()).get_mut(..page.len()).ok_or(Failure::Aborted)?;
-        to.copy_from_slice(page);
-        Ok(Job::ToHost { bytes: 512 })
+        storage: &'a mut S,
+    ) -> Result<&'a mut Page, Failure> {
+        let page = storage.staging(self.slot()).first_chunk_mut().ok_or(Failure::Aborted)?;
+        page.fill(0);
+        Ok(page)
     }
 }
 

@@ -9,13 +9,14 @@ use blk_core::units::Extent;
 use super::config::DriveConfig;
 use super::identify::Identity;
 use super::job::{Job, Owner};
+use super::log::Page;
 use super::queue::Queue;
 use super::settings::Settings;
 use super::smart::Smart;
-use crate::command::{Interface, Power};
+use crate::command::{Interface, Power, Protocol, Row};
 
-/// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`], up to
-/// `N` queued ones (32 at most).
+/// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`] and with more
+/// than one slot, up to `N` queued ones (32 at most).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub struct Drive<const N: usize> {
@@ -32,6 +33,9 @@ pub struct Drive<const N: usize> {
 }
 
 impl<const N: usize> Drive<N> {
+    /// Whether there is a queue. A drive of one slot is made without the code of one.
+    pub(super) const QUEUES: bool = N > 1;
+
     /// A drive after power-on.
     #[must_use]
     pub const fn new(config: DriveConfig, interface: Interface) -> Self {
@@ -47,6 +51,12 @@ impl<const N: usize> Drive<N> {
             #[cfg(feature = "mutants")]
             retry: None,
         }
+    }
+
+    /// Whether a row is there: on this storage, behind this interface, in a drive of so many slots.
+    #[inline]
+    pub(super) fn offers(&self, row: &Row, info: &Info) -> bool {
+        row.available(info, self.interface) && (Self::QUEUES || row.protocol != Protocol::Queued)
     }
 
     /// The settings in force.
@@ -92,11 +102,17 @@ impl<const N: usize> Drive<N> {
         }
     }
 
-    /// IDENTIFY DEVICE data as the guest would read it now.
-    #[must_use]
-    pub fn identify(&self, info: &Info) -> [u8; 512] {
+    /// IDENTIFY DEVICE data as the guest would read it now, into a page of zeroes.
+    pub(super) fn identify(&self, info: &Info, page: &mut Page) {
         let (config, settings, interface) = (&self.config, &self.settings, self.interface);
-        Identity { config, settings, smart_enabled: self.smart.enabled, interface, depth: N, info }.page()
+        Identity { config, settings, smart_enabled: self.smart.enabled, interface, depth: N, info }
+            .fill(page);
+    }
+
+    /// Frees a slot whose operation has ended.
+    #[inline(never)]
+    pub(super) fn release(&mut self, slot: u16) {
+        let _ = self.sequencer.release(slot);
     }
 
     /// Gives the storage an operation of the command in execution; [`Self::settle`] takes what comes of it.
@@ -107,7 +123,55 @@ impl<const N: usize> Drive<N> {
         request: &Request,
         segments: &[Segment],
     ) -> Result<Started, Deferred> {
+        let started = self.start(memory, storage, request, segments)?;
+        if let Started::InFlight(slot) = started {
+            self.sequencer.attach(slot, Owner::NonQueued);
+        }
+        Ok(started)
+    }
+
+    /// Gives the storage an operation, which is nobody's yet: whoever it is for is attached to what is in flight.
+    #[inline]
+    pub(super) fn start<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        request: &Request,
+        segments: &[Segment],
+    ) -> Result<Started, Deferred> {
         let cache = self.guest_cache(storage.info());
-        self.sequencer.submit(memory, storage, request, cache, segments, Owner::NonQueued)
+        self.sequencer.start(memory, storage, request, cache, segments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blk_core::ram::plain_info;
+    use blk_core::storage::Cache;
+
+    use super::*;
+    use crate::command::{Direction, Queued};
+    use crate::drive::{Failure, Step, Taken};
+    use crate::wire::{Pair, TaskFile};
+
+    /// What a drive of `N` slots behind Serial ATA makes of READ FPDMA QUEUED, and words 75 and 76 (bit 8) of its data.
+    fn queuing<const N: usize>() -> (Taken, u16, u16) {
+        let info = Info { staging_bytes: 4096, ..plain_info(1 << 20, Cache::WriteBack) };
+        let mut drive = Drive::<N>::new(DriveConfig::new("MODEL", "0001"), Interface::Serial);
+        let mut page = [0; 512];
+        drive.identify(&info, &mut page);
+        let word = |n: usize| u16::from_le_bytes([page[2 * n], page[2 * n + 1]]);
+        let task = TaskFile { features: Pair::new(1), command: 0x60, ..TaskFile::default() };
+        let queued = Queued::decode(Direction::Read, &task);
+        let taken = drive.enqueue(Row::of(0x60).unwrap(), queued, &info);
+        let aborted = drive.step() == Step::Ended(Err(Failure::Aborted));
+        assert_eq!(taken == Taken::NonQueued, aborted);
+        (taken, word(75), word(76) >> 8 & 1)
+    }
+
+    #[test]
+    fn a_drive_of_one_slot_has_no_queue_and_says_so() {
+        assert_eq!(queuing::<1>(), (Taken::NonQueued, 0, 0));
+        assert_eq!(queuing::<2>(), (Taken::Queued, 1, 1));
     }
 }

@@ -191,18 +191,18 @@ impl Table for Cursor {
         self.last && self.left == 0
     }
 
-    fn take<M: GuestMemory + ?Sized>(
+    fn region<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        bytes_max: u32,
     ) -> Result<Option<(GuestAddr, u32)>, MemoryError> {
         if self.left == 0 && !self.fetch(memory)? {
             return Ok(None);
         }
-        let len = self.left.min(bytes_max);
-        let addr = GuestAddr(u64::from(self.region));
-        self.region = self.region.wrapping_add(len);
-        self.left = self.left.saturating_sub(len);
-        Ok(Some((addr, len)))
+        Ok(Some((GuestAddr(u64::from(self.region)), self.left)))
+    }
+
+    fn pass(&mut self, bytes: u32) {
+        self.region = self.region.wrapping_add(bytes);
+        self.left = self.left.saturating_sub(bytes);
     }
 }

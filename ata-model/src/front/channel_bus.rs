@@ -122,7 +122,7 @@ impl<M: GuestMemory + ?Sized, H: Storage<M>> Device<M, [H]> for Channel {
 
 impl Channel {
     /// Any read. [`Device::read`] has a shorter way for most of the Data register's, to the same effect.
-    #[inline(never)]
+    #[inline(always)]
     fn read_any<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         region: Region,
@@ -147,7 +147,7 @@ impl Channel {
     }
 
     /// Any write, likewise.
-    #[inline(never)]
+    #[inline(always)]
     fn write_any<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         region: Region,
@@ -158,13 +158,17 @@ impl Channel {
         storage: &mut [H],
     ) -> Access<WriteStatus> {
         let [low, ..] = value.to_le_bytes();
+        if let (Region::Bar(0), 1..=5) = (region, offset) {
+            self.latch(offset, low);
+            return Access::quiet(WriteStatus::Done);
+        }
         let withdrawn = match (region, offset) {
             (Region::Bar(0), 7) => self.watched(Self::withdraw_interrupt).1,
             _ => IrqChange::NONE,
         };
         let ((), irq) = self.watched(|channel| match (region, offset) {
             (Region::Bar(0), 0) => channel.write_data(width, value, memory, storage),
-            (Region::Bar(0), 1..=7) => channel.write_register(offset, low, memory, storage),
+            (Region::Bar(0), 6..=7) => channel.write_register(offset, low, memory, storage),
             (Region::Bar(1), 2) => channel.write_control(low, memory, storage),
             (Region::Bar(4), 0..=7) => {
                 for (at, byte) in bytes_of(offset, width).zip(value.to_le_bytes()) {

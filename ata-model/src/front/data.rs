@@ -1,7 +1,7 @@
 //! Data transfer of a command: block by block through the Data register, or by the bus master.
 
 use blk_core::bus::Width;
-use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::op::Segment;
 use blk_core::storage::{Info, IoError, IoErrorKind, Storage};
@@ -9,7 +9,7 @@ use blk_core::units::Extent;
 
 use super::bmdma::{Asked, Cursor};
 use super::ide::{Channel, Phase};
-use super::scatter::{Segments, Stop, Table, next_piece, to_usize};
+use super::scatter::{Piece, Segments, Stop, Table, next_piece, to_usize};
 use crate::command::{Direction, Row};
 use crate::drive::{Failure, Reset, Step};
 
@@ -28,9 +28,13 @@ enum Moved {
     Failed(Failure),
 }
 
-impl From<MemoryError> for Moved {
-    fn from(MemoryError: MemoryError) -> Self {
-        Self::Failed(NO_MEMORY)
+impl From<Stop> for Moved {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Short => Self::Short,
+            Stop::Memory => Self::Failed(NO_MEMORY),
+            Stop::NoStaging => Self::Failed(Failure::Aborted),
+        }
     }
 }
 
@@ -286,11 +290,14 @@ impl Channel {
         memory: &M,
         storage: &mut H,
     ) -> bool {
-        let moved = match step {
-            Step::Medium { direction, left } => self.move_medium(direction, left, memory, storage),
-            Step::FromHost { bytes } => self.receive(bytes, memory, storage),
-            Step::ToHost { bytes } => self.unstage(bytes, memory, storage).unwrap_or_else(Moved::from),
-            Step::Idle | Step::Wait | Step::Submitted | Step::Ended(_) => Moved::NotNow,
+        let moved = match (self.phase, step) {
+            // What was read through the staging buffer.
+            (Phase::Dma { bounced: bytes @ 1.. }, _) | (_, Step::ToHost { bytes }) => {
+                self.exchange(Direction::Read, bytes, memory, storage)
+            }
+            (_, Step::FromHost { bytes }) => self.exchange(Direction::Write, bytes, memory, storage),
+            (_, Step::Medium { direction, left }) => self.move_medium(direction, left, memory, storage),
+            (_, Step::Idle | Step::Wait | Step::Submitted | Step::Ended(_)) => Moved::NotNow,
         };
         match moved {
             Moved::Yes => true,
@@ -335,85 +342,46 @@ impl Channel {
         let Some(unit) = self.selected() else { return Moved::NotNow };
         let slot = unit.drive.slot();
         let segments = &mut Segments::new();
-        let piece = match next_piece(&mut cursor, (direction, left), segments, slot, memory, storage) {
+        let what = (direction, left.sectors);
+        let Piece { bytes, staged } = match next_piece(&mut cursor, what, segments, slot, memory, storage) {
             Ok(piece) => piece,
-            Err(Stop::Short) => return Moved::Short,
-            Err(Stop::Memory) => return Moved::Failed(NO_MEMORY),
-            Err(Stop::NoStaging) => return Moved::Failed(Failure::Aborted),
+            Err(stop) => return stop.into(),
         };
-        if unit.drive.transfer(memory, storage, piece.sectors, segments).is_err() {
+        if unit.drive.transfer(memory, storage, u64::from(bytes >> 9), segments).is_err() {
             return Moved::NotNow;
         }
-        if piece.staged {
-            self.phase = Phase::Dma { bounced: storage.info().logical_block_bytes };
+        if staged {
+            self.phase = Phase::Dma { bounced: bytes };
         } else {
             self.moved(cursor);
         }
         Moved::Yes
     }
 
-    /// Copies what was read through the staging buffer to where the table says.
-    pub(super) fn unbounce<M: GuestMemory + ?Sized, H: Storage<M>>(
+    /// Copies the start of the staging buffer to where the table says, or fills it from there.
+    fn exchange<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
-        bytes: u32,
-        memory: &M,
-        storage: &mut H,
-    ) -> bool {
-        self.phase = Phase::Dma { bounced: 0 };
-        match self.unstage(bytes, memory, storage).unwrap_or_else(Moved::from) {
-            Moved::Yes => true,
-            Moved::Failed(failure) => self.end(Err(failure), true, storage.info()),
-            Moved::Short => self.end(Err(Failure::Aborted), false, storage.info()),
-            Moved::NotNow => {
-                self.phase = Phase::Dma { bounced: bytes };
-                false
-            }
-        }
-    }
-
-    fn unstage<M: GuestMemory + ?Sized, H: Storage<M>>(
-        &mut self,
-        bytes: u32,
-        memory: &M,
-        storage: &mut H,
-    ) -> Result<Moved, MemoryError> {
-        let mut cursor = match self.started(true) {
-            Ok(cursor) => cursor,
-            Err(moved) => return Ok(moved),
-        };
-        let Some(unit) = self.selected() else { return Ok(Moved::NotNow) };
-        let slot = unit.drive.slot();
-        let from = storage.staging(slot).get(..to_usize(bytes)).unwrap_or(&[]);
-        if cursor.copy_in(memory, from)? != bytes {
-            return Ok(Moved::Short);
-        }
-        unit.drive.parameters_sent();
-        self.moved(cursor);
-        Ok(Moved::Yes)
-    }
-
-    /// Copies a list of ranges into the staging buffer.
-    fn receive<M: GuestMemory + ?Sized, H: Storage<M>>(
-        &mut self,
+        direction: Direction,
         bytes: u32,
         memory: &M,
         storage: &mut H,
     ) -> Moved {
-        let mut cursor = match self.started(false) {
+        let mut cursor = match self.started(direction == Direction::Read) {
             Ok(cursor) => cursor,
             Err(moved) => return moved,
         };
         let Some(unit) = self.selected() else { return Moved::NotNow };
-        let slot = unit.drive.slot();
-        let Some(buffer) = storage.staging(slot).get_mut(..to_usize(bytes)) else {
+        let Some(buffer) = storage.staging(unit.drive.slot()).get_mut(..to_usize(bytes)) else {
             return Moved::Failed(Failure::Aborted);
         };
-        match cursor.copy_out(memory, buffer) {
-            Ok(copied) if copied == bytes => {}
-            Ok(_) => return Moved::Short,
-            Err(error) => return error.into(),
+        if let Err(stop) = cursor.copy(memory, direction, buffer) {
+            return stop.into();
         }
-        unit.drive.parameters_received(storage);
+        match direction {
+            Direction::Read => unit.drive.parameters_sent(),
+            Direction::Write => unit.drive.parameters_received(storage),
+        }
+        self.phase = Phase::Dma { bounced: 0 };
         self.moved(cursor);
         Moved::Yes
     }

@@ -8,7 +8,7 @@ use blk_core::storage::{Info, Storage};
 use super::bmdma::BusMaster;
 use crate::command::{Addressing, Interface, Operation, Protocol, Reject, Row, decode};
 use crate::drive::{Drive, DriveConfig, Failure, Reset, Step, report_address};
-use crate::wire::{Control, DeviceBits, Pair, Status, TaskFile};
+use crate::wire::{Control, DeviceBits, Status, TaskFile};
 
 /// Steps that one access or poll makes at most; each submits one storage operation at most.
 const STEPS_MAX: u32 = 64;
@@ -236,23 +236,33 @@ impl Channel {
             return self.status();
         }
         let index = usize::from(self.device_1 && !self.answered_by_0());
-        let Some(unit) = self.units.get(index).and_then(Option::as_ref) else { return FLOATING };
+        let Some(unit) = self.units.get_mut(index).and_then(Option::as_mut) else { return FLOATING };
         let hob = self.control.contains(Control::HOB);
-        let byte = |pair: Pair| if hob { pair.previous } else { pair.current };
         match offset {
             1 => unit.error,
-            2 => byte(unit.task.count),
-            3 => byte(unit.task.lba_low),
-            4 => byte(unit.task.lba_mid),
-            5 => byte(unit.task.lba_high),
             // Bits 7 and 5 are obsolete and read as ones (ATA/ATAPI-5, Device/Head register).
             6 => (unit.task.device & !DeviceBits::DEV.bits()) | 0xa0 | if self.device_1 { 0x10 } else { 0 },
-            _ => 0xff,
+            _ => {
+                unit.task.register(offset).map_or(0xff, |pair| if hob { pair.previous } else { pair.current })
+            }
         }
     }
 
-    /// Both devices latch every write. While one is busy or moves data, none does: nothing that a command in execution
-    /// was decoded from can change, nor the selection.
+    /// Features to LBA High, of which no interrupt comes or goes. Both devices latch every write. While one is busy or moves data,
+    /// none does: nothing that a command in execution was decoded from can change, nor the selection.
+    pub(super) fn latch(&mut self, offset: u64, value: u8) {
+        if self.phase != Phase::Idle {
+            return;
+        }
+        self.control.remove(Control::HOB);
+        for unit in self.units.iter_mut().flatten() {
+            if let Some(register) = unit.task.register(offset) {
+                register.push(value);
+            }
+        }
+    }
+
+    /// Device and Command, likewise.
     pub(super) fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         offset: u64,
@@ -264,22 +274,11 @@ impl Channel {
             return;
         }
         self.control.remove(Control::HOB);
-        for unit in self.units.iter_mut().flatten() {
-            match offset {
-                1 => unit.task.features.push(value),
-                2 => unit.task.count.push(value),
-                3 => unit.task.lba_low.push(value),
-                4 => unit.task.lba_mid.push(value),
-                5 => unit.task.lba_high.push(value),
-                6 => unit.task.device = value,
-                _ => {}
-            }
+        if offset == 7 {
+            return self.command(value, memory, storage);
         }
-        match offset {
-            6 => self.device_1 = value & DeviceBits::DEV.bits() != 0,
-            7 => self.command(value, memory, storage),
-            _ => {}
-        }
+        self.units.iter_mut().flatten().for_each(|unit| unit.task.device = value);
+        self.device_1 = value & DeviceBits::DEV.bits() != 0;
     }
 
     /// A command takes back an interrupt that nobody has acknowledged, before it can raise its own.
@@ -416,10 +415,10 @@ impl Channel {
             (_, Step::Submitted) => true,
             (_, Step::Ended(Err(failure))) => self.end(Err(failure), true, storage.info()),
             (Phase::Filling { bytes }, _) => self.present(Phase::In { at: 0, bytes }, true),
-            (Phase::Dma { bounced }, _) if bounced > 0 => self.unbounce(bounced, memory, storage),
+            (Phase::Dma { bounced: 0 }, Step::Ended(Ok(()))) => self.end(Ok(()), true, storage.info()),
+            (Phase::Dma { .. }, step) => self.move_by_dma(step, memory, storage),
             (_, Step::Ended(Ok(()))) => self.end(Ok(()), true, storage.info()),
             (Phase::Cancelled, _) => self.end(Err(Failure::Aborted), true, storage.info()),
-            (Phase::Dma { .. }, step) => self.move_by_dma(step, memory, storage),
             (_, step) => self.move_by_pio(step, memory, storage),
         }
     }

@@ -2,16 +2,17 @@
 
 use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::Segment;
-use blk_core::storage::{Info, Storage};
-use blk_core::units::{Extent, GuestAddr};
+use blk_core::storage::Storage;
+use blk_core::units::GuestAddr;
 use heapless::Vec;
 
 use crate::command::Direction;
 use crate::drive::chunk_sectors;
 
-/// Most segments of one storage operation: as many as Linux puts into a command (`AHCI_MAX_SG`). What a table scatters wider
-/// goes in several, or through the staging buffer.
-const SEGMENTS: usize = 168;
+/// Most segments of one storage operation, which are on the stack while one is made: 512 KiB of scattered pages, and as many as
+/// Linux puts into a command of a PCI IDE controller (`LIBATA_MAX_PRD`). What a table scatters wider goes in several, or through
+/// the staging buffer.
+const SEGMENTS: usize = 128;
 
 /// The segments of one storage operation.
 pub(super) type Segments = Vec<Segment, SEGMENTS>;
@@ -21,14 +22,16 @@ pub(super) trait Table: Copy {
     /// Whether nothing is left of the table.
     fn is_exhausted(&self) -> bool;
 
-    /// Takes the next at most `bytes_max` bytes, or `None` at the end of the table.
-    fn take<M: GuestMemory + ?Sized>(
+    /// What is left of the region at this place; `None` at the end of the table.
+    fn region<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        bytes_max: u32,
     ) -> Result<Option<(GuestAddr, u32)>, MemoryError>;
 
-    /// Lists the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
+    /// Goes on by `bytes` of the region at this place, which has as many.
+    fn pass(&mut self, bytes: u32);
+
+    /// Makes `list` one of the next at most `bytes` bytes in at most `segments_max` segments, all of them memory; returns how many
     /// bytes that are. Neighbours become one segment.
     #[inline(always)]
     fn gather<M: GuestMemory + ?Sized>(
@@ -38,59 +41,53 @@ pub(super) trait Table: Copy {
         segments_max: usize,
         list: &mut Segments,
     ) -> Result<u32, MemoryError> {
+        list.clear();
         let mut got = 0_u32;
         while got < bytes {
-            let before = *self;
-            let Some((addr, len)) = self.take(memory, bytes.saturating_sub(got))? else { break };
+            let Some((addr, left)) = self.region(memory)? else { break };
+            let len = left.min(bytes.saturating_sub(got));
             if !memory.contains(addr, u64::from(len)) {
                 return Err(MemoryError);
             }
             if !append(list, addr, len, segments_max) {
-                *self = before;
                 break;
             }
+            self.pass(len);
             got = got.saturating_add(len);
         }
         Ok(got)
     }
 
-    /// Copies the next bytes out of memory; returns how many the table had.
-    fn copy_out<M: GuestMemory + ?Sized>(
+    /// Copies the next bytes into memory if the command reads, and out of memory if it writes.
+    ///
+    /// # Errors
+    /// [`Stop::Short`] if the table has less of them, once those are copied.
+    fn copy<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        mut into: &mut [u8],
-    ) -> Result<u32, MemoryError> {
-        let mut copied = 0_u32;
-        while !into.is_empty() {
-            let room = u32::try_from(into.len()).unwrap_or(u32::MAX);
-            let Some((addr, len)) = self.take(memory, room)? else { break };
-            let Some((piece, rest)) = into.split_at_mut_checked(to_usize(len)) else { break };
-            memory.read(addr, piece)?;
-            into = rest;
-            copied = copied.saturating_add(len);
+        direction: Direction,
+        mut buffer: &mut [u8],
+    ) -> Result<(), Stop> {
+        while !buffer.is_empty() {
+            let room = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+            let (addr, left) = self.region(memory)?.ok_or(Stop::Short)?;
+            let len = left.min(room);
+            let (piece, rest) = buffer.split_at_mut_checked(to_usize(len)).ok_or(Stop::Short)?;
+            match direction {
+                Direction::Read => memory.write(addr, piece)?,
+                Direction::Write => memory.read(addr, piece)?,
+            }
+            self.pass(len);
+            buffer = rest;
         }
-        Ok(copied)
-    }
-
-    /// Copies bytes into memory; returns how many the table had room for.
-    fn copy_in<M: GuestMemory + ?Sized>(&mut self, memory: &M, mut from: &[u8]) -> Result<u32, MemoryError> {
-        let mut copied = 0_u32;
-        while !from.is_empty() {
-            let room = u32::try_from(from.len()).unwrap_or(u32::MAX);
-            let Some((addr, len)) = self.take(memory, room)? else { break };
-            let Some((piece, rest)) = from.split_at_checked(to_usize(len)) else { break };
-            memory.write(addr, piece)?;
-            from = rest;
-            copied = copied.saturating_add(len);
-        }
-        Ok(copied)
+        Ok(())
     }
 }
 
 /// A storage operation's worth of a transfer.
 pub(super) struct Piece {
-    pub(super) sectors: u64,
-    /// It is read into the staging buffer, and goes to where the table says by [`Table::copy_in`].
+    pub(super) bytes: u32,
+    /// It is read into the staging buffer, and goes to where the table says by [`Table::copy`].
     pub(super) staged: bool,
 }
 
@@ -100,7 +97,7 @@ pub(super) enum Stop {
     Short,
     /// The table, or what it describes, is no memory.
     Memory,
-    /// It is scattered wider than an operation has segments, and there is no staging buffer.
+    /// It is to go through the staging buffer, and there is none that is long enough.
     NoStaging,
 }
 
@@ -110,22 +107,45 @@ impl From<MemoryError> for Stop {
     }
 }
 
-/// The next piece of a transfer, from the start of `left` on: as many whole blocks as go into one operation, or one block
-/// through the staging buffer of `slot`, which is filled with it if it is to be written. Its segments are put into `segments`: a
-/// list that is too long to be passed on from hand to hand. `table` is then behind the piece; of a staged one, before it.
-#[inline(always)]
+/// The next piece of a transfer, from the start of the `sectors` on that are left of it: as many whole blocks as go into one
+/// operation, or one block through the staging buffer of `slot`, which is filled with it if it is to be written. Its segments are
+/// put into `segments`: a list that is too long to be passed on from hand to hand. `table` is then behind the piece; of a staged
+/// one that is read, before it.
+#[inline(never)]
 pub(super) fn next_piece<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
     table: &mut T,
-    (direction, left): (Direction, Extent),
+    (direction, sectors): (Direction, u64),
     segments: &mut Segments,
     slot: u16,
     memory: &M,
     storage: &mut H,
 ) -> Result<Piece, Stop> {
+    let info = storage.info();
+    let block_bytes = info.logical_block_bytes;
+    let sectors = chunk_sectors(sectors, info.transfer_max_bytes, info);
+    let mut wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
+    let segments_max = usize::from(info.segments_max).min(SEGMENTS);
     let start = *table;
-    let bytes = whole_blocks(table, left, segments, memory, storage.info())?;
-    if bytes != 0 {
-        return Ok(Piece { sectors: u64::from(bytes >> 9), staged: false });
+    let mut again = false;
+    loop {
+        let bytes = table.gather(memory, wanted, segments_max, segments)?;
+        // Nearly always all: and that is of whole blocks.
+        if bytes == wanted {
+            return Ok(Piece { bytes, staged: false });
+        }
+        if again {
+            // A table that changed in between is no memory.
+            return Err(Stop::Memory);
+        }
+        let whole = bytes.saturating_sub(bytes.checked_rem(block_bytes).unwrap_or(0));
+        if whole == 0 {
+            break;
+        }
+        if whole == bytes {
+            return Ok(Piece { bytes, staged: false });
+        }
+        // The walk once more, and no further than the last whole block.
+        (*table, wanted, again) = (start, whole, true);
     }
     if table.is_exhausted() {
         return Err(Stop::Short);
@@ -147,12 +167,12 @@ fn through_staging<T: Table, M: GuestMemory + ?Sized, H: Storage<M>>(
 ) -> Result<Piece, Stop> {
     let bytes = storage.info().logical_block_bytes;
     let buffer = storage.staging(slot).get_mut(..to_usize(bytes)).ok_or(Stop::NoStaging)?;
-    if direction == Direction::Write && table.copy_out(memory, buffer)? != bytes {
-        return Err(Stop::Short);
+    if direction == Direction::Write {
+        table.copy(memory, direction, buffer)?;
     }
     segments.clear();
     let _ = segments.push(Segment::Staging { offset: 0, len: bytes });
-    Ok(Piece { sectors: u64::from(bytes >> 9), staged: direction == Direction::Read })
+    Ok(Piece { bytes, staged: direction == Direction::Read })
 }
 
 pub(super) fn to_usize(bytes: u32) -> usize {
@@ -170,48 +190,4 @@ fn append(list: &mut Segments, addr: GuestAddr, len: u32, segments_max: usize) -
         return true;
     }
     list.len() < segments_max && list.push(Segment::Guest { addr, len }).is_ok()
-}
-
-/// The segments of as many whole blocks of `left` as one operation holds, with their bytes; `table` is then behind them.
-///
-/// It is where the walk came to if there is no whole block.
-#[inline(always)]
-fn whole_blocks<T: Table, M: GuestMemory + ?Sized>(
-    table: &mut T,
-    left: Extent,
-    segments: &mut Segments,
-    memory: &M,
-    info: &Info,
-) -> Result<u32, MemoryError> {
-    let sectors = chunk_sectors(left.sectors, info.transfer_max_bytes, info);
-    let wanted = u32::try_from(sectors.saturating_mul(512)).unwrap_or(u32::MAX);
-    let segments_max = usize::from(info.segments_max).min(SEGMENTS);
-    let start = *table;
-    segments.clear();
-    let got = table.gather(memory, wanted, segments_max, segments)?;
-    // Nearly always all: and that is of whole blocks.
-    if got == wanted {
-        return Ok(got);
-    }
-    let whole = got.saturating_sub(got.checked_rem(info.logical_block_bytes).unwrap_or(0));
-    if whole == 0 || whole == got {
-        return Ok(whole);
-    }
-    *table = start;
-    again(table, whole, segments_max, segments, memory)
-}
-
-/// The walk once more, and no further than the last whole block. A table that changed in between is no memory.
-#[cold]
-#[inline(never)]
-fn again<T: Table, M: GuestMemory + ?Sized>(
-    table: &mut T,
-    whole: u32,
-    segments_max: usize,
-    segments: &mut Segments,
-    memory: &M,
-) -> Result<u32, MemoryError> {
-    segments.clear();
-    let again = table.gather(memory, whole, segments_max, segments)?;
-    if again == whole { Ok(whole) } else { Err(MemoryError) }
 }

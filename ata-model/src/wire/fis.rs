@@ -3,6 +3,8 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::task_file::{Pair, TaskFile};
+
 /// Register, host to device.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -40,6 +42,22 @@ impl RegisterH2d {
     pub const TYPE: u8 = 0x27;
     /// Bit C of [`Self::flags`].
     pub const COMMAND: u8 = 0x80;
+
+    /// The registers that the FIS of a command fills.
+    #[must_use]
+    pub const fn task_file(&self) -> TaskFile {
+        let [low, mid, high] = self.lba;
+        let [low_previous, mid_previous, high_previous] = self.lba_previous;
+        TaskFile {
+            features: Pair { current: self.features, previous: self.features_previous },
+            count: Pair { current: self.count, previous: self.count_previous },
+            lba_low: Pair { current: low, previous: low_previous },
+            lba_mid: Pair { current: mid, previous: mid_previous },
+            lba_high: Pair { current: high, previous: high_previous },
+            device: self.device,
+            command: self.command,
+        }
+    }
 }
 
 /// Register, device to host.

@@ -162,6 +162,19 @@ impl TaskFile {
         }
     }
 
+    /// The register that is two deep at an offset in the command block: 1 (Features) to 5 (LBA High).
+    #[inline]
+    pub(crate) const fn register(&mut self, offset: u64) -> Option<&mut Pair> {
+        match offset {
+            1 => Some(&mut self.features),
+            2 => Some(&mut self.count),
+            3 => Some(&mut self.lba_low),
+            4 => Some(&mut self.lba_mid),
+            5 => Some(&mut self.lba_high),
+            _ => None,
+        }
+    }
+
     /// The address of a 28-bit command: current bytes only.
     #[must_use]
     pub const fn lba28(&self) -> u32 {

@@ -9,11 +9,11 @@ use super::port::{Bay, Engine, Executing, Phase, Port, Unit};
 use super::prdt::Prdt;
 use super::receive::READY;
 use super::registers::Interrupts;
-use crate::command::{Command, Operation, Reject, Row, decode};
+use crate::command::{Operation, Queued, Reject, Row, decode};
 use crate::drive::{Failure, Reset, Taken};
 use crate::wire::ahci::{CommandHeader, PRD_TABLE};
 use crate::wire::fis::RegisterH2d;
-use crate::wire::{Control, ErrorBits, Pair, Status, TaskFile};
+use crate::wire::{Control, ErrorBits, Status};
 
 /// Steps that one access or poll makes at most in a port.
 const STEPS_MAX: u32 = 128;
@@ -22,18 +22,20 @@ const STEPS_MAX: u32 = 128;
 struct Fetched {
     slot: u8,
     header_at: u64,
-    options: u16,
-    table: u64,
-    prd_entries: u16,
+    header: CommandHeader,
     fis: RegisterH2d,
 }
 
-/// What became of a command's FIS.
-enum Sent {
-    /// The drive has queued the command. Its registers say so; the FIS that told the port of it is not yet in memory.
-    Queued(TaskFile),
-    /// Something else.
-    Other,
+impl Fetched {
+    /// Where the command table is.
+    const fn table(&self) -> u64 {
+        self.header.table.get() & CommandHeader::TABLE
+    }
+
+    /// Whether the command is for a device behind a port multiplier. There is none, and nothing that it could mean (CAP.SPM is 0).
+    const fn is_elsewhere(&self) -> bool {
+        self.fis.flags & 0x0f != 0 || self.header.options.get() & CommandHeader::PORT != 0
+    }
 }
 
 impl Port {
@@ -76,7 +78,10 @@ impl Port {
         if !self.bus_master {
             return false;
         }
-        let taken = self.take_commands(memory, storage);
+        let taken = self.may_send();
+        if taken {
+            self.take_commands(memory, storage);
+        }
         let moved = self.move_data(memory, storage);
         (taken || moved) && self.has_work()
     }
@@ -105,7 +110,7 @@ impl Port {
         if !unit.drive.finish_reset(reset, memory, storage) {
             return;
         }
-        unit.tables = [Prdt::default(); super::registers::SLOTS];
+        unit.tables.fill(Prdt::default());
         if reset == Reset::Stop {
             // Its commands are gone, and none of them may look as if it had succeeded.
             unit.phase = Phase::Ready;
@@ -116,24 +121,25 @@ impl Port {
         }
     }
 
-    /// Takes commands from the list for as long as the drive queues them; returns whether there was any.
-    fn take_commands<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) -> bool {
-        let mut any = false;
-        let mut queued = None;
-        while self.may_send() {
-            any = true;
-            let Ok(fetched) = self.fetch(memory) else {
+    /// Takes the next command from the list, and those after it for as long as the drive queues them.
+    // What is fetched is on the stack of this function alone.
+    #[inline(never)]
+    fn take_commands<M: GuestMemory + ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut H) {
+        // The last command that the drive has queued. The Register FIS that says so is posted when no other follows: that of the
+        // next one would overwrite it, in the one place for such FISes (4.2.1), and neither interrupts.
+        let mut accepted = None;
+        let (header, fis) = (CommandHeader::new_zeroed(), RegisterH2d::new_zeroed());
+        let mut fetched = Fetched { slot: 0, header_at: 0, header, fis };
+        loop {
+            if self.fetch(&mut fetched, memory).is_err() {
                 self.fatal(Interrupts::HBFS);
                 break;
-            };
-            let Sent::Queued(task) = self.send(&fetched, memory, storage) else { break };
-            queued = Some(task);
+            }
+            if !self.send(&fetched, &mut accepted, memory, storage) || !self.may_send() {
+                break;
+            }
         }
-        // The Register FISes of those before it would have been overwritten by it: no other is posted in between.
-        if let Some(task) = queued {
-            self.post_accepted(memory, &task);
-        }
-        any
+        self.post_accepted(accepted, memory);
     }
 
     /// Whether a command is to be sent, and may be.
@@ -151,41 +157,42 @@ impl Port {
 
     /// Reads the next command in turn: the slots go round, from slot 0 on when ST was set (3.3.7, CCS).
     #[inline(always)]
-    fn fetch<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Fetched, MemoryError> {
+    fn fetch<M: GuestMemory + ?Sized>(
+        &mut self,
+        fetched: &mut Fetched,
+        memory: &M,
+    ) -> Result<(), MemoryError> {
         let first = self.ccs.map_or(0, |ccs| u32::from(ccs).wrapping_add(1));
         let distance = self.ci.rotate_right(first).trailing_zeros();
         let slot = u8::try_from(first.wrapping_add(distance) & 31).unwrap_or(0);
         self.ccs = Some(slot);
-        let header_at = self.clb.checked_add(u64::from(slot).wrapping_mul(32)).ok_or(MemoryError)?;
-        let mut header = CommandHeader::new_zeroed();
-        memory.read(GuestAddr(header_at), used(header.as_mut_bytes()))?;
-        let table = header.table.get() & CommandHeader::TABLE;
-        let mut fis = RegisterH2d::new_zeroed();
-        memory.read(GuestAddr(table), used(fis.as_mut_bytes()))?;
-        let (options, prd_entries) = (header.options.get(), header.prd_entries.get());
-        Ok(Fetched { slot, header_at, options, table, prd_entries, fis })
+        fetched.slot = slot;
+        fetched.header_at = self.clb.checked_add(u64::from(slot).wrapping_mul(32)).ok_or(MemoryError)?;
+        memory.read(GuestAddr(fetched.header_at), used(fetched.header.as_mut_bytes()))?;
+        memory.read(GuestAddr(fetched.table()), used(fetched.fis.as_mut_bytes()))
     }
 
-    /// Sends a command's FIS to the drive. What is no Register FIS the drive does not take.
+    /// Sends a command's FIS to the drive; returns whether that has queued it. What is no Register FIS the drive does not take.
     #[inline(always)]
     fn send<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
+        accepted: &mut Option<RegisterH2d>,
         memory: &M,
         storage: &mut H,
-    ) -> Sent {
-        let dwords = fetched.options & CommandHeader::FIS_DWORDS;
+    ) -> bool {
+        let dwords = fetched.header.options.get() & CommandHeader::FIS_DWORDS;
         if fetched.fis.fis_type != RegisterH2d::TYPE || usize::from(dwords) < size_of::<RegisterH2d>() >> 2 {
             self.serr |= super::registers::Serr::P;
             self.fatal(Interrupts::IFS);
-            return Sent::Other;
+            return false;
         }
         self.status |= Status::BSY.bits();
         if fetched.fis.flags & RegisterH2d::COMMAND != 0 {
-            self.command(fetched, memory, storage)
+            self.command(fetched, accepted, memory, storage)
         } else {
             self.control(fetched);
-            Sent::Other
+            false
         }
     }
 
@@ -209,55 +216,82 @@ impl Port {
         self.take_from_list(fetched.slot);
     }
 
+    /// Hands a command to the drive: returns whether that has queued it.
     #[inline(always)]
     fn command<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         fetched: &Fetched,
+        accepted: &mut Option<RegisterH2d>,
         memory: &M,
         storage: &mut H,
-    ) -> Sent {
-        let Some(unit) = self.unit_mut() else { return Sent::Other };
+    ) -> bool {
+        let Some(unit) = self.unit_mut() else { return false };
         if matches!(unit.phase, Phase::Resetting { .. }) {
             // Lost: a drive in reset listens to the end of SRST alone.
-            return Sent::Other;
+            return false;
         }
-        unit.task = task_file(&fetched.fis);
-        let Fetched { slot, options, prd_entries, .. } = *fetched;
-        let Some(table) = fetched.table.checked_add(PRD_TABLE).map(|table| Prdt::new(table, prd_entries))
-        else {
+        let Some(table) = fetched.table().checked_add(PRD_TABLE) else {
             self.fatal(Interrupts::HBFS);
-            return Sent::Other;
+            return false;
         };
-        // Behind no port multiplier there is nothing that such a command could mean (CAP.SPM is 0).
-        let elsewhere = fetched.fis.flags & 0x0f != 0 || options & CommandHeader::PORT != 0;
-        let decoded = decode(&unit.task, unit.drive.settings().geometry);
-        let closed = unit.drive.is_queue_closed();
-        let taken = match decoded {
-            _ if elsewhere => Err(Failure::Aborted),
-            Ok((_, Command::Queued(queued))) if queued.tag != slot && !closed => {
-                // The HBA finds a queued command's table by its tag.
+        let table = Prdt::new(table, fetched.header.prd_entries.get());
+        let (task, slot) = (fetched.fis.task_file(), fetched.slot);
+        let queued = match Row::of(task.command) {
+            Some(row @ Row { operation: Operation::Queued(direction), .. }) if !fetched.is_elsewhere() => {
+                Some((row, Queued::decode(*direction, &task)))
+            }
+            _ => None,
+        };
+        let taken = match queued {
+            // The HBA finds a queued command's table by its tag.
+            Some((_, queued)) if queued.tag != slot && !unit.drive.is_queue_closed() => {
                 unit.drive.refuse(Some(queued.tag), Failure::Aborted);
-                Ok(Taken::Refused)
+                Some(Taken::Refused)
             }
-            Ok((row, _)) if is_diagnostic(row) && !unit.drive.is_queue_busy() && !closed => {
-                self.diagnose(memory, slot);
-                return Sent::Other;
-            }
-            Ok((row, command)) => Ok(unit.drive.execute(row, command, &mut unit.task, storage)),
-            Err(Reject::Unknown) => Err(Failure::Aborted),
-            Err(Reject::NoSuchAddress) => Err(Failure::NoSuchAddress),
+            Some((row, queued)) => Some(unit.drive.enqueue(row, queued, storage.info())),
+            None => None,
         };
-        let executing = Executing { slot, header: fetched.header_at, table, moved_bytes: 0, staged_bytes: 0 };
-        match taken {
-            Ok(Taken::Queued) => {
-                if let Some(place) = unit.tables.get_mut(usize::from(slot)) {
-                    *place = table;
-                }
-                let task = unit.task;
-                (self.status, self.error) = (READY.bits(), 0);
-                self.take_from_list(slot);
-                return Sent::Queued(task);
+        if taken == Some(Taken::Queued) {
+            if let Some(place) = unit.tables.get_mut(usize::from(slot)) {
+                *place = table;
             }
+            (self.status, self.error) = (READY.bits(), 0);
+            self.take_from_list(slot);
+            *accepted = Some(fetched.fis);
+            return true;
+        }
+        self.post_accepted(accepted.take(), memory);
+        self.command_alone(fetched, table, taken, memory, storage);
+        false
+    }
+
+    /// A command that is not queued, be it that it cannot be: the drive takes no other until it has ended. `taken` is what the
+    /// drive has said to it, if that was asked.
+    #[inline(never)]
+    fn command_alone<M: GuestMemory + ?Sized, H: Storage<M>>(
+        &mut self,
+        fetched: &Fetched,
+        table: Prdt,
+        taken: Option<Taken>,
+        memory: &M,
+        storage: &mut H,
+    ) {
+        let Some(unit) = self.unit_mut() else { return };
+        unit.task = fetched.fis.task_file();
+        let closed = unit.drive.is_queue_closed();
+        let taken = match (taken, decode(&unit.task, unit.drive.settings().geometry)) {
+            (Some(taken), _) => Ok(taken),
+            _ if fetched.is_elsewhere() => Err(Failure::Aborted),
+            (_, Ok((row, _))) if is_diagnostic(row) && !unit.drive.is_queue_busy() && !closed => {
+                return self.diagnose(memory, fetched.slot);
+            }
+            (_, Ok((row, command))) => Ok(unit.drive.execute(row, command, &mut unit.task, storage)),
+            (_, Err(Reject::Unknown)) => Err(Failure::Aborted),
+            (_, Err(Reject::NoSuchAddress)) => Err(Failure::NoSuchAddress),
+        };
+        let (slot, header) = (fetched.slot, fetched.header_at);
+        let executing = Executing { slot, header, table, moved_bytes: 0, staged_bytes: 0 };
+        match taken {
             Ok(Taken::NonQueued) => {
                 unit.phase = Phase::Executing(executing);
                 if closed && !unit.drive.is_queue_closed() {
@@ -265,14 +299,13 @@ impl Port {
                     self.post_device_bits(memory, u32::MAX, (READY, 0), false);
                 }
             }
-            Ok(Taken::Refused) => {}
+            Ok(Taken::Refused | Taken::Queued) => {}
             Err(failure) if unit.drive.is_queue_busy() => unit.drive.refuse(None, failure),
             Err(failure) => {
                 unit.drive.fail(failure);
                 unit.phase = Phase::Executing(executing);
             }
         }
-        Sent::Other
     }
 }
 
@@ -283,20 +316,4 @@ fn used(bytes: &mut [u8]) -> &mut [u8] {
 
 fn is_diagnostic(row: &Row) -> bool {
     row.operation == Operation::Diagnostic
-}
-
-/// The registers that a command's FIS fills.
-fn task_file(fis: &RegisterH2d) -> TaskFile {
-    let [low, mid, high] = fis.lba;
-    let [low_previous, mid_previous, high_previous] = fis.lba_previous;
-    let pair = |current, previous| Pair { current, previous };
-    TaskFile {
-        features: pair(fis.features, fis.features_previous),
-        count: pair(fis.count, fis.count_previous),
-        lba_low: pair(low, low_previous),
-        lba_mid: pair(mid, mid_previous),
-        lba_high: pair(high, high_previous),
-        device: fis.device,
-        command: fis.command,
-    }
 }

@@ -23,15 +23,29 @@ impl Lane {
 }
 
 /// The registers that an access touches, lowest first; at an offset that is no multiple of 4 that may be one more.
-pub(super) fn lanes(offset: u64, width: Width) -> impl DoubleEndedIterator<Item = Lane> {
-    let end = offset.saturating_add(u64::from(width.bytes()));
-    let first = offset & !3;
-    (0..3_u64).filter_map(move |n| {
-        let register = first.checked_add(n.wrapping_mul(4))?;
-        let from = offset.max(register);
-        let to = end.min(register.saturating_add(4));
-        let bytes = u32::try_from(to.checked_sub(from).filter(|&bytes| bytes > 0)?).ok()?;
-        let skipped = u32::try_from(from.checked_sub(register)?).ok()?;
-        Some(Lane { register, shift: skipped.saturating_mul(8), bits: bytes.saturating_mul(8) })
-    })
+pub(super) const fn lanes(offset: u64, width: Width) -> Lanes {
+    Lanes { at: offset, bytes: width.bytes() }
+}
+
+/// What is left of an access.
+pub(super) struct Lanes {
+    at: u64,
+    bytes: u8,
+}
+
+impl Iterator for Lanes {
+    type Item = Lane;
+
+    fn next(&mut self) -> Option<Lane> {
+        let skipped = (self.at & 3) as u8;
+        let bytes = 4_u8.wrapping_sub(skipped).min(self.bytes);
+        let lane = (bytes != 0).then_some(Lane {
+            register: self.at & !3,
+            shift: u32::from(skipped).wrapping_mul(8),
+            bits: u32::from(bytes).wrapping_mul(8),
+        });
+        self.at = self.at.wrapping_add(bytes.into());
+        self.bytes = self.bytes.wrapping_sub(bytes);
+        lane
+    }
 }

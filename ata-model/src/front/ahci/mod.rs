@@ -233,7 +233,7 @@ impl<const P: usize> Hba<P> {
     }
 
     /// Writes the bits of `mask` of a register; returns what that did to the interrupt lines.
-    #[inline(always)]
+    #[inline(never)]
     fn write_register<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         (offset, value, mask): (u64, u32, u32),
@@ -276,10 +276,13 @@ impl<const P: usize> Hba<P> {
     /// A read of parts of registers, or of several.
     #[inline(never)]
     fn read_lanes(&self, offset: u64, width: Width) -> u64 {
-        lanes(offset, width).rev().fold(0_u64, |value, lane| {
-            let bits = self.read_register(lane.register).checked_shr(lane.shift).unwrap_or(0);
-            value.checked_shl(lane.bits).unwrap_or(0) | u64::from(bits & lane.ones())
-        })
+        let (mut value, mut done) = (0_u64, 0_u32);
+        for lane in lanes(offset, width) {
+            let bits = self.read_register(lane.register).wrapping_shr(lane.shift) & lane.ones();
+            value |= u64::from(bits).wrapping_shl(done);
+            done = done.wrapping_add(lane.bits);
+        }
+        value
     }
 
     /// A write of parts of registers, or of several: one after the other.
@@ -296,9 +299,9 @@ impl<const P: usize> Hba<P> {
         let mut irq = IrqChange::NONE;
         for lane in lanes(offset, width) {
             let bits = left as u32 & lane.ones();
-            left = left.checked_shr(lane.bits).unwrap_or(0);
-            let written = bits.checked_shl(lane.shift).unwrap_or(0);
-            let mask = lane.ones().checked_shl(lane.shift).unwrap_or(0);
+            left = left.wrapping_shr(lane.bits);
+            let written = bits.wrapping_shl(lane.shift);
+            let mask = lane.ones().wrapping_shl(lane.shift);
             let write = (lane.register, written, mask);
             irq = irq.then(self.write_register(write, memory, storage));
         }

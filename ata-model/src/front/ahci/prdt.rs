@@ -28,7 +28,7 @@ impl Prdt {
         Self { table, entries, next: 0, region: 0, left: 0, notify: false, notified: false }
     }
 
-    /// Whether nothing has been taken yet.
+    /// Whether no entry has been read yet.
     pub(super) const fn is_at_start(&self) -> bool {
         self.next == 0
     }
@@ -69,19 +69,20 @@ impl Table for Prdt {
     }
 
     #[inline(always)]
-    fn take<M: GuestMemory + ?Sized>(
+    fn region<M: GuestMemory + ?Sized>(
         &mut self,
         memory: &M,
-        bytes_max: u32,
     ) -> Result<Option<(GuestAddr, u32)>, MemoryError> {
         if self.left == 0 && !self.fetch(memory)? {
             return Ok(None);
         }
-        let len = self.left.min(bytes_max);
-        let addr = GuestAddr(self.region);
-        self.region = self.region.wrapping_add(u64::from(len));
-        self.left = self.left.saturating_sub(len);
+        Ok(Some((GuestAddr(self.region), self.left)))
+    }
+
+    #[inline(always)]
+    fn pass(&mut self, bytes: u32) {
+        self.region = self.region.wrapping_add(u64::from(bytes));
+        self.left = self.left.saturating_sub(bytes);
         self.notified |= self.notify && self.left == 0;
-        Ok(Some((addr, len)))
     }
 }

@@ -7,7 +7,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::port::{Engine, Phase, Port};
 use super::registers::{Cmd, Interrupts};
 use crate::wire::ahci::received;
-use crate::wire::fis::{DmaSetup, INTERRUPT, PioSetup, RegisterD2h, SetDeviceBits};
+use crate::wire::fis::{DmaSetup, INTERRUPT, PioSetup, RegisterD2h, RegisterH2d, SetDeviceBits};
 use crate::wire::{Status, TaskFile};
 
 /// A drive that is ready: what Status holds after a command that ended well.
@@ -60,9 +60,13 @@ impl Port {
         }
     }
 
-    /// The Register FIS by which a drive has accepted a queued command: the registers are as it has them already.
-    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, memory: &M, task: &TaskFile) {
-        self.post(memory, received::REGISTER, &register_fis(task, (READY, 0), false));
+    /// The Register FIS by which a drive has accepted a queued command, if one is due. Status and Error are as it has them already.
+    pub(super) fn post_accepted<M: GuestMemory + ?Sized>(&mut self, due: Option<RegisterH2d>, memory: &M) {
+        if let (Some(command), Some(unit)) = (due, self.unit_mut()) {
+            unit.task = command.task_file();
+            let fis = register_fis(&unit.task, (READY, 0), false);
+            self.post(memory, received::REGISTER, &fis);
+        }
     }
 
     /// The PIO Setup FIS of a command's last data block. Those of the blocks before it would have been overwritten by it.
@@ -179,7 +183,7 @@ impl Port {
 
     /// A command is no more in the list.
     pub(super) fn take_from_list(&mut self, slot: u8) {
-        self.ci &= !1_u32.checked_shl(u32::from(slot)).unwrap_or(0);
+        self.ci &= !1_u32.wrapping_shl(slot.into());
     }
 }
 

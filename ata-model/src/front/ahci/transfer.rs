@@ -1,17 +1,17 @@
 //! Moves the data of commands between the disk and memory, and ends them.
 
-use blk_core::memory::{GuestMemory, MemoryError};
+use blk_core::memory::GuestMemory;
 use blk_core::storage::{Info, Storage};
-use blk_core::units::{Extent, GuestAddr};
+use blk_core::units::GuestAddr;
 
-use super::port::{Engine, Executing, Phase, Port};
+use super::port::{Engine, Executing, Phase, Port, Unit};
 use super::prdt::Prdt;
 use super::receive::READY;
 use super::registers::Interrupts;
 use crate::command::Direction;
 use crate::command::{Addressing, Protocol, Row};
 use crate::drive::{Due, Failure, QueueError, Reply, Staged, Step, Tags, report_address};
-use crate::front::scatter::{Segments, Stop, Table, next_piece, to_usize};
+use crate::front::scatter::{Piece, Segments, Stop, Table, next_piece, to_usize};
 
 /// What became of a piece of a command's data.
 enum Moved {
@@ -37,12 +37,6 @@ impl From<Stop> for Moved {
     }
 }
 
-impl From<MemoryError> for Moved {
-    fn from(MemoryError: MemoryError) -> Self {
-        Self::NoMemory
-    }
-}
-
 impl Port {
     /// Lets the commands that the drive has go on; returns whether one did.
     pub(super) fn move_data<M: GuestMemory + ?Sized, H: Storage<M>>(
@@ -56,12 +50,11 @@ impl Port {
             return false;
         }
         let step = unit.drive.poll(memory, storage);
-        let phase = unit.phase;
-        match (step, phase) {
-            (Step::Submitted, _) => true,
+        match step {
+            Step::Submitted => true,
             // What the storage completes is not reported any more; a stop drops it.
             _ if !running => false,
-            (step, Phase::Executing(executing)) => self.execute(executing, step, memory, storage),
+            _ if matches!(unit.phase, Phase::Executing(_)) => self.execute(step, memory, storage),
             _ => {
                 let served = self.serve_due(memory, storage);
                 self.serve_queue(memory, storage) || served
@@ -73,25 +66,30 @@ impl Port {
     #[inline(never)]
     fn execute<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
-        mut executing: Executing,
         step: Step,
         memory: &M,
         storage: &mut H,
     ) -> bool {
+        let Some(Unit { phase: Phase::Executing(executing), .. }) = self.unit() else { return false };
+        let mut executing = *executing;
         let staged = core::mem::take(&mut executing.staged_bytes);
         let moved = match step {
             Step::Wait | Step::Submitted | Step::Idle => return false,
             Step::Ended(Err(failure)) => Moved::Failed(failure),
-            _ if staged > 0 => self.unstage(&mut executing, staged, memory, storage),
+            _ if staged > 0 => self.exchange(&mut executing, (Direction::Read, staged), memory, storage),
             Step::Ended(Ok(())) => {
                 self.finish(&executing, memory, storage.info());
                 return true;
             }
             Step::Medium { direction, left } => {
-                self.move_medium(&mut executing, (direction, left), memory, storage)
+                self.move_medium(&mut executing, (direction, left.sectors), memory, storage)
             }
-            Step::ToHost { bytes } => self.unstage(&mut executing, bytes, memory, storage),
-            Step::FromHost { bytes } => self.receive(&mut executing, bytes, memory, storage),
+            Step::ToHost { bytes } => {
+                self.exchange(&mut executing, (Direction::Read, bytes), memory, storage)
+            }
+            Step::FromHost { bytes } => {
+                self.exchange(&mut executing, (Direction::Write, bytes), memory, storage)
+            }
         };
         if let Some(unit) = self.unit_mut() {
             unit.phase = Phase::Executing(executing);
@@ -114,23 +112,22 @@ impl Port {
     fn move_medium<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         executing: &mut Executing,
-        what: (Direction, Extent),
+        what: (Direction, u64),
         memory: &M,
         storage: &mut H,
     ) -> Moved {
         let Some(unit) = self.unit_mut() else { return Moved::NotNow };
         let (segments, slot) = (&mut Segments::new(), unit.drive.slot());
         let mut table = executing.table;
-        let piece = match next_piece(&mut table, what, segments, slot, memory, storage) {
+        let Piece { bytes, staged } = match next_piece(&mut table, what, segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(stop) => return stop.into(),
         };
-        if unit.drive.transfer(memory, storage, piece.sectors, segments).is_err() {
+        if unit.drive.transfer(memory, storage, u64::from(bytes >> 9), segments).is_err() {
             return Moved::NotNow;
         }
-        let bytes = u32::try_from(piece.sectors.saturating_mul(512)).unwrap_or(u32::MAX);
         executing.table = table;
-        if piece.staged {
+        if staged {
             executing.staged_bytes = bytes;
         } else {
             executing.moved_bytes = executing.moved_bytes.saturating_add(bytes);
@@ -138,31 +135,11 @@ impl Port {
         Moved::Yes
     }
 
-    /// Copies the start of the staging buffer to where the table says.
-    fn unstage<M: GuestMemory + ?Sized, H: Storage<M>>(
+    /// Copies the start of the staging buffer to where the table says, or fills it from there.
+    fn exchange<M: GuestMemory + ?Sized, H: Storage<M>>(
         &mut self,
         executing: &mut Executing,
-        bytes: u32,
-        memory: &M,
-        storage: &mut H,
-    ) -> Moved {
-        let Some(unit) = self.unit_mut() else { return Moved::NotNow };
-        let from = storage.staging(unit.drive.slot()).get(..to_usize(bytes)).unwrap_or(&[]);
-        match executing.table.copy_in(memory, from) {
-            Ok(copied) if copied == bytes => {}
-            Ok(_) => return Moved::Short,
-            Err(error) => return error.into(),
-        }
-        unit.drive.parameters_sent();
-        executing.moved_bytes = executing.moved_bytes.saturating_add(bytes);
-        Moved::Yes
-    }
-
-    /// Copies a list of ranges into the staging buffer.
-    fn receive<M: GuestMemory + ?Sized, H: Storage<M>>(
-        &mut self,
-        executing: &mut Executing,
-        bytes: u32,
+        (direction, bytes): (Direction, u32),
         memory: &M,
         storage: &mut H,
     ) -> Moved {
@@ -170,12 +147,13 @@ impl Port {
         let Some(buffer) = storage.staging(unit.drive.slot()).get_mut(..to_usize(bytes)) else {
             return Moved::Failed(Failure::Aborted);
         };
-        match executing.table.copy_out(memory, buffer) {
-            Ok(copied) if copied == bytes => {}
-            Ok(_) => return Moved::Short,
-            Err(error) => return error.into(),
+        if let Err(stop) = executing.table.copy(memory, direction, buffer) {
+            return stop.into();
         }
-        unit.drive.parameters_received(storage);
+        match direction {
+            Direction::Read => unit.drive.parameters_sent(),
+            Direction::Write => unit.drive.parameters_received(storage),
+        }
         executing.moved_bytes = executing.moved_bytes.saturating_add(bytes);
         Moved::Yes
     }
@@ -186,19 +164,20 @@ impl Port {
         unit.drive.finish();
         unit.phase = Phase::Ready;
         let task = unit.task;
-        let row = Row::of(task.command);
-        let block = last_block(row, executing.moved_bytes, unit.drive.settings().multiple, info);
+        let multiple = unit.drive.settings().multiple;
         self.report_bytes(executing, memory);
-        match row.map(|row| row.protocol) {
-            // The status is in the PIO Setup FIS; there is no other (Serial ATA revision 3.0, 11.7, PIO data-in).
-            Some(Protocol::PioIn) if executing.moved_bytes > 0 => {
-                self.post_pio_setup(memory, &task, true, block);
-            }
-            Some(Protocol::PioOut) => {
-                self.post_pio_setup(memory, &task, false, block);
-                self.post_register(memory, &task, (READY, 0), true);
-            }
-            _ => self.post_register(memory, &task, (READY, 0), true),
+        let pio = Row::of(task.command).and_then(|row| match row.protocol {
+            Protocol::PioIn if executing.moved_bytes > 0 => Some((row, true)),
+            Protocol::PioOut => Some((row, false)),
+            _ => None,
+        });
+        if let Some((row, to_host)) = pio {
+            let bytes = last_block(row, executing.moved_bytes, multiple, info);
+            self.post_pio_setup(memory, &task, to_host, bytes);
+        }
+        // Of data to the host the status is in the PIO Setup FIS, and there is no other (Serial ATA revision 3.0, 11.7, PIO data-in).
+        if !matches!(pio, Some((_, true))) {
+            self.post_register(memory, &task, (READY, 0), true);
         }
         if self.engine == Engine::Running {
             self.take_from_list(executing.slot);
@@ -283,11 +262,12 @@ impl Port {
         let Some(place) = unit.tables.get_mut(usize::from(tag)) else { return Moved::NotNow };
         let (segments, slot) = (&mut Segments::new(), unit.drive.slot());
         let mut table = *place;
-        let piece = match next_piece(&mut table, (due.direction, due.left), segments, slot, memory, storage) {
+        let what = (due.direction, due.left.sectors);
+        let Piece { bytes, staged } = match next_piece(&mut table, what, segments, slot, memory, storage) {
             Ok(piece) => piece,
             Err(stop) => return stop.into(),
         };
-        let moves = (piece.sectors, piece.staged);
+        let moves = (u64::from(bytes >> 9), staged);
         if unit.drive.transfer_queued(memory, storage, tag, segments, moves).is_err() {
             return Moved::NotNow;
         }
@@ -327,7 +307,7 @@ impl Port {
             return true;
         }
         let Some(error) = unit.drive.queue_error() else { return false };
-        unit.tables = [Prdt::default(); super::registers::SLOTS];
+        unit.tables.fill(Prdt::default());
         self.report_queue_error(error, memory);
         true
     }
@@ -340,14 +320,14 @@ impl Port {
     ) {
         let Some(unit) = self.unit_mut() else { return };
         let Some(table) = unit.tables.get_mut(usize::from(staged.tag)) else { return };
-        let from = storage.staging(staged.slot).get(..to_usize(staged.bytes)).unwrap_or(&[]);
-        match table.copy_in(memory, from) {
-            Ok(copied) if copied == staged.bytes => unit.drive.unstage_queued(staged.tag),
-            Ok(_) => {
+        let buffer = storage.staging(staged.slot).get_mut(..to_usize(staged.bytes)).ok_or(Stop::NoStaging);
+        match buffer.and_then(|buffer| table.copy(memory, Direction::Read, buffer)) {
+            Ok(()) => unit.drive.unstage_queued(staged.tag),
+            Err(Stop::Memory) => self.fatal(Interrupts::HBFS),
+            Err(Stop::Short | Stop::NoStaging) => {
                 unit.drive.fail_queued(staged.tag, Failure::Aborted);
                 self.is |= Interrupts::OFS;
             }
-            Err(MemoryError) => self.fatal(Interrupts::HBFS),
         }
     }
 
@@ -368,10 +348,13 @@ impl Port {
 }
 
 /// Bytes of the last data block of a PIO command: a logical block, or as many as SET MULTIPLE MODE says.
-fn last_block(row: Option<&Row>, moved_bytes: u32, multiple: u8, info: &Info) -> u16 {
-    let blocks = if row.is_some_and(|row| row.multiple) { u32::from(multiple) } else { 1 };
-    let parameters = row.is_none_or(|row| row.addressing == Addressing::None);
-    let block = if parameters { 512 } else { info.logical_block_bytes.saturating_mul(blocks) };
+fn last_block(row: &Row, moved_bytes: u32, multiple: u8, info: &Info) -> u16 {
+    let blocks = if row.multiple { u32::from(multiple) } else { 1 };
+    let block = if row.addressing == Addressing::None {
+        512
+    } else {
+        info.logical_block_bytes.saturating_mul(blocks)
+    };
     let last = match moved_bytes.checked_rem(block) {
         Some(0) | None => block,
         Some(rest) => rest,
