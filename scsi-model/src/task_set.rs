@@ -175,7 +175,8 @@ impl<const N: usize> TaskSet<N> {
         if !taken {
             return Err(TaskSetFull);
         }
-        self.count = self.count.saturating_add(1);
+        // At most `N`, 128 at most.
+        self.count = self.count.wrapping_add(1);
         Ok(())
     }
 
@@ -193,7 +194,7 @@ impl<const N: usize> TaskSet<N> {
     pub(crate) fn started(&mut self, gate: Gate) {
         let _ = self.waiting.pop_front();
         let running = self.running.of(gate);
-        *running = running.saturating_add(1);
+        *running = running.wrapping_add(1);
     }
 
     /// A running task has ended.

@@ -29,11 +29,11 @@ const TURN: usize = 16;
 
 /// Effect of a part of a poll.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
+pub(crate) enum Progress {
     /// Nothing could be done.
     None,
     Some,
-    /// A task has ended: what the poll returns says which.
+    /// A task has ended.
     Ended,
 }
 
@@ -46,24 +46,64 @@ impl<const N: usize> LogicalUnit<N> {
         T: Transport + ?Sized,
     {
         self.unit.notice_capacity(storage.info());
-        if self.sequencer.is_resetting() && !self.drain(memory, storage) {
-            return Polled::Idle;
+        let mut polled = Polled::Idle;
+        if self.has_work(memory, storage) {
+            let mut list = SegmentList::new();
+            let io = &mut Io { guest: Guest { memory, transport, list: &mut list }, storage };
+            if self.next_end(&mut polled, io) == Progress::Some {
+                polled = Polled::Again;
+            }
         }
-        if self.tasks.is_empty() {
-            // Nothing runs; a storage may take over another size when it is polled.
-            let _ = self.sequencer.poll(memory, storage);
-            return Polled::Idle;
-        }
-        if let Some(tag) = self.tasks.next_aborted() {
-            return Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
+        polled
+    }
+
+    /// Polls, and gives every task that ends to `each`, until none ends any more. [`Progress::Ended`]: there are no more tasks,
+    /// or the storage has another size, which is to be noticed before the next task starts.
+    #[inline(always)]
+    pub(crate) fn poll_each<M, S, T>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        transport: &mut T,
+        mut each: impl FnMut(&mut T, &Ended),
+    ) -> Progress
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        if !self.has_work(memory, storage) {
+            return Progress::None;
         }
         let mut list = SegmentList::new();
         let io = &mut Io { guest: Guest { memory, transport, list: &mut list }, storage };
         let mut polled = Polled::Idle;
-        if self.work(&mut polled, io) == Progress::Some {
-            polled = Polled::Again;
+        loop {
+            let progress = self.next_end(&mut polled, io);
+            let (Progress::Ended, Polled::Ended(ended)) = (progress, &polled) else { return progress };
+            each(io.guest.transport, ended);
+            if self.tasks.is_empty() || self.unit.is_resized(io.storage.info()) {
+                return Progress::Ended;
+            }
         }
-        polled
+    }
+
+    /// Whether there are tasks, and no reset drains.
+    #[inline]
+    fn has_work<M, S>(&mut self, memory: &M, storage: &mut S) -> bool
+    where
+        M: ?Sized,
+        S: Storage<M> + ?Sized,
+    {
+        if self.sequencer.is_resetting() && !self.drain(memory, storage) {
+            return false;
+        }
+        if self.tasks.is_empty() {
+            // Nothing runs; a storage may take over another size when it is polled.
+            let _ = self.sequencer.poll(memory, storage);
+            return false;
+        }
+        true
     }
 
     /// Goes on with a reset, and returns whether it is over.
@@ -77,13 +117,18 @@ impl<const N: usize> LogicalUnit<N> {
         self.sequencer.finish_reset(storage)
     }
 
+    /// Works until a task has ended, which is then in `polled`, or nothing more can be done now.
     #[inline(always)]
-    fn work<M, S, T>(&mut self, polled: &mut Polled, io: &mut Io<'_, M, S, T>) -> Progress
+    fn next_end<M, S, T>(&mut self, polled: &mut Polled, io: &mut Io<'_, M, S, T>) -> Progress
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        if let Some(tag) = self.tasks.next_aborted() {
+            *polled = Polled::Ended(Ended { tag, outcome: Outcome::Aborted, transferred_bytes: 0 });
+            return Progress::Ended;
+        }
         // One of the tasks that are due has a turn, and then the others have theirs.
         if let Some(slot) = self.due.pop_front() {
             let turn = &mut Turn { left: TURN, polled };

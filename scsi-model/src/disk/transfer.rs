@@ -426,6 +426,7 @@ fn whole_blocks(bytes: u64, block_bytes: u32) -> u64 {
     bytes & !u64::from(block_bytes.saturating_sub(1))
 }
 
-fn sector_bytes(sectors: u64) -> u64 {
-    sectors.saturating_mul(SECTOR_BYTES.into())
+/// The bytes of some of a transfer's sectors, all of which fit in 64 bits: they were counted when the command began.
+const fn sector_bytes(sectors: u64) -> u64 {
+    sectors.wrapping_shl(SECTOR_BYTES.trailing_zeros())
 }

@@ -90,10 +90,11 @@ impl<const N: usize> PendingTable<N> {
         }
     }
 
-    pub(super) fn remove(&mut self, tag: u64) -> Option<Pending> {
-        let pending = self.places.get_mut(usize::try_from(tag).ok()?)?.take();
-        self.taken &= !bit(tag);
-        pending
+    pub(super) fn remove(&mut self, tag: u64) {
+        if let Some(place) = usize::try_from(tag).ok().and_then(|tag| self.places.get_mut(tag)) {
+            *place = None;
+            self.taken &= !bit(tag);
+        }
     }
 
     pub(super) fn clear(&mut self) {

@@ -15,7 +15,7 @@ use super::requests::{self, Answer, BAD_ATTRIBUTE, Lane, Request, RequestChain, 
 use super::rings::{CONTROL, EVENT, REQUEST, running};
 use super::target::{self, Responder};
 use super::wire::{Features, Response};
-use crate::disk::{self, Reply};
+use crate::disk::{Progress, Reply};
 use crate::sense::Sense;
 use crate::task_set::Task;
 
@@ -301,25 +301,23 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                     memory: io.memory,
                     rings: &mut *rings,
                     logs: &mut *io.logs,
-                    requests: &*requests,
+                    requests: &mut *requests,
                     addresses: &*addresses,
                     target: address.map_or(0, |address| address.target),
                     sizes: *sizes,
                 };
-                let one = match unit.poll(io.memory, handle, &mut lane) {
-                    disk::Polled::Ended(one) => one,
-                    disk::Polled::Again => {
+                let progress = unit.poll_each(io.memory, handle, &mut lane, |lane, one| {
+                    ended = true;
+                    lane.end(one);
+                });
+                match progress {
+                    Progress::Ended => {}
+                    Progress::Some => {
                         *again = true;
                         break;
                     }
-                    disk::Polled::Idle => break,
-                };
-                ended = true;
-                // After a reset there is no one to be told.
-                let Some(pending) = requests.remove(one.tag) else { continue };
-                let answer = Answer::of(&one.outcome, one.transferred_bytes, pending.cancelled);
-                let answer = (pending.data, &answer);
-                let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);
+                    Progress::None => break,
+                }
             }
             if address.is_none() && unit.is_quiet() {
                 bay.vacate();

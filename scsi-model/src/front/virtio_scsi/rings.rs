@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{InflightTracker, Queue, QueueError, SIZE_MAX};
+use blk_core::virtq::{Buffer, InflightTracker, Queue, QueueError, SIZE_MAX};
 
 use super::wire::Management;
 
@@ -136,17 +136,30 @@ impl<const H: usize> Chain<H> {
             if buffer.writable {
                 return chain.writable.add(buffer.addr, buffer.len);
             }
-            let copied = chain.readable.bytes;
-            if copied < H as u64
-                && let Some(rest) = chain.header.get_mut(copied as usize..)
-            {
-                let take = rest.len().min(buffer.len as usize);
+            if chain.readable.bytes < H as u64 {
                 chain.legible &=
-                    rest.get_mut(..take).is_none_or(|into| memory.read(buffer.addr, into).is_ok());
+                    copy_header(&mut chain.header, memory, chain.readable.bytes as usize, buffer);
             }
             chain.readable.add(buffer.addr, buffer.len);
         })
     }
+}
+
+/// Copies what a buffer has of a header, of which `copied` bytes are there.
+#[inline(always)]
+fn copy_header<const H: usize, M: GuestMemory + ?Sized>(
+    header: &mut [u8; H],
+    memory: &M,
+    copied: usize,
+    buffer: Buffer,
+) -> bool {
+    if copied == 0 && buffer.len as usize >= H {
+        // Nearly always. Of constant length.
+        return memory.read(buffer.addr, header).is_ok();
+    }
+    let rest = header.get_mut(copied..).unwrap_or_default();
+    let take = rest.len().min(buffer.len as usize);
+    rest.get_mut(..take).is_none_or(|into| memory.read(buffer.addr, into).is_ok())
 }
 
 /// A chain of the control or of the event queue: no request there is longer than its header.
