@@ -92,14 +92,18 @@ const fn reserved_is_set(stray: u128) -> Sense {
 #[must_use]
 #[inline]
 pub fn find(cdb: &Cdb) -> Option<&'static Row> {
-    let mut of_opcode = rows(cdb.opcode());
-    of_opcode.find(|row| row.service_action.is_none_or(|action| action == cdb.service_action()))
+    let first = TABLE.get(first_of(cdb.opcode()))?;
+    if first.service_action.is_none() { Some(first) } else { find_action(cdb) }
+}
+
+#[inline(never)]
+fn find_action(cdb: &Cdb) -> Option<&'static Row> {
+    rows(cdb.opcode()).find(|row| row.service_action == Some(cdb.service_action()))
 }
 
 /// The rows of an operation code: several where it has service actions.
 pub(crate) fn rows(opcode: u8) -> impl Iterator<Item = &'static Row> {
-    let first = FIRST.get(usize::from(opcode)).map_or(TABLE.len(), |row| usize::from(*row));
-    TABLE.get(first..).unwrap_or_default().iter().take_while(move |row| row.opcode() == opcode)
+    TABLE.get(first_of(opcode)..).unwrap_or_default().iter().take_while(move |row| row.opcode() == opcode)
 }
 
 const NONE: Traits = Traits::empty();
@@ -186,6 +190,10 @@ pub static TABLE: &[Row] = &[
     row(&[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIED, Kind::WriteAndVerify),
     row(&[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, Kind::Verify),
 ];
+
+fn first_of(opcode: u8) -> usize {
+    FIRST.get(usize::from(opcode)).map_or(TABLE.len(), |row| usize::from(*row))
+}
 
 /// Index of an operation code's first row, or the number of rows.
 static FIRST: [u8; 256] = index();

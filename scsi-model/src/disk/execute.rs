@@ -278,6 +278,16 @@ impl Turn<'_> {
     /// A task has ended.
     #[inline(always)]
     fn report(&mut self, unit: &Unit, tag: u64, end: End, transferred_bytes: u64) {
+        if let End::Good = end {
+            *self.polled = Polled::Ended(Ended { tag, outcome: Outcome::Good, transferred_bytes });
+        } else {
+            self.report_bad(unit, tag, end, transferred_bytes);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn report_bad(&mut self, unit: &Unit, tag: u64, end: End, transferred_bytes: u64) {
         let outcome = match end {
             End::Good => Outcome::Good,
             End::Check(sense) => unit.check_condition(sense),

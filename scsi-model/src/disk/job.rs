@@ -104,9 +104,32 @@ impl Job {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
+        match self {
+            Self::Transfer(transfer) if transfer.is_plain() => {
+                transfer.chunk_done();
+                Ok(transfer.is_done().then_some(After::Nothing))
+            }
+            Self::Flush(after) => Ok(Some(*after)),
+            _ => self.completed_other(slot, tag, io),
+        }
+    }
+
+    /// As [`Self::completed`], of what is none of the daily bread.
+    #[inline(never)]
+    fn completed_other<M, S, T>(
+        &mut self,
+        slot: u16,
+        tag: u64,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Option<After>, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
         Ok(match self {
             Self::Transfer(transfer) => {
-                transfer.completed(slot, tag, io)?;
+                transfer.completed_staged(slot, tag, io)?;
                 transfer.is_done().then_some(After::Nothing)
             }
             Self::Zeroes { .. } => Some(After::Nothing),

@@ -64,6 +64,18 @@ impl Verb {
     const fn is_atomic(self) -> bool {
         matches!(self, Self::CompareAndWrite | Self::OrWrite)
     }
+
+    /// What the guest's buffer gave or took once `done` bytes of the disk are done.
+    #[inline(never)]
+    const fn moved_bytes(self, done: u64) -> u64 {
+        match self {
+            Self::Read | Self::Write | Self::WriteAndVerify | Self::OrWrite | Self::Verify(Against::Data) => {
+                done
+            }
+            Self::CompareAndWrite => done.saturating_mul(2),
+            Self::Verify(Against::Nothing | Against::OneBlock) | Self::Fill => 0,
+        }
+    }
 }
 
 impl Transfer {
@@ -86,24 +98,34 @@ impl Transfer {
     }
 
     /// Bytes that the guest's buffer gave or took so far.
-    pub(super) fn moved_bytes(&self) -> u64 {
+    #[inline]
+    pub(super) const fn moved_bytes(&self) -> u64 {
         let done = sector_bytes(self.done_sectors);
-        match self.verb {
-            Verb::Read | Verb::Write | Verb::WriteAndVerify | Verb::OrWrite | Verb::Verify(Against::Data) => {
-                done
-            }
-            Verb::CompareAndWrite => done.saturating_mul(2),
-            Verb::Verify(Against::Nothing | Against::OneBlock) | Verb::Fill => 0,
-        }
+        if self.is_plain() { done } else { self.verb.moved_bytes(done) }
     }
 
     /// Whether the operation in flight reads.
-    pub(super) fn reads(&self) -> bool {
-        matches!(self.movement(), Move::ReadGuest | Move::ReadStaging)
+    pub(super) const fn reads(&self) -> bool {
+        matches!(self.movement_in_phase(), Move::ReadGuest | Move::ReadStaging)
+    }
+
+    /// Whether it is READ or WRITE, whose operations are all alike.
+    #[inline]
+    pub(super) const fn is_plain(&self) -> bool {
+        matches!(self.verb, Verb::Read | Verb::Write)
     }
 
     #[inline]
     const fn movement(&self) -> Move {
+        match self.verb {
+            Verb::Read => Move::ReadGuest,
+            Verb::Write => Move::WriteGuest,
+            _ => self.movement_in_phase(),
+        }
+    }
+
+    #[inline(never)]
+    const fn movement_in_phase(&self) -> Move {
         match (self.verb, self.phase) {
             (_, Phase::Hold) => Move::Hold,
             (Verb::Read, _) => Move::ReadGuest,
@@ -132,8 +154,10 @@ impl Transfer {
     {
         let movement = self.movement();
         let bytes = match movement {
-            Move::ReadGuest => self.guest_segments(Direction::In, tag, io)?,
-            Move::WriteGuest => self.guest_segments(Direction::Out, tag, io)?,
+            Move::ReadGuest | Move::WriteGuest => {
+                let reads = movement == Move::ReadGuest;
+                self.guest_segments(if reads { Direction::In } else { Direction::Out }, tag, io)?
+            }
             Move::ReadStaging | Move::WriteStaging => self.staging_segment(slot, tag, io)?,
             Move::Hold => return Ok(Request::new(Op::Hold { extent: self.extent })),
         };
@@ -163,7 +187,7 @@ impl Transfer {
     fn left_bytes(&self, info: &Info) -> u64 {
         let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors));
         let most = left.min(info.transfer_max_bytes.max(info.logical_block_bytes).into());
-        if matches!(self.verb, Verb::Read | Verb::Write) { most } else { self.staged_bytes(most, info) }
+        if self.is_plain() { most } else { self.staged_bytes(most, info) }
     }
 
     /// Of a verb that has its data in the staging buffer at some time: what fits in there of `most` bytes.
@@ -220,29 +244,14 @@ impl Transfer {
         Ok(bytes)
     }
 
-    /// The operation has succeeded.
+    /// All of a chunk is done: the operation has succeeded, of READ or WRITE.
     #[inline]
-    pub(super) fn completed<M, S, T>(
-        &mut self,
-        slot: u16,
-        tag: u64,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<(), Sense>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        if matches!(self.verb, Verb::Read | Verb::Write) {
-            self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
-            return Ok(());
-        }
-        self.completed_staged(slot, tag, io)
+    pub(super) const fn chunk_done(&mut self) {
+        self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
     }
 
-    /// As [`Self::completed`], of a verb that has its data in the staging buffer at some time.
-    #[inline(never)]
-    fn completed_staged<M, S, T>(
+    /// The operation has succeeded, of a verb that has its data in the staging buffer at some time.
+    pub(super) fn completed_staged<M, S, T>(
         &mut self,
         slot: u16,
         tag: u64,
@@ -272,7 +281,7 @@ impl Transfer {
                 if matches!(self.verb, Verb::WriteAndVerify | Verb::Verify(_)) {
                     self.compare(slot, tag, io)?;
                 }
-                self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
+                self.chunk_done();
                 Phase::First
             }
         };

@@ -1,5 +1,7 @@
 //! The requests that a logical unit has, as the transport knows them.
 
+use core::iter;
+
 use blk_core::units::GuestAddr;
 
 use super::wire::Response;
@@ -104,7 +106,13 @@ impl<const N: usize> PendingTable<N> {
 
     /// The requests with their tags.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Pending)> {
-        (0..).zip(&self.places).filter_map(|(tag, place)| Some((tag, place.as_ref()?)))
+        let mut left = self.taken;
+        let tags = iter::from_fn(move || {
+            let tag = (left != 0).then_some(left.trailing_zeros())?;
+            left &= left.wrapping_sub(1);
+            Some(u64::from(tag))
+        });
+        tags.filter_map(|tag| Some((tag, self.get(tag)?)))
     }
 
     /// What comes back aborted from now on, of what there is, is answered with `response`.

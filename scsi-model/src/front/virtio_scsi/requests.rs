@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::address::{Address, Addressed};
 use super::pending::{Data, Pending, PendingTable, Place};
-use super::rings::{Chain, Rings, pieces, put, running};
+use super::rings::{CDB_BYTES, Chain, Rings, pieces, put, running};
 use super::sizes::{SENSE_BYTES_MAX, Sizes};
 use super::wire::{RequestHead, Response, ResponseHead, attribute};
 use crate::command::Cdb;
@@ -20,11 +20,6 @@ use crate::task_set::Attribute;
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 const HEAD_BYTES: usize = size_of::<RequestHead>();
-/// Bytes of a request that are looked at: those of a command block too, as far as any command is known that is so long.
-const LOOKED_AT_BYTES: usize = HEAD_BYTES + CDB_BYTES;
-const CDB_BYTES: usize = 16;
-/// Bytes of a request that are copied: whole words.
-const COPIED_BYTES: usize = LOOKED_AT_BYTES.next_multiple_of(8);
 const RESPONSE_BYTES: usize = size_of::<ResponseHead>();
 
 /// SCSI status codes: SAM-5, status codes.
@@ -88,9 +83,6 @@ impl<'a> Answer<'a> {
 /// The sense data for a task attribute that no unit here has, ACA among them: SAM-5, task attributes.
 pub(super) const BAD_ATTRIBUTE: Sense = Sense::new(Key::IllegalRequest, Code::INVALID_MESSAGE);
 
-/// A request's chain: the rest of a longer command block is not looked at.
-pub(super) type RequestChain = Chain<COPIED_BYTES>;
-
 /// Reads the chain at `head` and takes it off `ring`, unless nobody can be told what comes of it.
 #[inline(always)]
 pub(super) fn take<M: GuestMemory + ?Sized>(
@@ -98,7 +90,7 @@ pub(super) fn take<M: GuestMemory + ?Sized>(
     memory: &M,
     log: &mut impl InflightTracker,
     head: u16,
-    chain: &mut RequestChain,
+    chain: &mut Chain,
 ) -> Result<(), QueueError> {
     chain.read(ring, memory, head)?;
     if chain.writable.bytes < RESPONSE_BYTES as u64 {
@@ -110,7 +102,7 @@ pub(super) fn take<M: GuestMemory + ?Sized>(
 
 /// The request in a chain: `None` if it has no room for its header (host-std/tests/defects.md, 5) or for sense data, or data both ways.
 #[inline(always)]
-pub(super) fn decode(chain: &RequestChain, (ring, head): (u16, u16), sizes: Sizes) -> Option<Request> {
+pub(super) fn decode(chain: &Chain, (ring, head): (u16, u16), sizes: Sizes) -> Option<Request> {
     let place = Place { ring, head, response: chain.writable.head(sizes.response_bytes()) };
     let (head, _) = RequestHead::read_from_prefix(&chain.header).ok()?;
     let block: &[u8; CDB_BYTES] = chain.header.get(HEAD_BYTES..)?.first_chunk()?;
