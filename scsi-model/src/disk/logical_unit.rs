@@ -88,7 +88,7 @@ pub struct LogicalUnit<const N: usize> {
     pub(super) unit: Unit,
     pub(super) tasks: TaskSet<N>,
     pub(super) sequencer: Sequencer<(), N>,
-    /// The tasks that are in flight, by their slots. One whose operations the storage does at once is never here.
+    /// The tasks that are in flight, by their slots. One whose operations the storage does at once is here during a poll only.
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) started: [Option<Started>; N],
     /// The slots of tasks that have used up their turn: their next operation is due.
