@@ -84,6 +84,26 @@ impl Gate {
     }
 }
 
+/// Tasks that a function of task management is about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Chosen {
+    /// The one of this name.
+    Tag(u64),
+    /// Those of a nexus.
+    Nexus(Nexus),
+    All,
+}
+
+impl Chosen {
+    pub(crate) fn is(self, tag: u64, nexus: Nexus) -> bool {
+        match self {
+            Self::Tag(chosen) => tag == chosen,
+            Self::Nexus(chosen) => nexus == chosen,
+            Self::All => true,
+        }
+    }
+}
+
 /// The task that may start now.
 pub(crate) struct Front<'a> {
     pub(crate) task: &'a Task,
@@ -155,7 +175,8 @@ impl<const N: usize> TaskSet<N> {
         if !taken {
             return Err(TaskSetFull);
         }
-        self.count = self.count.saturating_add(1);
+        // At most `N`, 128 at most.
+        self.count = self.count.wrapping_add(1);
         Ok(())
     }
 
@@ -173,14 +194,7 @@ impl<const N: usize> TaskSet<N> {
     pub(crate) fn started(&mut self, gate: Gate) {
         let _ = self.waiting.pop_front();
         let running = self.running.of(gate);
-        *running = running.saturating_add(1);
-    }
-
-    /// The front task has ended at once.
-    #[inline]
-    pub(crate) fn ended_at_once(&mut self) {
-        let _ = self.waiting.pop_front();
-        self.count = self.count.saturating_sub(1);
+        *running = running.wrapping_add(1);
     }
 
     /// A running task has ended.
@@ -196,13 +210,14 @@ impl<const N: usize> TaskSet<N> {
         *running = running.saturating_sub(1);
     }
 
-    /// Takes the waiting tasks away that `chosen` names, and returns whether there were any. They are reported by
+    /// Takes the waiting tasks away that are `chosen`, and returns whether there were any. They are reported by
     /// [`Self::next_aborted`].
-    pub(crate) fn abort(&mut self, chosen: impl Fn(&Task) -> bool) -> bool {
+    #[inline(never)]
+    pub(crate) fn abort(&mut self, chosen: Chosen) -> bool {
         let before = self.waiting.len();
         let aborted = &mut self.aborted;
         self.waiting.retain(|task| {
-            let keep = !chosen(task);
+            let keep = !chosen.is(task.tag, task.nexus);
             if !keep {
                 // There is room: `enqueue` counts the aborted too.
                 let _ = aborted.push_back(task.tag);
@@ -326,8 +341,8 @@ mod tests {
         set.enqueue(task(1, Attribute::Simple, &READ)).unwrap();
         set.enqueue(task(2, Attribute::Simple, &READ)).unwrap();
         assert_eq!(set.enqueue(task(3, Attribute::HeadOfQueue, &READ)), Err(TaskSetFull));
-        assert!(set.abort(|task| task.tag == 1));
-        assert!(!set.abort(|task| task.tag == 1));
+        assert!(set.abort(Chosen::Tag(1)));
+        assert!(!set.abort(Chosen::Tag(1)));
         assert_eq!(set.enqueue(task(3, Attribute::Simple, &READ)), Err(TaskSetFull));
         assert_eq!(set.next_aborted(), Some(1));
         set.enqueue(task(3, Attribute::Simple, &READ)).unwrap();

@@ -2,6 +2,7 @@
 
 use super::cdb::{Cdb, group_bytes};
 use super::commands::Command;
+use super::fields;
 use super::table::{Row, find};
 use crate::sense::Sense;
 
@@ -17,18 +18,27 @@ pub fn decode(cdb: &Cdb) -> Result<Command, Sense> {
 }
 
 /// As [`decode`], of a block whose row is known.
+#[inline(always)]
 pub(crate) fn decode_as(cdb: &Cdb, row: Option<&Row>) -> Result<Command, Sense> {
-    let given = usize::from(cdb.given_bytes);
-    let bytes = match row {
-        Some(row) => Some(row.usage.len()),
-        None => group_bytes(cdb.opcode()),
-    };
-    if given == 0 || bytes.is_some_and(|bytes| given < bytes) {
-        return Err(Sense::cdb_field(u16::from(cdb.given_bytes), None));
+    let Some(row) = row else { return unknown(cdb) };
+    if usize::from(cdb.given_bytes) < row.usage.len() {
+        return Err(too_short(cdb));
     }
-    let Some(row) = row else {
-        return Ok(Command::Unknown { opcode: cdb.opcode(), service_action: cdb.service_action() });
-    };
     row.check_reserved(cdb)?;
-    (row.decode)(cdb)
+    fields::decode(row.kind, cdb)
+}
+
+/// A block without a row: too short for its group, or a command that is not known.
+#[cold]
+fn unknown(cdb: &Cdb) -> Result<Command, Sense> {
+    let bytes = group_bytes(cdb.opcode()).unwrap_or(1);
+    if usize::from(cdb.given_bytes) < bytes {
+        return Err(too_short(cdb));
+    }
+    Ok(Command::Unknown { opcode: cdb.opcode(), service_action: cdb.service_action() })
+}
+
+#[cold]
+fn too_short(cdb: &Cdb) -> Sense {
+    Sense::cdb_field(u16::from(cdb.given_bytes), None)
 }

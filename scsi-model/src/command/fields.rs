@@ -1,4 +1,4 @@
-//! The decoders of the table's rows. Each sees a block that is long enough and has no stray bits.
+//! The fields of command blocks, by the kinds of the table's rows. Each block is long enough and has no stray bits.
 
 use super::cdb::{Cdb, group_bytes};
 use super::commands::{Against, Blocks, Command, ModeForm, ModeSense, PageControl};
@@ -17,16 +17,88 @@ const NDOB: u8 = 0x01;
 
 type Decoded = Result<Command, Sense>;
 
-pub(super) fn test_unit_ready(_: &Cdb) -> Decoded {
-    Ok(Command::TestUnitReady)
+/// Kind of a command: what its fields mean, whatever its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    TestUnitReady,
+    RequestSense,
+    Inquiry,
+    ReportLuns,
+    ReportOpcodes,
+    ReadCapacity10,
+    ReadCapacity16,
+    GetLbaStatus,
+    ModeSense6,
+    ModeSense10,
+    ModeSelect6,
+    ModeSelect10,
+    StartStopUnit,
+    PreventAllow,
+    Read,
+    Write,
+    WriteAndVerify,
+    Verify,
+    CompareAndWrite,
+    OrWrite,
+    SynchronizeCache,
+    WriteSame,
+    Unmap,
 }
 
-pub(super) fn request_sense(cdb: &Cdb) -> Decoded {
+/// The fields of a block of `kind`.
+#[inline(always)]
+pub(super) fn decode(kind: Kind, cdb: &Cdb) -> Decoded {
+    let (flags, blocks) = match kind {
+        Kind::Read | Kind::Write => range(cdb),
+        _ => return decode_other(kind, cdb),
+    };
+    let fua = flags & FUA != 0;
+    Ok(if kind == Kind::Read { Command::Read { blocks, fua } } else { Command::Write { blocks, fua } })
+}
+
+/// As [`decode`], of what is not the daily bread.
+#[inline(never)]
+fn decode_other(kind: Kind, cdb: &Cdb) -> Decoded {
+    Ok(match kind {
+        Kind::TestUnitReady => Command::TestUnitReady,
+        Kind::RequestSense => request_sense(cdb),
+        Kind::Inquiry => return inquiry(cdb),
+        Kind::ReportLuns => report_luns(cdb),
+        Kind::ReportOpcodes => report_opcodes(cdb),
+        Kind::ReadCapacity10 => Command::ReadCapacity10,
+        Kind::ReadCapacity16 => read_capacity16(cdb),
+        Kind::GetLbaStatus => get_lba_status(cdb),
+        Kind::ModeSense6 => mode_sense6(cdb),
+        Kind::ModeSense10 => mode_sense10(cdb),
+        Kind::ModeSelect6 => return mode_select6(cdb),
+        Kind::ModeSelect10 => return mode_select10(cdb),
+        Kind::StartStopUnit => return start_stop(cdb),
+        Kind::PreventAllow => prevent_allow(cdb),
+        Kind::Unmap => return unmap(cdb),
+        _ => return decode_range(kind, range(cdb)),
+    })
+}
+
+/// Of the commands that name blocks: byte 1 and the blocks.
+fn decode_range(kind: Kind, (flags, blocks): (u8, Blocks)) -> Decoded {
+    let fua = flags & FUA != 0;
+    Ok(match kind {
+        Kind::WriteAndVerify => return write_and_verify(flags, blocks),
+        Kind::Verify => return verify(flags, blocks),
+        Kind::CompareAndWrite => Command::CompareAndWrite { blocks, fua },
+        Kind::OrWrite => Command::OrWrite { blocks, fua },
+        Kind::WriteSame => return write_same(flags, blocks),
+        // IMMED is taken as 0: the status comes when the data is stable.
+        _ => Command::SynchronizeCache { blocks },
+    })
+}
+
+fn request_sense(cdb: &Cdb) -> Command {
     let block: Short6 = cdb.view();
-    Ok(Command::RequestSense { descriptors: block.flags & 1 != 0, allocation: block.last.into() })
+    Command::RequestSense { descriptors: block.flags & 1 != 0, allocation: block.last.into() }
 }
 
-pub(super) fn inquiry(cdb: &Cdb) -> Decoded {
+fn inquiry(cdb: &Cdb) -> Decoded {
     let block: Inquiry6 = cdb.view();
     let page = (block.flags & 1 != 0).then_some(block.page);
     if page.is_none() && block.page != 0 {
@@ -36,39 +108,35 @@ pub(super) fn inquiry(cdb: &Cdb) -> Decoded {
     Ok(Command::Inquiry { page, allocation: block.allocation.get().into() })
 }
 
-pub(super) fn report_luns(cdb: &Cdb) -> Decoded {
+fn report_luns(cdb: &Cdb) -> Command {
     let block: ReportLuns12 = cdb.view();
-    Ok(Command::ReportLuns { select: block.select, allocation: block.allocation.get() })
+    Command::ReportLuns { select: block.select, allocation: block.allocation.get() }
 }
 
-pub(super) fn report_opcodes(cdb: &Cdb) -> Decoded {
+fn report_opcodes(cdb: &Cdb) -> Command {
     let block: ReportOpcodes12 = cdb.view();
-    Ok(Command::ReportOpcodes {
+    Command::ReportOpcodes {
         options: block.options & 0x07,
         timeouts: block.options & 0x80 != 0,
         opcode: block.requested_opcode,
         service_action: block.requested_service_action.get(),
         allocation: block.allocation.get(),
-    })
+    }
 }
 
-pub(super) fn read_capacity10(_: &Cdb) -> Decoded {
-    Ok(Command::ReadCapacity10)
-}
-
-pub(super) fn read_capacity16(cdb: &Cdb) -> Decoded {
+fn read_capacity16(cdb: &Cdb) -> Command {
     let block: ServiceActionIn16 = cdb.view();
-    Ok(Command::ReadCapacity16 { allocation: block.allocation.get() })
+    Command::ReadCapacity16 { allocation: block.allocation.get() }
 }
 
-pub(super) fn get_lba_status(cdb: &Cdb) -> Decoded {
+fn get_lba_status(cdb: &Cdb) -> Command {
     let block: ServiceActionIn16 = cdb.view();
-    Ok(Command::GetLbaStatus { lba: block.lba.get(), allocation: block.allocation.get() })
+    Command::GetLbaStatus { lba: block.lba.get(), allocation: block.allocation.get() }
 }
 
-pub(super) fn mode_sense6(cdb: &Cdb) -> Decoded {
+fn mode_sense6(cdb: &Cdb) -> Command {
     let block: Short6 = cdb.view();
-    Ok(Command::ModeSense(ModeSense {
+    Command::ModeSense(ModeSense {
         form: ModeForm::Six,
         long_lba: false,
         no_descriptors: block.flags & 0x08 != 0,
@@ -76,12 +144,12 @@ pub(super) fn mode_sense6(cdb: &Cdb) -> Decoded {
         page: block.page & 0x3f,
         subpage: block.subpage,
         allocation: block.last.into(),
-    }))
+    })
 }
 
-pub(super) fn mode_sense10(cdb: &Cdb) -> Decoded {
+fn mode_sense10(cdb: &Cdb) -> Command {
     let block: ModeSense10 = cdb.view();
-    Ok(Command::ModeSense(ModeSense {
+    Command::ModeSense(ModeSense {
         form: ModeForm::Ten,
         long_lba: block.flags & 0x10 != 0,
         no_descriptors: block.flags & 0x08 != 0,
@@ -89,15 +157,15 @@ pub(super) fn mode_sense10(cdb: &Cdb) -> Decoded {
         page: block.page & 0x3f,
         subpage: block.subpage,
         allocation: block.allocation.get(),
-    }))
+    })
 }
 
-pub(super) fn mode_select6(cdb: &Cdb) -> Decoded {
+fn mode_select6(cdb: &Cdb) -> Decoded {
     let block: Short6 = cdb.view();
     mode_select(ModeForm::Six, block.flags, block.last.into())
 }
 
-pub(super) fn mode_select10(cdb: &Cdb) -> Decoded {
+fn mode_select10(cdb: &Cdb) -> Decoded {
     let block: ParameterOut10 = cdb.view();
     mode_select(ModeForm::Ten, block.flags, block.list_bytes.get())
 }
@@ -114,7 +182,7 @@ fn mode_select(form: ModeForm, flags: u8, list: u16) -> Decoded {
     Ok(Command::ModeSelect { form, list })
 }
 
-pub(super) fn start_stop(cdb: &Cdb) -> Decoded {
+fn start_stop(cdb: &Cdb) -> Decoded {
     let block: Short6 = cdb.view();
     // POWER CONDITION other than START_VALID, and ejection: SBC-3, START STOP UNIT. Neither is supported.
     if block.last & 0xf0 != 0 {
@@ -126,23 +194,12 @@ pub(super) fn start_stop(cdb: &Cdb) -> Decoded {
     Ok(Command::StartStopUnit { start: block.last & 0x01 != 0, flush: block.last & 0x04 == 0 })
 }
 
-pub(super) fn prevent_allow(cdb: &Cdb) -> Decoded {
+fn prevent_allow(cdb: &Cdb) -> Command {
     let block: Short6 = cdb.view();
-    Ok(Command::PreventAllow { prevent: block.last & 0x01 != 0 })
+    Command::PreventAllow { prevent: block.last & 0x01 != 0 }
 }
 
-pub(super) fn read(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::Read { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn write(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::Write { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn write_and_verify(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
+fn write_and_verify(flags: u8, blocks: Blocks) -> Decoded {
     // Every BYTCHK is served by a comparison; 10b is reserved, and 11b is not defined for this command (SBC-3, WRITE AND VERIFY(10)).
     if flags & 0x04 != 0 {
         return Err(Sense::cdb_field(1, Some(2)));
@@ -150,8 +207,7 @@ pub(super) fn write_and_verify(cdb: &Cdb) -> Decoded {
     Ok(Command::WriteAndVerify { blocks })
 }
 
-pub(super) fn verify(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
+fn verify(flags: u8, blocks: Blocks) -> Decoded {
     let against = match (flags & BYTCHK) >> 1 {
         0 => Against::Nothing,
         1 => Against::Data,
@@ -161,32 +217,15 @@ pub(super) fn verify(cdb: &Cdb) -> Decoded {
     Ok(Command::Verify { blocks, against })
 }
 
-pub(super) fn compare_and_write(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::CompareAndWrite { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn or_write(cdb: &Cdb) -> Decoded {
-    let (flags, blocks) = range(cdb);
-    Ok(Command::OrWrite { blocks, fua: flags & FUA != 0 })
-}
-
-pub(super) fn synchronize_cache(cdb: &Cdb) -> Decoded {
-    // IMMED is taken as 0: the status comes when the data is stable.
-    let (_, blocks) = range(cdb);
-    Ok(Command::SynchronizeCache { blocks })
-}
-
-pub(super) fn write_same(cdb: &Cdb) -> Decoded {
+fn write_same(flags: u8, blocks: Blocks) -> Decoded {
     // Bit 3 is UNMAP here, not FUA (host-std/tests/defects.md, 12a).
-    let (flags, blocks) = range(cdb);
     if flags & ANCHOR != 0 {
         return Err(Sense::cdb_field(1, Some(4)));
     }
     Ok(Command::WriteSame { blocks, unmap: flags & UNMAP != 0, no_data: flags & NDOB != 0 })
 }
 
-pub(super) fn unmap(cdb: &Cdb) -> Decoded {
+fn unmap(cdb: &Cdb) -> Decoded {
     let block: ParameterOut10 = cdb.view();
     if block.flags & 0x01 != 0 {
         return Err(Sense::cdb_field(1, Some(0)));
@@ -195,6 +234,7 @@ pub(super) fn unmap(cdb: &Cdb) -> Decoded {
 }
 
 /// Byte 1 and the blocks, of a command of any length.
+#[inline]
 fn range(cdb: &Cdb) -> (u8, Blocks) {
     match group_bytes(cdb.opcode()) {
         Some(6) => {

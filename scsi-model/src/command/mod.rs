@@ -1,7 +1,7 @@
 //! Command blocks, decoded: bytes to an enum, by a table. Pure; nothing here knows the disk.
 //!
 //! ```text
-//! decode -> table (a row for each command) -> fields (a decoder for each row) -> commands, cdb
+//! decode -> table (a row for each command) -> fields (by the kind of a row) -> commands, cdb
 //! ```
 
 mod cdb;

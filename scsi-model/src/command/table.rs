@@ -1,4 +1,4 @@
-//! One row per command: operation code, the bits that are looked at, what the command needs, and its decoder.
+//! One row per command: operation code, the bits that are looked at, what the command needs, and of which kind it is.
 //!
 //! REPORT SUPPORTED OPERATION CODES is printed from these rows.
 
@@ -6,13 +6,7 @@ use bitflags::bitflags;
 use blk_core::storage::Info;
 
 use super::cdb::{Cdb, group_bytes};
-use super::commands::Command;
-use super::fields::{
-    compare_and_write, get_lba_status, inquiry, mode_select6, mode_select10, mode_sense6, mode_sense10,
-    or_write, prevent_allow, read, read_capacity10, read_capacity16, report_luns, report_opcodes,
-    request_sense, start_stop, synchronize_cache, test_unit_ready, unmap, verify, write, write_and_verify,
-    write_same,
-};
+use super::fields::Kind;
 use crate::sense::Sense;
 
 bitflags! {
@@ -55,7 +49,7 @@ pub struct Row {
     pub traits: Traits,
     /// The bits that must be zero, as in [`Cdb::bits`].
     reserved: u128,
-    pub(super) decode: fn(&Cdb) -> Result<Command, Sense>,
+    pub(super) kind: Kind,
 }
 
 impl Row {
@@ -84,26 +78,32 @@ impl Row {
     #[inline]
     pub(super) const fn check_reserved(&self, cdb: &Cdb) -> Result<(), Sense> {
         let stray = cdb.bits() & self.reserved;
-        if stray == 0 {
-            return Ok(());
-        }
-        let from_top = stray.leading_zeros();
-        Err(Sense::cdb_field((from_top >> 3) as u16, Some(7_u8.wrapping_sub((from_top & 7) as u8))))
+        if stray == 0 { Ok(()) } else { Err(reserved_is_set(stray)) }
     }
+}
+
+#[cold]
+const fn reserved_is_set(stray: u128) -> Sense {
+    let from_top = stray.leading_zeros();
+    Sense::cdb_field((from_top >> 3) as u16, Some(7_u8.wrapping_sub((from_top & 7) as u8)))
 }
 
 /// The row of a command.
 #[must_use]
 #[inline]
 pub fn find(cdb: &Cdb) -> Option<&'static Row> {
-    let mut of_opcode = rows(cdb.opcode());
-    of_opcode.find(|row| row.service_action.is_none_or(|action| action == cdb.service_action()))
+    let first = TABLE.get(first_of(cdb.opcode()))?;
+    if first.service_action.is_none() { Some(first) } else { find_action(cdb) }
+}
+
+#[inline(never)]
+fn find_action(cdb: &Cdb) -> Option<&'static Row> {
+    rows(cdb.opcode()).find(|row| row.service_action == Some(cdb.service_action()))
 }
 
 /// The rows of an operation code: several where it has service actions.
 pub(crate) fn rows(opcode: u8) -> impl Iterator<Item = &'static Row> {
-    let first = FIRST.get(usize::from(opcode)).map_or(TABLE.len(), |row| usize::from(*row));
-    TABLE.get(first..).unwrap_or_default().iter().take_while(move |row| row.opcode() == opcode)
+    TABLE.get(first_of(opcode)..).unwrap_or_default().iter().take_while(move |row| row.opcode() == opcode)
 }
 
 const NONE: Traits = Traits::empty();
@@ -115,17 +115,12 @@ const VERIFIES: Traits = MEDIUM.union(Traits::STAGING);
 const VERIFIED: Traits = WRITES.union(Traits::STAGING);
 const ATOMIC: Traits = VERIFIED.union(Traits::ALONE).union(Traits::HOLDS);
 
-const fn row(usage: &'static [u8], traits: Traits, decode: fn(&Cdb) -> Result<Command, Sense>) -> Row {
-    Row { service_action: None, usage, traits, reserved: reserved(usage, false), decode }
+const fn row(usage: &'static [u8], traits: Traits, kind: Kind) -> Row {
+    Row { service_action: None, usage, traits, reserved: reserved(usage, false), kind }
 }
 
-const fn action(
-    service_action: u16,
-    usage: &'static [u8],
-    traits: Traits,
-    decode: fn(&Cdb) -> Result<Command, Sense>,
-) -> Row {
-    Row { service_action: Some(service_action), usage, traits, reserved: reserved(usage, true), decode }
+const fn action(service_action: u16, usage: &'static [u8], traits: Traits, kind: Kind) -> Row {
+    Row { service_action: Some(service_action), usage, traits, reserved: reserved(usage, true), kind }
 }
 
 /// The bits that are not evaluated and must be zero, NACA among them. Bits 7:5 of byte 1 of a 6-byte command, where SCSI-2
@@ -153,48 +148,52 @@ const fn reserved(usage: &[u8], has_service_action: bool) -> u128 {
 /// IMMED 02h, SYNC_NV 04h (SBC-2). RDPROTECT and WRPROTECT are not among them: there is no protection information.
 #[rustfmt::skip]
 pub static TABLE: &[Row] = &[
-    row(&[0x00, 0, 0, 0, 0, 0], MEDIUM, test_unit_ready),
-    row(&[0x03, 0x01, 0, 0, 0xff, 0], QUIET, request_sense),
-    row(&[0x08, 0x1f, 0xff, 0xff, 0xff, 0], MEDIUM, read),
-    row(&[0x0a, 0x1f, 0xff, 0xff, 0xff, 0], WRITES, write),
-    row(&[0x12, 0x01, 0xff, 0xff, 0xff, 0], QUIET, inquiry),
-    row(&[0x15, 0x11, 0, 0, 0xff, 0], ALONE, mode_select6),
-    row(&[0x1a, 0x08, 0xff, 0xff, 0xff, 0], NONE, mode_sense6),
-    row(&[0x1b, 0x01, 0, 0, 0xf7, 0], ALONE, start_stop),
-    row(&[0x1e, 0, 0, 0, 0x03, 0], NONE, prevent_allow),
-    row(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], MEDIUM, read_capacity10),
-    row(&[0x28, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], MEDIUM, read),
-    row(&[0x2a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], WRITES, write),
-    row(&[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], VERIFIED, write_and_verify),
-    row(&[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], VERIFIES, verify),
-    row(&[0x35, 0x06, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], MEDIUM, synchronize_cache),
-    row(&[0x41, 0x18, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], WRITES, write_same),
-    row(&[0x42, 0x01, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0], WRITES.union(Traits::DISCARD), unmap),
-    row(&[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], ALONE, mode_select10),
-    row(&[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0], NONE, mode_sense10),
-    row(&[0x88, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, read),
+    row(&[0x00, 0, 0, 0, 0, 0], MEDIUM, Kind::TestUnitReady),
+    row(&[0x03, 0x01, 0, 0, 0xff, 0], QUIET, Kind::RequestSense),
+    row(&[0x08, 0x1f, 0xff, 0xff, 0xff, 0], MEDIUM, Kind::Read),
+    row(&[0x0a, 0x1f, 0xff, 0xff, 0xff, 0], WRITES, Kind::Write),
+    row(&[0x12, 0x01, 0xff, 0xff, 0xff, 0], QUIET, Kind::Inquiry),
+    row(&[0x15, 0x11, 0, 0, 0xff, 0], ALONE, Kind::ModeSelect6),
+    row(&[0x1a, 0x08, 0xff, 0xff, 0xff, 0], NONE, Kind::ModeSense6),
+    row(&[0x1b, 0x01, 0, 0, 0xf7, 0], ALONE, Kind::StartStopUnit),
+    row(&[0x1e, 0, 0, 0, 0x03, 0], NONE, Kind::PreventAllow),
+    row(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], MEDIUM, Kind::ReadCapacity10),
+    row(&[0x28, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], MEDIUM, Kind::Read),
+    row(&[0x2a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], WRITES, Kind::Write),
+    row(&[0x2e, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], VERIFIED, Kind::WriteAndVerify),
+    row(&[0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], VERIFIES, Kind::Verify),
+    row(&[0x35, 0x06, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], MEDIUM, Kind::SynchronizeCache),
+    row(&[0x41, 0x18, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, 0], WRITES, Kind::WriteSame),
+    row(&[0x42, 0x01, 0, 0, 0, 0, 0x3f, 0xff, 0xff, 0], WRITES.union(Traits::DISCARD), Kind::Unmap),
+    row(&[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], ALONE, Kind::ModeSelect10),
+    row(&[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0], NONE, Kind::ModeSense10),
+    row(&[0x88, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, Kind::Read),
     row(&[0x89, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0x3f, 0],
-        ATOMIC, compare_and_write),
-    row(&[0x8a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, write),
+        ATOMIC, Kind::CompareAndWrite),
+    row(&[0x8a, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, Kind::Write),
     row(&[0x8b, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
-        ATOMIC, or_write),
+        ATOMIC, Kind::OrWrite),
     row(&[0x8e, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
-        VERIFIED, write_and_verify),
-    row(&[0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, verify),
+        VERIFIED, Kind::WriteAndVerify),
+    row(&[0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, Kind::Verify),
     row(&[0x91, 0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
-        MEDIUM, synchronize_cache),
+        MEDIUM, Kind::SynchronizeCache),
     row(&[0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0],
-        WRITES, write_same),
-    action(0x10, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], MEDIUM, read_capacity16),
+        WRITES, Kind::WriteSame),
+    action(0x10, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], MEDIUM, Kind::ReadCapacity16),
     action(0x12, &[0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
-        MEDIUM, get_lba_status),
-    row(&[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], QUIET, report_luns),
-    action(0x0c, &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], NONE, report_opcodes),
-    row(&[0xa8, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, read),
-    row(&[0xaa, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, write),
-    row(&[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIED, write_and_verify),
-    row(&[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, verify),
+        MEDIUM, Kind::GetLbaStatus),
+    row(&[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0], QUIET, Kind::ReportLuns),
+    action(0x0c, &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], NONE, Kind::ReportOpcodes),
+    row(&[0xa8, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], MEDIUM, Kind::Read),
+    row(&[0xaa, 0x1a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], WRITES, Kind::Write),
+    row(&[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIED, Kind::WriteAndVerify),
+    row(&[0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x3f, 0], VERIFIES, Kind::Verify),
 ];
+
+fn first_of(opcode: u8) -> usize {
+    FIRST.get(usize::from(opcode)).map_or(TABLE.len(), |row| usize::from(*row))
+}
 
 /// Index of an operation code's first row, or the number of rows.
 static FIRST: [u8; 256] = index();

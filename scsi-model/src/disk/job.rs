@@ -31,14 +31,11 @@ pub(super) enum Job {
     /// Moves blocks.
     Transfer(Transfer),
     /// Writes zeroes.
-    Zeroes { extent: Extent, may_unmap: bool, done: bool },
+    Zeroes { extent: Extent, may_unmap: bool },
     /// Discards an extent, and then those of the first `left` descriptors in the staging buffer, from the last to the first.
-    /// `None`: all are done.
-    Discard { extent: Option<Extent>, left: u8 },
+    Discard { extent: Extent, left: u8 },
     /// Flushes.
     Flush(After),
-    /// Has flushed.
-    Flushed(After),
 }
 
 /// Result of starting a command.
@@ -52,20 +49,10 @@ pub(super) struct Begun {
 impl Begun {
     pub(super) const GOOD: Self = Self { moved_bytes: 0, job: None };
 }
+
 impl Job {
     pub(super) const fn transfer(verb: Verb, extent: Extent, fua: bool) -> Self {
         Self::Transfer(Transfer::new(verb, extent, fua))
-    }
-
-    /// Whether nothing is left to do.
-    pub(super) const fn is_done(&self) -> bool {
-        match self {
-            Self::Transfer(transfer) => transfer.is_done(),
-            Self::Zeroes { done, .. } => *done,
-            Self::Discard { extent, .. } => extent.is_none(),
-            Self::Flush(_) => false,
-            Self::Flushed(_) => true,
-        }
     }
 
     /// The next operation of a job that is not done, with its segments in the guest's list. The same once more until it
@@ -88,10 +75,8 @@ impl Job {
             Self::Zeroes { extent, may_unmap, .. } => {
                 Request::new(Op::WriteZeroes { extent: *extent, may_unmap: *may_unmap })
             }
-            Self::Discard { extent, .. } => {
-                Request::new(Op::Discard { extent: extent.unwrap_or(Extent::new(0, 0)) })
-            }
-            Self::Flush(After::Nothing) | Self::Flushed(_) => Request::new(Op::Flush),
+            Self::Discard { extent, .. } => Request::new(Op::Discard { extent: *extent }),
+            Self::Flush(After::Nothing) => Request::new(Op::Flush),
             // Drains what is in flight and holds what is younger: nothing is written from the cache that is switched.
             Self::Flush(_) => Request::new(Op::Flush).ordered(Order::Barrier),
         })
@@ -106,41 +91,57 @@ impl Job {
         }
     }
 
-    /// The operation has succeeded.
+    /// The operation has succeeded. Returns what to do once the job is done, if that was its last one.
     #[inline(always)]
     pub(super) fn completed<M, S, T>(
         &mut self,
         slot: u16,
         tag: u64,
         io: &mut Io<'_, M, S, T>,
-    ) -> Result<(), Sense>
+    ) -> Result<Option<After>, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
         match self {
-            Self::Transfer(transfer) => transfer.completed(slot, tag, io)?,
-            Self::Zeroes { done, .. } => *done = true,
-            Self::Discard { extent, left } => {
-                *extent = match left.checked_sub(1) {
-                    Some(index) => Some(unmapped(io.storage, slot, index)?),
-                    None => None,
-                };
-                *left = left.saturating_sub(1);
+            Self::Transfer(transfer) if transfer.is_plain() => {
+                transfer.chunk_done();
+                Ok(transfer.is_done().then_some(After::Nothing))
             }
-            Self::Flush(after) => *self = Self::Flushed(*after),
-            Self::Flushed(_) => {}
+            Self::Flush(after) => Ok(Some(*after)),
+            _ => self.completed_other(slot, tag, io),
         }
-        Ok(())
     }
 
-    /// What to do now that the job is done.
-    pub(super) const fn finished(&self) -> After {
-        match self {
-            Self::Flushed(after) => *after,
-            _ => After::Nothing,
-        }
+    /// As [`Self::completed`], of what is none of the daily bread.
+    #[inline(never)]
+    fn completed_other<M, S, T>(
+        &mut self,
+        slot: u16,
+        tag: u64,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<Option<After>, Sense>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        Ok(match self {
+            Self::Transfer(transfer) => {
+                transfer.completed_staged(slot, tag, io)?;
+                transfer.is_done().then_some(After::Nothing)
+            }
+            Self::Zeroes { .. } => Some(After::Nothing),
+            Self::Discard { extent, left } => match left.checked_sub(1) {
+                Some(index) => {
+                    (*extent, *left) = (unmapped(io.storage, slot, index)?, index);
+                    None
+                }
+                None => Some(After::Nothing),
+            },
+            Self::Flush(after) => Some(*after),
+        })
     }
 
     /// Bytes that the guest's buffer gave or took so far.

@@ -13,7 +13,7 @@ use super::unit::{ResetCause, Setting, Unit, UnitAttention};
 use crate::config::Config;
 use crate::fifo::Fifo;
 use crate::sense::Sense;
-use crate::task_set::{Nexus, Task, TaskSet, TaskSetFull};
+use crate::task_set::{Chosen, Nexus, Task, TaskSet, TaskSetFull};
 
 /// The storage's geometry cannot be a SCSI disk's: the logical block must be a power of two from 512 to 4096
 /// (so that nothing divides by less: CVE-2023-42467), the capacity a whole number of blocks.
@@ -89,7 +89,7 @@ pub struct LogicalUnit<const N: usize> {
     pub(super) unit: Unit,
     pub(super) tasks: TaskSet<N>,
     pub(super) sequencer: Sequencer<(), N>,
-    /// The tasks that are in flight, by their slots. One whose operations the storage does at once is never here.
+    /// The tasks that are in flight, by their slots. One whose operations the storage does at once is here during a poll only.
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     pub(super) started: [Option<Started>; N],
     /// The slots of tasks that have used up their turn: their next operation is due.
@@ -190,31 +190,30 @@ impl<const N: usize> LogicalUnit<N> {
     /// [`Outcome::Aborted`](crate::Outcome::Aborted): at once if it waits; if it runs, when what the storage has of it has
     /// completed, since until then its memory is in use (CVE-2022-0216).
     pub fn abort_task(&mut self, tag: u64) -> bool {
-        if self.tasks.abort(|task| task.tag == tag) {
-            return true;
-        }
-        let mut started = self.started.iter_mut().flatten();
-        let Some(started) = started.find(|started| started.tag == tag) else { return false };
-        started.aborted = true;
-        true
+        self.abort(Chosen::Tag(tag))
     }
 
     /// ABORT TASK SET: the tasks of the nexus that asks (SAM-5, ABORT TASK SET). Each is reported as for [`Self::abort_task`].
     pub fn abort_task_set(&mut self, nexus: Nexus) {
-        self.abort_tasks(|of| of == nexus);
+        self.abort(Chosen::Nexus(nexus));
     }
 
     /// CLEAR TASK SET: the tasks of every nexus, which share one task set (SAM-5, CLEAR TASK SET; TST=000b in SPC-4, Control
     /// mode page).
     pub fn clear_task_set(&mut self) {
-        self.abort_tasks(|_| true);
+        self.abort(Chosen::All);
     }
 
-    fn abort_tasks(&mut self, chosen: impl Fn(Nexus) -> bool) {
-        self.tasks.abort(|task| chosen(task.nexus));
+    /// Aborts tasks, and returns whether there were any.
+    #[inline(never)]
+    fn abort(&mut self, chosen: Chosen) -> bool {
+        let mut found = self.tasks.abort(chosen);
         for started in self.started.iter_mut().flatten() {
-            started.aborted |= chosen(started.nexus);
+            let is_chosen = chosen.is(started.tag, started.nexus);
+            started.aborted |= is_chosen;
+            found |= is_chosen;
         }
+        found
     }
 
     /// Begins a reset (SAM-5, logical unit reset). Tasks that wait are dropped; what the storage has is awaited, and lands before the
@@ -222,7 +221,7 @@ impl<const N: usize> LogicalUnit<N> {
     /// parameters are the defaults again and a unit attention is pending. [`Self::is_managing`] says when it is over; tasks
     /// enqueued meanwhile wait.
     pub fn reset(&mut self, cause: ResetCause) {
-        self.tasks.abort(|_| true);
+        self.tasks.abort(Chosen::All);
         for started in self.started.iter_mut().filter_map(Option::take) {
             #[cfg(feature = "mutants")]
             if active(Mutant::ResetReexecutes) {

@@ -28,6 +28,7 @@ mod transfer;
 mod unit;
 
 pub use execute::Polled;
+pub(crate) use execute::Progress;
 pub use logical_unit::{LogicalUnit, Unsupported};
 pub use outcome::{Ended, Outcome};
 pub(crate) use reply::{LUNS_MAX, Reply, report_luns};

@@ -1,17 +1,25 @@
 //! Data for the guest, and the reply that targets give as well as units.
 
-use heapless::Vec;
+use heapless::{Vec, VecView};
 use zerocopy::IntoBytes;
 
+use crate::command::TABLE;
 use crate::sense::Sense;
-use crate::wire::data::LunsHead;
+use crate::wire::data::{LunsHead, OpcodeEntry, Timeouts};
 
 /// Most logical units that REPORT LUNS lists.
 pub(crate) const LUNS_MAX: usize = 64;
 
 /// Data for the guest, whole: it is cut to the allocation length only when it is copied out, so that no length
 /// field is affected by that and nothing beyond it is ever touched (CVE-2011-3346).
-pub(crate) struct Reply<const B: usize = 1024>(Vec<u8, B>);
+pub(crate) struct Reply<const B: usize = REPLY_BYTES>(Vec<u8, B>);
+
+/// The longest reply: every command with its timeouts, or every logical unit.
+const REPLY_BYTES: usize = {
+    let commands = 4 + TABLE.len() * (size_of::<OpcodeEntry>() + size_of::<Timeouts>());
+    let units = size_of::<LunsHead>() + 8 * LUNS_MAX;
+    if commands > units { commands } else { units }
+};
 
 impl<const B: usize> Reply<B> {
     #[inline(always)]
@@ -20,8 +28,7 @@ impl<const B: usize> Reply<B> {
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        let fits = self.0.extend_from_slice(bytes).is_ok();
-        debug_assert!(fits, "no reply is longer than this");
+        push(self.0.as_mut_view(), bytes);
     }
 
     /// Puts `bytes` in the place of the first bytes, for a length that is known last.
@@ -32,6 +39,12 @@ impl<const B: usize> Reply<B> {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+#[inline(never)]
+fn push(reply: &mut VecView<u8>, bytes: &[u8]) {
+    let fits = reply.extend_from_slice(bytes).is_ok();
+    debug_assert!(fits, "no reply is longer than this");
 }
 
 /// SPC-4, REPORT LUNS, of a target whose logical units are `luns`.

@@ -22,6 +22,7 @@ use crate::wire::data::{UnmapDescriptor, UnmapHead};
 impl Unit {
     /// Checks a command and begins it. `row` is the command's in the table, and `slot` the one that its job will have. Called
     /// again for the same task if the storage was busy: it changes nothing before the command is sure to end or to be taken.
+    #[inline(always)]
     pub(super) fn start_command<M, S, T>(
         &mut self,
         (task, row): (&Task, Option<&Row>),
@@ -202,7 +203,7 @@ where
         return Err(Sense::cdb_field(count_at(task), None).into());
     }
     let extent = extent(blocks, info)?;
-    let zeroes = Job::Zeroes { extent, may_unmap: unmap, done: false };
+    let zeroes = Job::Zeroes { extent, may_unmap: unmap };
     if no_data {
         return Ok(job(zeroes));
     }
@@ -277,7 +278,7 @@ where
             kept = kept.saturating_add(1);
         }
     }
-    let job = last.map(|(_, extent)| Job::Discard { extent: Some(extent), left: kept });
+    let job = last.map(|(_, extent)| Job::Discard { extent, left: kept });
     Ok(Begun { moved_bytes, job })
 }
 

@@ -1,12 +1,11 @@
 //! A task that runs, from its first operation to its end.
 
 use blk_core::memory::GuestMemory;
-use blk_core::order::{self, Deferred, Done, GuestCache, Sequencer};
-use blk_core::storage::{IoError, Storage};
+use blk_core::order::{self, Done, GuestCache, Request, Sequencer};
+use blk_core::storage::{Busy, IoError, Storage};
 
-use super::io::Io;
+use super::io::{Io, Refusal};
 use super::job::{After, Job};
-use super::outcome::Outcome;
 use super::unit::Unit;
 use crate::sense::Sense;
 #[cfg(feature = "mutants")]
@@ -34,12 +33,30 @@ pub(super) struct Started {
 
 /// Where a task stands.
 pub(super) enum Standing {
+    /// The storage cannot take its operation now: nothing has changed.
+    Deferred,
     /// The storage has an operation of it, or it needs segments again.
     InFlight,
     /// Its turn is over, and its next operation is due.
     Due,
-    /// It has ended, and moved so many bytes.
-    Ended(Outcome, u64),
+    Ended(End),
+}
+
+/// How a task ended.
+pub(super) enum End {
+    Good,
+    Check(Sense),
+    Overrun,
+    Aborted,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Check(sense) => Self::Check(sense),
+            Refusal::Overrun => Self::Overrun,
+        }
+    }
 }
 
 /// What a task runs on: the unit, and the sequencer with the slot that it has there.
@@ -51,96 +68,60 @@ pub(super) struct Stage<'a, const N: usize> {
     pub(super) turn: &'a mut usize,
 }
 
-/// An operation that a task submits.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a task goes on with.
+#[derive(Clone, Copy)]
 pub(super) enum Step {
-    /// Its first one.
+    /// Its first operation.
     First,
     /// Its next one.
     Next,
     /// One whose segments the sequencer needs again.
     Again,
-}
-
-/// Why an operation is not over.
-enum Halt {
-    /// It cannot be taken now.
-    Deferred(Deferred),
-    Standing(Standing),
-}
-
-impl From<Deferred> for Halt {
-    fn from(deferred: Deferred) -> Self {
-        Self::Deferred(deferred)
-    }
+    /// The end of the one in flight.
+    Ended(Result<(), IoError>),
 }
 
 impl Started {
-    /// Goes on as far as the storage does operations at once and the turn lasts. Refused, without effect, where the storage
-    /// cannot take the operation now.
+    /// Goes on as far as the storage does operations at once and the turn lasts.
+    #[inline(always)]
     pub(super) fn go_on<M, S, T, const N: usize>(
         &mut self,
         mut step: Step,
         stage: &mut Stage<'_, N>,
         io: &mut Io<'_, M, S, T>,
-    ) -> Result<Standing, Deferred>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        if self.aborted {
-            return Ok(self.over(Standing::Ended(Outcome::Aborted, 0), stage, io));
-        }
-        loop {
-            let result = match self.submit(step, stage, io) {
-                Ok(result) => result,
-                Err(Halt::Standing(standing)) => return Ok(self.over(standing, stage, io)),
-                Err(Halt::Deferred(deferred)) => return Err(deferred),
-            };
-            if let Some(standing) = self.completed(result, stage, io) {
-                return Ok(self.over(standing, stage, io));
-            }
-            step = Step::Next;
-        }
-    }
-
-    /// The operation in flight has ended: goes on.
-    pub(super) fn ended<M, S, T, const N: usize>(
-        &mut self,
-        result: Result<(), IoError>,
-        stage: &mut Stage<'_, N>,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<Standing, Deferred>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let standing = if self.aborted { None } else { self.completed(result, stage, io) };
-        match standing {
-            Some(standing) => Ok(self.over(standing, stage, io)),
-            None => self.go_on(Step::Next, stage, io),
-        }
-    }
-
-    /// A task that has ended holds nothing any more.
-    #[inline(always)]
-    fn over<M, S, T, const N: usize>(
-        &self,
-        standing: Standing,
-        stage: &Stage<'_, N>,
-        io: &mut Io<'_, M, S, T>,
     ) -> Standing
     where
-        M: ?Sized,
+        M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
-        T: ?Sized,
+        T: Transport + ?Sized,
     {
-        if self.gate == Gate::Alone && self.job.holds() && matches!(standing, Standing::Ended(..)) {
+        let end = loop {
+            if self.aborted {
+                break End::Aborted;
+            }
+            let result = match step {
+                Step::Ended(result) => result,
+                _ => match self.submit(step, stage, io) {
+                    Ok(result) => result,
+                    Err(Standing::Ended(end)) => break end,
+                    Err(standing) => return standing,
+                },
+            };
+            if let Some(end) = self.completed(result, stage, io) {
+                break end;
+            }
+            step = Step::Next;
+        };
+        // A task that has ended holds nothing any more.
+        if self.gate == Gate::Alone && self.job.holds() {
             io.storage.release_hold(stage.slot);
         }
-        standing
+        Standing::Ended(end)
+    }
+
+    /// Bytes that the guest's buffer gave or took.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        if self.aborted { 0 } else { self.parameter_bytes.saturating_add(self.job.moved_bytes()) }
     }
 
     /// Submits an operation, and returns how it ended if the storage did it at once.
@@ -150,48 +131,68 @@ impl Started {
         step: Step,
         stage: &mut Stage<'_, N>,
         io: &mut Io<'_, M, S, T>,
-    ) -> Result<Result<(), IoError>, Halt>
+    ) -> Result<Result<(), IoError>, Standing>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if step == Step::Next {
-            let Some(left) = stage.turn.checked_sub(1) else { return Err(Halt::Standing(Standing::Due)) };
-            *stage.turn = left;
+        if matches!(step, Step::Next) {
+            *stage.turn = stage.turn.checked_sub(1).ok_or(Standing::Due)?;
         }
-        let slot = stage.slot;
         let planned = self.job.planned();
-        let request = match self.job.next(slot, self.tag, io) {
-            Ok(request) => request,
-            Err(sense) => return Err(Halt::Standing(self.failed(stage.unit, sense))),
-        };
-        let (memory, list) = (io.guest.memory, &*io.guest.list);
-        let started = match step {
-            Step::First => stage.sequencer.submit(memory, io.storage, &request, self.cache, list, ())?,
-            Step::Next => stage.sequencer.advance(memory, io.storage, slot, &request, self.cache, list),
-            Step::Again if self.job.planned() != planned => {
-                return Err(Halt::Standing(self.failed(stage.unit, Sense::DATA_PHASE)));
+        let request =
+            self.job.next(stage.slot, self.tag, io).map_err(|sense| Standing::Ended(End::Check(sense)))?;
+        let started = if matches!(step, Step::First) {
+            let (memory, list) = (io.guest.memory, &*io.guest.list);
+            stage
+                .sequencer
+                .start(memory, io.storage, &request, self.cache, list)
+                .map_err(|_| Standing::Deferred)?
+        } else {
+            let again = matches!(step, Step::Again);
+            if again && self.job.planned() != planned {
+                return Err(Standing::Ended(End::Check(Sense::DATA_PHASE)));
             }
-            Step::Again => {
-                let supplied = stage.sequencer.supply_segments(memory, io.storage, slot, list);
-                supplied.map_err(Deferred::from)?
-            }
+            self.submit_further(again, &request, stage, io)?
         };
         match started {
             order::Started::Ended(Done { result, .. }) => Ok(result),
-            order::Started::InFlight(_) => Err(Halt::Standing(Standing::InFlight)),
+            order::Started::InFlight(_) => Err(Standing::InFlight),
         }
     }
 
-    /// An operation has ended. Returns where the task stands, unless it has another one.
+    /// Submits an operation that is not the first one, or is it once more.
+    #[inline(never)]
+    fn submit_further<M, S, T, const N: usize>(
+        &self,
+        again: bool,
+        request: &Request,
+        stage: &mut Stage<'_, N>,
+        io: &mut Io<'_, M, S, T>,
+    ) -> Result<order::Started, Standing>
+    where
+        M: GuestMemory + ?Sized,
+        S: Storage<M> + ?Sized,
+        T: Transport + ?Sized,
+    {
+        let Stage { sequencer, slot, .. } = stage;
+        let (memory, list) = (io.guest.memory, &*io.guest.list);
+        if again {
+            let supplied = sequencer.supply_segments(memory, io.storage, *slot, list);
+            return supplied.map_err(|Busy| Standing::Deferred);
+        }
+        Ok(sequencer.advance(memory, io.storage, *slot, request, self.cache, list))
+    }
+
+    /// An operation has ended. Returns how the task ended, unless it has another one.
     #[inline(always)]
     fn completed<M, S, T, const N: usize>(
         &mut self,
         result: Result<(), IoError>,
         stage: &mut Stage<'_, N>,
         io: &mut Io<'_, M, S, T>,
-    ) -> Option<Standing>
+    ) -> Option<End>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
@@ -202,28 +203,12 @@ impl Started {
             Err(error) => Err(Sense::storage(error, self.job.reads(), io.storage.info().sectors_per_block())),
         };
         match completed {
-            Err(sense) => Some(self.failed(stage.unit, sense)),
-            Ok(()) if self.job.is_done() => Some(self.finished(stage.unit)),
-            Ok(()) => None,
+            Ok(None) => return None,
+            Ok(Some(After::Nothing)) => {}
+            Ok(Some(After::Settings(settings))) => stage.unit.settings = settings,
+            Ok(Some(After::Stop)) => stage.unit.stopped = true,
+            Err(sense) => return Some(End::Check(sense)),
         }
-    }
-
-    #[cold]
-    fn failed(&self, unit: &Unit, sense: Sense) -> Standing {
-        Standing::Ended(unit.check_condition(sense), self.moved_bytes())
-    }
-
-    #[inline]
-    fn finished(&self, unit: &mut Unit) -> Standing {
-        match self.job.finished() {
-            After::Nothing => {}
-            After::Settings(settings) => unit.settings = settings,
-            After::Stop => unit.stopped = true,
-        }
-        Standing::Ended(Outcome::Good, self.moved_bytes())
-    }
-
-    fn moved_bytes(&self) -> u64 {
-        self.parameter_bytes.saturating_add(self.job.moved_bytes())
+        Some(End::Good)
     }
 }

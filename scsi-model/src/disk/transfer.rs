@@ -3,13 +3,13 @@
 use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment};
 use blk_core::order::Request;
-use blk_core::storage::Storage;
+use blk_core::storage::{Info, Storage};
 use blk_core::units::{Extent, SECTOR_BYTES};
 
 use super::io::Io;
 use crate::command::Against;
 use crate::sense::Sense;
-use crate::transport::{CHUNK_BYTES, Direction, Guest, SegmentList, Transport};
+use crate::transport::{CHUNK_BYTES, DataError, Direction, Guest, SegmentList, Transport};
 
 /// Kind of a block transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,10 +58,23 @@ enum Move {
     ReadStaging,
     WriteStaging,
 }
+
 impl Verb {
     /// Whether all of it is one atomic group (SBC-3: COMPARE AND WRITE, ORWRITE: an uninterrupted series of actions).
     const fn is_atomic(self) -> bool {
         matches!(self, Self::CompareAndWrite | Self::OrWrite)
+    }
+
+    /// What the guest's buffer gave or took once `done` bytes of the disk are done.
+    #[inline(never)]
+    const fn moved_bytes(self, done: u64) -> u64 {
+        match self {
+            Self::Read | Self::Write | Self::WriteAndVerify | Self::OrWrite | Self::Verify(Against::Data) => {
+                done
+            }
+            Self::CompareAndWrite => done.saturating_mul(2),
+            Self::Verify(Against::Nothing | Against::OneBlock) | Self::Fill => 0,
+        }
     }
 }
 
@@ -85,23 +98,34 @@ impl Transfer {
     }
 
     /// Bytes that the guest's buffer gave or took so far.
-    pub(super) fn moved_bytes(&self) -> u64 {
+    #[inline]
+    pub(super) const fn moved_bytes(&self) -> u64 {
         let done = sector_bytes(self.done_sectors);
-        match self.verb {
-            Verb::Read | Verb::Write | Verb::WriteAndVerify | Verb::OrWrite | Verb::Verify(Against::Data) => {
-                done
-            }
-            Verb::CompareAndWrite => done.saturating_mul(2),
-            Verb::Verify(Against::Nothing | Against::OneBlock) | Verb::Fill => 0,
-        }
+        if self.is_plain() { done } else { self.verb.moved_bytes(done) }
     }
 
     /// Whether the operation in flight reads.
-    pub(super) fn reads(&self) -> bool {
-        matches!(self.movement(), Move::ReadGuest | Move::ReadStaging)
+    pub(super) const fn reads(&self) -> bool {
+        matches!(self.movement_in_phase(), Move::ReadGuest | Move::ReadStaging)
     }
 
+    /// Whether it is READ or WRITE, whose operations are all alike.
+    #[inline]
+    pub(super) const fn is_plain(&self) -> bool {
+        matches!(self.verb, Verb::Read | Verb::Write)
+    }
+
+    #[inline]
     const fn movement(&self) -> Move {
+        match self.verb {
+            Verb::Read => Move::ReadGuest,
+            Verb::Write => Move::WriteGuest,
+            _ => self.movement_in_phase(),
+        }
+    }
+
+    #[inline(never)]
+    const fn movement_in_phase(&self) -> Move {
         match (self.verb, self.phase) {
             (_, Phase::Hold) => Move::Hold,
             (Verb::Read, _) => Move::ReadGuest,
@@ -115,6 +139,7 @@ impl Transfer {
         }
     }
 
+    /// The next operation, with its segments in the guest's list.
     #[inline]
     pub(super) fn next<M, S, T>(
         &mut self,
@@ -127,77 +152,15 @@ impl Transfer {
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if let Some(direction) = self.plain() {
-            return self.next_plain(direction, tag, io);
-        }
-        self.next_staged(slot, tag, io)
-    }
-
-    /// As [`Self::next`], of a verb that has its data in the staging buffer at some time.
-    #[inline(never)]
-    fn next_staged<M, S, T>(
-        &mut self,
-        slot: u16,
-        tag: u64,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<Request, Sense>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
         let movement = self.movement();
-        if movement == Move::Hold {
-            return Ok(Request::new(Op::Hold { extent: self.extent }));
-        }
-        self.chunk_sectors = self.segments(movement, slot, tag, io)?;
-        let start = self.extent.start.0.saturating_add(self.done_sectors);
-        let extent = Extent::new(start, self.chunk_sectors);
-        Ok(match movement {
-            Move::ReadGuest => Request::new(Op::Read { extent }).with_fua(self.fua),
-            // VERIFY looks at the medium: cached blocks are written first (SBC-3, VERIFY(10)). What is read back was written
-            // with FUA.
-            Move::ReadStaging => {
-                let verifies = matches!(self.verb, Verb::Verify(_)) && self.done_sectors == 0;
-                Request::new(Op::Read { extent }).with_fua(verifies)
+        let bytes = match movement {
+            Move::ReadGuest | Move::WriteGuest => {
+                let reads = movement == Move::ReadGuest;
+                self.guest_segments(if reads { Direction::In } else { Direction::Out }, tag, io)?
             }
-            Move::WriteGuest | Move::WriteStaging | Move::Hold => {
-                Request::new(Op::Write { extent, fua: false }).with_fua(self.fua)
-            }
-        })
-    }
-
-    /// The direction of READ and WRITE, whose operations are all alike.
-    #[inline]
-    const fn plain(&self) -> Option<Direction> {
-        match self.verb {
-            Verb::Read => Some(Direction::In),
-            Verb::Write => Some(Direction::Out),
-            _ => None,
-        }
-    }
-
-    /// As [`Self::next`], of READ and WRITE.
-    #[inline]
-    fn next_plain<M, S, T>(
-        &mut self,
-        direction: Direction,
-        tag: u64,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<Request, Sense>
-    where
-        M: GuestMemory + ?Sized,
-        S: Storage<M> + ?Sized,
-        T: Transport + ?Sized,
-    {
-        let info = io.storage.info();
-        let most = u64::from(info.transfer_max_bytes.max(info.logical_block_bytes));
-        let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors)).min(most);
-        let from = sector_bytes(self.done_sectors);
-        let Guest { transport, list, .. } = &mut io.guest;
-        let found = transport.segments(tag, direction, from..from.saturating_add(left), list);
-        found.map_err(|_| Sense::DATA_PHASE)?;
-        let bytes = fit(list, left, info.logical_block_bytes, info.segments_max);
+            Move::ReadStaging | Move::WriteStaging => self.staging_segment(slot, tag, io)?,
+            Move::Hold => return Ok(Request::new(Op::Hold { extent: self.extent })),
+        };
         if bytes == 0 {
             // One block in more pieces than the storage takes.
             return Err(Sense::DATA_PHASE);
@@ -205,18 +168,42 @@ impl Transfer {
         self.chunk_sectors = bytes >> SECTOR_BYTES.trailing_zeros();
         let start = self.extent.start.0.saturating_add(self.done_sectors);
         let extent = Extent::new(start, self.chunk_sectors);
-        let op = match direction {
-            Direction::In => Op::Read { extent },
-            Direction::Out => Op::Write { extent, fua: false },
+        let (op, fua) = match movement {
+            Move::ReadGuest => (Op::Read { extent }, self.fua),
+            // VERIFY looks at the medium: cached blocks are written first (SBC-3, VERIFY(10)). What is read back was written
+            // with FUA.
+            Move::ReadStaging => {
+                (Op::Read { extent }, matches!(self.verb, Verb::Verify(_)) && self.done_sectors == 0)
+            }
+            Move::WriteGuest | Move::WriteStaging | Move::Hold => {
+                (Op::Write { extent, fua: false }, self.fua)
+            }
         };
-        Ok(Request::new(op).with_fua(self.fua))
+        Ok(Request::new(op).with_fua(fua))
     }
 
-    /// The segments of the next operation, and how many sectors they hold: a whole number of blocks.
-    fn segments<M, S, T>(
+    /// Most bytes of the next operation.
+    #[inline]
+    fn left_bytes(&self, info: &Info) -> u64 {
+        let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors));
+        let most = left.min(info.transfer_max_bytes.max(info.logical_block_bytes).into());
+        if self.is_plain() { most } else { self.staged_bytes(most, info) }
+    }
+
+    /// Of a verb that has its data in the staging buffer at some time: what fits in there of `most` bytes.
+    fn staged_bytes(&self, most: u64, info: &Info) -> u64 {
+        if matches!(self.verb, Verb::WriteAndVerify | Verb::OrWrite) && self.phase == Phase::Second {
+            // Just what was written, or read.
+            return most.min(sector_bytes(self.chunk_sectors));
+        }
+        most.min(info.staging_bytes.into())
+    }
+
+    /// The guest's segments of the next operation, and how many bytes they hold: a whole number of blocks.
+    #[inline(always)]
+    fn guest_segments<M, S, T>(
         &self,
-        movement: Move,
-        slot: u16,
+        direction: Direction,
         tag: u64,
         io: &mut Io<'_, M, S, T>,
     ) -> Result<u64, Sense>
@@ -226,68 +213,45 @@ impl Transfer {
         T: Transport + ?Sized,
     {
         let info = io.storage.info();
-        let (block_bytes, segments_max) = (info.logical_block_bytes, info.segments_max);
-        let mut most = u64::from(info.transfer_max_bytes.max(block_bytes));
-        if !matches!(self.verb, Verb::Read | Verb::Write) {
-            most = most.min(info.staging_bytes.into());
-        }
-        if matches!(self.verb, Verb::WriteAndVerify | Verb::OrWrite) && self.phase == Phase::Second {
-            // Just what was written, or read.
-            most = sector_bytes(self.chunk_sectors);
-        }
-        let left = sector_bytes(self.extent.sectors.saturating_sub(self.done_sectors)).min(most);
-        let bytes = match movement {
-            Move::ReadGuest | Move::WriteGuest => {
-                let direction = if movement == Move::ReadGuest { Direction::In } else { Direction::Out };
-                // COMPARE AND WRITE: the data to compare with, and then the data to write (SBC-3 5.2).
-                let skip = if self.compares_first() { sector_bytes(self.extent.sectors) } else { 0 };
-                let from = skip.saturating_add(sector_bytes(self.done_sectors));
-                let to = from.saturating_add(left);
-                let Guest { transport, list, .. } = &mut io.guest;
-                transport.segments(tag, direction, from..to, list).map_err(|_| Sense::DATA_PHASE)?;
-                fit(list, left, block_bytes, segments_max)
-            }
-            Move::ReadStaging | Move::WriteStaging | Move::Hold => {
-                let bytes = whole_blocks(left, block_bytes);
-                if self.verb == Verb::Fill {
-                    repeat_pattern(slot, tag, bytes, block_bytes, io)?;
-                }
-                let len = u32::try_from(bytes).unwrap_or(0);
-                io.guest.list.clear();
-                io.guest.list.push(Segment::Staging { offset: 0, len }).map_err(|_| Sense::DATA_PHASE)?;
-                bytes
-            }
-        };
-        if bytes == 0 {
-            // One block in more pieces than the storage takes.
-            return Err(Sense::DATA_PHASE);
-        }
-        Ok(bytes >> SECTOR_BYTES.trailing_zeros())
+        let left = self.left_bytes(info);
+        // COMPARE AND WRITE: the data to compare with, and then the data to write (SBC-3 5.2).
+        let skip = if self.compares_first() { sector_bytes(self.extent.sectors) } else { 0 };
+        let from = skip.saturating_add(sector_bytes(self.done_sectors));
+        let Guest { transport, list, .. } = &mut io.guest;
+        let found = transport.segments(tag, direction, from..from.saturating_add(left), list);
+        found.map_err(|DataError| Sense::DATA_PHASE)?;
+        Ok(fit(list, left, info.logical_block_bytes, info.segments_max))
     }
 
-    /// The operation has succeeded.
-    #[inline]
-    pub(super) fn completed<M, S, T>(
-        &mut self,
-        slot: u16,
-        tag: u64,
-        io: &mut Io<'_, M, S, T>,
-    ) -> Result<(), Sense>
+    /// The staging buffer as the segment of the next operation, filled if that is to write a pattern, and how many bytes of
+    /// it: a whole number of blocks.
+    #[inline(never)]
+    fn staging_segment<M, S, T>(&self, slot: u16, tag: u64, io: &mut Io<'_, M, S, T>) -> Result<u64, Sense>
     where
         M: GuestMemory + ?Sized,
         S: Storage<M> + ?Sized,
         T: Transport + ?Sized,
     {
-        if self.plain().is_some() {
-            self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
-            return Ok(());
+        let info = io.storage.info();
+        let block_bytes = info.logical_block_bytes;
+        let bytes = whole_blocks(self.left_bytes(info), block_bytes);
+        if self.verb == Verb::Fill {
+            repeat_pattern(slot, tag, bytes, block_bytes, io)?;
+            io.guest.list.clear();
         }
-        self.completed_staged(slot, tag, io)
+        let len = u32::try_from(bytes).unwrap_or(0);
+        io.guest.list.push(Segment::Staging { offset: 0, len }).map_err(|_| Sense::DATA_PHASE)?;
+        Ok(bytes)
     }
 
-    /// As [`Self::completed`], of a verb that has its data in the staging buffer at some time.
-    #[inline(never)]
-    fn completed_staged<M, S, T>(
+    /// All of a chunk is done: the operation has succeeded, of READ or WRITE.
+    #[inline]
+    pub(super) const fn chunk_done(&mut self) {
+        self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
+    }
+
+    /// The operation has succeeded, of a verb that has its data in the staging buffer at some time.
+    pub(super) fn completed_staged<M, S, T>(
         &mut self,
         slot: u16,
         tag: u64,
@@ -317,7 +281,7 @@ impl Transfer {
                 if matches!(self.verb, Verb::WriteAndVerify | Verb::Verify(_)) {
                     self.compare(slot, tag, io)?;
                 }
-                self.done_sectors = self.done_sectors.saturating_add(self.chunk_sectors);
+                self.chunk_done();
                 Phase::First
             }
         };
@@ -471,6 +435,7 @@ fn whole_blocks(bytes: u64, block_bytes: u32) -> u64 {
     bytes & !u64::from(block_bytes.saturating_sub(1))
 }
 
-fn sector_bytes(sectors: u64) -> u64 {
-    sectors.saturating_mul(SECTOR_BYTES.into())
+/// The bytes of some of a transfer's sectors, all of which fit in 64 bits: they were counted when the command began.
+const fn sector_bytes(sectors: u64) -> u64 {
+    sectors.wrapping_shl(SECTOR_BYTES.trailing_zeros())
 }

@@ -191,12 +191,17 @@ impl Unit {
 
     /// A live resize reaches the guest as a unit attention: SPC-4 annex D, CAPACITY DATA HAS CHANGED.
     pub(super) fn notice_capacity(&mut self, info: &Info) -> bool {
-        let resized = info.sectors != self.sectors;
+        let resized = self.is_resized(info);
         if resized {
             self.sectors = info.sectors;
             self.raise(UnitAttention::CapacityChanged);
         }
         resized
+    }
+
+    /// Whether the storage has another size than the guest may know.
+    pub(super) const fn is_resized(&self, info: &Info) -> bool {
+        info.sectors != self.sectors
     }
 
     pub(super) fn check_condition(&self, sense: Sense) -> Outcome {

@@ -5,7 +5,7 @@ use scsi_model::front::virtio_scsi::wire::Features;
 use scsi_model::front::virtio_scsi::{Controller, NotInserted, REQUEST};
 
 use crate::machine::*;
-use crate::rig::{BLOCK, Disk, TAGS};
+use crate::rig::{AtOnce, BLOCK, Disk, TAGS};
 
 const TRANSPORT_RESET: u32 = 1;
 const PARAMETER_CHANGE: u32 = 3;
@@ -99,6 +99,18 @@ fn a_resize_is_noticed_when_the_storage_takes_it_over() {
         assert_eq!(machine.event(), Some((PARAMETER_CHANGE, listed(0, 0), 0x092a)), "busy: {busy}");
         assert_eq!(machine.event(), None, "told once");
     }
+}
+
+/// Of commands that are taken together the next one hears of it, not the last.
+#[test]
+fn a_resize_between_two_commands_is_told_by_the_second() {
+    let mut machine = Machine::new(&[at(0, 0)]);
+    machine.disks[0].at_once = AtOnce::All;
+    let sent = [0; 3].map(|_| machine.send(lun(0, 0), &read10(0, 1), &[], BLOCK).0);
+    machine.disks[0].resized = Some(4096);
+    let [first, second, third] = sent.map(|sent| machine.expect(sent));
+    assert!(first.is_good() && third.is_good());
+    assert_eq!(second.key(), (6, 0x2a09));
 }
 
 /// 5.6.6.3: the device keeps some events for want of buffers; of what it cannot keep it says that it is missing.

@@ -5,7 +5,7 @@ use blk_core::virtq::{InflightTracker, Queue, QueueError};
 use zerocopy::IntoBytes;
 
 use super::address::Address;
-use super::rings::{put, read_short};
+use super::rings::{Chain, put};
 use super::wire::{EventData, Features, event};
 use crate::fifo::Fifo;
 
@@ -91,7 +91,9 @@ impl Events {
                 }
                 return Ok(());
             };
-            let room = read_short(ring, memory, head)?.writable.bytes;
+            let mut chain = Chain::new();
+            chain.read(ring, memory, head)?;
+            let room = chain.writable.bytes;
             let (bytes, told) = if room >= EVENT_BYTES {
                 (self.next(), true)
             } else {

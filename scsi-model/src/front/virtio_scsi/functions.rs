@@ -11,7 +11,7 @@ use super::address::Addressed;
 use super::bay::Bay;
 use super::controller::{Controller, Function, NEXUS};
 use super::io::Io;
-use super::rings::{CONTROL, ShortChain, put, read_short, running};
+use super::rings::{CONTROL, Chain, put, running};
 use super::wire::{Management, Notification, Response, control, function};
 use crate::disk::ResetCause;
 
@@ -214,7 +214,8 @@ fn take<M: GuestMemory + ?Sized>(
     log: &mut impl InflightTracker,
     head: u16,
 ) -> Result<Asked, QueueError> {
-    let chain = read_short(ring, memory, head)?;
+    let mut chain = Chain::new();
+    chain.read(ring, memory, head)?;
     let asked = decode(&chain);
     let response_at = if matches!(asked, Asked::Notification(_)) { ACTUAL_BYTES } else { 0 };
     if chain.writable.bytes <= response_at {
@@ -224,9 +225,9 @@ fn take<M: GuestMemory + ?Sized>(
     Ok(asked)
 }
 
-fn decode(chain: &ShortChain) -> Asked {
+fn decode(chain: &Chain) -> Asked {
     let holds = |bytes: usize| chain.legible && chain.readable.bytes >= bytes as u64;
-    if let Ok(management) = Management::read_from_bytes(&chain.header)
+    if let Ok((management, _)) = Management::read_from_prefix(&chain.header)
         && management.kind.get() == control::TASK_MANAGEMENT
         && holds(size_of::<Management>())
     {

@@ -1,5 +1,7 @@
 //! The requests that a logical unit has, as the transport knows them.
 
+use core::iter;
+
 use blk_core::units::GuestAddr;
 
 use super::wire::Response;
@@ -90,10 +92,11 @@ impl<const N: usize> PendingTable<N> {
         }
     }
 
-    pub(super) fn remove(&mut self, tag: u64) -> Option<Pending> {
-        let pending = self.places.get_mut(usize::try_from(tag).ok()?)?.take();
-        self.taken &= !bit(tag);
-        pending
+    pub(super) fn remove(&mut self, tag: u64) {
+        if let Some(place) = usize::try_from(tag).ok().and_then(|tag| self.places.get_mut(tag)) {
+            *place = None;
+            self.taken &= !bit(tag);
+        }
     }
 
     pub(super) fn clear(&mut self) {
@@ -103,7 +106,13 @@ impl<const N: usize> PendingTable<N> {
 
     /// The requests with their tags.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Pending)> {
-        (0..).zip(&self.places).filter_map(|(tag, place)| Some((tag, place.as_ref()?)))
+        let mut left = self.taken;
+        let tags = iter::from_fn(move || {
+            let tag = (left != 0).then_some(left.trailing_zeros())?;
+            left &= left.wrapping_sub(1);
+            Some(u64::from(tag))
+        });
+        tags.filter_map(|tag| Some((tag, self.get(tag)?)))
     }
 
     /// What comes back aborted from now on, of what there is, is answered with `response`.

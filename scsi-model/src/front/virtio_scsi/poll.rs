@@ -12,11 +12,11 @@ use super::events::Happened;
 use super::io::Io;
 use super::pending::{Data, Pending, Place};
 use super::policy::Policy;
-use super::requests::{self, Answer, BAD_ATTRIBUTE, Lane, Request, RequestChain, luns};
-use super::rings::{CONTROL, EVENT, REQUEST, running};
+use super::requests::{self, Answer, BAD_ATTRIBUTE, Lane, Request, luns};
+use super::rings::{CONTROL, Chain, EVENT, REQUEST, running};
 use super::target::{self, Responder};
 use super::wire::{Features, Response};
-use crate::disk::{self, Reply};
+use crate::disk::{Progress, Reply};
 use crate::sense::Sense;
 use crate::task_set::Task;
 
@@ -135,13 +135,13 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                 return false;
             }
             let Ok(Some(head)) = ring.peek(io.memory, log) else { break };
-            let mut chain = RequestChain::new();
+            let mut chain = Chain::new();
             if requests::take(ring, io.memory, log, head, &mut chain).is_err() {
                 break;
             }
             *budget = budget.saturating_sub(1);
             match requests::decode(&chain, (number, head), self.sizes) {
-                Some(request) => self.begin(&request, io),
+                Some(request) => self.begin(request, io),
                 None => {
                     let nothing = (Data::In { bytes: 0 }, &Answer::refused(Response::Failure));
                     self.answer(Place { ring: number, head, response: None }, nothing, io);
@@ -153,7 +153,7 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
 
     /// Gives a request to its unit, or answers it.
     #[inline(always)]
-    fn begin<M, H, I>(&mut self, request: &Request, io: &mut Io<'_, M, H, I>)
+    fn begin<M, H, I>(&mut self, request: Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
         H: Storage<M>,
@@ -164,7 +164,8 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         {
             return self.enqueue(index, request, io);
         }
-        self.answer_for_target(request, io);
+        // A copy: the usual request is not kept in memory for this.
+        self.answer_for_target(&Request { ..request }, io);
     }
 
     /// Answers a request that no unit here is for. Apart, for it needs more stack.
@@ -197,22 +198,22 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         };
         match replied {
             Ok(allocation) => self.reply(request, &reply, allocation, io),
-            Err(sense) => self.check(request, sense, io),
+            Err(sense) => self.check(request.chain, request.data, sense, io),
         }
     }
 
     /// Takes a request into the task set of the unit on handle `index`.
     #[inline(always)]
-    fn enqueue<M, H, I>(&mut self, index: usize, request: &Request, io: &mut Io<'_, M, H, I>)
+    fn enqueue<M, H, I>(&mut self, index: usize, request: Request, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
         I: InflightTracker,
     {
-        let Some(attribute) = request.attribute else { return self.check(request, BAD_ATTRIBUTE, io) };
+        let Request { chain, id, attribute, data, data_at, cdb, .. } = request;
+        let Some(attribute) = attribute else { return self.check(chain, data, BAD_ATTRIBUTE, io) };
         let Some(Attached { unit, requests }) = self.units.get_mut(index).and_then(Bay::as_mut) else {
             return;
         };
-        let Request { chain, id, data, data_at, cdb, .. } = *request;
         let taken = requests.free_tag().is_some_and(|tag| {
             let (data_out_bytes, data_in_bytes) = (data.out_bytes(), data.in_bytes());
             let task = Task { tag, nexus: NEXUS, attribute, cdb, data_out_bytes, data_in_bytes };
@@ -236,13 +237,14 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
         self.answer(request.chain, (request.data, &Answer::refused(response)), io);
     }
 
-    fn check<M, H, I>(&mut self, request: &Request, sense: Sense, io: &mut Io<'_, M, H, I>)
+    #[cold]
+    fn check<M, H, I>(&mut self, chain: Place, data: Data, sense: Sense, io: &mut Io<'_, M, H, I>)
     where
         M: GuestMemory + ?Sized,
         I: InflightTracker,
     {
         let sense = sense.encode(false);
-        self.answer(request.chain, (request.data, &Answer::check_condition(&sense)), io);
+        self.answer(chain, (data, &Answer::check_condition(&sense)), io);
     }
 
     /// Answers with data of the target's own.
@@ -302,25 +304,23 @@ impl<const Q: usize, const L: usize, const N: usize> Controller<Q, L, N> {
                     memory: io.memory,
                     rings: &mut *rings,
                     logs: &mut *io.logs,
-                    requests: &*requests,
+                    requests: &mut *requests,
                     addresses: &*addresses,
                     target: address.map_or(0, |address| address.target),
                     sizes: *sizes,
                 };
-                let one = match unit.poll(io.memory, handle, &mut lane) {
-                    disk::Polled::Ended(one) => one,
-                    disk::Polled::Again => {
+                let progress = unit.poll_each(io.memory, handle, &mut lane, |lane, one| {
+                    ended = true;
+                    lane.end(one);
+                });
+                match progress {
+                    Progress::Ended => {}
+                    Progress::Some => {
                         *again = true;
                         break;
                     }
-                    disk::Polled::Idle => break,
-                };
-                ended = true;
-                // After a reset there is no one to be told.
-                let Some(pending) = requests.remove(one.tag) else { continue };
-                let answer = Answer::of(&one.outcome, one.transferred_bytes, pending.cancelled);
-                let answer = (pending.data, &answer);
-                let _ = requests::answer(rings, io.logs, io.memory, pending.chain, answer, *sizes);
+                    Progress::None => break,
+                }
             }
             if address.is_none() && unit.is_quiet() {
                 bay.vacate();

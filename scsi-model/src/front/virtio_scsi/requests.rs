@@ -2,28 +2,24 @@
 
 use core::ops::Range;
 
-use blk_core::memory::GuestMemory;
+use blk_core::memory::{GuestMemory, MemoryError};
 use blk_core::op::Segment;
 use blk_core::units::GuestAddr;
 use blk_core::virtq::{InflightTracker, Queue, QueueError};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::address::{Address, Addressed};
 use super::pending::{Data, Pending, PendingTable, Place};
-use super::rings::{Chain, Rings, pieces, put, running};
+use super::rings::{CDB_BYTES, Chain, Rings, pieces, put, running};
 use super::sizes::{SENSE_BYTES_MAX, Sizes};
 use super::wire::{RequestHead, Response, ResponseHead, attribute};
 use crate::command::Cdb;
-use crate::disk::Outcome;
+use crate::disk::{Ended, Outcome};
 use crate::sense::{Code, Key, Sense};
 use crate::task_set::Attribute;
 use crate::transport::{DataError, Direction, SegmentList, Transport};
 
 const HEAD_BYTES: usize = size_of::<RequestHead>();
-/// Bytes of a request that are copied.
-const COPIED_BYTES: usize = HEAD_BYTES + CDB_BYTES;
-/// Those of them that are of the command block: no longer command is known.
-const CDB_BYTES: usize = 16;
 const RESPONSE_BYTES: usize = size_of::<ResponseHead>();
 
 /// SCSI status codes: SAM-5, status codes.
@@ -87,9 +83,6 @@ impl<'a> Answer<'a> {
 /// The sense data for a task attribute that no unit here has, ACA among them: SAM-5, task attributes.
 pub(super) const BAD_ATTRIBUTE: Sense = Sense::new(Key::IllegalRequest, Code::INVALID_MESSAGE);
 
-/// A request's chain: the rest of a longer command block is not looked at.
-pub(super) type RequestChain = Chain<COPIED_BYTES>;
-
 /// Reads the chain at `head` and takes it off `ring`, unless nobody can be told what comes of it.
 #[inline(always)]
 pub(super) fn take<M: GuestMemory + ?Sized>(
@@ -97,7 +90,7 @@ pub(super) fn take<M: GuestMemory + ?Sized>(
     memory: &M,
     log: &mut impl InflightTracker,
     head: u16,
-    chain: &mut RequestChain,
+    chain: &mut Chain,
 ) -> Result<(), QueueError> {
     chain.read(ring, memory, head)?;
     if chain.writable.bytes < RESPONSE_BYTES as u64 {
@@ -109,10 +102,10 @@ pub(super) fn take<M: GuestMemory + ?Sized>(
 
 /// The request in a chain: `None` if it has no room for its header (host-std/tests/defects.md, 5) or for sense data, or data both ways.
 #[inline(always)]
-pub(super) fn decode(chain: &RequestChain, (ring, head): (u16, u16), sizes: Sizes) -> Option<Request> {
+pub(super) fn decode(chain: &Chain, (ring, head): (u16, u16), sizes: Sizes) -> Option<Request> {
     let place = Place { ring, head, response: chain.writable.head(sizes.response_bytes()) };
     let (head, _) = RequestHead::read_from_prefix(&chain.header).ok()?;
-    let block: &[u8; CDB_BYTES] = chain.header.last_chunk()?;
+    let block: &[u8; CDB_BYTES] = chain.header.get(HEAD_BYTES..)?.first_chunk()?;
     let out_bytes = chain.readable.bytes.checked_sub(sizes.request_bytes()).filter(|_| chain.legible)?;
     let in_bytes = chain.writable.bytes.checked_sub(sizes.response_bytes())?;
     let (data, data_at) = match (out_bytes, in_bytes) {
@@ -154,7 +147,6 @@ where
     I: InflightTracker,
 {
     let Some((ring, log)) = running(rings, logs, place.ring.into()) else { return Ok(()) };
-    let mut buffer = [0; RESPONSE_BYTES + SENSE_BYTES_MAX];
     let sense = answer.sense.get(..usize::from(sizes.sense_bytes)).unwrap_or(answer.sense);
     let head = ResponseHead {
         sense_len: u32::try_from(sense.len()).unwrap_or(0).into(),
@@ -163,23 +155,16 @@ where
         status: answer.status,
         response: answer.response as u8,
     };
-    let (in_head, in_sense) = buffer.split_at_mut(RESPONSE_BYTES);
-    in_head.copy_from_slice(head.as_bytes());
-    for (place, byte) in in_sense.iter_mut().zip(sense) {
-        *place = *byte;
-    }
     // The data lies behind the room for sense data: what is counted as written is written, with zeroes (CVE-2024-8612).
     let moved_in = answer.moved_bytes.min(data.in_bytes());
-    let bytes = if moved_in == 0 {
-        RESPONSE_BYTES.saturating_add(sense.len())
-    } else {
-        usize::try_from(sizes.response_bytes()).unwrap_or(buffer.len())
-    };
-    let response = buffer.get(..bytes).unwrap_or(&buffer);
+    let bytes = if moved_in == 0 { RESPONSE_BYTES.saturating_add(sense.len()) } else { sizes.response_len() };
     let written = match place.response {
-        Some(addr) if memory.write(addr, response).is_ok() => response.len() as u32,
-        Some(_) => return Err(ring.break_with(QueueError::Memory)),
-        None => put(ring, memory, place.head, 0, response)?,
+        // Nearly always it is one of these two, of constant length.
+        Some(addr) if bytes == RESPONSE_BYTES => write(ring, memory, addr, head.as_bytes())?,
+        Some(addr) if bytes == size_of::<UsualResponse>() && sense.is_empty() => {
+            write(ring, memory, addr, UsualResponse { head, sense: [0; _] }.as_bytes())?
+        }
+        _ => write_response(ring, memory, place, (&head, sense), bytes)?,
     };
     if (written as usize) < RESPONSE_BYTES {
         // The driver has changed the chain meanwhile.
@@ -187,6 +172,47 @@ where
     }
     let moved_in = u32::try_from(moved_in).unwrap_or(u32::MAX);
     ring.add_used(memory, log, place.head, written.saturating_add(moved_in))
+}
+
+/// A response with room for sense data of the length that drivers leave as it is, and none in it.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct UsualResponse {
+    head: ResponseHead,
+    sense: [u8; Sizes::DEFAULT.sense_bytes as usize],
+}
+
+/// Writes a response with its sense data, and zeroes up to `bytes`, as far as the chain has room for it.
+#[inline(never)]
+fn write_response<M: GuestMemory + ?Sized>(
+    ring: &mut Queue,
+    memory: &M,
+    place: Place,
+    (head, sense): (&ResponseHead, &[u8]),
+    bytes: usize,
+) -> Result<u32, QueueError> {
+    let mut buffer = [0; RESPONSE_BYTES + SENSE_BYTES_MAX];
+    let parts = head.as_bytes().iter().chain(sense);
+    buffer.iter_mut().zip(parts).for_each(|(place, byte)| *place = *byte);
+    let response = buffer.get(..bytes).unwrap_or(&buffer);
+    match place.response {
+        Some(addr) => write(ring, memory, addr, response),
+        None => put(ring, memory, place.head, 0, response),
+    }
+}
+
+/// Writes into guest memory of a chain in `ring`, and returns how much.
+#[inline(always)]
+fn write<M: GuestMemory + ?Sized>(
+    ring: &mut Queue,
+    memory: &M,
+    addr: GuestAddr,
+    bytes: &[u8],
+) -> Result<u32, QueueError> {
+    match memory.write(addr, bytes) {
+        Ok(()) => Ok(bytes.len() as u32),
+        Err(MemoryError) => Err(ring.break_with(QueueError::Memory)),
+    }
 }
 
 /// Puts `bytes` into the data-in buffer of a request that its target answers itself.
@@ -206,10 +232,27 @@ pub(super) struct Lane<'a, M: ?Sized, I, const Q: usize, const N: usize> {
     pub(super) memory: &'a M,
     pub(super) rings: &'a mut Rings<Q>,
     pub(super) logs: &'a mut [I],
-    pub(super) requests: &'a PendingTable<N>,
+    pub(super) requests: &'a mut PendingTable<N>,
     pub(super) addresses: &'a [Option<Address>],
     pub(super) target: u8,
     pub(super) sizes: Sizes,
+}
+
+impl<M, I, const Q: usize, const N: usize> Lane<'_, M, I, Q, N>
+where
+    M: GuestMemory + ?Sized,
+    I: InflightTracker,
+{
+    /// Answers a request whose task has ended.
+    pub(super) fn end(&mut self, ended: &Ended) {
+        // After a reset there is no one to be told.
+        let Some(pending) = self.requests.get(ended.tag) else { return };
+        let answer = Answer::of(&ended.outcome, ended.transferred_bytes, pending.cancelled);
+        let answer = (pending.data, &answer);
+        // An error has broken the ring: there is nobody to be answered.
+        let _ = self::answer(self.rings, self.logs, self.memory, pending.chain, answer, self.sizes);
+        self.requests.remove(ended.tag);
+    }
 }
 
 impl<M, I, const Q: usize, const N: usize> Transport for Lane<'_, M, I, Q, N>

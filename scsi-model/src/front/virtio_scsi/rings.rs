@@ -4,9 +4,9 @@ use core::ops::Range;
 
 use blk_core::memory::GuestMemory;
 use blk_core::units::GuestAddr;
-use blk_core::virtq::{InflightTracker, Queue, QueueError, SIZE_MAX};
+use blk_core::virtq::{Buffer, InflightTracker, Queue, QueueError, SIZE_MAX};
 
-use super::wire::Management;
+use super::wire::{Management, RequestHead};
 
 /// Index of the control queue: VIRTIO 1.3, 5.6.2.
 pub const CONTROL: usize = 0;
@@ -59,11 +59,20 @@ impl<const Q: usize> Rings<Q> {
     }
 }
 
+/// Bytes of a command block that are looked at: no longer command is known.
+pub(super) const CDB_BYTES: usize = 16;
+/// Bytes of a request that are looked at; those of the other queues are shorter.
+const HEADER_BYTES: usize = size_of::<RequestHead>() + CDB_BYTES;
+/// Room for them: whole words, as which they are copied.
+const HEADER_ROOM: usize = HEADER_BYTES.next_multiple_of(8);
+
+const _: () = assert!(size_of::<Management>() <= HEADER_BYTES);
+
 /// Header and length of a chain. Descriptors and header are copied once.
 #[derive(Debug)]
-pub(super) struct Chain<const H: usize> {
+pub(super) struct Chain {
     /// The first readable bytes; zeroes where there are fewer.
-    pub(super) header: [u8; H],
+    pub(super) header: [u8; HEADER_ROOM],
     pub(super) readable: Part,
     pub(super) writable: Part,
     /// The header could be read.
@@ -117,51 +126,43 @@ impl Part {
     }
 }
 
-impl<const H: usize> Chain<H> {
+impl Chain {
     #[inline(always)]
-    pub(super) fn new() -> Self {
-        Self { header: [0; H], readable: Part::new(), writable: Part::new(), legible: true }
+    pub(super) const fn new() -> Self {
+        Self { header: [0; _], readable: Part::new(), writable: Part::new(), legible: true }
     }
 
     /// Reads the chain at `head` into an empty one.
-    #[inline(always)]
+    #[inline(never)]
     pub(super) fn read<M: GuestMemory + ?Sized>(
         &mut self,
         ring: &mut Queue,
         memory: &M,
         head: u16,
     ) -> Result<(), QueueError> {
-        let chain = self;
         ring.walk(memory, head, |buffer| {
             if buffer.writable {
-                return chain.writable.add(buffer.addr, buffer.len);
+                return self.writable.add(buffer.addr, buffer.len);
             }
-            let copied = chain.readable.bytes;
-            if copied < H as u64
-                && let Some(rest) = chain.header.get_mut(copied as usize..)
-            {
-                let take = rest.len().min(buffer.len as usize);
-                chain.legible &=
-                    rest.get_mut(..take).is_none_or(|into| memory.read(buffer.addr, into).is_ok());
+            if self.readable.bytes < HEADER_BYTES as u64 {
+                self.legible &= self.copy_header(memory, buffer);
             }
-            chain.readable.add(buffer.addr, buffer.len);
+            self.readable.add(buffer.addr, buffer.len);
         })
     }
-}
 
-/// A chain of the control or of the event queue: no request there is longer than its header.
-pub(super) type ShortChain = Chain<{ size_of::<Management>() }>;
-
-/// Reads the chain at `head`, of a queue that is seldom used.
-#[inline(never)]
-pub(super) fn read_short<M: GuestMemory + ?Sized>(
-    ring: &mut Queue,
-    memory: &M,
-    head: u16,
-) -> Result<ShortChain, QueueError> {
-    let mut chain = ShortChain::new();
-    chain.read(ring, memory, head)?;
-    Ok(chain)
+    /// Copies what a buffer has of the header.
+    #[inline(always)]
+    fn copy_header<M: GuestMemory + ?Sized>(&mut self, memory: &M, buffer: Buffer) -> bool {
+        let copied = self.readable.bytes as usize;
+        if copied == 0 && buffer.len as usize >= HEADER_ROOM {
+            // Nearly always. Of constant length.
+            return memory.read(buffer.addr, &mut self.header).is_ok();
+        }
+        let rest = self.header.get_mut(copied..HEADER_BYTES).unwrap_or_default();
+        let take = rest.len().min(buffer.len as usize);
+        rest.get_mut(..take).is_none_or(|into| memory.read(buffer.addr, into).is_ok())
+    }
 }
 
 /// Visits the guest memory of the bytes `range` of a chain's writable or else readable part, in order.

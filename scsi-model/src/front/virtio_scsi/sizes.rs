@@ -37,6 +37,11 @@ impl Sizes {
 
     /// Writable bytes before the data.
     pub(super) const fn response_bytes(self) -> u64 {
-        (size_of::<ResponseHead>() as u64).wrapping_add(self.sense_bytes as u64)
+        self.response_len() as u64
+    }
+
+    /// The same, of a buffer here.
+    pub(super) const fn response_len(self) -> usize {
+        size_of::<ResponseHead>().wrapping_add(self.sense_bytes as usize)
     }
 }
