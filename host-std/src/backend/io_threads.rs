@@ -125,7 +125,9 @@ impl<S: Syscalls> Worker<S> {
             Op::Write { extent, fua } => self.write(extent.start, &mut job.iovecs, job.at, fua),
             Op::WriteZeroes { extent, may_unmap } => self.write_zeroes(extent, may_unmap),
             Op::Discard { extent } => self.discard(extent),
-            Op::Flush => Err(IoErrorKind::Unsupported.into()),
+            Op::Flush | Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {
+                Err(IoErrorKind::Unsupported.into())
+            }
         };
         self.shared.settle(job.op, result)
     }

@@ -18,7 +18,7 @@
 //! transfer, range, bounce                       what a worker does
 //! shared      what all of them share
 //! image       opened, locked, measured          job, queue what waits, what has ended
-//! budget      what operations may use at a time
+//! budget      what operations may use at a time          holds    what they keep each other from changing
 //! options, latch, counters, iovecs, limits, syscalls
 //! ```
 //!
@@ -47,6 +47,7 @@ mod convert;
 mod counters;
 mod file;
 mod handle;
+mod holds;
 mod image;
 mod image_info;
 mod image_lock;

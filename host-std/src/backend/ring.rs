@@ -248,7 +248,7 @@ const fn transfer(op: Op) -> Option<Transfer> {
     match op {
         Op::Read { .. } => Some(Transfer::Read),
         Op::Write { fua, .. } => Some(Transfer::Write { fua }),
-        Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => None,
+        _ => None,
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::budget::Budgets;
 use super::convert::{kind, sector};
 use super::counters::{Counters, add};
+use super::holds::Holds;
 use super::image::{Image, Kind};
 use super::iovecs::IoVecs;
 use super::latch::{Durable, Latch, LatchCause};
@@ -26,6 +27,8 @@ pub(super) struct Shared<S> {
     pub(super) counters: Counters,
     /// What the handles' operations use.
     pub(super) budgets: Arc<Budgets>,
+    /// What they keep each other from changing.
+    pub(super) holds: Arc<Holds>,
     /// Jobs for the workers.
     pub(super) work: Queue,
     /// Jobs for the flusher.
@@ -50,13 +53,13 @@ impl<S: Syscalls> Shared<S> {
         let ranges = large_blocks.then(|| RangeLock::new(workers.into()));
         let (latch, counters) = (Latch::new(), Counters::default());
         let (work, flushes) = (Queue::new(), Queue::new());
-        let (budgets, syncing) = (Arc::new(budgets), Mutex::new(()));
-        Self { syscalls, image, latch, counters, budgets, work, flushes, syncing, ranges }
+        let (budgets, holds, syncing) = (Arc::new(budgets), Arc::new(Holds::new()), Mutex::new(()));
+        Self { syscalls, image, latch, counters, budgets, holds, work, flushes, syncing, ranges }
     }
 
     /// Before an operation other than a flush is begun: none that changes the image is, once it has latched.
     pub(super) fn admit(&self, op: Op) -> Result<(), IoError> {
-        if op.mutates() && self.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) }
+        if op.fails_when_latched() && self.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) }
     }
 
     /// After it. The latch is tested again: what failed meanwhile may have taken this write along.

@@ -170,6 +170,10 @@ impl Storage<MappedMemory> for SplitHandle {
         self.inner.staging(slot)
     }
 
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
+    }
+
     fn cancel_in_flight(&mut self) -> bool {
         let cancelled = self.inner.cancel_in_flight();
         if cancelled {

@@ -16,13 +16,16 @@ use crate::server::stats::QueueCounters;
 
 /// A handle to an image, as a PCI device has it.
 ///
-/// It counts what is in flight, and can be shut: then it is busy, and the device tries again later.
+/// It counts what is in flight, and can be shut: then it is busy, and the device tries again later. A hold counts until it is released,
+/// and until then nothing but another hold is refused: what stops or pauses the device waits for the end of what is done under it.
 pub struct CountedHandle {
     inner: Box<dyn Handle>,
     state: Arc<OperationCounts>,
     counters: Arc<QueueCounters>,
     /// What each operation in flight moves, by its tag.
     moving: Vec<(Tag, u64)>,
+    /// Holds that were asked for, and have neither failed nor been released.
+    holds: Vec<Tag>,
     flush: Flush,
     /// The image was busy the last time: it knows when to try again, also where nothing is in flight.
     refused: bool,
@@ -128,7 +131,7 @@ impl CountedHandle {
         state: Arc<OperationCounts>,
         counters: Arc<QueueCounters>,
     ) -> Self {
-        Self { inner, state, counters, moving: Vec::with_capacity(64), flush: Flush::None, refused: false }
+        Self { inner, state, counters, moving: Vec::with_capacity(64), holds: Vec::new(), flush: Flush::None, refused: false }
     }
 
     /// Begins a flush of the image. Nothing of this port is in flight. False if the image is busy.
@@ -167,12 +170,19 @@ impl CountedHandle {
             Op::Write { .. } => counters.writes.add(1),
             Op::Flush => counters.flushes.add(1),
             Op::WriteZeroes { .. } | Op::Discard { .. } => counters.ranges.add(1),
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
         }
     }
 }
 
 impl CountedHandle {
     fn ended(&mut self, tag: Tag, result: Result<(), IoError>) {
+        if let Some(at) = self.holds.iter().position(|hold| *hold == tag) {
+            if result.is_ok() {
+                return;
+            }
+            self.holds.swap_remove(at);
+        }
         count(&self.state.ended);
         let in_flight = &self.counters.in_flight;
         in_flight.set(in_flight.get().saturating_sub(1));
@@ -197,7 +207,8 @@ impl Storage<MappedMemory> for CountedHandle {
         op: Op,
         segments: &[Segment],
     ) -> Result<Submission, Busy> {
-        if self.state.is_shut() || self.state.is_turn_over() {
+        let in_group = !self.holds.is_empty() && !matches!(op, Op::Hold { .. });
+        if !in_group && (self.state.is_shut() || self.state.is_turn_over()) {
             return Err(Busy);
         }
         let submitted = self.inner.submit(memory, tag, op, segments);
@@ -208,6 +219,7 @@ impl Storage<MappedMemory> for CountedHandle {
         match op {
             Op::Write { .. } => self.counters.written_bytes.add(bytes),
             Op::Read { .. } => self.moving.push((tag, bytes)),
+            Op::Hold { .. } => self.holds.push(tag),
             _ => {}
         }
         self.counters.in_flight.add(1);
@@ -231,6 +243,14 @@ impl Storage<MappedMemory> for CountedHandle {
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
         self.inner.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
+        if let Some(at) = self.holds.iter().position(|hold| hold.slot == slot) {
+            let hold = self.holds.swap_remove(at);
+            self.ended(hold, Ok(()));
+        }
     }
 
     /// Never: what is in flight is waited for, and counted.
