@@ -110,7 +110,7 @@ fn a_write_that_completes_once_a_flush_has_failed_is_not_ok() {
     let extent = Extent::new(0, 1);
     loom::model(move || {
         let image = Image::open(&path, &FileOptions::new(CacheMode::WriteBack)).unwrap();
-        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1, Budgets::new(u64::MAX, u64::MAX)));
+        let shared = Arc::new(Shared::new(LinuxSyscalls, image, None, 1, Budgets::new(u64::MAX, u64::MAX)));
         let told = Arc::new(AtomicBool::new(false));
         let flusher = {
             let (shared, told) = (Arc::clone(&shared), Arc::clone(&told));

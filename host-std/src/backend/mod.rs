@@ -18,6 +18,7 @@
 //! transfer, range, bounce                       what a worker does
 //! shared      what all of them share
 //! image       opened, locked, measured          job, queue what waits, what has ended
+//! state_file  records beside the image          state_layout  how they lie there
 //! budget      what operations may use at a time          holds    what they keep each other from changing
 //! options, latch, counters, iovecs, limits, syscalls
 //! ```
@@ -69,6 +70,8 @@ mod remote_buffer;
 mod ring;
 mod shared;
 mod staging;
+mod state_file;
+mod state_layout;
 mod storage;
 mod sync;
 mod syscalls;
@@ -87,7 +90,7 @@ pub use latch::{Durable, LatchCause};
 pub use open_error::OpenError;
 #[cfg(feature = "program")]
 pub(crate) use open_error::size_text;
-pub use options::{FileOptions, IoEngine};
+pub use options::{FileOptions, IoEngine, StatePlace};
 #[cfg(feature = "server")]
 pub(crate) use ring::can_restrict;
 pub use storage::FileStorage;
