@@ -194,7 +194,8 @@ impl Faulty {
     pub fn new(inner: Arc<dyn Backend>, mut plan: Plan) -> Self {
         let seed = *plan.seed.get_or_insert_with(|| fastrand::u64(..));
         tracing::warn!(%plan, "faults are injected");
-        let shared = FaultState { rules: plan.rules.clone(), seen: [0; KINDS.len()], rng: Rng::with_seed(seed) };
+        let shared =
+            FaultState { rules: plan.rules.clone(), seen: [0; KINDS.len()], rng: Rng::with_seed(seed) };
         Self { inner, shared: Arc::new(Mutex::new(shared)), plan }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{IoError, IoErrorKind};
+use blk_core::units::Extent;
 
 use super::job::Job;
 use super::limits::{SEGMENTS_MAX, TRANSFER_MAX_BYTES};
@@ -193,7 +194,16 @@ impl<S: Syscalls> FileStorage<S> {
         self.begin_waiting(memory);
     }
 
-    /// Keeps a mutation until it is admitted: a hold of another handle is in its way.
+    /// Has a hold stand in line.
+    #[cold]
+    pub(super) fn hold(&mut self, job: Box<Job>, extent: Extent) {
+        match self.mutator.hold(job.number, job.tag.slot, extent) {
+            Ok(()) => self.keep_off(job, &[]),
+            Err(kind) => self.end(job, Err(IoError { kind, lba: Some(extent.start) })),
+        }
+    }
+
+    /// Keeps a hold, or a mutation that one is in the way of, until it is admitted.
     #[cold]
     fn keep_off(&mut self, job: Box<Job>, segments: &[Segment]) {
         let waiting = self.waiting(job, segments);
@@ -221,13 +231,18 @@ impl<S: Syscalls> FileStorage<S> {
         }
     }
 
-    /// Begins what no hold keeps off any more.
+    /// Begins what no hold keeps off any more, and grants holds.
     #[cold]
     fn begin_admitted<M: HostMemory + ?Sized>(&mut self, memory: &M) {
         while let Some(number) = self.mutator.take_admitted() {
             let at = self.room.kept_off.iter().position(|waiting| waiting.job.number == number);
             let waiting = at.and_then(|at| self.room.kept_off.remove(at));
             let Some(WaitingJob { mut job, mut segments }) = waiting else { continue };
+            if let Op::Hold { .. } = job.op {
+                self.room.spare.push(segments);
+                self.end(job, Ok(()));
+                continue;
+            }
             job.counted = true;
             let refused = if self.room.waiting.is_empty() {
                 self.begin(memory, job, &segments)

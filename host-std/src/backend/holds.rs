@@ -4,13 +4,13 @@
 //! a mutation begins -> nothing is held, and nobody waits (one load)  -> it goes on
 //!                      no hold of another handle concerns it         -> it goes on
 //!                      else it stands in line                        -> admitted; its handle is woken, and begins it
-//! a hold arrives    -> it stands in line                             -> granted: completes
+//! a hold arrives    -> it stands in line                             -> admitted, the same way: it completes
 //! ```
 //!
 //! The line is first come, first served, as far as its entries concern each other:
 //!
 //! - A hold *drains* once nobody holds any of its sectors and nothing before it in the line waits for them. Then it waits for the
-//!   mutations alone that other handles have begun, and these begin no more of them until it is granted, whatever the sectors: so it
+//!   mutations alone that other handles have begun, and these begin no more of them until it is admitted, whatever the sectors: so it
 //!   ends.
 //! - A mutation is admitted once no other handle holds any of its sectors and no hold before it drains.
 //!
@@ -32,7 +32,6 @@ use blk_core::storage::IoErrorKind;
 use blk_core::units::Extent;
 
 use super::budget::Waiter;
-use super::job::Job;
 use super::sync::{AtomicUsize, Mutex, lock};
 
 /// The holds of an image. Its cache line is read by every mutation, and written only where there is a hold.
@@ -62,16 +61,17 @@ struct Held {
 struct Entry {
     owner: Arc<Mutator>,
     extent: Extent,
-    what: Waiting,
+    /// Of its job, among those of the handle.
+    number: u16,
+    what: What,
+    /// It is held, or counts as begun, and its handle has yet to take it.
+    admitted: bool,
 }
 
-enum Waiting {
-    Hold(Box<Job>),
-    /// A mutation by its job's number. Admitted, it counts as begun, and its handle has yet to take it.
-    Mutation {
-        number: u16,
-        admitted: bool,
-    },
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Hold { slot: u16 },
+    Mutation,
 }
 
 /// A handle, as its image's holds know it. The cache line is its own.
@@ -110,8 +110,8 @@ impl Mutator {
         if !state.keeps_off(self, extent, state.drainers()) {
             return true;
         }
-        let what = Waiting::Mutation { number, admitted: false };
-        state.line.push_back(Entry { owner: Arc::clone(self), extent, what });
+        let what = What::Mutation;
+        state.line.push_back(Entry { owner: Arc::clone(self), extent, number, what, admitted: false });
         self.holds.count(&state);
         self.begun.fetch_sub(1, AcqRel);
         drop(state);
@@ -129,33 +129,31 @@ impl Mutator {
         }
     }
 
-    /// The number of a mutation that stood in line and has begun.
-    pub(super) fn take_admitted(self: &Arc<Self>) -> Option<u16> {
-        let mut state = lock(&self.holds.state);
-        let mine = |entry: &Entry| match entry.what {
-            Waiting::Mutation { number, admitted: true } if Arc::ptr_eq(&entry.owner, self) => Some(number),
-            _ => None,
-        };
-        let (at, number) =
-            state.line.iter().enumerate().find_map(|(at, entry)| Some((at, mine(entry)?)))?;
-        state.line.remove(at);
-        self.holds.count(&state);
-        Some(number)
-    }
-
-    /// Has a hold of the job's slot stand in line; the job completes when it is granted.
-    pub(super) fn hold(self: &Arc<Self>, job: Box<Job>, extent: Extent) {
-        let slot = job.tag.slot;
+    /// Has a hold stand in line by the number of its job.
+    ///
+    /// # Errors
+    /// The slot has one already, or waits for one: this would wait for that.
+    pub(super) fn hold(self: &Arc<Self>, number: u16, slot: u16, extent: Extent) -> Result<(), IoErrorKind> {
         let mut state = lock(&self.holds.state);
         if state.has(self, slot) {
-            drop(state);
-            // It would wait for itself.
-            return job.complete(Err(IoErrorKind::Unsupported.into()));
+            return Err(IoErrorKind::Unsupported);
         }
-        state.line.push_back(Entry { owner: Arc::clone(self), extent, what: Waiting::Hold(job) });
+        let what = What::Hold { slot };
+        state.line.push_back(Entry { owner: Arc::clone(self), extent, number, what, admitted: false });
         self.holds.count(&state);
         drop(state);
         self.holds.advance();
+        Ok(())
+    }
+
+    /// The number of a job that stood in line and is admitted.
+    pub(super) fn take_admitted(self: &Arc<Self>) -> Option<u16> {
+        let mut state = lock(&self.holds.state);
+        let mine = |entry: &Entry| entry.admitted && self.is(&entry.owner);
+        let at = state.line.iter().position(mine)?;
+        let entry = state.line.remove(at)?;
+        self.holds.count(&state);
+        Some(entry.number)
     }
 
     /// Ends the hold of a slot, or, with `None`, all holds of this handle.
@@ -163,7 +161,7 @@ impl Mutator {
         if self.holds.active.load(Acquire) == 0 {
             return;
         }
-        let released = |held: &Held| Arc::ptr_eq(&held.owner, self) && slot.is_none_or(|slot| held.slot == slot);
+        let released = |held: &Held| self.is(&held.owner) && slot.is_none_or(|slot| held.slot == slot);
         lock(&self.holds.state).held.retain(|held| !released(held));
         self.holds.advance();
     }
@@ -171,17 +169,16 @@ impl Mutator {
     /// The handle goes: its holds end, and what of it stands in line leaves. What it has begun still counts until it has ended.
     pub(super) fn leave(self: &Arc<Self>) {
         let mut state = lock(&self.holds.state);
-        let mut gone = Vec::new();
-        while let Some(at) = state.line.iter().position(|entry| Arc::ptr_eq(&entry.owner, self)) {
-            gone.extend(state.line.remove(at));
-        }
-        let admitted = |entry: &&Entry| matches!(entry.what, Waiting::Mutation { admitted: true, .. });
-        self.begun.fetch_sub(gone.iter().filter(admitted).count(), AcqRel);
+        let begun = |entry: &&Entry| entry.admitted && entry.what == What::Mutation && self.is(&entry.owner);
+        self.begun.fetch_sub(state.line.iter().filter(begun).count(), AcqRel);
+        state.line.retain(|entry| !self.is(&entry.owner));
         self.holds.count(&state);
         drop(state);
-        // Outside the lock: with the jobs goes what they own.
-        drop(gone);
         self.release(None);
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
     }
 }
 
@@ -195,27 +192,19 @@ impl Holds {
         self.active.store(state.held.len() + state.line.len(), Release);
     }
 
-    /// Grants and admits what may go.
+    /// Admits what may go.
     #[cold]
     fn advance(&self) {
         loop {
             let mut state = lock(&self.state);
-            let next = state.next();
+            let admitted = state.admit();
             self.count(&state);
             drop(state);
-            // Without the lock: a completion, and a wake-up, take one of their own.
-            match next {
-                Some(Next::Granted(job)) => job.complete(Ok(())),
-                Some(Next::Admitted(owner)) => owner.waiter.wake(),
-                None => return,
-            }
+            // Without the lock: the handle has one of its own.
+            let Some(owner) = admitted else { return };
+            owner.waiter.wake();
         }
     }
-}
-
-enum Next {
-    Granted(Box<Job>),
-    Admitted(Arc<Mutator>),
 }
 
 /// Whose holds drain, as far as anybody has to know.
@@ -230,7 +219,7 @@ impl<'a> Drainers<'a> {
     fn and(self, owner: &'a Arc<Mutator>) -> Self {
         match self {
             Self::Nobody => Self::One(owner),
-            Self::One(one) if Arc::ptr_eq(one, owner) => self,
+            Self::One(one) if one.is(owner) => self,
             Self::One(_) | Self::Several => Self::Several,
         }
     }
@@ -238,40 +227,38 @@ impl<'a> Drainers<'a> {
     fn any_but(self, owner: &Arc<Mutator>) -> bool {
         match self {
             Self::Nobody => false,
-            Self::One(one) => !Arc::ptr_eq(one, owner),
+            Self::One(one) => !one.is(owner),
             Self::Several => true,
         }
     }
 }
 
 impl State {
-    /// Takes the first that may go out of the line; an admitted mutation stays there until its handle takes it.
-    fn next(&mut self) -> Option<Next> {
+    /// Admits the first that may go. It stays in the line until its handle takes it.
+    fn admit(&mut self) -> Option<Arc<Mutator>> {
         let at = self.first_to_go()?;
-        if let Entry { owner, what: Waiting::Mutation { admitted, .. }, .. } = self.line.get_mut(at)? {
-            *admitted = true;
-            owner.begun.fetch_add(1, AcqRel);
-            return Some(Next::Admitted(Arc::clone(owner)));
+        let entry = self.line.get_mut(at)?;
+        entry.admitted = true;
+        let owner = Arc::clone(&entry.owner);
+        match entry.what {
+            What::Mutation => _ = owner.begun.fetch_add(1, AcqRel),
+            What::Hold { slot } => {
+                self.held.push(Held { owner: Arc::clone(&owner), slot, extent: entry.extent })
+            }
         }
-        let Entry { owner, extent, what: Waiting::Hold(job) } = self.line.remove(at)? else { return None };
-        self.held.push(Held { owner, slot: job.tag.slot, extent });
-        Some(Next::Granted(job))
+        Some(owner)
     }
 
     fn first_to_go(&self) -> Option<usize> {
         let mut drainers = Drainers::Nobody;
-        for (at, entry) in self.line.iter().enumerate() {
+        for (at, entry) in self.line.iter().enumerate().filter(|(_, entry)| !entry.admitted) {
             let goes = match entry.what {
-                Waiting::Mutation { admitted, .. } => {
-                    !admitted && !self.keeps_off(&entry.owner, entry.extent, drainers)
+                What::Mutation => !self.keeps_off(&entry.owner, entry.extent, drainers),
+                What::Hold { .. } if self.drains(at, entry) => {
+                    drainers = drainers.and(&entry.owner);
+                    self.is_quiet_but_for(&entry.owner)
                 }
-                Waiting::Hold(_) => {
-                    let drains = self.drains(at, entry);
-                    if drains {
-                        drainers = drainers.and(&entry.owner);
-                    }
-                    drains && self.is_quiet_but_for(&entry.owner)
-                }
+                What::Hold { .. } => false,
             };
             if goes {
                 return Some(at);
@@ -282,7 +269,7 @@ impl State {
 
     /// Whether a mutation has to wait that comes behind holds that drain.
     fn keeps_off(&self, owner: &Arc<Mutator>, extent: Extent, drainers: Drainers<'_>) -> bool {
-        let others = |held: &Held| !Arc::ptr_eq(&held.owner, owner) && held.extent.overlaps(extent);
+        let others = |held: &Held| !owner.is(&held.owner) && held.extent.overlaps(extent);
         drainers.any_but(owner) || self.held.iter().any(others)
     }
 
@@ -294,13 +281,11 @@ impl State {
     /// Whether what stands at `at` is a hold that waits for nothing but mutations that have begun.
     fn drains(&self, at: usize, entry: &Entry) -> bool {
         let before = |before: &Entry| {
-            let waits = match before.what {
-                Waiting::Hold(_) => true,
-                Waiting::Mutation { admitted, .. } => !admitted && !Arc::ptr_eq(&before.owner, &entry.owner),
-            };
-            waits && before.extent.overlaps(entry.extent)
+            let concerns = before.what != What::Mutation || !entry.owner.is(&before.owner);
+            !before.admitted && concerns && before.extent.overlaps(entry.extent)
         };
-        matches!(entry.what, Waiting::Hold(_))
+        matches!(entry.what, What::Hold { .. })
+            && !entry.admitted
             && !self.held.iter().any(|held| held.extent.overlaps(entry.extent))
             && !self.line.range(..at).any(before)
     }
@@ -308,14 +293,12 @@ impl State {
     /// Whether no other handle has begun a mutation that has not ended. One that is gone may have some yet, whose jobs keep it.
     fn is_quiet_but_for(&self, owner: &Arc<Mutator>) -> bool {
         let handles = self.handles.iter().filter_map(Weak::upgrade);
-        handles.filter(|handle| !Arc::ptr_eq(handle, owner)).all(|handle| handle.begun.fetch_add(0, AcqRel) == 0)
+        handles.filter(|handle| !handle.is(owner)).all(|handle| handle.begun.fetch_add(0, AcqRel) == 0)
     }
 
     fn has(&self, owner: &Arc<Mutator>, slot: u16) -> bool {
-        let waits = |entry: &Entry| {
-            matches!(&entry.what, Waiting::Hold(job) if job.tag.slot == slot) && Arc::ptr_eq(&entry.owner, owner)
-        };
-        let holds = |held: &Held| held.slot == slot && Arc::ptr_eq(&held.owner, owner);
+        let waits = |entry: &Entry| entry.what == What::Hold { slot } && owner.is(&entry.owner);
+        let holds = |held: &Held| held.slot == slot && owner.is(&held.owner);
         self.held.iter().any(holds) || self.line.iter().any(waits)
     }
 }

@@ -162,7 +162,7 @@ fn a_hold_and_a_mutation_of_its_sectors_exclude_each_other_and_nobody_waits_for_
         let holds = Arc::new(Holds::new());
         let queues = [(); 2].map(|()| Arc::new(CompletionQueue::new(1, Arc::new(())).unwrap()));
         let (writer, _) = handle(&holds, &queues[0], 0);
-        let (owner, job) = handle(&holds, &queues[1], 0);
+        let (owner, _) = handle(&holds, &queues[1], 0);
         let sectors = Arc::new(UnsafeCell::new(()));
         let touch = |sectors: &UnsafeCell<()>| sectors.with_mut(|_| ());
         let writes = {
@@ -176,18 +176,16 @@ fn a_hold_and_a_mutation_of_its_sectors_exclude_each_other_and_nobody_waits_for_
                 begun
             })
         };
-        let mut granted = VecDeque::new();
-        owner.hold(job, extent);
-        queues[1].take(&mut granted);
-        let at_once = !granted.is_empty();
-        if at_once {
+        owner.hold(3, 0, extent).unwrap();
+        let at_once = owner.take_admitted();
+        if at_once.is_some() {
             touch(&sectors);
             owner.release(Some(0));
         }
         let begun = writes.join().unwrap();
-        queues[1].take(&mut granted);
-        assert_eq!(granted.len(), 1, "the last mutation that ends grants the hold");
-        if !at_once {
+        assert!(!queues[1].arm(false), "it is woken");
+        assert_eq!(at_once.or_else(|| owner.take_admitted()), Some(3), "by the last mutation that ends");
+        if at_once.is_none() {
             touch(&sectors);
             owner.release(Some(0));
         }

@@ -108,7 +108,13 @@ impl StateFile {
                 or: ", or give each image its own: state=PATH",
             });
         }
-        let damaged = |what| refused(&path, what, "restore it from a backup, or remove it: what devices had stored is lost then");
+        let damaged = |what| {
+            refused(
+                &path,
+                what,
+                "restore it from a backup, or remove it: what devices had stored is lost then",
+            )
+        };
         if facts.st_size == 0 {
             prepare(&path, &file).map_err(fail)?;
         } else if u64::try_from(facts.st_size) != Ok(FILE_BYTES) {
@@ -158,14 +164,16 @@ impl StateFile {
         stable: bool,
     ) -> Result<(), StoreError> {
         let mut records = lock(&self.records);
-        let has = |record: &Option<Box<RecordCopy>>| record.as_ref().is_some_and(|record| record.key() == key);
+        let has =
+            |record: &Option<Box<RecordCopy>>| record.as_ref().is_some_and(|record| record.key() == key);
         let place = records.iter().position(has).or_else(|| records.iter().position(Option::is_none));
         let place = place.ok_or(StoreError::Full)?;
         let generation = records[place].as_ref().map_or(0, |record| record.generation()) + 1;
         let record = RecordCopy::new(key, generation, data).ok_or(StoreError::Full)?;
         *lock(&self.unused) = false;
         for half in [0, 1] {
-            write_all(syscalls, &self.file, bytes_of(&record), offset(half, place)).map_err(StoreError::Failed)?;
+            write_all(syscalls, &self.file, bytes_of(&record), offset(half, place))
+                .map_err(StoreError::Failed)?;
             if stable {
                 sync(syscalls, &self.file).map_err(StoreError::Failed)?;
             }

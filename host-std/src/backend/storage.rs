@@ -67,7 +67,7 @@ pub(super) struct Room {
     pub(super) waiter: Arc<dyn Waiter>,
     /// Taken and not begun, in order.
     pub(super) waiting: VecDeque<WaitingJob>,
-    /// Mutations that a hold of another handle keeps off; taken and not begun.
+    /// Holds that are not granted, and mutations that a hold of another handle keeps off; taken and not begun.
     pub(super) kept_off: VecDeque<WaitingJob>,
     /// Lists of segments, to be used again.
     pub(super) spare: Vec<Vec<Segment>>,
@@ -225,7 +225,7 @@ impl<S: Syscalls> FileStorage<S> {
     pub(super) fn start(&mut self, job: Box<Job>) {
         match job.op {
             Op::Flush => return self.flush(job),
-            Op::Hold { extent } => return self.mutator.hold(job, extent),
+            Op::Hold { extent } => return self.hold(job, extent),
             Op::LoadState { .. } | Op::StoreState { .. } => return self.shared().work.push(job),
             // Nothing to move.
             Op::Read { .. } | Op::Write { .. } if job.iovecs.count() == 0 => return self.end(job, Ok(())),

@@ -24,7 +24,8 @@ const TRANSFER_MAX_BYTES: u32 = 256 << 20;
 
 /// A backend over an [`Image`]: what a guest writes stays in memory, until [`Self::swap`] throws it away.
 ///
-/// It says of itself that nothing is ever stable ([`Cache::Unsafe`]), which is the truth. Operations end at once.
+/// It says of itself that nothing is ever stable ([`Cache::Unsafe`]), which is the truth. Operations end at once. There are no holds:
+/// a guest is not offered what compares and then writes. There are no records.
 pub struct OverlayBackend {
     shared: Arc<OverlayDisk>,
 }
@@ -210,10 +211,9 @@ impl OverlayHandle {
                 disk.read(extent, &mut data)?;
                 self.scatter(memory, tag, segments, &data)?;
             }
-            Op::Write { fua: true, .. }
-            | Op::Hold { .. }
-            | Op::LoadState { .. }
-            | Op::StoreState { .. } => return Err(IoErrorKind::Unsupported),
+            Op::Write { fua: true, .. } | Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {
+                return Err(IoErrorKind::Unsupported);
+            }
             Op::Write { extent, .. } => {
                 disk.counts.writes += 1;
                 disk.counts.bytes_written += bytes;

@@ -15,7 +15,9 @@ use super::image_check;
 use super::meter::{ImageStats, Meters};
 use super::open;
 use super::throttle::ThrottleStats;
-use crate::backend::{Backend, BudgetReport, BudgetUse, Counts, FileBackend, FileOptions, Handle, StatePlace};
+use crate::backend::{
+    Backend, BudgetReport, BudgetUse, Counts, FileBackend, FileOptions, Handle, StatePlace,
+};
 use crate::fault::Faulty;
 use crate::memory::MappedMemory;
 use crate::record::Recorder;

@@ -118,9 +118,10 @@ fn power_cuts(before: &[u8], calls: &[Call], few: bool, mut each: impl FnMut(&[u
                 let mut rest = &bytes[..];
                 while !rest.is_empty() {
                     let (sector, more) = rest.split_at(rest.len().min(SECTOR - start % SECTOR));
-                    if let Some((_, last)) = volatile.last_mut().filter(|(at, last)| {
-                        start % SECTOR != 0 && at + last.len() == start
-                    }) {
+                    if let Some((_, last)) = volatile
+                        .last_mut()
+                        .filter(|(at, last)| !start.is_multiple_of(SECTOR) && at + last.len() == start)
+                    {
                         last.extend_from_slice(sector);
                     } else {
                         volatile.push((start, sector.to_vec()));
@@ -184,7 +185,7 @@ fn a_second_loss_of_power_after_the_first_leaves_what_was_seen_between_them() {
     power_cuts(&before, &calls.0.into_inner().unwrap(), true, |torn, _| {
         number += 1;
         // One in so many: each has hundreds of its own.
-        if number % 11 != 0 {
+        if !number.is_multiple_of(11) {
             return;
         }
         std::fs::write(cuts.path(), torn).unwrap();

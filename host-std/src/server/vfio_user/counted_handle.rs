@@ -131,7 +131,15 @@ impl CountedHandle {
         state: Arc<OperationCounts>,
         counters: Arc<QueueCounters>,
     ) -> Self {
-        Self { inner, state, counters, moving: Vec::with_capacity(64), holds: Vec::new(), flush: Flush::None, refused: false }
+        Self {
+            inner,
+            state,
+            counters,
+            moving: Vec::with_capacity(64),
+            holds: Vec::new(),
+            flush: Flush::None,
+            refused: false,
+        }
     }
 
     /// Begins a flush of the image. Nothing of this port is in flight. False if the image is busy.
@@ -281,6 +289,7 @@ impl Handle for CountedHandle {
 #[cfg(test)]
 mod tests {
     use blk_core::storage::CacheMode;
+    use blk_core::units::Extent;
 
     use super::*;
     use crate::backend::{FileBackend, FileOptions};
@@ -311,5 +320,40 @@ mod tests {
         state.begin_turn(None);
         assert_eq!([flush(0), flush(1)], [Ok(Submission::Pending); 2]);
         assert_eq!(state.in_flight(), 5);
+    }
+
+    #[test]
+    fn a_hold_is_in_flight_until_it_is_released_and_what_is_done_under_it_is_not_shut_out() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let backend = FileBackend::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
+        let state = Arc::new(OperationCounts::default());
+        let inner = Box::new(backend.handle().unwrap());
+        let mut handle = CountedHandle::new(inner, Arc::clone(&state), Arc::default());
+        let memory = MappedMemory::default();
+        let hold = Op::Hold { extent: Extent::new(0, 1) };
+        let zeroes = Op::WriteZeroes { extent: Extent::new(0, 1), may_unmap: false };
+        let run = |handle: &mut CountedHandle, slot, op| {
+            let submitted = handle.submit(&memory, Tag { slot, generation: 0 }, op, &[]);
+            submitted.map(|_| {
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while handle.poll(&memory).is_none() {
+                    assert!(Instant::now() < deadline, "no completion");
+                }
+            })
+        };
+        run(&mut handle, 0, hold).unwrap();
+        assert_eq!(state.in_flight(), 1);
+        state.set_shut(true);
+        run(&mut handle, 1, zeroes).unwrap();
+        assert_eq!(run(&mut handle, 1, hold), Err(Busy), "or it would never come to rest");
+        handle.release_hold(1);
+        assert_eq!(state.in_flight(), 1);
+        handle.release_hold(0);
+        assert_eq!((state.in_flight(), run(&mut handle, 1, zeroes)), (0, Err(Busy)));
+        state.set_shut(false);
+        // One that fails is none.
+        run(&mut handle, 0, Op::Hold { extent: Extent::new(8, 1) }).unwrap();
+        assert_eq!(state.in_flight(), 0);
     }
 }
