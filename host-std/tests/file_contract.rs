@@ -315,8 +315,16 @@ fn odd_sizes_and_options_are_refused_with_the_file_and_the_remedy() {
     let cases = [
         (&odd, plain.clone(), ["odd", "1000 bytes", "truncate -s %512"]),
         (&empty, plain.clone(), ["empty", "no capacity", "truncate -s 1G"]),
-        (&good, FileOptions { logical_block_bytes: Some(8192), ..plain.clone() }, ["good", "8192", "logical-block"]),
-        (&good, FileOptions { logical_block_bytes: Some(768), ..plain.clone() }, ["good", "768", "power of two"]),
+        (
+            &good,
+            FileOptions { logical_block_bytes: Some(8192), ..plain.clone() },
+            ["good", "8192", "logical-block"],
+        ),
+        (
+            &good,
+            FileOptions { logical_block_bytes: Some(768), ..plain.clone() },
+            ["good", "768", "power of two"],
+        ),
         (&good, FileOptions { workers: 0, ..plain.clone() }, ["good", "workers=0", "1 to 64"]),
         (&good, FileOptions { depth: 129, ..plain.clone() }, ["good", "depth=129", "1 to 128"]),
     ];

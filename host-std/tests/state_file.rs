@@ -36,7 +36,8 @@ fn a_record_is_read_back_by_every_handle_and_after_the_image_was_closed() {
         let most = one.info().state_bytes;
         assert!(most >= 3072);
         // Guest memory in pieces, and staging.
-        let segments = [guest(0x1000, 700), guest(BORDER - 300, 600), Segment::Staging { offset: 8, len: 100 }];
+        let segments =
+            [guest(0x1000, 700), guest(BORDER - 300, 600), Segment::Staging { offset: 8, len: 100 }];
         fill(&memory, 0x1000, 700, 1);
         fill(&memory, BORDER - 300, 600, 2);
         Storage::<MappedMemory>::staging(&mut one, 3)[8..108].fill(3);
@@ -81,7 +82,10 @@ fn an_image_without_a_place_has_no_records() {
         let named = FileBackend::open(&device.0, &with(at, CacheMode::None)).unwrap();
         assert_ne!(named.info().state_bytes, 0);
     }
-    assert_eq!(images.0.path().read_dir().unwrap().count(), 1 + usize::from(images.0.path().join("elsewhere").exists()));
+    assert_eq!(
+        images.0.path().read_dir().unwrap().count(),
+        1 + usize::from(images.0.path().join("elsewhere").exists())
+    );
 }
 
 #[test]

@@ -176,8 +176,16 @@ pub(crate) const SERVE: &[Row] = &[
     Row(2, "serve --socket s --image disk.img,state=nodir/x", &["nodir/x", "make its folder", "state=off"]),
     Row(2, "serve --socket s --image disk.img,state=notes.txt", &["notes.txt: is", "a backup, or remove it"]),
     Row(2, "serve --socket s --image disk.img,state=disk.img", &["state disk.img", "a path of its own"]),
-    Row(2, "serve --socket s --image disk.img,state=dir", &["dir: cannot open it for the records", "state=off"]),
-    Row(2, "serve --socket s --image disk.img,readonly,state=x", &["readonly with a file for state", "leave one"]),
+    Row(
+        2,
+        "serve --socket s --image disk.img,state=dir",
+        &["dir: cannot open it for the records", "state=off"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,readonly,state=x",
+        &["readonly with a file for state", "leave one"],
+    ),
     Row(2, "serve --socket s --image disk.img --fault read:often", &["read:often", "write for example"]),
     // Images beside each other.
     Row(2, "serve --socket s --image disk.img --image other.img", &["2 images", "use virtio-scsi"]),

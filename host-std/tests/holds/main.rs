@@ -58,7 +58,8 @@ fn pairs(backend: &FileBackend, pairs: u32, holds: Holds) -> u32 {
                     successes.fetch_add(done.into(), Ordering::Relaxed);
                     ended.wait();
                     if me == 0 {
-                        wrong.fetch_add((successes.swap(0, Ordering::Relaxed) != 1).into(), Ordering::Relaxed);
+                        wrong
+                            .fetch_add((successes.swap(0, Ordering::Relaxed) != 1).into(), Ordering::Relaxed);
                     }
                     together.wait();
                 }
