@@ -295,6 +295,8 @@ impl Summary {
                     Op::WriteZeroes { .. } => self.write_zeroes += 1,
                     Op::Discard { .. } => self.discards += 1,
                     Op::Flush => self.flushes += 1,
+                    // Never recorded.
+                    Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
                 }
             }
             What::Complete { result, .. } => {

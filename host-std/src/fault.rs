@@ -5,7 +5,7 @@
 //! ```text
 //! OPERATION[@WHICH]:EFFECT       seed=NUMBER
 //!
-//! OPERATION  read, write, zeroes, discard, flush, any
+//! OPERATION  read, write, zeroes, discard, flush, state (a record beside the image), any
 //! WHICH      3 (the third of its kind, on all handles), 3+ (from the third on), 3-5, 2% (each with this probability);
 //!            by default each
 //! EFFECT     eio, enospc, or a duration by which its completion is held back: 20us, 500ms, 2s
@@ -13,6 +13,8 @@
 //!
 //! `flush:500ms;write@1%:eio;seed=7` delays every flush and fails one write in a hundred. The same plan, with its seed, does the
 //! same to the same operations; without a seed one is chosen, and logged.
+//!
+//! A hold is no operation of these: it is not counted, and never fails.
 //!
 //! An operation that fails is not given to the backend below. If it had to be durable, the backend latches, as it does when the
 //! kernel fails such an operation.
@@ -56,14 +58,16 @@ enum Kind {
     Zeroes,
     Discard,
     Flush,
+    State,
 }
 
-const KINDS: [(&str, Option<Kind>); 6] = [
+const KINDS: [(&str, Option<Kind>); 7] = [
     ("read", Some(Kind::Read)),
     ("write", Some(Kind::Write)),
     ("zeroes", Some(Kind::Zeroes)),
     ("discard", Some(Kind::Discard)),
     ("flush", Some(Kind::Flush)),
+    ("state", Some(Kind::State)),
     ("any", None),
 ];
 
@@ -113,7 +117,7 @@ fn rule(item: &str) -> Result<Rule, &'static str> {
     let (operation, effect) = item.split_once(':').ok_or("it has no effect after a colon")?;
     let (kind, which) = operation.split_once('@').unwrap_or((operation, "1+"));
     let kind = KINDS.iter().find(|(name, _)| *name == kind);
-    let &(_, kind) = kind.ok_or("the operation is read, write, zeroes, discard, flush or any")?;
+    let &(_, kind) = kind.ok_or("the operation is read, write, zeroes, discard, flush, state or any")?;
     let number = |text: &str| text.parse().ok().filter(|&n: &u64| n > 0).ok_or("a number counts from 1");
     let which = if let Some(percent) = which.strip_suffix('%') {
         let percent = percent.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
@@ -180,7 +184,7 @@ pub struct Faulty {
 struct FaultState {
     rules: Vec<Rule>,
     /// Operations so far, by kind; the last counts all.
-    seen: [u64; 6],
+    seen: [u64; KINDS.len()],
     rng: Rng,
 }
 
@@ -190,7 +194,8 @@ impl Faulty {
     pub fn new(inner: Arc<dyn Backend>, mut plan: Plan) -> Self {
         let seed = *plan.seed.get_or_insert_with(|| fastrand::u64(..));
         tracing::warn!(%plan, "faults are injected");
-        let shared = FaultState { rules: plan.rules.clone(), seen: [0; 6], rng: Rng::with_seed(seed) };
+        let shared =
+            FaultState { rules: plan.rules.clone(), seen: [0; KINDS.len()], rng: Rng::with_seed(seed) };
         Self { inner, shared: Arc::new(Mutex::new(shared)), plan }
     }
 
@@ -249,7 +254,7 @@ struct Fate {
 
 impl FaultState {
     fn fate(&mut self, op: Op) -> Fate {
-        let kind = kind(op);
+        let Some(kind) = kind(op) else { return Fate::default() };
         self.seen[kind as usize] += 1;
         self.seen[KINDS.len() - 1] += 1;
         let mut fate = Fate::default();
@@ -269,14 +274,16 @@ impl FaultState {
     }
 }
 
-const fn kind(op: Op) -> Kind {
-    match op {
+const fn kind(op: Op) -> Option<Kind> {
+    Some(match op {
         Op::Read { .. } => Kind::Read,
         Op::Write { .. } => Kind::Write,
         Op::WriteZeroes { .. } => Kind::Zeroes,
         Op::Discard { .. } => Kind::Discard,
         Op::Flush => Kind::Flush,
-    }
+        Op::LoadState { .. } | Op::StoreState { .. } => Kind::State,
+        Op::Hold { .. } => return None,
+    })
 }
 
 struct FaultyHandle {
@@ -307,8 +314,9 @@ impl FaultyHandle {
         let lba = op.extent().map(|extent| extent.start);
         let durable = match op {
             _ if info.cache == Cache::Unsafe => None,
-            Op::Read { .. } => None,
+            Op::Read { .. } | Op::LoadState { .. } | Op::Hold { .. } => None,
             Op::Flush => Some(Durable::Flush),
+            Op::StoreState { .. } => Some(Durable::Record),
             Op::Write { fua, .. } => (fua || info.cache == Cache::WriteThrough).then_some(Durable::Write),
             Op::WriteZeroes { .. } | Op::Discard { .. } => info.range_stable.then_some(Durable::Write),
         };
@@ -338,7 +346,7 @@ impl Storage<MappedMemory> for FaultyHandle {
         segments: &[Segment],
     ) -> Result<Submission, Busy> {
         // A latched backend refuses without a fault of ours, and a busy one has not seen the operation: neither is counted.
-        let latched = self.backend.latched().is_some() && !matches!(op, Op::Read { .. });
+        let latched = self.backend.latched().is_some() && op.fails_when_latched();
         if latched {
             return self.inner.submit(memory, tag, op, segments);
         }
@@ -392,6 +400,10 @@ impl Storage<MappedMemory> for FaultyHandle {
             return &mut [];
         }
         self.inner.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
     }
 
     fn cancel_in_flight(&mut self) -> bool {

@@ -13,6 +13,8 @@
 //!   first. A request larger than a bucket begins when that is full, and leaves a debt.
 //! - A flush is one operation and no bytes, and never waits for a debt of bytes. So is a discard. A write-zeroes counts the bytes
 //!   that it sets, as QEMU's `throttling.bps-total` does. A guest that was told of no cache pays for the flush behind its write.
+//! - A hold, which moves nothing, costs nothing and never waits here. What is done under it pays as ever, and whoever that hold keeps
+//!   off waits with it: for the same limit, since it is the same image. A record is one operation and no bytes.
 //! - A flush still covers what it has to: it reaches the image later than it was submitted, never earlier.
 //! - Requests that a drain lets go have been counted: those that come next wait for them.
 //!
@@ -285,7 +287,7 @@ impl Storage<MappedMemory> for ThrottledHandle {
         segments: &[Segment],
     ) -> Result<Submission, Busy> {
         let limited = self.limiter.limited.load(Ordering::Acquire);
-        if !limited && self.held.is_empty() {
+        if (!limited && self.held.is_empty()) || matches!(op, Op::Hold { .. }) {
             return self.inner.submit(memory, tag, op, segments);
         }
         let now = self.limiter.now();
@@ -315,6 +317,10 @@ impl Storage<MappedMemory> for ThrottledHandle {
             return &mut [];
         }
         self.inner.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
     }
 
     fn cancel_in_flight(&mut self) -> bool {

@@ -313,12 +313,20 @@ fn odd_sizes_and_options_are_refused_with_the_file_and_the_remedy() {
     let good = images.image("good", 4096);
     let plain = FileOptions::new(CacheMode::WriteBack);
     let cases = [
-        (&odd, plain, ["odd", "1000 bytes", "truncate -s %512"]),
-        (&empty, plain, ["empty", "no capacity", "truncate -s 1G"]),
-        (&good, FileOptions { logical_block_bytes: Some(8192), ..plain }, ["good", "8192", "logical-block"]),
-        (&good, FileOptions { logical_block_bytes: Some(768), ..plain }, ["good", "768", "power of two"]),
-        (&good, FileOptions { workers: 0, ..plain }, ["good", "workers=0", "1 to 64"]),
-        (&good, FileOptions { depth: 129, ..plain }, ["good", "depth=129", "1 to 128"]),
+        (&odd, plain.clone(), ["odd", "1000 bytes", "truncate -s %512"]),
+        (&empty, plain.clone(), ["empty", "no capacity", "truncate -s 1G"]),
+        (
+            &good,
+            FileOptions { logical_block_bytes: Some(8192), ..plain.clone() },
+            ["good", "8192", "logical-block"],
+        ),
+        (
+            &good,
+            FileOptions { logical_block_bytes: Some(768), ..plain.clone() },
+            ["good", "768", "power of two"],
+        ),
+        (&good, FileOptions { workers: 0, ..plain.clone() }, ["good", "workers=0", "1 to 64"]),
+        (&good, FileOptions { depth: 129, ..plain.clone() }, ["good", "depth=129", "1 to 128"]),
     ];
     for (path, options, parts) in cases {
         let text = FileBackend::open(path, &options).map(|_| ()).unwrap_err().to_string();
@@ -328,7 +336,7 @@ fn odd_sizes_and_options_are_refused_with_the_file_and_the_remedy() {
     let error = FileBackend::open(&missing, &plain).map(|_| ()).unwrap_err();
     assert!(matches!(error, OpenError::System { .. }) && error.to_string().contains("missing"), "{error}");
     assert!(matches!(
-        FileBackend::open(images.0.path(), &FileOptions { read_only: true, ..plain }),
+        FileBackend::open(images.0.path(), &FileOptions { read_only: true, ..plain.clone() }),
         Err(OpenError::NotADisk { .. })
     ));
 }

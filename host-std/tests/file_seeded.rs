@@ -173,6 +173,7 @@ fn soak(seed: u64, mode: CacheMode, engine: IoEngine, images: &Images) {
             Op::Write { .. } => model.change(extent, value, done.is_ok()),
             Op::WriteZeroes { .. } => model.change(extent, 0, done.is_ok()),
             Op::Discard { .. } => model.change(extent, 0, false),
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => unreachable!("none is made"),
             Op::Read { .. } if done.is_ok() => {
                 let back = [
                     peek(&memory, 0x1000, cut as usize),

@@ -256,3 +256,25 @@ fn a_start_warns_of_what_loses_data_and_refuses_a_foreign_format() {
         assert!(!text.contains(doubt), "{text}");
     }
 }
+
+/// A hold that a layer does not pass on is one that is never released, or never kept.
+#[test]
+fn a_block_is_compared_and_written_again_and_again_through_every_layer() {
+    let (disk, recording) = (Disk::new(MIB), tempfile::tempdir().unwrap());
+    let log = recording.path().join("log");
+    let layers = format!("iops=1000000,werror=stop,fault=read:1us,state=auto,record={}", log.display());
+    let server = disk.serve_as("virtio-scsi", &layers, &[], None);
+    let mut host = connect(&server);
+    host.ready(unit(0, 0)).unwrap();
+    let mut block = [0; 16];
+    (block[0], block[9], block[13]) = (0x89, 5, 1);
+    for turn in 0..5 {
+        let data = [[turn; BLOCK], [turn + 1; BLOCK]].concat();
+        host.perform(&Command::new(unit(0, 0), &block, ScsiPayload::Out(&data))).unwrap();
+        let stale = host.perform(&Command::new(unit(0, 0), &block, ScsiPayload::Out(&data)));
+        assert!(matches!(stale, Err(ClientError::Refused { .. })), "it compares");
+    }
+    assert_eq!(holds(&mut host, unit(0, 0), 5), 5);
+    // Made beside the image at the start.
+    assert!(disk.image().with_file_name("image.state").exists());
+}

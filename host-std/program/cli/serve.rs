@@ -34,6 +34,7 @@ at port n) and ide (primary master, primary slave, secondary master, secondary s
   iops-burst=N, bps-burst=SIZE    what may go at once after a rest; default: a tenth of a second's worth
   inflight=SIZE         most bytes of reads and writes in flight, for all queues together; what is beyond waits; default: 256M
   private-memory=SIZE   most memory for the data of requests whose own memory the client does not share; default: 256M
+  state=auto|off|PATH   file of what devices remember beside the disk's contents; auto: IMAGE.state, if that can be made; default: off
   record=LOG            record what the host is given";
 
 /// Serve disks by vhost-user, or by vfio-user as PCI devices: from options, one device; from a file, any number.

@@ -1,9 +1,10 @@
-//! An operation's way into flight: its checks, its room in the budgets, its memory.
+//! An operation's way into flight: its checks, the holds of others, its room in the budgets, its memory.
 
 use std::sync::Arc;
 
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::storage::{IoError, IoErrorKind};
+use blk_core::units::Extent;
 
 use super::job::Job;
 use super::limits::{SEGMENTS_MAX, TRANSFER_MAX_BYTES};
@@ -13,7 +14,7 @@ use super::syscalls::Syscalls;
 use crate::memory::HostMemory;
 
 impl<S: Syscalls> FileStorage<S> {
-    /// Begins an operation, or ends it with what is wrong with it, or has it wait for room in a budget.
+    /// Begins an operation, or ends it with what is wrong with it, or has it wait for a hold to end or for room in a budget.
     pub(super) fn take_on<M: HostMemory + ?Sized>(
         &mut self,
         memory: &M,
@@ -29,7 +30,7 @@ impl<S: Syscalls> FileStorage<S> {
             return self.end(job, Err(IoError { kind, lba }));
         }
         // What moves nothing, as a flush, passes those that wait.
-        let in_turn = self.room.waiting.is_empty() || bytes_moved(job.op) == 0;
+        let in_turn = self.room.waiting.is_empty() || job.bytes == 0;
         let refused = if in_turn { self.begin(memory, job, segments) } else { Some(job) };
         if let Some(job) = refused {
             self.wait_for_room(memory, job, segments);
@@ -53,13 +54,17 @@ impl<S: Syscalls> FileStorage<S> {
         if job.op.mutates() && info.read_only {
             return Err(IoErrorKind::ReadOnly);
         }
-        let bytes = match job.op {
+        let is_record = matches!(job.op, Op::LoadState { .. } | Op::StoreState { .. });
+        let bytes_max = match job.op {
             Op::Write { fua: true, .. } if !info.fua => return Err(IoErrorKind::Unsupported),
-            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
-            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
+            _ if is_record && info.state_bytes == 0 => return Err(IoErrorKind::Unsupported),
+            _ if is_record => info.state_bytes,
+            _ => TRANSFER_MAX_BYTES,
         };
-        let fits = bytes.is_some_and(|bytes| bytes <= u64::from(TRANSFER_MAX_BYTES));
-        if !fits || segments.len() > usize::from(SEGMENTS_MAX) || total_bytes(segments) != bytes {
+        let bytes = total_bytes(segments).filter(|&bytes| bytes <= bytes_max.into());
+        job.bytes = bytes.ok_or(IoErrorKind::OutOfRange)?;
+        let whole = job.op.segment_bytes().is_none_or(|bytes| bytes == job.bytes);
+        if !whole || segments.len() > usize::from(SEGMENTS_MAX) {
             return Err(IoErrorKind::OutOfRange);
         }
         job.private = false;
@@ -75,17 +80,27 @@ impl<S: Syscalls> FileStorage<S> {
         }
     }
 
-    /// Begins an operation that is prepared; gives it back if it has to wait for room in a budget.
+    /// Begins an operation that is prepared, or has it wait for a hold to end; gives it back if it has to wait for room in a budget.
     fn begin<M: HostMemory + ?Sized>(
         &mut self,
         memory: &M,
         mut job: Box<Job>,
         segments: &[Segment],
     ) -> Option<Box<Job>> {
+        // Before it has room: what waits for a hold has none that the hold's owner could need.
+        if let Some(extent) = job.op.extent().filter(|_| job.op.mutates() && !job.counted) {
+            if !self.mutator.begin(job.number, extent) {
+                self.keep_off(job, segments);
+                return None;
+            }
+            job.counted = true;
+        }
         let room = self.take_room(memory, &mut job, segments);
         if let Err(Stop::Wait) = room {
             let (budgets, bytes) = (self.budgets(), std::mem::take(&mut job.in_flight_bytes));
             budgets.put_back(&budgets.in_flight, bytes, &self.room.waiter);
+            // After it has put back its room: no hold waits for what has none.
+            job.uncount();
             return Some(job);
         }
         let kind = |stop| if let Stop::Error(kind) = stop { kind } else { IoErrorKind::Medium };
@@ -93,7 +108,9 @@ impl<S: Syscalls> FileStorage<S> {
         let room = room.map_err(|stop| IoError { kind: kind(stop), lba });
         match room.and_then(|()| self.shared().admit(job.op)) {
             Err(error) => self.end(job, Err(error)),
-            Ok(()) if job.private && matches!(job.op, Op::Write { .. }) => self.room.copies.push_back(job),
+            Ok(()) if job.private && matches!(job.op, Op::Write { .. } | Op::StoreState { .. }) => {
+                self.room.copies.push_back(job);
+            }
             Ok(()) => self.start(job),
         }
         None
@@ -106,7 +123,7 @@ impl<S: Syscalls> FileStorage<S> {
         job: &mut Job,
         segments: &[Segment],
     ) -> Result<(), Stop> {
-        let (bytes, budgets) = (bytes_moved(job.op), self.budgets());
+        let (bytes, budgets) = (job.bytes, self.budgets());
         if bytes == 0 {
             return Ok(());
         }
@@ -170,23 +187,74 @@ impl<S: Syscalls> FileStorage<S> {
     /// Has an operation wait for room.
     #[cold]
     fn wait_for_room<M: HostMemory + ?Sized>(&mut self, memory: &M, job: Box<Job>, segments: &[Segment]) {
-        let mut list = self.room.spare.pop().unwrap_or_default();
-        if job.private {
-            list.extend_from_slice(segments);
-        }
-        self.room.waiting.push_back(WaitingJob { job, segments: list });
+        let waiting = self.waiting(job, segments);
+        self.room.waiting.push_back(waiting);
         self.budgets().count_waiting(true);
         self.budgets().join(&self.room.waiter);
         self.begin_waiting(memory);
     }
 
-    /// Goes on with what waits for room, and with what is copied.
+    /// Has a hold stand in line.
+    #[cold]
+    pub(super) fn hold(&mut self, job: Box<Job>, extent: Extent) {
+        match self.mutator.hold(job.number, job.tag.slot, extent) {
+            Ok(()) => self.keep_off(job, &[]),
+            Err(kind) => self.end(job, Err(IoError { kind, lba: Some(extent.start) })),
+        }
+    }
+
+    /// Keeps a hold, or a mutation that one is in the way of, until it is admitted.
+    #[cold]
+    fn keep_off(&mut self, job: Box<Job>, segments: &[Segment]) {
+        let waiting = self.waiting(job, segments);
+        self.room.kept_off.push_back(waiting);
+    }
+
+    fn waiting(&mut self, job: Box<Job>, segments: &[Segment]) -> WaitingJob {
+        let mut list = self.room.spare.pop().unwrap_or_default();
+        if job.private {
+            list.extend_from_slice(segments);
+        }
+        WaitingJob { job, segments: list }
+    }
+
+    /// Goes on with what waits for a hold or for room, and with what is copied.
     pub(super) fn make_progress<M: HostMemory + ?Sized>(&mut self, memory: &M) {
         if !self.room.copies.is_empty() {
             self.copy(memory);
         }
+        if !self.room.kept_off.is_empty() {
+            self.begin_admitted(memory);
+        }
         if !self.room.waiting.is_empty() {
             self.begin_waiting(memory);
+        }
+    }
+
+    /// Begins what no hold keeps off any more, and grants holds.
+    #[cold]
+    fn begin_admitted<M: HostMemory + ?Sized>(&mut self, memory: &M) {
+        while let Some(number) = self.mutator.take_admitted() {
+            let at = self.room.kept_off.iter().position(|waiting| waiting.job.number == number);
+            let waiting = at.and_then(|at| self.room.kept_off.remove(at));
+            let Some(WaitingJob { mut job, mut segments }) = waiting else { continue };
+            if let Op::Hold { .. } = job.op {
+                self.room.spare.push(segments);
+                self.end(job, Ok(()));
+                continue;
+            }
+            job.counted = true;
+            let refused = if self.room.waiting.is_empty() {
+                self.begin(memory, job, &segments)
+            } else {
+                job.uncount();
+                Some(job)
+            };
+            if let Some(job) = refused {
+                self.wait_for_room(memory, job, &segments);
+            }
+            segments.clear();
+            self.room.spare.push(segments);
         }
     }
 
@@ -212,7 +280,7 @@ impl<S: Syscalls> FileStorage<S> {
         while let Some(mut job) = self.room.copies.pop_front() {
             let way = match (job.op, job.result) {
                 _ if job.in_flight_bytes != 0 => Way::Fetch,
-                (Op::Read { .. }, Ok(())) => Way::Deliver,
+                (Op::Read { .. } | Op::LoadState { .. }, Ok(())) => Way::Deliver,
                 _ => Way::GiveUp,
             };
             let budget = &mut self.room.copy_budget;
@@ -251,13 +319,5 @@ impl<S: Syscalls> FileStorage<S> {
             budgets.count_waiting(false);
         }
         budgets.pass(&self.room.waiter, false);
-    }
-}
-
-/// Bytes that an operation moves.
-fn bytes_moved(op: Op) -> u64 {
-    match op {
-        Op::Read { extent } | Op::Write { extent, .. } => extent.bytes().unwrap_or(0),
-        Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => 0,
     }
 }

@@ -15,6 +15,8 @@ use super::latch::LatchCause;
 use super::open_error::OpenError;
 use super::options::FileOptions;
 use super::shared::Shared;
+use super::state_file::StateFile;
+use super::state_layout::RECORD_BYTES_MAX;
 use super::storage::FileStorage;
 use super::syscalls::{LinuxSyscalls, Syscalls};
 
@@ -75,9 +77,13 @@ impl<S: Syscalls> FileBackend<S> {
         }
         let image = Image::open(path, options)?;
         let budgets = Budgets::new(options.in_flight_bytes_max, options.private_bytes_max);
-        let threads = IoThreads::new(syscalls, image, options.workers, budgets)?;
+        let state = StateFile::open(&syscalls, &image, options)?;
+        if state.is_some() {
+            image.info.set_state_bytes(RECORD_BYTES_MAX as u32);
+        }
+        let threads = IoThreads::new(syscalls, image, state, options.workers, budgets)?;
         threads.shared.image.opened();
-        Ok(Self { threads: Arc::new(threads), options: *options })
+        Ok(Self { threads: Arc::new(threads), options: options.clone() })
     }
 
     /// Starts the threads of a backend that was opened [idle](FileBackend::open_idle). Each calls `begin` first. Of one that has
@@ -113,9 +119,10 @@ impl<S: Syscalls> FileBackend<S> {
     }
 
     /// Puts the image back as it was before [`FileOptions::size`] made or extended it: for a caller that does not serve it after
-    /// all, since something else that it needs is refused. Nothing may have been written.
+    /// all, since something else that it needs is refused. Nothing may have been written. A file for records that was made goes, too.
     pub fn undo_size(&self) {
         self.shared().image.undo_size();
+        self.shared().state.iter().for_each(StateFile::undo);
     }
 
     /// Counts so far, of all handles.

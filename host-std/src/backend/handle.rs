@@ -57,6 +57,10 @@ impl Storage<MappedMemory> for Box<dyn Handle> {
         (**self).staging(slot)
     }
 
+    fn release_hold(&mut self, slot: u16) {
+        (**self).release_hold(slot);
+    }
+
     fn cancel_in_flight(&mut self) -> bool {
         (**self).cancel_in_flight()
     }

@@ -231,6 +231,8 @@ impl Image {
             staging_bytes: STAGING_BYTES,
             segments_max: SEGMENTS_MAX,
             transfer_max_bytes: TRANSFER_MAX_BYTES,
+            holds: true,
+            state_bytes: 0,
         };
         Ok(Self {
             info: SharedInfo::new(info),

@@ -35,6 +35,11 @@ impl SharedInfo {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Before there are handles: records may be so long.
+    pub(super) fn set_state_bytes(&self, bytes: u32) {
+        lock(&self.info).state_bytes = bytes;
+    }
+
     /// Changes the capacity, and returns what the image is then.
     pub(super) fn resize(&self, sectors: u64) -> Info {
         let mut info = lock(&self.info);

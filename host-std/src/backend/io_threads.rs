@@ -16,6 +16,7 @@ use super::image::Image;
 use super::job::Job;
 use super::open_error::OpenError;
 use super::shared::Shared;
+use super::state_file::StateFile;
 use super::syscalls::Syscalls;
 use super::worker::Worker;
 use crate::mutex::lock;
@@ -44,8 +45,14 @@ struct Threads {
 
 impl<S: Syscalls> IoThreads<S> {
     /// Opens all that the threads work with.
-    pub(super) fn new(syscalls: S, image: Image, workers: u16, budgets: Budgets) -> Result<Self, OpenError> {
-        let shared = Arc::new(Shared::new(syscalls, image, workers, budgets));
+    pub(super) fn new(
+        syscalls: S,
+        image: Image,
+        state: Option<StateFile>,
+        workers: u16,
+        budgets: Budgets,
+    ) -> Result<Self, OpenError> {
+        let shared = Arc::new(Shared::new(syscalls, image, state, workers, budgets));
         let mut threads = Threads::default();
         let file = shared.image.another()?;
         let flusher = Flusher { shared: Arc::clone(&shared), file };
@@ -125,7 +132,9 @@ impl<S: Syscalls> Worker<S> {
             Op::Write { extent, fua } => self.write(extent.start, &mut job.iovecs, job.at, fua),
             Op::WriteZeroes { extent, may_unmap } => self.write_zeroes(extent, may_unmap),
             Op::Discard { extent } => self.discard(extent),
-            Op::Flush => Err(IoErrorKind::Unsupported.into()),
+            Op::LoadState { key } => self.shared.load_record(key, &mut job.iovecs),
+            Op::StoreState { key } => self.shared.store_record(key, &mut job.iovecs),
+            Op::Flush | Op::Hold { .. } => Err(IoErrorKind::Unsupported.into()),
         };
         self.shared.settle(job.op, result)
     }

@@ -11,6 +11,7 @@ use blk_core::units::Tag;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::budget::{Budgets, Waiter};
+use super::holds::Mutator;
 use super::iovecs::IoVecs;
 use super::remote_buffer::RemoteBuffer;
 use super::sync::{AtomicUsize, Mutex, lock};
@@ -24,6 +25,8 @@ pub(super) struct Job {
     pub(super) number: u16,
     pub(super) tag: Tag,
     pub(super) op: Op,
+    /// Bytes that it moves.
+    pub(super) bytes: u64,
     /// Byte of the image at which a read or write goes on, with `iovecs`.
     pub(super) at: u64,
     /// The memory of a read or write; kept mapped by `anchor` and, for staging, by `completions`.
@@ -38,16 +41,25 @@ pub(super) struct Job {
     pub(super) result: Result<(), IoError>,
     /// Bytes that it has in flight, taken from the budget.
     pub(super) in_flight_bytes: u64,
+    /// It counts among the mutations that have begun: see [`Mutator`].
+    pub(super) counted: bool,
     budgets: Arc<Budgets>,
+    mutator: Arc<Mutator>,
     pub(super) completions: Arc<CompletionQueue>,
 }
 
 impl Job {
-    pub(super) fn new(number: u16, completions: Arc<CompletionQueue>, budgets: Arc<Budgets>) -> Self {
+    pub(super) fn new(
+        number: u16,
+        completions: Arc<CompletionQueue>,
+        budgets: Arc<Budgets>,
+        mutator: Arc<Mutator>,
+    ) -> Self {
         Self {
             number,
             tag: Tag { slot: 0, generation: 0 },
             op: Op::Flush,
+            bytes: 0,
             at: 0,
             iovecs: IoVecs::new(),
             staged: false,
@@ -56,17 +68,27 @@ impl Job {
             remote: None,
             result: Ok(()),
             in_flight_bytes: 0,
+            counted: false,
             budgets,
+            mutator,
             completions,
         }
     }
 
-    /// Ends the operation: its memory is let go, and what it had of the budget.
+    /// Ends the operation: its memory is let go, and what it had of the budget, and holds need not wait for it.
     pub(super) fn end(&mut self, result: Result<(), IoError>) {
         self.budgets.give_back(&self.budgets.in_flight, std::mem::take(&mut self.in_flight_bytes));
         self.result = result;
         self.iovecs.clear();
         self.anchor = None;
+        self.uncount();
+    }
+
+    /// It does not count as begun any more.
+    pub(super) fn uncount(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.mutator.end();
+        }
     }
 
     /// Ends the operation and hands the job back to its handle.
@@ -74,6 +96,14 @@ impl Job {
         self.end(result);
         let completions = Arc::clone(&self.completions);
         completions.put(self);
+    }
+}
+
+impl Drop for Job {
+    /// One that was on its way to or from private memory when its handle went: it will not be begun.
+    fn drop(&mut self) {
+        self.budgets.give_back(&self.budgets.in_flight, std::mem::take(&mut self.in_flight_bytes));
+        self.uncount();
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Durable {
     Flush,
     /// A write on a file opened `O_DSYNC`, or with `RWF_DSYNC`.
     Write,
+    /// A record beside the image, where the cache mode promises that it is stable.
+    Record,
     /// None: the file was found truncated, shorter than the capacity. What lay behind its end is lost, stable or not, and would
     /// read as zeroes once a write makes the file longer again.
     Truncated,

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use blk_core::op::Op;
 use blk_core::storage::CacheMode;
 use blk_core::units::{Extent, Lba};
+use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::budget::Budgets;
+use super::budget::{Budgets, Waiter};
+use super::holds::{Holds, Mutator};
 use super::image::Image;
 use super::image_info::SharedInfo;
 use super::job::{CompletionQueue, Job};
@@ -31,9 +33,16 @@ fn is_readable(queue: &CompletionQueue) -> bool {
     poll(&mut [PollFd::new(&queue.wake_fd(), PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
-fn complete(queue: &Arc<CompletionQueue>, number: u16) -> thread::JoinHandle<()> {
+/// A handle of an image, and its only job.
+fn handle(holds: &Arc<Holds>, queue: &Arc<CompletionQueue>, number: u16) -> (Arc<Mutator>, Box<Job>) {
+    let mutator = Mutator::new(holds, Arc::clone(queue) as Arc<dyn Waiter>, 1);
     let budgets = Arc::new(Budgets::new(u64::MAX, u64::MAX));
-    let job = Box::new(Job::new(number, Arc::clone(queue), budgets));
+    let job = Job::new(number, Arc::clone(queue), budgets, Arc::clone(&mutator));
+    (mutator, Box::new(job))
+}
+
+fn complete(queue: &Arc<CompletionQueue>, number: u16) -> thread::JoinHandle<()> {
+    let (_, job) = handle(&Arc::new(Holds::new()), queue, number);
     thread::spawn(move || job.complete(Ok(())))
 }
 
@@ -101,7 +110,7 @@ fn a_write_that_completes_once_a_flush_has_failed_is_not_ok() {
     let extent = Extent::new(0, 1);
     loom::model(move || {
         let image = Image::open(&path, &FileOptions::new(CacheMode::WriteBack)).unwrap();
-        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1, Budgets::new(u64::MAX, u64::MAX)));
+        let shared = Arc::new(Shared::new(LinuxSyscalls, image, None, 1, Budgets::new(u64::MAX, u64::MAX)));
         let told = Arc::new(AtomicBool::new(false));
         let flusher = {
             let (shared, told) = (Arc::clone(&shared), Arc::clone(&told));
@@ -142,5 +151,51 @@ fn a_handle_that_sees_a_change_counted_sees_all_of_it() {
         assert!(!changed || (sectors == 4 && info.sectors == 4), "{sectors}, {info:?}");
         assert_eq!(resizer.join().unwrap(), 4);
         assert_eq!((shared.epoch(), shared.sectors(), shared.get().sectors), (1, 4, 4));
+    });
+}
+
+/// The sectors are a cell: two that touch it at a time, or without having heard of each other, fail the model.
+#[test]
+fn a_hold_and_a_mutation_of_its_sectors_exclude_each_other_and_nobody_waits_for_ever() {
+    let extent = Extent::new(0, 1);
+    loom::model(move || {
+        let holds = Arc::new(Holds::new());
+        let queues = [(); 2].map(|()| Arc::new(CompletionQueue::new(1, Arc::new(())).unwrap()));
+        let (writer, _) = handle(&holds, &queues[0], 0);
+        let (owner, _) = handle(&holds, &queues[1], 0);
+        let sectors = Arc::new(UnsafeCell::new(()));
+        let touch = |sectors: &UnsafeCell<()>| sectors.with_mut(|_| ());
+        let writes = {
+            let (writer, sectors) = (Arc::clone(&writer), Arc::clone(&sectors));
+            thread::spawn(move || {
+                let begun = writer.begin(7, extent);
+                if begun {
+                    touch(&sectors);
+                    writer.end();
+                }
+                begun
+            })
+        };
+        owner.hold(3, 0, extent).unwrap();
+        let at_once = owner.take_admitted();
+        if at_once.is_some() {
+            touch(&sectors);
+            owner.release(Some(0));
+        }
+        let begun = writes.join().unwrap();
+        assert!(!queues[1].arm(false), "it is woken");
+        assert_eq!(at_once.or_else(|| owner.take_admitted()), Some(3), "by the last mutation that ends");
+        if at_once.is_none() {
+            touch(&sectors);
+            owner.release(Some(0));
+        }
+        let admitted = writer.take_admitted();
+        assert_eq!(admitted, (!begun).then_some(7), "who releases admits what waits");
+        assert!(begun || !queues[0].arm(false), "and wakes its handle");
+        if admitted.is_some() {
+            touch(&sectors);
+            writer.end();
+        }
+        [writer, owner].iter().for_each(Mutator::leave);
     });
 }

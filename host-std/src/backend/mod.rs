@@ -18,7 +18,8 @@
 //! transfer, range, bounce                       what a worker does
 //! shared      what all of them share
 //! image       opened, locked, measured          job, queue what waits, what has ended
-//! budget      what operations may use at a time
+//! state_file  records beside the image          state_layout  how they lie there
+//! budget      what operations may use           holds      what they keep each other from changing
 //! options, latch, counters, iovecs, limits, syscalls
 //! ```
 //!
@@ -32,6 +33,9 @@
 //!   does memory that is not mapped into this process.
 //! - A handle's io_uring is entered once for all that was submitted before a poll; completions are taken without a system call.
 //! - A flush that arrives while fdatasync runs joins the next one, never the one that runs.
+//! - A handle's hold keeps off what others would change (`holds`). Two additions to a count of the handle's own are all that it costs
+//!   a write where nobody holds anything.
+//! - Records lie in a file beside the image, two copies of each (`state_file`); workers read and store them.
 //! - A failed durable operation latches ([`FileBackend::latched`]).
 //! - The image lock is held until the kernel has ended the last operation, also for a process that is killed: while a
 //!   thread is in a call, or a ring has an operation in flight, the file that carries the lock stays open.
@@ -47,6 +51,7 @@ mod convert;
 mod counters;
 mod file;
 mod handle;
+mod holds;
 mod image;
 mod image_info;
 mod image_lock;
@@ -68,6 +73,8 @@ mod remote_buffer;
 mod ring;
 mod shared;
 mod staging;
+mod state_file;
+mod state_layout;
 mod storage;
 mod sync;
 mod syscalls;
@@ -86,7 +93,7 @@ pub use latch::{Durable, LatchCause};
 pub use open_error::OpenError;
 #[cfg(feature = "program")]
 pub(crate) use open_error::size_text;
-pub use options::{FileOptions, IoEngine};
+pub use options::{FileOptions, IoEngine, StatePlace};
 #[cfg(feature = "server")]
 pub(crate) use ring::can_restrict;
 pub use storage::FileStorage;

@@ -84,6 +84,16 @@ pub enum OpenError {
         /// The size that it has.
         now: u64,
     },
+    /// The file of records is none, or damaged.
+    #[error("{path}: {what}; {remedy}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// An option's value cannot be.
     #[error("{path}: {option}={value} is not possible; {remedy}")]
     Option {

@@ -1,5 +1,6 @@
 //! Options with which an image is opened and served.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blk_core::storage::CacheMode;
@@ -35,13 +36,26 @@ impl IoEngine {
     pub const ALL: [Self; 3] = [Self::Auto, Self::Threads, Self::Ring];
 }
 
+/// Place of the records that devices keep beside the disk's contents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StatePlace {
+    /// There is none: what would need one is not offered to guests.
+    #[default]
+    Nowhere,
+    /// The file `IMAGE.state` beside the image, made if it is not there. None beside a block device, an image that is only read, and
+    /// where the folder is not to be written.
+    Beside,
+    /// This file, made if it is not there. An image that is only read is refused with it.
+    At(PathBuf),
+}
+
 /// Far more than what keeps a disk busy: at 10 GB/s, what it moves in 25 ms.
 const IN_FLIGHT_BYTES: u64 = 256 << 20;
 /// Room for one operation of any size.
 const PRIVATE_BYTES: u64 = TRANSFER_MAX_BYTES as u64;
 
 /// Options with which an image is opened and served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileOptions {
     /// The cache mode.
     pub mode: CacheMode,
@@ -70,6 +84,8 @@ pub struct FileOptions {
     pub native_fua: bool,
     /// What makes reads and writes.
     pub engine: IoEngine,
+    /// Where devices keep what they remember.
+    pub state: StatePlace,
 }
 
 impl FileOptions {
@@ -77,7 +93,7 @@ impl FileOptions {
     pub const WORKERS_MAX: u16 = 64;
 
     /// The defaults, in a cache mode: writable, locked without waiting, 4 workers, 128 operations, 256 MiB in flight and as much
-    /// private memory, the fastest engine.
+    /// private memory, the fastest engine, no records.
     #[must_use]
     pub const fn new(mode: CacheMode) -> Self {
         Self {
@@ -93,6 +109,7 @@ impl FileOptions {
             lock_wait: Duration::ZERO,
             native_fua: true,
             engine: IoEngine::Auto,
+            state: StatePlace::Nowhere,
         }
     }
 }

@@ -248,7 +248,7 @@ const fn transfer(op: Op) -> Option<Transfer> {
     match op {
         Op::Read { .. } => Some(Transfer::Read),
         Op::Write { fua, .. } => Some(Transfer::Write { fua }),
-        Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => None,
+        _ => None,
     }
 }
 
@@ -306,7 +306,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let image = Image::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
-        let shared = Arc::new(Shared::new(LinuxSyscalls, image, 1, Budgets::new(u64::MAX, u64::MAX)));
+        let shared = Arc::new(Shared::new(LinuxSyscalls, image, None, 1, Budgets::new(u64::MAX, u64::MAX)));
         let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let own = shared.image.another().unwrap();
         let mut ring = Ring::new(Arc::clone(&shared), own, 4, wake.as_fd()).unwrap();

@@ -5,17 +5,19 @@ use std::sync::{Arc, Mutex};
 
 use blk_core::op::Op;
 use blk_core::storage::{IoError, IoErrorKind};
-use blk_core::units::{Lba, SECTOR_BYTES};
+use blk_core::units::{Lba, SECTOR_BYTES, StateKey};
 use rustix::io::Errno;
 
 use super::budget::Budgets;
 use super::convert::{kind, sector};
 use super::counters::{Counters, add};
+use super::holds::Holds;
 use super::image::{Image, Kind};
 use super::iovecs::IoVecs;
 use super::latch::{Durable, Latch, LatchCause};
 use super::queue::Queue;
 use super::range_lock::RangeLock;
+use super::state_file::{StateFile, StoreError};
 use super::syscalls::Syscalls;
 
 /// What the handles and the threads of an image share.
@@ -26,6 +28,10 @@ pub(super) struct Shared<S> {
     pub(super) counters: Counters,
     /// What the handles' operations use.
     pub(super) budgets: Arc<Budgets>,
+    /// What they keep each other from changing.
+    pub(super) holds: Arc<Holds>,
+    /// Records beside the image, where there is a place for them.
+    pub(super) state: Option<StateFile>,
     /// Jobs for the workers.
     pub(super) work: Queue,
     /// Jobs for the flusher.
@@ -45,23 +51,60 @@ pub(super) enum Transfer {
 
 impl<S: Syscalls> Shared<S> {
     /// For an image with so many workers, and nothing under way.
-    pub(super) fn new(syscalls: S, image: Image, workers: u16, budgets: Budgets) -> Self {
+    pub(super) fn new(
+        syscalls: S,
+        image: Image,
+        state: Option<StateFile>,
+        workers: u16,
+        budgets: Budgets,
+    ) -> Self {
         let large_blocks = image.direct.is_some_and(|direct| direct.offset > SECTOR_BYTES);
         let ranges = large_blocks.then(|| RangeLock::new(workers.into()));
         let (latch, counters) = (Latch::new(), Counters::default());
         let (work, flushes) = (Queue::new(), Queue::new());
-        let (budgets, syncing) = (Arc::new(budgets), Mutex::new(()));
-        Self { syscalls, image, latch, counters, budgets, work, flushes, syncing, ranges }
+        let (budgets, holds, syncing) = (Arc::new(budgets), Arc::new(Holds::new()), Mutex::new(()));
+        Self { syscalls, image, latch, counters, budgets, holds, state, work, flushes, syncing, ranges }
     }
 
     /// Before an operation other than a flush is begun: none that changes the image is, once it has latched.
     pub(super) fn admit(&self, op: Op) -> Result<(), IoError> {
-        if op.mutates() && self.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) }
+        if op.fails_when_latched() && self.latch.is_set() { Err(IoErrorKind::Latched.into()) } else { Ok(()) }
     }
 
     /// After it. The latch is tested again: what failed meanwhile may have taken this write along.
     pub(super) fn settle(&self, op: Op, result: Result<(), IoError>) -> Result<(), IoError> {
         result.and_then(|()| self.admit(op))
+    }
+
+    /// Fills `into` from a record.
+    pub(super) fn load_record(&self, key: StateKey, into: &mut IoVecs) -> Result<(), IoError> {
+        let state = self.state.as_ref().ok_or(IoErrorKind::Unsupported)?;
+        let mut record = vec![0; into.bytes()];
+        state.with_record(key, |stored| {
+            let bytes = stored.len().min(record.len());
+            record[..bytes].copy_from_slice(&stored[..bytes]);
+        });
+        into.scatter(&record);
+        Ok(())
+    }
+
+    /// Replaces a record. If it was to be stable and failed, the backend latches.
+    pub(super) fn store_record(&self, key: StateKey, from: &mut IoVecs) -> Result<(), IoError> {
+        let state = self.state.as_ref().ok_or(IoErrorKind::Unsupported)?;
+        let mut record = vec![0; from.bytes()];
+        from.gather(&mut record);
+        let stable = self.image.flushes;
+        match state.store(&self.syscalls, key, &record, stable) {
+            Ok(()) => Ok(()),
+            Err(StoreError::Full) => Err(IoErrorKind::NoSpace.into()),
+            Err(StoreError::Failed(errno)) => {
+                if stable {
+                    let cause = LatchCause { what: Durable::Record, errno: Some(errno), lba: None };
+                    self.latch.set(self.image.path(), cause);
+                }
+                Err(kind(errno).into())
+            }
+        }
     }
 
     /// Runs fdatasync, unless it runs already: of two that run at once only one may see an error.

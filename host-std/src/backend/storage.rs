@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::budget::{Budgets, Waiter};
 use super::counters::add;
 use super::handle::Handle;
+use super::holds::Mutator;
 use super::inline::{Calls, InlineBudget};
 use super::io_threads::IoThreads;
 use super::job::{CompletionQueue, Job};
@@ -54,6 +55,8 @@ pub struct FileStorage<S: Syscalls = LinuxSyscalls> {
     batch: VecDeque<Box<Job>>,
     pub(super) staging: Staging,
     pub(super) room: Room,
+    /// The handle, as the image's holds know it.
+    pub(super) mutator: Arc<Mutator>,
     pub(super) info: Info,
     epoch: u64,
 }
@@ -64,6 +67,8 @@ pub(super) struct Room {
     pub(super) waiter: Arc<dyn Waiter>,
     /// Taken and not begun, in order.
     pub(super) waiting: VecDeque<WaitingJob>,
+    /// Holds that are not granted, and mutations that a hold of another handle keeps off; taken and not begun.
+    pub(super) kept_off: VecDeque<WaitingJob>,
     /// Lists of segments, to be used again.
     pub(super) spare: Vec<Vec<Segment>>,
     /// Writes whose bytes come, reads whose bytes go, and whatever has ended and gives its private memory up: some at a time.
@@ -95,8 +100,11 @@ impl<S: Syscalls> FileStorage<S> {
         shared.work.make_room(depth);
         shared.flushes.make_room(depth);
         let budgets = || Arc::clone(&shared.budgets);
+        let mutator = Mutator::new(&shared.holds, Arc::<CompletionQueue>::clone(&completions), depth);
         let free = (0..options.depth)
-            .map(|number| Box::new(Job::new(number, Arc::clone(&completions), budgets())))
+            .map(|number| {
+                Box::new(Job::new(number, Arc::clone(&completions), budgets(), Arc::clone(&mutator)))
+            })
             .collect();
         let calls = Calls::of(&shared, options.engine);
         let ring = match options.engine {
@@ -117,6 +125,7 @@ impl<S: Syscalls> FileStorage<S> {
         let room = Room {
             waiter: Arc::<CompletionQueue>::clone(&completions),
             waiting: VecDeque::new(),
+            kept_off: VecDeque::new(),
             spare: Vec::new(),
             copies: VecDeque::new(),
             copy_budget: InlineBudget::new(),
@@ -135,6 +144,7 @@ impl<S: Syscalls> FileStorage<S> {
             batch,
             staging,
             room,
+            mutator,
             info,
             epoch,
         })
@@ -207,6 +217,7 @@ impl<S: Syscalls> FileStorage<S> {
             }
             Op::WriteZeroes { .. } | Op::Discard { .. } => add(&counters.ranges, 1),
             Op::Flush => add(&counters.flushes, 1),
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
         }
     }
 
@@ -214,6 +225,8 @@ impl<S: Syscalls> FileStorage<S> {
     pub(super) fn start(&mut self, job: Box<Job>) {
         match job.op {
             Op::Flush => return self.flush(job),
+            Op::Hold { extent } => return self.hold(job, extent),
+            Op::LoadState { .. } | Op::StoreState { .. } => return self.shared().work.push(job),
             // Nothing to move.
             Op::Read { .. } | Op::Write { .. } if job.iovecs.count() == 0 => return self.end(job, Ok(())),
             _ => {}
@@ -312,7 +325,7 @@ impl<S: Syscalls> FileStorage<S> {
             Op::Read { .. } => true,
             // Where blocks have to be kept apart, only threads can wait for them.
             Op::Write { .. } => self.ring_writes && shared.ranges.is_none(),
-            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => false,
+            _ => false,
         };
         let small = job.iovecs.bytes() <= RING_BYTES_MAX as usize;
         if fits && small && !shared.needs_bounce(&job.iovecs, job.at) { ring.push(job) } else { Some(job) }
@@ -390,7 +403,11 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
         self.staging.slice(slot)
     }
 
-    /// True if nothing is in flight: what has ended is forgotten. What the kernel or a thread has cannot be taken back.
+    fn release_hold(&mut self, slot: u16) {
+        self.mutator.release(Some(slot));
+    }
+
+    /// True if nothing is in flight: what has ended is forgotten, and its holds have ended. What the kernel or a thread has cannot be taken back.
     fn cancel_in_flight(&mut self) -> bool {
         self.collect();
         self.batch.append(&mut self.ended);
@@ -398,6 +415,7 @@ impl<S: Syscalls, M: HostMemory + ?Sized> Storage<M> for FileStorage<S> {
         if quiet {
             self.batch.iter_mut().for_each(|job| job.remote = None);
             while self.take_ended().is_some() {}
+            self.mutator.release(None);
         }
         quiet
     }
@@ -426,9 +444,10 @@ impl<S: Syscalls> AsFd for FileStorage<S> {
 }
 
 impl<S: Syscalls> Drop for FileStorage<S> {
-    /// What waits was never begun: nobody was told of it.
+    /// What waits was never begun: nobody was told of it. What was held is free.
     fn drop(&mut self) {
         self.leave_the_line();
+        self.mutator.leave();
         self.completions.close();
     }
 }

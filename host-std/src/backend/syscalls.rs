@@ -23,6 +23,14 @@ pub trait Syscalls: Send + Sync + 'static {
     /// The kernel's.
     fn write(&self, fd: BorrowedFd<'_>, from: &IoVecs, offset: u64, dsync: bool) -> Result<usize>;
 
+    /// Writes a part of the file of records at byte `offset`; returns the bytes moved.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn write_record(&self, fd: BorrowedFd<'_>, from: &[u8], offset: u64) -> Result<usize> {
+        rustix::io::pwrite(fd, from, offset)
+    }
+
     /// Makes everything that was written stable.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ pub enum Grant {
     /// Remove the sockets in a folder, and with them whatever else this user may remove there and
     /// below: Landlock has no right for one name.
     SocketFolder(PathBuf),
-    /// Open and make images and recordings in a folder and below, and read the limits of the
+    /// Open and make images, recordings and records in a folder and below, and read the limits of the
     /// devices that they lie on: for hot-plug.
     ImageFolder(PathBuf),
 }
@@ -120,7 +120,8 @@ impl Grant {
             Self::Image { path, writable: false } => (path, read),
             Self::Image { path, writable: true } | Self::Recording(path) => (path, write),
             Self::SocketFolder(path) => (path, AccessFs::RemoveFile.into()),
-            Self::ImageFolder(path) => (path, write | AccessFs::MakeReg),
+            // A folder is opened to make the name of what was made in it stable.
+            Self::ImageFolder(path) => (path, write | AccessFs::MakeReg | AccessFs::ReadDir),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Plans, and what they do to a real image.
 
 use blk_core::storage::CacheMode;
-use blk_core::units::{Extent, GuestAddr};
+use blk_core::units::{Extent, GuestAddr, StateKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
@@ -32,7 +32,7 @@ impl Bench {
 
     fn submit(&mut self, slot: u16, op: Op) {
         let segment = [Segment::Guest { addr: GuestAddr(0), len: 512 }];
-        let segments = if op == Op::Flush { &[][..] } else { &segment };
+        let segments = if op.segment_bytes() == Some(0) { &[][..] } else { &segment };
         let _ = self.handle.submit(&self.memory, Tag { slot, generation: 0 }, op, segments).unwrap();
     }
 
@@ -65,6 +65,7 @@ fn a_plan_is_written_as_it_is_read() {
         "any@4+:eio;read@1-2:7us",
         "zeroes@1.5%:eio;seed=9",
         "discard:eio",
+        "state@2:eio",
     ] {
         assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
     }
@@ -96,9 +97,11 @@ fn the_one_that_is_named_fails_and_a_plain_write_latches_nothing() {
 
 #[test]
 fn a_durable_operation_that_fails_latches_on_every_handle() {
-    for (mode, plan, op) in
-        [(CacheMode::WriteBack, "flush@1:eio", Op::Flush), (CacheMode::WriteThrough, "write@1:eio", WRITE)]
-    {
+    for (mode, plan, op) in [
+        (CacheMode::WriteBack, "flush@1:eio", Op::Flush),
+        (CacheMode::WriteThrough, "write@1:eio", WRITE),
+        (CacheMode::WriteBack, "state@1:eio", Op::StoreState { key: StateKey(1) }),
+    ] {
         let mut bench = Bench::new(mode, plan);
         assert_eq!(bench.run(op), Err(IoErrorKind::Medium));
         assert!(bench.backend.latched().is_some());
@@ -134,4 +137,14 @@ fn the_same_seed_fails_the_same_operations() {
     assert_eq!(failures(&plan).0, first);
     let count = first.iter().filter(|failed| **failed).count();
     assert!((10..=55).contains(&count), "{count} of 100 at 30 %; {plan}");
+}
+
+#[test]
+fn a_hold_is_not_counted_and_is_released_below() {
+    let mut bench = Bench::new(CacheMode::WriteBack, "any@2:eio");
+    for result in [Ok(()), Err(IoErrorKind::Medium)] {
+        assert_eq!(bench.run(Op::Hold { extent: FIRST }), Ok(()));
+        assert_eq!(bench.run(WRITE), result);
+        bench.handle.release_hold(1);
+    }
 }

@@ -193,6 +193,10 @@ impl Storage<MappedMemory> for RecordedHandle {
         op: Op,
         segments: &[Segment],
     ) -> Result<Submission, Busy> {
+        // Holds change nothing, and records lie outside of the image that is recorded.
+        if matches!(op, Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. }) {
+            return self.inner.submit(memory, tag, op, segments);
+        }
         if self.full && !self.in_flight.is_empty() {
             return Err(Busy);
         }
@@ -230,6 +234,10 @@ impl Storage<MappedMemory> for RecordedHandle {
             return &mut [];
         }
         self.inner.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
     }
 
     fn cancel_in_flight(&mut self) -> bool {

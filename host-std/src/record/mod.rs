@@ -17,6 +17,8 @@
 //! not done. A server that is restarted appends a new session to the same file, after cutting off what its predecessor left
 //! half-written. In between, nobody else may change the image.
 //!
+//! Not recorded: holds, which change nothing, and records beside the image, which are no part of it. Both pass.
+//!
 //! The format of the file is that of [`recording`](crate::recording).
 
 mod buffers;

@@ -1,7 +1,8 @@
 //! Large writes in pieces: what is recorded is copied and logged on the queue's thread, of which a large write would take long.
 //!
 //! The pieces of a write follow each other; each is recorded, done and completed as a write of its own. That is no less than the
-//! storage promises: until a write has completed, a power cut may leave any part of it.
+//! storage promises: until a write has completed, a power cut may leave any part of it. And another handle's hold may come between
+//! two of them: what it keeps off is a piece.
 
 use std::os::fd::BorrowedFd;
 
@@ -168,6 +169,10 @@ impl Storage<MappedMemory> for SplitHandle {
             return &mut [];
         }
         self.inner.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
     }
 
     fn cancel_in_flight(&mut self) -> bool {

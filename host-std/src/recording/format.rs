@@ -161,7 +161,10 @@ impl SubmitBody {
     /// The layout of an operation, and the flags of its record.
     pub(crate) fn encode(op: Op) -> (Self, u16) {
         let (code, flags) = match op {
-            Op::Read { .. } => (opcode::READ, 0),
+            // The last three are not recorded; a reader would take them for what they are to the image, a read of nothing.
+            Op::Read { .. } | Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {
+                (opcode::READ, 0)
+            }
             Op::Write { fua, .. } => (opcode::WRITE, if fua { flag::FUA } else { 0 }),
             Op::WriteZeroes { may_unmap, .. } => {
                 (opcode::WRITE_ZEROES, if may_unmap { flag::MAY_UNMAP } else { 0 })
@@ -189,7 +192,7 @@ impl SubmitBody {
 }
 
 /// The results of a completion: 0 is success.
-const RESULTS: [IoErrorKind; 7] = [
+const RESULTS: [IoErrorKind; 8] = [
     IoErrorKind::Medium,
     IoErrorKind::NoSpace,
     IoErrorKind::ReadOnly,
@@ -197,6 +200,7 @@ const RESULTS: [IoErrorKind; 7] = [
     IoErrorKind::Memory,
     IoErrorKind::Latched,
     IoErrorKind::Unsupported,
+    IoErrorKind::Absent,
 ];
 
 impl CompleteBody {
@@ -227,6 +231,7 @@ const fn code_of(kind: IoErrorKind) -> u8 {
         IoErrorKind::Memory => 4,
         IoErrorKind::Latched => 5,
         IoErrorKind::Unsupported => 6,
+        IoErrorKind::Absent => 7,
     }
 }
 
@@ -271,6 +276,9 @@ impl InfoBody {
             staging_bytes: self.staging_bytes.get(),
             segments_max: self.segments_max.get(),
             transfer_max_bytes: self.transfer_max_bytes.get(),
+            // Of no meaning to what is on the disk.
+            holds: false,
+            state_bytes: 0,
         })
     }
 }
@@ -358,7 +366,8 @@ mod tests {
             Info { range_stable: true, optimal_io_bytes: 9, staging_bytes: 512, ..plain },
             Info { discard: true, logical_block_bytes: 4096, physical_block_bytes: 8192, ..plain },
         ] {
-            assert_eq!(InfoBody::encode(&info).decode(), Some(info));
+            let decoded = Info { holds: false, state_bytes: 0, ..info };
+            assert_eq!(InfoBody::encode(&info).decode(), Some(decoded));
         }
     }
 }

@@ -24,7 +24,8 @@ const TRANSFER_MAX_BYTES: u32 = 256 << 20;
 
 /// A backend over an [`Image`]: what a guest writes stays in memory, until [`Self::swap`] throws it away.
 ///
-/// It says of itself that nothing is ever stable ([`Cache::Unsafe`]), which is the truth. Operations end at once.
+/// It says of itself that nothing is ever stable ([`Cache::Unsafe`]), which is the truth. Operations end at once. There are no holds:
+/// a guest is not offered what compares and then writes. There are no records.
 pub struct OverlayBackend {
     shared: Arc<OverlayDisk>,
 }
@@ -62,6 +63,10 @@ impl OverlayBackend {
             staging_bytes: STAGING_BYTES,
             segments_max: 1024,
             transfer_max_bytes: TRANSFER_MAX_BYTES,
+            // Its handles exclude each other for an operation, no longer.
+            holds: false,
+            // A recording has none.
+            state_bytes: 0,
         };
         let disk =
             Disk { image, own: HashMap::new(), counts: Counts::default(), latched: None, client_latch: None };
@@ -188,17 +193,14 @@ impl OverlayHandle {
         segments: &[Segment],
     ) -> Result<(), IoErrorKind> {
         let info = self.shared.info;
-        let bytes = match op {
-            Op::Read { extent } | Op::Write { extent, .. } => extent.bytes(),
-            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => Some(0),
-        };
+        let Some(bytes) = op.segment_bytes() else { return Err(IoErrorKind::Unsupported) };
         let fits = op.extent().is_none_or(|extent| extent.fits(info.sectors));
-        let bytes = bytes.filter(|&bytes| fits && bytes <= u64::from(TRANSFER_MAX_BYTES));
+        let bytes = Some(bytes).filter(|&bytes| fits && bytes <= u64::from(TRANSFER_MAX_BYTES));
         let bytes =
             bytes.filter(|&bytes| total_bytes(segments) == Some(bytes)).ok_or(IoErrorKind::OutOfRange)?;
         let shared = Arc::clone(&self.shared);
         let mut disk = shared.lock();
-        if disk.latched.or(disk.client_latch).is_some() && (op.mutates() || op == Op::Flush) {
+        if disk.latched.or(disk.client_latch).is_some() && op.fails_when_latched() {
             return Err(IoErrorKind::Latched);
         }
         let mut data = vec![0; bytes as usize];
@@ -209,7 +211,9 @@ impl OverlayHandle {
                 disk.read(extent, &mut data)?;
                 self.scatter(memory, tag, segments, &data)?;
             }
-            Op::Write { fua: true, .. } => return Err(IoErrorKind::Unsupported),
+            Op::Write { fua: true, .. } | Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {
+                return Err(IoErrorKind::Unsupported);
+            }
             Op::Write { extent, .. } => {
                 disk.counts.writes += 1;
                 disk.counts.bytes_written += bytes;

@@ -168,6 +168,10 @@ pub struct ImageConfig {
     /// Most memory of this process for the data of requests whose own memory the client does not share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub private_memory: Option<Size>,
+    /// File of the records that devices keep beside the disk's contents: a path; `auto`, beside the image where that can be; `off`, and
+    /// without it, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
     /// Record what the host is given into this file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<PathBuf>,
@@ -221,6 +225,7 @@ impl ImageConfig {
             bps_burst: None,
             inflight: None,
             private_memory: None,
+            state: None,
             record: None,
             fault: None,
         }

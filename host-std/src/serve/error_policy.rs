@@ -9,7 +9,7 @@
 //!     Handle::drain(true)   -> ends with its error: a reset, a stopped ring, a client that is gone, the end of the server
 //! ```
 //!
-//! **Never tried again**, whatever the policy: flushes, FUA writes, writes on a write-through image, and everything once the
+//! **Never tried again**, whatever the policy: holds, which fail by no fault of the host, records, which no guest's disk needs, flushes, FUA writes, writes on a write-through image, and everything once the
 //! image has latched. The kernel reports a lost write once, so that a flush that succeeds afterwards proves nothing. ENOSPC
 //! is no exception there: a write that has to be stable gets it for want of space of its own, before anything is lost, but also
 //! for an earlier write whose space write-back did not find, and nothing tells the one from the other.
@@ -214,7 +214,11 @@ impl PolicedHandle {
     /// Whether the policy may ask for another try of such an operation.
     fn may_hold(&self, op: Op) -> bool {
         let policy = match op {
-            Op::Flush | Op::Write { fua: true, .. } => return false,
+            Op::Flush
+            | Op::Write { fua: true, .. }
+            | Op::Hold { .. }
+            | Op::LoadState { .. }
+            | Op::StoreState { .. } => return false,
             Op::Write { .. } if self.inner.info().cache == Cache::WriteThrough => return false,
             Op::Read { .. } => self.policy.read,
             Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } => self.policy.write,
@@ -361,6 +365,10 @@ impl Storage<MappedMemory> for PolicedHandle {
         }
     }
 
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
+    }
+
     fn cancel_in_flight(&mut self) -> bool {
         let cancelled = self.inner.cancel_in_flight();
         if cancelled {
@@ -406,6 +414,9 @@ const fn operation(op: &Op) -> &'static str {
         Op::WriteZeroes { .. } => "write-zeroes",
         Op::Discard { .. } => "discard",
         Op::Flush => "flush",
+        Op::Hold { .. } => "hold",
+        Op::LoadState { .. } => "load-state",
+        Op::StoreState { .. } => "store-state",
     }
 }
 
@@ -418,6 +429,7 @@ const fn describe(kind: IoErrorKind) -> &'static str {
         IoErrorKind::Memory => "not guest memory",
         IoErrorKind::Latched => "an earlier flush or stable write failed",
         IoErrorKind::Unsupported => "not supported",
+        IoErrorKind::Absent => "no disk",
     }
 }
 

@@ -15,7 +15,9 @@ use super::image_check;
 use super::meter::{ImageStats, Meters};
 use super::open;
 use super::throttle::ThrottleStats;
-use crate::backend::{Backend, BudgetReport, BudgetUse, Counts, FileBackend, FileOptions, Handle};
+use crate::backend::{
+    Backend, BudgetReport, BudgetUse, Counts, FileBackend, FileOptions, Handle, StatePlace,
+};
 use crate::fault::Faulty;
 use crate::memory::MappedMemory;
 use crate::record::Recorder;
@@ -65,7 +67,9 @@ impl Image {
         let mut recorder = None;
         if let Some(path) = &config.record {
             // Read through threads that are gone before the process is confined.
-            let reading = FileOptions { read_only: true, lock: false, size: None, ..config.file_options() };
+            let state = StatePlace::Nowhere;
+            let reading =
+                FileOptions { read_only: true, lock: false, size: None, state, ..config.file_options() };
             let reader = || Ok(Arc::new(FileBackend::open(&config.path, &reading)?) as Arc<dyn Backend>);
             let opened = Recorder::open_with(backend, reader, path.clone())?;
             let opened = Arc::new(opened.with_memory(config.file_options().private_bytes_max));
@@ -135,7 +139,18 @@ impl ImageConfig {
             engine: self.engine,
             in_flight_bytes_max: self.inflight.map_or(defaults.in_flight_bytes_max, |size| size.0),
             private_bytes_max: self.private_memory.map_or(defaults.private_bytes_max, |size| size.0),
+            state: self.state_place(),
             ..defaults
+        }
+    }
+
+    /// Where the image's devices keep their records.
+    pub(super) fn state_place(&self) -> StatePlace {
+        match &self.state {
+            None => StatePlace::Nowhere,
+            Some(path) if path.as_os_str() == "off" => StatePlace::Nowhere,
+            Some(path) if path.as_os_str() == "auto" => StatePlace::Beside,
+            Some(path) => StatePlace::At(path.clone()),
         }
     }
 }

@@ -137,6 +137,8 @@ impl Meter {
             Op::Write { .. } => &self.write,
             Op::Flush => &self.flush,
             Op::WriteZeroes { .. } | Op::Discard { .. } => &self.range,
+            // No operation of the guest's on its disk.
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => return,
         };
         let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         if ok {

@@ -21,7 +21,7 @@ pub(super) fn open(path: &Path, options: &FileOptions) -> anyhow::Result<FileBac
     let began = Instant::now();
     let mut told = false;
     loop {
-        match FileBackend::open_idle(path, &FileOptions { lock_wait: Duration::ZERO, ..*options }) {
+        match FileBackend::open_idle(path, &FileOptions { lock_wait: Duration::ZERO, ..options.clone() }) {
             Err(OpenError::InUse { .. }) if began.elapsed() < LOCK_WAIT => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!(

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::config::{Config, ConfigError, ImageConfig};
 use super::confined::parent;
+use crate::backend::StatePlace;
 
 /// Finds a file that is given twice. `place` is where the configuration came from.
 pub(super) fn check(config: &Config, place: &str) -> Result<(), ConfigError> {
@@ -53,6 +54,8 @@ enum Identity {
 impl<'a> Files<'a> {
     fn add_image(&mut self, image: &'a ImageConfig, place: &str) -> Result<(), ConfigError> {
         self.add("image", &image.path, image.readonly, place)?;
+        let state = image.state.iter().filter(|_| matches!(image.state_place(), StatePlace::At(_)));
+        state.into_iter().try_for_each(|path| self.add("state", path, false, place))?;
         image.record.iter().try_for_each(|path| self.add("record", path, false, place))
     }
 

@@ -19,7 +19,7 @@ pub struct ImageSpec {
 }
 
 /// The options, as they are typed.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "cache",
     "readonly",
     "serial",
@@ -38,6 +38,7 @@ const KEYS: [&str; 20] = [
     "bps-burst",
     "inflight",
     "private-memory",
+    "state",
     "record",
     "fault",
 ];
@@ -92,6 +93,7 @@ impl ImageSpec {
             "bps-burst" => image.bps_burst = Some(parsed(key, value, FromStr::from_str)?),
             "inflight" => image.inflight = Some(parsed(key, value, FromStr::from_str)?),
             "private-memory" => image.private_memory = Some(parsed(key, value, FromStr::from_str)?),
+            "state" => image.state = Some(parsed(key, value, |text| Ok(text.into()))?),
             "record" => image.record = Some(parsed(key, value, |text| Ok(text.into()))?),
             "fault" => image.fault = Some(parsed(key, value, |text| Ok(text.to_owned()))?),
             // A device may have fewer; that is checked with the device.
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let text = "a,,b.img,cache=directsync,readonly,serial=S,queues=4,rerror=stop,werror=report,engine=uring,workers=2,\
-                    logical-block=4096,size=1M,format=raw,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,inflight=9M,private-memory=10M,record=x.log,fault=f";
+                    logical-block=4096,size=1M,format=raw,lun=3:4,iops=5,iops-burst=6,bps=7K,bps-burst=8K,inflight=9M,private-memory=10M,state=x.state,record=x.log,fault=f";
         let spec = parse(text);
         let expected = ImageConfig {
             path: "a,b.img".into(),
@@ -242,6 +244,7 @@ mod tests {
             bps_burst: Some(Size(8 << 10)),
             inflight: Some(Size(9 << 20)),
             private_memory: Some(Size(10 << 20)),
+            state: Some("x.state".into()),
             record: Some("x.log".into()),
             fault: Some("f".into()),
         };

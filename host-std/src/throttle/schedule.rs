@@ -69,7 +69,11 @@ impl Cost {
             Op::Read { extent } | Op::Write { extent, .. } | Op::WriteZeroes { extent, .. } => {
                 extent.bytes().unwrap_or(u64::MAX)
             }
-            Op::Discard { .. } | Op::Flush => 0,
+            Op::Discard { .. }
+            | Op::Flush
+            | Op::Hold { .. }
+            | Op::LoadState { .. }
+            | Op::StoreState { .. } => 0,
         };
         Self { operations: 1, bytes }
     }

@@ -171,6 +171,21 @@ pub(crate) const SERVE: &[Row] = &[
     Row(2, "serve --socket s --image disk.img,bps=5,bps-burst=0", &["bps-burst=0", "leave it out"]),
     Row(2, "serve --socket s --image disk.img,inflight=0", &["inflight=0", "leave it out, or give a size"]),
     Row(2, "serve --socket s --image disk.img,private-memory=0", &["private-memory=0", "or give a size"]),
+    // The file of records.
+    Row(2, "serve --socket s --image disk.img,state=", &["option state without a value", "state=..."]),
+    Row(2, "serve --socket s --image disk.img,state=nodir/x", &["nodir/x", "make its folder", "state=off"]),
+    Row(2, "serve --socket s --image disk.img,state=notes.txt", &["notes.txt: is", "a backup, or remove it"]),
+    Row(2, "serve --socket s --image disk.img,state=disk.img", &["state disk.img", "a path of its own"]),
+    Row(
+        2,
+        "serve --socket s --image disk.img,state=dir",
+        &["dir: cannot open it for the records", "state=off"],
+    ),
+    Row(
+        2,
+        "serve --socket s --image disk.img,readonly,state=x",
+        &["readonly with a file for state", "leave one"],
+    ),
     Row(2, "serve --socket s --image disk.img --fault read:often", &["read:often", "write for example"]),
     // Images beside each other.
     Row(2, "serve --socket s --image disk.img --image other.img", &["2 images", "use virtio-scsi"]),

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{CacheMode, Storage as _};
-use blk_core::units::{Extent, GuestAddr, Lba, Tag};
-use host_std::backend::{FileBackend, FileOptions, IoEngine};
+use blk_core::units::{Extent, GuestAddr, Lba, StateKey, Tag};
+use host_std::backend::{FileBackend, FileOptions, IoEngine, IoThread, StatePlace};
 use host_std::confine::{Role, permissions, thread};
 use host_std::memory::MappedMemory;
 use libtest_mimic::Trial;
@@ -217,14 +217,31 @@ fn opens_the_image_again(open: &mut Open) -> io::Result<()> {
 /// A hot-plug: threads that restrict themselves further, direct I/O by a ring of its own.
 fn plugs_an_image_with_a_ring(_: &mut Open) -> io::Result<()> {
     permissions::open_or_make_private("plugged/new".as_ref())?.set_len(1 << 20)?;
-    let options = FileOptions { engine: IoEngine::Ring, ..FileOptions::new(CacheMode::WriteBack) };
-    let backend = FileBackend::open("plugged/new", &options).map_err(io::Error::other)?;
+    let options = FileOptions {
+        engine: IoEngine::Ring,
+        state: StatePlace::At("plugged/new.state".into()),
+        ..FileOptions::new(CacheMode::WriteBack)
+    };
+    let backend = FileBackend::open_idle("plugged/new", &options).map_err(io::Error::other)?;
+    let begin = |what| match what {
+        IoThread::Worker => thread(Role::Worker),
+        IoThread::Flusher => thread(Role::Flusher),
+    };
+    backend.start(begin).map_err(io::Error::other)?;
     let mut handle = backend.handle().map_err(io::Error::other)?;
     let memory = MappedMemory::anonymous(&[(GuestAddr(0), 1 << 16)]).map_err(io::Error::other)?;
     let extent = Extent { start: Lba(8), sectors: 1 };
     let segment = Segment::Guest { addr: GuestAddr(0), len: 512 };
     let write = Op::Write { extent, fua: false };
-    let work = [(write, &[segment][..]), (Op::Flush, &[]), (Op::Read { extent }, &[segment])];
+    let (load, store) = (Op::LoadState { key: StateKey(1) }, Op::StoreState { key: StateKey(1) });
+    let work = [
+        (write, &[segment][..]),
+        (Op::Flush, &[]),
+        (Op::Read { extent }, &[segment]),
+        (Op::Hold { extent }, &[]),
+        (store, &[segment]),
+        (load, &[segment]),
+    ];
     for (generation, (op, segments)) in (0..).zip(work) {
         let tag = Tag { slot: 0, generation };
         let _ = handle.submit(&memory, tag, op, segments).expect("it is idle");

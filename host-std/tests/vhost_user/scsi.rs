@@ -79,3 +79,39 @@ fn a_task_is_found_and_aborted_and_a_reset_ends_them_all() {
     let nobody = Address { target: 9, lun: 0 };
     assert_eq!(host.manage(function::ABORT_TASK_SET, nobody, None).unwrap(), Response::BadTarget as u8);
 }
+
+/// Two units over one image, whose reads take so long that both compare before either writes, if they may.
+#[test]
+fn of_two_units_over_one_image_that_compare_and_write_at_once_one_succeeds() {
+    const TURNS: u8 = 100;
+    const LBA: u64 = 5;
+    let disk = Disk::new();
+    let served = disk.serve_with("read:300us", |backend| {
+        let unit = |lun| {
+            let config = scsi_model::Config::new("TEST", "DISK", "1", "");
+            Lun { target: 0, lun, config, backend: Arc::clone(&backend) }
+        };
+        Server::scsi(&ScsiOptions::default(), vec![unit(0), unit(1)]).unwrap()
+    });
+    let mut host = Scsi::connect(disk.path("socket"), options(3)).unwrap();
+    let units = [0, 1].map(|lun| Address { target: 0, lun });
+    units.iter().for_each(|&unit| host.ready(unit).unwrap());
+    let mut block = [0_u8; 16];
+    (block[0], block[9], block[13]) = (0x89, LBA as u8, 1);
+    let mut before = [0; 512];
+    for turn in 1..=TURNS {
+        // Each writes what is its own, and compares with what either wrote in the turn before.
+        let tickets = units.map(|unit| {
+            let data = [before, [turn; 512]].concat();
+            let mut data: [u8; 1024] = data.try_into().unwrap();
+            data[512] = unit.lun as u8;
+            host.submit(Scsi::QUEUE, &Command::new(unit, &block, ScsiPayload::Out(&data))).unwrap()
+        });
+        host.session_mut().kick(Scsi::QUEUE).unwrap();
+        let good = tickets.map(|ticket| host.wait_for(ticket).unwrap().is_good());
+        assert!(good[0] != good[1], "turn {turn}: {good:?}");
+        host.read(units[0], LBA, 512, &mut before).unwrap();
+        assert_eq!((before[0], before[1]), (u8::from(good[1]), turn));
+    }
+    drop(served);
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     AhciMessages, Config, ConfigError, DeviceConfig, DeviceKind, IdeChip, IdeMode, ImageConfig, Size,
 };
-use crate::backend::FileOptions;
+use crate::backend::{FileOptions, StatePlace};
 use crate::fault::Plan;
 
 impl Config {
@@ -165,6 +165,13 @@ impl ImageConfig {
                 place,
                 what,
                 "give at most 20 letters, digits and other characters of ASCII",
+            ));
+        }
+        if let (true, StatePlace::At(_)) = (self.readonly, self.state_place()) {
+            return Err(ConfigError::new(
+                place,
+                "readonly with a file for state",
+                "leave one of them out: what devices store has no place beside an image that is only read",
             ));
         }
         if self.readonly && (self.size.is_some() || self.record.is_some()) {

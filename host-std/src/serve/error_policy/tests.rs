@@ -26,6 +26,8 @@ const INFO: Info = Info {
     staging_bytes: 4096,
     segments_max: 128,
     transfer_max_bytes: 1 << 20,
+    holds: true,
+    state_bytes: 0,
 };
 
 /// An image that does what it is told, in order, and remembers it.

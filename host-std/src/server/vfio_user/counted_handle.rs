@@ -16,13 +16,16 @@ use crate::server::stats::QueueCounters;
 
 /// A handle to an image, as a PCI device has it.
 ///
-/// It counts what is in flight, and can be shut: then it is busy, and the device tries again later.
+/// It counts what is in flight, and can be shut: then it is busy, and the device tries again later. A hold counts until it is released,
+/// and until then nothing but another hold is refused: what stops or pauses the device waits for the end of what is done under it.
 pub struct CountedHandle {
     inner: Box<dyn Handle>,
     state: Arc<OperationCounts>,
     counters: Arc<QueueCounters>,
     /// What each operation in flight moves, by its tag.
     moving: Vec<(Tag, u64)>,
+    /// Holds that were asked for, and have neither failed nor been released.
+    holds: Vec<Tag>,
     flush: Flush,
     /// The image was busy the last time: it knows when to try again, also where nothing is in flight.
     refused: bool,
@@ -128,7 +131,15 @@ impl CountedHandle {
         state: Arc<OperationCounts>,
         counters: Arc<QueueCounters>,
     ) -> Self {
-        Self { inner, state, counters, moving: Vec::with_capacity(64), flush: Flush::None, refused: false }
+        Self {
+            inner,
+            state,
+            counters,
+            moving: Vec::with_capacity(64),
+            holds: Vec::new(),
+            flush: Flush::None,
+            refused: false,
+        }
     }
 
     /// Begins a flush of the image. Nothing of this port is in flight. False if the image is busy.
@@ -167,12 +178,19 @@ impl CountedHandle {
             Op::Write { .. } => counters.writes.add(1),
             Op::Flush => counters.flushes.add(1),
             Op::WriteZeroes { .. } | Op::Discard { .. } => counters.ranges.add(1),
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
         }
     }
 }
 
 impl CountedHandle {
     fn ended(&mut self, tag: Tag, result: Result<(), IoError>) {
+        if let Some(at) = self.holds.iter().position(|hold| *hold == tag) {
+            if result.is_ok() {
+                return;
+            }
+            self.holds.swap_remove(at);
+        }
         count(&self.state.ended);
         let in_flight = &self.counters.in_flight;
         in_flight.set(in_flight.get().saturating_sub(1));
@@ -197,7 +215,8 @@ impl Storage<MappedMemory> for CountedHandle {
         op: Op,
         segments: &[Segment],
     ) -> Result<Submission, Busy> {
-        if self.state.is_shut() || self.state.is_turn_over() {
+        let in_group = !self.holds.is_empty() && !matches!(op, Op::Hold { .. });
+        if !in_group && (self.state.is_shut() || self.state.is_turn_over()) {
             return Err(Busy);
         }
         let submitted = self.inner.submit(memory, tag, op, segments);
@@ -208,6 +227,7 @@ impl Storage<MappedMemory> for CountedHandle {
         match op {
             Op::Write { .. } => self.counters.written_bytes.add(bytes),
             Op::Read { .. } => self.moving.push((tag, bytes)),
+            Op::Hold { .. } => self.holds.push(tag),
             _ => {}
         }
         self.counters.in_flight.add(1);
@@ -231,6 +251,14 @@ impl Storage<MappedMemory> for CountedHandle {
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
         self.inner.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.inner.release_hold(slot);
+        if let Some(at) = self.holds.iter().position(|hold| hold.slot == slot) {
+            let hold = self.holds.swap_remove(at);
+            self.ended(hold, Ok(()));
+        }
     }
 
     /// Never: what is in flight is waited for, and counted.
@@ -261,6 +289,7 @@ impl Handle for CountedHandle {
 #[cfg(test)]
 mod tests {
     use blk_core::storage::CacheMode;
+    use blk_core::units::Extent;
 
     use super::*;
     use crate::backend::{FileBackend, FileOptions};
@@ -291,5 +320,40 @@ mod tests {
         state.begin_turn(None);
         assert_eq!([flush(0), flush(1)], [Ok(Submission::Pending); 2]);
         assert_eq!(state.in_flight(), 5);
+    }
+
+    #[test]
+    fn a_hold_is_in_flight_until_it_is_released_and_what_is_done_under_it_is_not_shut_out() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let backend = FileBackend::open(file.path(), &FileOptions::new(CacheMode::WriteBack)).unwrap();
+        let state = Arc::new(OperationCounts::default());
+        let inner = Box::new(backend.handle().unwrap());
+        let mut handle = CountedHandle::new(inner, Arc::clone(&state), Arc::default());
+        let memory = MappedMemory::default();
+        let hold = Op::Hold { extent: Extent::new(0, 1) };
+        let zeroes = Op::WriteZeroes { extent: Extent::new(0, 1), may_unmap: false };
+        let run = |handle: &mut CountedHandle, slot, op| {
+            let submitted = handle.submit(&memory, Tag { slot, generation: 0 }, op, &[]);
+            submitted.map(|_| {
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while handle.poll(&memory).is_none() {
+                    assert!(Instant::now() < deadline, "no completion");
+                }
+            })
+        };
+        run(&mut handle, 0, hold).unwrap();
+        assert_eq!(state.in_flight(), 1);
+        state.set_shut(true);
+        run(&mut handle, 1, zeroes).unwrap();
+        assert_eq!(run(&mut handle, 1, hold), Err(Busy), "or it would never come to rest");
+        handle.release_hold(1);
+        assert_eq!(state.in_flight(), 1);
+        handle.release_hold(0);
+        assert_eq!((state.in_flight(), run(&mut handle, 1, zeroes)), (0, Err(Busy)));
+        state.set_shut(false);
+        // One that fails is none.
+        run(&mut handle, 0, Op::Hold { extent: Extent::new(8, 1) }).unwrap();
+        assert_eq!(state.in_flight(), 0);
     }
 }

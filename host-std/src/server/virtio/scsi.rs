@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blk_core::op::{Op, Segment};
 use blk_core::order::Deferred;
-use blk_core::storage::{Busy, Cache, Completion, Info, Storage, Submission};
+use blk_core::storage::{Busy, Completion, Info, Storage, Submission};
 use blk_core::units::Tag;
 use blk_core::virtq::{QueueError, RingFeatures, RingPosition, RingSetup};
 use scsi_model::disk::Setting;
@@ -91,7 +91,8 @@ impl VirtioBackend for Scsi {
 
     fn config_space(&self, _writeback: bool) -> Vec<u8> {
         // What there is beside the units: with one unit at most, a controller is small.
-        let mut space = Controller::<QUEUES_MAX, 1, 1>::new(self.config).config_space::<(), Slot>(&[]);
+        let controller = Controller::<QUEUES_MAX, 1, 1>::new(self.config);
+        let mut space = controller.config_space::<MappedMemory, Slot>(&[]);
         let images = self.images.lock();
         let transfer = images.iter().flatten().map(|image| image.backend.info().transfer_max_bytes).min();
         space.cmd_per_lun = (IN_FLIGHT as u32).into();
@@ -124,47 +125,6 @@ struct Slot {
     persistent: Option<Arc<PersistentState>>,
 }
 
-/// Where there is no handle: a disk of no size, which a unit never is.
-static NOTHING: Info = Info {
-    sectors: 0,
-    logical_block_bytes: 512,
-    physical_block_bytes: 512,
-    optimal_io_bytes: 0,
-    read_only: true,
-    rotational: false,
-    cache: Cache::WriteThrough,
-    fua: false,
-    range_stable: false,
-    discard: false,
-    staging_bytes: 0,
-    segments_max: 1,
-    transfer_max_bytes: 1 << 20,
-};
-
-impl Storage<()> for Slot {
-    fn info(&self) -> &Info {
-        &NOTHING
-    }
-
-    fn submit(
-        &mut self,
-        _memory: &(),
-        _tag: Tag,
-        _op: Op,
-        _segments: &[Segment],
-    ) -> Result<Submission, Busy> {
-        Err(Busy)
-    }
-
-    fn poll(&mut self, _memory: &()) -> Option<Completion> {
-        None
-    }
-
-    fn staging(&mut self, _slot: u16) -> &mut [u8] {
-        &mut []
-    }
-}
-
 impl Slot {
     /// An operation has failed. The guest cannot have heard of it: the controller has not.
     fn failed(&self) {
@@ -179,7 +139,7 @@ impl Slot {
 
 impl Storage<MappedMemory> for Slot {
     fn info(&self) -> &Info {
-        self.handle.as_ref().map_or(&NOTHING, |handle| handle.info())
+        self.handle.info()
     }
 
     fn submit(
@@ -189,7 +149,7 @@ impl Storage<MappedMemory> for Slot {
         op: Op,
         segments: &[Segment],
     ) -> Result<Submission, Busy> {
-        let submission = self.handle.as_mut().ok_or(Busy)?.submit(memory, tag, op, segments)?;
+        let submission = self.handle.submit(memory, tag, op, segments)?;
         if let Some(counters) = &self.counters {
             let bytes = op.extent().and_then(|extent| extent.bytes()).unwrap_or(0);
             match op {
@@ -203,6 +163,7 @@ impl Storage<MappedMemory> for Slot {
                 }
                 Op::Flush => counters.flushes.add(1),
                 Op::WriteZeroes { .. } | Op::Discard { .. } => counters.ranges.add(1),
+                Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
             }
         }
         if let Submission::Done(Err(_)) = submission {
@@ -212,7 +173,7 @@ impl Storage<MappedMemory> for Slot {
     }
 
     fn poll(&mut self, memory: &MappedMemory) -> Option<Completion> {
-        let completion = self.handle.as_mut()?.poll(memory)?;
+        let completion = self.handle.poll(memory)?;
         if completion.result.is_err() {
             self.failed();
         }
@@ -220,7 +181,11 @@ impl Storage<MappedMemory> for Slot {
     }
 
     fn staging(&mut self, slot: u16) -> &mut [u8] {
-        self.handle.as_mut().map_or(&mut [], |handle| handle.staging(slot))
+        self.handle.staging(slot)
+    }
+
+    fn release_hold(&mut self, slot: u16) {
+        self.handle.release_hold(slot);
     }
 }
 
@@ -283,7 +248,7 @@ impl ScsiQueues {
     fn poll_flush(&mut self, memory: &MappedMemory) {
         let Work::Flushing { left, ok } = &mut self.work else { return };
         for slot in &mut self.handles {
-            while let Some(completion) = Storage::<MappedMemory>::poll(slot, memory) {
+            while let Some(completion) = slot.poll(memory) {
                 *left = left.saturating_sub(1);
                 *ok &= completion.result.is_ok();
             }

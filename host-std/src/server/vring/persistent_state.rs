@@ -35,7 +35,8 @@ impl Word {
             Some((what, errno)) => {
                 let what = match what {
                     Durable::Flush => 1,
-                    Durable::Write => 2,
+                    // Two bits are what there is: a record is a write, to a file beside the image.
+                    Durable::Write | Durable::Record => 2,
                     Durable::Truncated => 3,
                 };
                 what | (errno.map_or(0, |errno| errno.raw_os_error() as u64) & 0xfff) << 2
