@@ -36,10 +36,11 @@ const CRATES: &[Crate] = &[
         folder: "blk-core",
         root: "src/lib.rs",
         floors: &[
-            &["", "io_medium", "sim", "snapshot"],
+            &["", "io_medium", "sim"],
             &["ram"],
             &["virtio"],
             &["order", "latch", "sync", "virtq", "pci"],
+            &["snapshot"],
             &["bus", "memory", "storage"],
             &["mutant", "op"],
             &["units"],
