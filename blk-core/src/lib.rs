@@ -31,6 +31,8 @@
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+#[cfg(target_has_atomic = "32")]
+pub mod atomic_memory;
 pub mod bus;
 #[cfg(feature = "embedded-io")]
 pub mod io_medium;

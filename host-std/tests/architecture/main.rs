@@ -39,7 +39,7 @@ const CRATES: &[Crate] = &[
             &["", "io_medium", "sim", "snapshot"],
             &["ram"],
             &["virtio"],
-            &["order", "latch", "sync", "virtq", "pci"],
+            &["atomic_memory", "shared_device", "order", "latch", "sync", "virtq", "pci"],
             &["bus", "memory", "storage"],
             &["mutant", "op"],
             &["units"],
