@@ -43,6 +43,8 @@ pub mod op;
 pub mod order;
 pub mod pci;
 pub mod ram;
+#[cfg(feature = "spin")]
+pub mod shared_device;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "snapshot")]
