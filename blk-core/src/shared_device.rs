@@ -5,7 +5,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use spin::mutex::SpinMutex;
-use spin::{RelaxStrategy, Spin};
+pub use spin::{RelaxStrategy, Spin};
 
 use crate::bus::{Device, IrqChange, Progress, Region, Width, WriteStatus};
 use crate::units::GuestAddr;
