@@ -5,6 +5,7 @@
 //! [`Info`]: storage::Info
 //! [`Medium`]: sync::Medium
 //! [`GuestMemory`]: memory::GuestMemory
+//! [`AtomicMemory`]: atomic_memory::AtomicMemory
 //! [`Device`]: bus::Device
 //! [`PciFunction`]: pci::PciFunction
 //! [`Op`]: op::Op
@@ -12,6 +13,7 @@
 //! [`Sequencer`]: order::Sequencer
 //! [`Device::write`]: bus::Device::write
 //! [`Device::poll`]: bus::Device::poll
+#![cfg_attr(feature = "spin", doc = "[`SharedDevice`]: shared_device::SharedDevice")]
 //!
 #![doc = include_str!("../README.md")]
 #![no_std]
@@ -30,6 +32,9 @@
 
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
+
+#[macro_use]
+mod log;
 
 #[cfg(target_has_atomic = "32")]
 pub mod atomic_memory;

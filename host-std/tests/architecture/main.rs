@@ -42,7 +42,7 @@ const CRATES: &[Crate] = &[
             &["atomic_memory", "shared_device", "order", "latch", "sync", "virtq", "pci"],
             &["bus", "memory", "storage"],
             &["mutant", "op"],
-            &["units"],
+            &["log", "units"],
         ],
     },
     Crate {
