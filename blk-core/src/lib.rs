@@ -39,6 +39,17 @@ mod log;
 #[cfg(target_has_atomic = "32")]
 pub mod atomic_memory;
 pub mod bus;
+#[cfg(feature = "spin")]
+pub mod embedding {
+    //! [`AtomicMemory`]: crate::atomic_memory::AtomicMemory
+    //! [`CellMemory`]: crate::memory::CellMemory
+    //! [`SharedDevice`]: crate::shared_device::SharedDevice
+    //! [`SharedDevice::handle_interrupt`]: crate::shared_device::SharedDevice::handle_interrupt
+    //! [`SharedDevice::start_write`]: crate::shared_device::SharedDevice::start_write
+    //! [`MmioDevice`]: crate::shared_device::MmioDevice
+    //!
+    #![doc = include_str!("../EMBEDDING.md")]
+}
 #[cfg(feature = "embedded-io")]
 pub mod io_medium;
 pub mod latch;

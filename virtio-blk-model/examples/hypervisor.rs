@@ -40,8 +40,8 @@ fn irq(_: &Mmio<1, 64>, change: IrqChange) {
     change.line(0).into_iter().for_each(|level| LINE.store(level, Ordering::Release));
 }
 
-fn device(addr: GuestAddr) -> &'static dyn MmioDevice {
-    *DEVICES.iter().find(|device| device.address_range().contains(&addr)).expect("a device is there")
+fn device(addr: GuestAddr) -> Option<&'static dyn MmioDevice> {
+    DEVICES.iter().copied().find(|device| device.address_range().contains(&addr))
 }
 
 /// A vCPU's exits.
@@ -53,14 +53,16 @@ impl guest::Machine for Vcpu {
     }
 
     fn load(&mut self, offset: u64) -> u32 {
-        let addr = GuestAddr(BASE.0 + offset);
-        device(addr).read(addr, Width::Dword) as u32
+        let addr = GuestAddr(BASE.0.wrapping_add(offset));
+        device(addr).map_or(u32::MAX, |device| device.read(addr, Width::Dword) as u32)
     }
 
     fn store(&mut self, offset: u64, value: u32) {
-        let addr = GuestAddr(BASE.0 + offset);
-        device(addr).write(addr, Width::Dword, value.into());
-        while device(addr).poll() {}
+        let addr = GuestAddr(BASE.0.wrapping_add(offset));
+        if let Some(device) = device(addr) {
+            device.write(addr, Width::Dword, value.into());
+            while device.poll() {}
+        }
     }
 
     fn halt(&mut self) {
