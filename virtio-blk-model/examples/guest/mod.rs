@@ -27,7 +27,7 @@ const DATA: u64 = 0x5000;
 
 /// Boots, and uses the disk.
 pub(crate) fn run(machine: &mut impl Machine) -> Result<(), MemoryError> {
-    boot(machine);
+    boot(machine)?;
     machine.memory().write(GuestAddr(DATA), &[b'x'; 512])?;
     let out = request(machine, 1, Kind::Out, 7)?;
     let flushed = request(machine, 2, Kind::Flush, 0)?;
@@ -41,17 +41,22 @@ pub(crate) fn run(machine: &mut impl Machine) -> Result<(), MemoryError> {
 }
 
 /// Resets the device and sets it up: VIRTIO 1.3, 3.1.1.
-pub(crate) fn boot(machine: &mut impl Machine) {
-    // A reset; ACKNOWLEDGE and DRIVER; FLUSH (bit 9) and VERSION_1 (bit 32); FEATURES_OK; the ring; DRIVER_OK.
+pub(crate) fn boot(machine: &mut impl Machine) -> Result<(), MemoryError> {
+    machine.store(register::STATUS, 0);
+    // The device uses the rings no more. Their indices begin at 0.
+    machine.memory().write(GuestAddr(AVAILABLE), &[0; 4])?;
+    machine.memory().write(GuestAddr(USED), &[0; 4])?;
+    // ACKNOWLEDGE and DRIVER; FLUSH (bit 9) and VERSION_1 (bit 32); FEATURES_OK; the ring; DRIVER_OK.
     #[rustfmt::skip]
     let boot = [
-        (register::STATUS, 0), (register::STATUS, 3), (register::DRIVER_FEATURES_SEL, 0), (register::DRIVER_FEATURES, 1 << 9),
+        (register::STATUS, 3), (register::DRIVER_FEATURES_SEL, 0), (register::DRIVER_FEATURES, 1 << 9),
         (register::DRIVER_FEATURES_SEL, 1), (register::DRIVER_FEATURES, 1), (register::STATUS, 11),
         (register::QUEUE_SIZE, 8), (register::QUEUE_DESC_LOW, DESCRIPTORS as u32),
         (register::QUEUE_DRIVER_LOW, AVAILABLE as u32), (register::QUEUE_DEVICE_LOW, USED as u32),
         (register::QUEUE_READY, 1), (register::STATUS, 15),
     ];
     boot.into_iter().for_each(|(offset, value)| machine.store(offset, value));
+    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
