@@ -33,6 +33,9 @@ impl<S, const N: usize> LatchingStorage<S, N> {
     /// A durable operation has ended.
     fn note(&mut self, result: Result<(), IoError>) {
         if let Err(error) = result {
+            if !is_refusal(error.kind) && !self.latched {
+                log!(error, "disk latched: a durable operation failed: {}", error);
+            }
             self.latched |= !is_refusal(error.kind);
         }
     }

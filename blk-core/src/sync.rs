@@ -123,6 +123,9 @@ impl<'a, D: Medium, const N: usize> Synchronous<'a, D, N> {
         };
         let durable = op == Op::Flush || op.mutates() && self.info.cache == Cache::WriteThrough;
         if let Err(IoError { kind: IoErrorKind::Medium | IoErrorKind::NoSpace, .. }) = result {
+            if durable && !self.latched {
+                log!(error, "disk latched: a durable operation failed: {}", result.err());
+            }
             self.latched |= durable;
         }
         result

@@ -1,6 +1,7 @@
 //! The device: its queues, and what crosses them, which is the cache switch and the reset.
 
 use blk_core::bus::{Quiet, Width, WriteStatus};
+use blk_core::log;
 use blk_core::memory::GuestMemory;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::{Info, Storage};
@@ -107,8 +108,14 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
         self.reset(memory, storage)
     }
 
+    /// Requests in flight, in all queues.
+    fn in_flight(&self) -> u32 {
+        self.queues.iter().fold(0, |sum, queue| sum.saturating_add(queue.in_flight()))
+    }
+
     /// Resets the device: held-back requests are dropped, those in flight awaited by [`Self::poll`].
     pub fn reset<M: ?Sized, H: Storage<M>>(&mut self, memory: &M, storage: &mut [H]) -> WriteStatus {
+        log!(info, "virtio-blk: reset, {} requests in flight", self.in_flight());
         self.control.change = Change::Resetting;
         let (_, queues) = self.split_mut();
         for (index, queue) in queues.iter_mut().enumerate() {
@@ -157,8 +164,11 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
                 polled.mark_used(index);
             }
             polled.again |= progress.again;
-            if queue.ring().error().is_some() {
-                polled.changed |= control.needs_reset();
+            if let Some(error) = queue.ring().error()
+                && control.needs_reset()
+            {
+                log!(warn, "virtio-blk: queue {} is broken until a reset: {}", index, error);
+                polled.changed = true;
             }
         }
         if let Some(info) = info(storage) {
@@ -220,6 +230,7 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
             };
         }
         if over {
+            log!(info, "virtio-blk: reset is over");
             control.end_reset();
         }
     }

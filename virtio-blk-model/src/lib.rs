@@ -33,6 +33,7 @@ pub mod device;
 pub mod embedding {
     //! [`GuestMemory`]: blk_core::memory::GuestMemory
     //! [`CellMemory`]: blk_core::memory::CellMemory
+    //! [`AtomicMemory`]: blk_core::atomic_memory::AtomicMemory
     //! [`Storage`]: blk_core::storage::Storage
     //! [`RamDisk`]: blk_core::ram::RamDisk
     //! [`IoMedium`]: blk_core::io_medium::IoMedium

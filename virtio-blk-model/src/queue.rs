@@ -1,5 +1,6 @@
 //! Request queue: a ring and its requests in flight. It is separate from the device, so that each can have its own thread.
 
+use blk_core::log;
 use blk_core::memory::GuestMemory;
 use blk_core::op::{Op, Segment, total_bytes};
 use blk_core::order::{Deferred, Done, GuestCache, Order, Request, Sequencer, Started};
@@ -288,6 +289,9 @@ impl<const N: usize> Queue<N> {
                     self.end(memory, storage, done, log)?;
                 }
                 Ok(Taken::Answered(answer, written)) => {
+                    if answer != Status::Ok {
+                        log!(debug, "virtio-blk: request {} answered {}", seen.command, answer);
+                    }
                     self.ring.pop(log, head);
                     log.began(seen.command, seen.bytes);
                     self.answer(memory, log, head, status, answer, written)?;
@@ -368,6 +372,7 @@ impl<const N: usize> Queue<N> {
             }
             Started::Ended(Done { slot, result }) => {
                 self.slots.release(slot);
+                log_failure(result);
                 Ok(owner.answer(result))
             }
         }
@@ -516,6 +521,7 @@ impl<const N: usize> Queue<N> {
     ) -> Result<(), QueueError> {
         match self.slots.release(slot) {
             Some(Owner::Driver { head, status, written, .. }) => {
+                log_failure(result);
                 let written = written_on(result, written);
                 self.answer(memory, log, head, status, Status::from(result), written)
             }
@@ -546,6 +552,13 @@ impl<const N: usize> Queue<N> {
             return Err(self.ring.break_with(QueueError::Memory));
         }
         self.ring.add_used(memory, log, head, written)
+    }
+}
+
+#[inline(always)]
+fn log_failure(result: Result<(), IoError>) {
+    if let Err(error) = result {
+        log!(warn, "virtio-blk: operation failed: {}", error);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use blk_core::log;
 use blk_core::storage::{Info, IoError, IoErrorKind};
 
 use crate::command::Addressing;
@@ -76,6 +77,14 @@ impl Failure {
                 let fault = kind == IoErrorKind::Latched;
                 Report { error, fault, sector: lba.map(|lba| lba.0) }
             }
+        }
+    }
+
+    /// Tells the operator of a command that has failed.
+    pub(crate) fn log(self) {
+        match self {
+            Self::Io { error, .. } => log!(warn, "ata: operation failed: {}", error),
+            refused => log!(debug, "ata: command refused: {}", refused),
         }
     }
 

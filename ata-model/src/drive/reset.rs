@@ -1,5 +1,6 @@
 //! Resets: nothing more is submitted, what was is awaited, and then the drive is as the kind of reset has it.
 
+use blk_core::log;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::Storage;
 #[cfg(feature = "mutants")]
@@ -28,6 +29,7 @@ pub enum Reset {
 impl<const N: usize> Drive<N> {
     /// Begins a reset: nothing more is submitted, and what was is awaited by [`Self::drain`].
     pub fn begin_reset(&mut self) {
+        log!(info, "ata: reset, {} operations in flight", self.sequencer.in_use());
         self.sequencer.reset();
     }
 
@@ -47,6 +49,7 @@ impl<const N: usize> Drive<N> {
         if !self.drain(memory, storage) {
             return false;
         }
+        log!(info, "ata: reset is over: {}", reset);
         #[cfg(feature = "mutants")]
         self.reexecute(memory, storage);
         self.job = Job::Idle;

@@ -476,6 +476,7 @@ impl Unit {
         self.drive.finish();
         self.interrupt |= interrupt;
         let Err(failure) = result else { return };
+        failure.log();
         let report = failure.report();
         self.error = report.error.bits();
         self.failed = report.status();

@@ -633,6 +633,7 @@ impl<T, const N: usize> Sequencer<T, N> {
 
     #[cold]
     fn stray(&mut self) {
+        log!(error, "storage: a completion names no operation in flight");
         self.strays = self.strays.saturating_add(1);
         if cfg!(not(feature = "mutants")) {
             debug_assert!(false, "a completion that names no operation in flight");

@@ -39,11 +39,11 @@ const CRATES: &[Crate] = &[
             &["", "io_medium", "sim"],
             &["ram"],
             &["virtio"],
-            &["order", "latch", "sync", "virtq", "pci"],
+            &["atomic_memory", "shared_device", "order", "latch", "sync", "virtq", "pci"],
             &["snapshot"],
             &["bus", "memory", "storage"],
             &["mutant", "op"],
-            &["units"],
+            &["log", "units"],
         ],
     },
     Crate {

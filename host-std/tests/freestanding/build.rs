@@ -6,4 +6,8 @@ fn main() {
     {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
+    // Where the program goes, and where defmt's format strings do.
+    println!("cargo::rustc-link-arg-bin=log=-T{}/log.x", env!("CARGO_MANIFEST_DIR"));
+    println!("cargo::rustc-link-arg-bin=log=-Tdefmt.x");
+    println!("cargo::rerun-if-changed=log.x");
 }

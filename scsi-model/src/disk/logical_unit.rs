@@ -3,6 +3,7 @@
 use core::fmt;
 
 use blk_core::bus::Quiet;
+use blk_core::log;
 #[cfg(feature = "mutants")]
 use blk_core::mutant::{Mutant, active};
 use blk_core::order::Sequencer;
@@ -221,6 +222,7 @@ impl<const N: usize> LogicalUnit<N> {
     /// parameters are the defaults again and a unit attention is pending. [`Self::is_managing`] says when it is over; tasks
     /// enqueued meanwhile wait.
     pub fn reset(&mut self, cause: ResetCause) {
+        log!(info, "scsi: reset of a unit, {} operations in flight: {}", self.sequencer.in_use(), cause);
         self.tasks.abort(Chosen::All);
         for started in self.started.iter_mut().filter_map(Option::take) {
             #[cfg(feature = "mutants")]

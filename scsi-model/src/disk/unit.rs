@@ -1,6 +1,7 @@
 //! State of a unit beside its tasks.
 
 use bitflags::bitflags;
+use blk_core::log;
 use blk_core::mutant::{Mutant, active};
 use blk_core::order::GuestCache;
 use blk_core::storage::Info;
@@ -205,6 +206,10 @@ impl Unit {
     }
 
     pub(super) fn check_condition(&self, sense: Sense) -> Outcome {
+        match sense.key {
+            Key::MediumError | Key::HardwareError => log!(warn, "scsi: CHECK CONDITION: {}", sense),
+            _ => log!(debug, "scsi: CHECK CONDITION: {}", sense),
+        }
         Outcome::CheckCondition(sense.encode(self.settings.descriptor_sense))
     }
 

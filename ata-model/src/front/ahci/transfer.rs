@@ -190,6 +190,7 @@ impl Port {
         let Phase::Executing(executing) = unit.phase else { return };
         unit.drive.finish();
         unit.phase = Phase::Ready;
+        failure.log();
         let report = failure.report();
         if let Some(sector) = report.sector {
             let addressing = Row::of(unit.task.command).map_or(Addressing::None, |row| row.addressing);
@@ -338,6 +339,7 @@ impl Port {
         }
         let Some(unit) = self.unit() else { return };
         let task = unit.task;
+        error.failure.log();
         let report = error.failure.report();
         let outcome = (READY | report.status(), report.error.bits());
         match error.reply {

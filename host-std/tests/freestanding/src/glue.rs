@@ -30,6 +30,15 @@ pub fn exit(status: u8) -> ! {
     unsafe { asm!("syscall", in("rax") 231, in("rdi") u64::from(status), options(noreturn, nostack)) }
 }
 
+/// Writes to standard output.
+pub fn print(bytes: &[u8]) {
+    let (from, len) = (bytes.as_ptr(), bytes.len());
+    // SAFETY: system call 1 reads `bytes` and touches no other memory; it clobbers rcx and r11.
+    unsafe {
+        asm!("syscall", inout("rax") 1_u64 => _, in("rdi") 1_u64, in("rsi") from, in("rdx") len, out("rcx") _, out("r11") _, options(nostack, readonly));
+    }
+}
+
 #[panic_handler]
 #[cfg(not(feature = "panic-free"))]
 fn panic(_: &PanicInfo<'_>) -> ! {
