@@ -4,6 +4,8 @@ use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{Ordering, fence};
 
+use zerocopy::{IntoBytes as _, little_endian};
+
 use crate::op::Segment;
 use crate::units::GuestAddr;
 
@@ -40,6 +42,27 @@ pub trait GuestMemory {
     /// [`MemoryError`] if any byte of the range is not writable memory; some of it may have been written.
     fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError>;
 
+    /// Copies 16 bytes out of guest memory, as two little-endian words: a descriptor, or a request's header. Does what [`Self::read`]
+    /// does; memory that is mapped has them in registers.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    #[inline]
+    fn read_u64_pair(&self, addr: GuestAddr) -> Result<[u64; 2], MemoryError> {
+        let mut words = [little_endian::U64::ZERO; 2];
+        self.read(addr, words.as_mut_bytes())?;
+        Ok(words.map(little_endian::U64::get))
+    }
+
+    /// Copies two little-endian words of 32 bits into guest memory: a used entry. Does what [`Self::write`] does.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    #[inline]
+    fn write_u32_pair(&self, addr: GuestAddr, words: [u32; 2]) -> Result<(), MemoryError> {
+        self.write(addr, words.map(little_endian::U32::new).as_bytes())
+    }
+
     /// Loads a little-endian u16 with acquire ordering. `addr` is 2-byte aligned.
     ///
     /// # Errors
@@ -69,6 +92,14 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &M {
 
     fn write(&self, addr: GuestAddr, from: &[u8]) -> Result<(), MemoryError> {
         (**self).write(addr, from)
+    }
+
+    fn read_u64_pair(&self, addr: GuestAddr) -> Result<[u64; 2], MemoryError> {
+        (**self).read_u64_pair(addr)
+    }
+
+    fn write_u32_pair(&self, addr: GuestAddr, words: [u32; 2]) -> Result<(), MemoryError> {
+        (**self).write_u32_pair(addr, words)
     }
 
     fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {

@@ -4,7 +4,6 @@ use blk_core::op::Op;
 use blk_core::order::Order;
 use blk_core::storage::Info;
 use blk_core::units::{Extent, SECTOR_BYTES};
-use heapless::Vec;
 
 use crate::wire::{Features, RangeFlags, RangeSegment, RequestHeader, Status};
 
@@ -178,26 +177,26 @@ pub fn transfer(sector: u64, bytes: u64, info: &Info) -> Result<Extent, Status> 
     within(Extent::new(sector, bytes >> SECTOR_BYTES.trailing_zeros()), info)
 }
 
-/// Decodes the segments of a discard or write-zeroes into operations, all of them checked.
+/// The segments of a discard or write-zeroes, all of them checked.
 ///
 /// # Errors
-/// [`Status::Unsupported`] for a flag that is unknown, or unmap in a discard (VIRTIO 1.3, 5.2.6.2); [`Status::IoErr`] for
-/// no segment, too many, half of one, or one that is too long or leaves the disk.
-pub fn ranges(command: Command, bytes: &[u8], info: &Info) -> Result<Vec<Op, RANGES_MAX>, Status> {
+/// [`Status::IoErr`] for no segment, or half of one; and as [`range`] has it.
+pub fn ranges<'a>(command: Command, bytes: &'a [u8], info: &Info) -> Result<&'a [RangeSegment], Status> {
     use zerocopy::FromBytes as _;
     let segments = <[RangeSegment]>::ref_from_bytes(bytes).map_err(|_| Status::IoErr)?;
     if segments.is_empty() {
         return Err(Status::IoErr);
     }
-    let mut ops = Vec::new();
-    for segment in segments {
-        let op = range(command, segment, info)?;
-        ops.push(op).map_err(|_| Status::IoErr)?;
-    }
-    Ok(ops)
+    segments.iter().try_for_each(|segment| range(command, segment, info).map(drop))?;
+    Ok(segments)
 }
 
-fn range(command: Command, segment: &RangeSegment, info: &Info) -> Result<Op, Status> {
+/// Decodes a segment of a discard or write-zeroes.
+///
+/// # Errors
+/// [`Status::Unsupported`] for a flag that is unknown, or unmap in a discard (VIRTIO 1.3, 5.2.6.2); [`Status::IoErr`] for a segment
+/// that is empty, too long or leaves the disk.
+pub fn range(command: Command, segment: &RangeSegment, info: &Info) -> Result<Op, Status> {
     let flags = RangeFlags::from_bits(segment.flags.get()).ok_or(Status::Unsupported)?;
     let may_unmap = flags.contains(RangeFlags::UNMAP);
     let discard = command == Command::Discard;

@@ -55,13 +55,18 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
     /// The queue at `index`, if the device has it.
     #[must_use]
     pub fn queue(&self, index: u32) -> Option<&Queue<N>> {
-        let index = usize::try_from(index).ok()?;
-        self.queues.get(..usize::from(self.control.config.queues))?.get(index)
+        if index >= u32::from(self.control.config.queues) {
+            return None;
+        }
+        self.queues.get(index as usize)
     }
 
     /// The queue at `index`, if the device has it.
     pub fn queue_mut(&mut self, index: u32) -> Option<&mut Queue<N>> {
-        self.split_mut().1.get_mut(usize::try_from(index).ok()?)
+        if index >= u32::from(self.control.config.queues) {
+            return None;
+        }
+        self.queues.get_mut(index as usize)
     }
 
     /// Enables the queue at `index` with the ring that was set up. A ring that cannot be breaks it.
@@ -195,7 +200,7 @@ impl<const Q: usize, const N: usize> Blk<Q, N> {
                 match queue.take_flushed() {
                     Some(flushed) => self.control.end_cache_off(flushed),
                     // The driver stopped the queue, and the flush with it.
-                    None if queue.in_flight() == 0 => self.control.change = Change::Draining,
+                    None if queue.is_idle() => self.control.change = Change::Draining,
                     None => return false,
                 }
                 true

@@ -21,6 +21,9 @@ use super::tags::Tags;
 use crate::command::{Command, Direction, Interface, Power, Queued, Row};
 use crate::wire::{QueueErrorLog, Status};
 
+/// No slot: that of an operation that was done at once is free again.
+const FREE: u16 = u16::MAX;
+
 impl<const N: usize> Drive<N> {
     /// Whether a command that is not a queued one is admitted.
     #[inline]
@@ -174,28 +177,31 @@ impl<const N: usize> Drive<N> {
         };
         let fua = transfer.fua && transfer.direction == Direction::Write;
         let request = Request::new(op).with_fua(fua);
-        let submitted = self.start(memory, storage, &request, segments);
-        let started = submitted.inspect_err(|_| self.queue.turn = tag)?;
+        let (cache, owner) = (self.guest_cache(storage.info()), Owner::Queued(tag));
+        // What is in the staging buffer keeps its slot once the operation has ended.
+        let submitted = if staged {
+            self.sequencer.submit(memory, storage, &request, cache, segments, owner).map(Started::done)
+        } else {
+            let submitted = self.sequencer.start(memory, storage, request, cache, segments, owner);
+            submitted.map(|submission| submission.done().map(|result| Done { slot: FREE, result }))
+        };
+        let done = submitted.inspect_err(|_| self.queue.turn = tag)?;
         #[cfg(feature = "mutants")]
         if transfer.direction == Direction::Write {
             self.retry = segments.first().map(|&segment| (extent, segment));
         }
         let entry = Entry::Moving { transfer, sectors: moving, staged };
-        let entry = match started {
-            Started::InFlight(slot) => {
-                self.sequencer.attach(slot, Owner::Queued(tag));
-                entry
-            }
+        let entry = match done {
+            None => entry,
             // Nearly always all of the command, and not through the staging buffer.
-            Started::Ended(Done { slot, result: Ok(()) }) if !staged && sectors == left.sectors => {
+            Some(Done { result: Ok(()), .. }) if !staged && sectors == left.sectors => {
                 #[cfg(feature = "mutants")]
                 {
                     self.retry = None;
                 }
-                self.sequencer.release(slot);
                 Entry::Ended
             }
-            Started::Ended(done) => {
+            Some(done) => {
                 self.end_operation(tag, entry, done);
                 return Ok(());
             }
@@ -251,14 +257,13 @@ impl<const N: usize> Drive<N> {
                 break;
             }
             let Entry::Unflushed(transfer) = self.queue.entry(tag) else { continue };
-            if let Ok(started) = self.start(memory, storage, &Request::new(Op::Flush), &[]) {
+            let (flush, cache) = (Request::new(Op::Flush), self.guest_cache(storage.info()));
+            let started = self.sequencer.start(memory, storage, flush, cache, &[], Owner::Queued(tag));
+            if let Ok(submission) = started {
                 let entry = Entry::Flushing(transfer);
-                match started {
-                    Started::InFlight(slot) => {
-                        self.sequencer.attach(slot, Owner::Queued(tag));
-                        self.queue.set(tag, entry);
-                    }
-                    Started::Ended(done) => self.end_operation(tag, entry, done),
+                match submission.done() {
+                    None => self.queue.set(tag, entry),
+                    Some(result) => self.end_operation(tag, entry, Done { slot: FREE, result }),
                 }
                 submitted = true;
             }

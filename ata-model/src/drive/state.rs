@@ -123,24 +123,8 @@ impl<const N: usize> Drive<N> {
         request: &Request,
         segments: &[Segment],
     ) -> Result<Started, Deferred> {
-        let started = self.start(memory, storage, request, segments)?;
-        if let Started::InFlight(slot) = started {
-            self.sequencer.attach(slot, Owner::NonQueued);
-        }
-        Ok(started)
-    }
-
-    /// Gives the storage an operation, which is nobody's yet: whoever it is for is attached to what is in flight.
-    #[inline]
-    pub(super) fn start<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        request: &Request,
-        segments: &[Segment],
-    ) -> Result<Started, Deferred> {
         let cache = self.guest_cache(storage.info());
-        self.sequencer.start(memory, storage, request, cache, segments)
+        self.sequencer.submit(memory, storage, request, cache, segments, Owner::NonQueued)
     }
 }
 

@@ -83,7 +83,7 @@ pub struct Plan {
 /// or inside a barrier. Where the host's completed writes are stable already, nothing is added to a write; zeroes and
 /// discards are another matter, since `O_DSYNC` does not cover them.
 #[must_use]
-#[inline(always)]
+#[inline]
 pub fn plan(request: &Request, guest: GuestCache, info: &Info) -> Plan {
     let exclusive = matches!(request.order, Order::Barrier);
     let fua = request.fua && !active(Mutant::FuaIgnored);
@@ -97,8 +97,8 @@ pub fn plan(request: &Request, guest: GuestCache, info: &Info) -> Plan {
         Op::Flush | Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {}
         Op::Read { .. } => plan.flush_before = fua,
         Op::Write { extent, .. } => {
-            plan.flush_before = exclusive && volatile;
-            let stable = volatile && (fua || write_through || exclusive);
+            let stable = (fua || write_through || exclusive) && volatile;
+            plan.flush_before = stable && exclusive;
             plan.op = Op::Write { extent, fua: stable && info.fua };
             plan.flush_after = stable && !info.fua;
         }

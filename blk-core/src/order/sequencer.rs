@@ -1,91 +1,21 @@
 //! Executes the plans of one queue's requests on a `Storage`: fixed slots, each a state machine from pre-flush to post-flush.
 
 mod mutants;
+mod noted;
+mod outcome;
+mod run;
 mod slot;
 
-use core::fmt;
+pub use self::outcome::{Deferred, Done, Started};
 
-use self::slot::{Next, Reached, Rest, Slot, Stage};
+use self::noted::Defects;
+use self::slot::{Rest, Slot, Stage};
 use super::slot_set::SlotSet;
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
-use crate::order::plan::{GuestCache, Plan, Request, plan};
-use crate::storage::{Busy, Completion, IoError, Storage, Submission};
+use crate::order::plan::{GuestCache, Request, plan};
+use crate::storage::{Busy, Completion, Storage, Submission};
 use crate::units::Tag;
-
-/// Why a request was not taken. Its owner keeps it and offers it again after the next completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Deferred {
-    /// The storage is busy.
-    Busy,
-    /// Every slot is in use.
-    Full,
-    /// A barrier runs, or this is one and older requests are in flight.
-    Barrier,
-    /// A reset waits for what was submitted.
-    Resetting,
-}
-
-impl fmt::Display for Deferred {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Busy => "the storage is busy",
-            Self::Full => "every slot is in use",
-            Self::Barrier => "a barrier is in flight, or the request is one and older requests are in flight",
-            Self::Resetting => "a reset waits for what was submitted",
-        })
-    }
-}
-
-impl core::error::Error for Deferred {}
-
-impl From<Busy> for Deferred {
-    fn from(Busy: Busy) -> Self {
-        Self::Busy
-    }
-}
-
-/// A request has ended. Its slot and payload stay until [`Sequencer::release`] or [`Sequencer::advance`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Done {
-    /// The slot.
-    pub slot: u16,
-    /// How the last of its operations ended.
-    pub result: Result<(), IoError>,
-}
-
-/// Where a request stands once the storage has been given what can be given now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[must_use]
-pub enum Started {
-    /// It goes on in this slot: [`Sequencer::poll`] or [`Sequencer::needs_segments`] names it.
-    InFlight(u16),
-    /// The storage did all of it at once. It is as if [`Sequencer::poll`] had reported it.
-    Ended(Done),
-}
-
-impl Started {
-    /// The request's slot.
-    #[must_use]
-    #[inline]
-    pub const fn slot(self) -> u16 {
-        match self {
-            Self::InFlight(slot) | Self::Ended(Done { slot, .. }) => slot,
-        }
-    }
-
-    /// The end of the request, if it has ended.
-    #[must_use]
-    pub const fn done(self) -> Option<Done> {
-        match self {
-            Self::Ended(done) => Some(done),
-            Self::InFlight(_) => None,
-        }
-    }
-}
 
 /// The requests in flight of one queue, at most `N` (128 at most), each with its owner's payload `T`.
 ///
@@ -146,8 +76,7 @@ pub struct Sequencer<T, const N: usize> {
     generation: u16,
     /// Completions that named no operation in flight: a defect of the storage.
     strays: u32,
-    #[cfg(feature = "mutants")]
-    dirty: bool,
+    defects: Defects,
 }
 
 impl<T, const N: usize> Default for Sequencer<T, N> {
@@ -169,8 +98,7 @@ impl<T, const N: usize> Sequencer<T, N> {
             resetting: false,
             generation: 0,
             strays: 0,
-            #[cfg(feature = "mutants")]
-            dirty: false,
+            defects: Defects::NONE,
         }
     }
 
@@ -244,25 +172,6 @@ impl<T, const N: usize> Sequencer<T, N> {
         segments: &[Segment],
         payload: T,
     ) -> Result<Started, Deferred> {
-        let started = self.start(memory, storage, request, cache, segments)?;
-        self.attach(started.slot(), payload);
-        Ok(started)
-    }
-
-    /// [`Self::submit`] without a payload, for an owner that [attaches](Self::attach) one only to what is in flight: a request that
-    /// has ended at once needs none.
-    ///
-    /// # Errors
-    /// [`Deferred`] if it cannot be taken now; nothing has changed.
-    #[inline(always)]
-    pub fn start<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        request: &Request,
-        cache: GuestCache,
-        segments: &[Segment],
-    ) -> Result<Started, Deferred> {
         if self.resetting {
             return Err(Deferred::Resetting);
         }
@@ -279,22 +188,52 @@ impl<T, const N: usize> Sequencer<T, N> {
             let submission = self.give(memory, storage, slot, plan.op, segments)?;
             self.first(slot, plan.op, submission)
         } else {
-            let (stage, result) = self.begin(memory, storage, slot, &plan, segments)?;
-            self.reach(slot, stage, result)
+            self.begin(memory, storage, slot, &plan, segments)?
         };
         self.used.insert(slot);
         if plan.exclusive {
             self.barrier = Some(slot);
         }
-        Ok(started)
-    }
-
-    /// Gives the request in `slot` its payload.
-    #[inline]
-    pub fn attach(&mut self, slot: u16, payload: T) {
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
             s.payload = Some(payload);
         }
+        Ok(started)
+    }
+
+    /// [`Self::submit`] for an owner to whom the end of a request is all: one that ends at once has no slot and no payload any more.
+    /// One that is [`Submission::Pending`] is named by [`Self::poll`] or [`Self::needs_segments`] later.
+    ///
+    /// # Errors
+    /// [`Deferred`] if it cannot be taken now; `payload` is then dropped and nothing has changed.
+    #[inline(always)]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "memory and storage come in with each call; the rest is the request"
+    )]
+    pub fn start<M: ?Sized, S: Storage<M> + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &mut S,
+        request: Request,
+        cache: GuestCache,
+        segments: &[Segment],
+        payload: T,
+    ) -> Result<Submission, Deferred> {
+        let plan = plan(&request, cache, storage.info());
+        let alone = Self::is_one_operation(&plan) && !plan.exclusive;
+        let slot = self.next_slot().filter(|_| alone && self.barrier.is_none() && !self.resetting);
+        let Some(slot) = slot else {
+            return self.start_in_slot(memory, storage, request, cache, segments, payload);
+        };
+        // Nearly always. The storage is asked before the slot is touched.
+        let tag = self.next_tag(slot);
+        let submission = Self::hand_over(memory, storage, tag, plan.op, segments)?;
+        self.generation = tag.generation;
+        match submission {
+            Submission::Pending => self.occupy(tag, plan.op, payload),
+            Submission::Done(_) => self.defects.done(plan.op),
+        }
+        Ok(submission)
     }
 
     /// Lets a slot that [`Done`] named go on with another operation, keeping its payload and its barrier.
@@ -309,13 +248,8 @@ impl<T, const N: usize> Sequencer<T, N> {
         cache: GuestCache,
         segments: &[Segment],
     ) -> Started {
-        if self.stage(slot) != Some(Stage::Ended) {
-            return Started::InFlight(slot);
-        }
-        let plan = plan(request, cache, storage.info());
-        let waits = (Stage::NeedsSegments(Rest::of(&plan)), Ok(()));
-        let (stage, result) = self.begin(memory, storage, slot, &plan, segments).unwrap_or(waits);
-        self.reach(slot, stage, result)
+        self.advance_later(storage, slot, request, cache);
+        self.supply_segments(memory, storage, slot, segments).unwrap_or(Started::InFlight(slot))
     }
 
     /// As [`Self::advance`], but nothing is submitted before the owner supplies the segments: for an owner that has done enough
@@ -327,9 +261,9 @@ impl<T, const N: usize> Sequencer<T, N> {
         request: &Request,
         cache: GuestCache,
     ) {
-        if self.stage(slot) == Some(Stage::Ended) {
+        if let Some(Stage::Ended) = self.stage(slot) {
             let plan = plan(request, cache, storage.info());
-            let _ = self.reach(slot, Stage::NeedsSegments(Rest::of(&plan)), Ok(()));
+            let _ = self.wait(slot, Stage::NeedsSegments(Rest::of(&plan)));
         }
     }
 
@@ -356,8 +290,7 @@ impl<T, const N: usize> Sequencer<T, N> {
         segments: &[Segment],
     ) -> Result<Started, Busy> {
         let Some(Stage::NeedsSegments(rest)) = self.stage(slot) else { return Ok(Started::InFlight(slot)) };
-        let (stage, result) = self.run(memory, storage, slot, rest.next(), Some(segments))?;
-        Ok(self.reach(slot, stage, result))
+        self.run(memory, storage, slot, rest.next(), Some(segments))
     }
 
     /// Frees a slot that [`Done`] reported or [`Self::needs_segments`] named, and returns its payload. `None`, without effect, in
@@ -368,13 +301,10 @@ impl<T, const N: usize> Sequencer<T, N> {
         if !matches!(s.stage, Stage::Ended | Stage::NeedsSegments(_)) {
             return None;
         }
-        #[cfg(feature = "mutants")]
-        {
-            self.dirty |= s.op.is_some_and(|op| op.mutates());
-        }
+        self.defects.released(s.noted);
         let payload = s.payload.take();
-        let needs_segments = s.stage != Stage::Ended;
-        s.stage = Stage::Free;
+        let needs_segments = !matches!(s.stage, Stage::Ended);
+        s.clear();
         self.used.remove(slot);
         if needs_segments {
             self.settle(slot);
@@ -449,186 +379,41 @@ impl<T, const N: usize> Sequencer<T, N> {
         !self.resetting
     }
 
-    /// The only operation of a new slot was submitted.
-    #[inline(always)]
-    fn first(&mut self, slot: u16, op: Op, submission: Submission) -> Started {
-        let (stage, started) = match submission {
-            Submission::Pending => (Self::acked_at_submission(op, false), Started::InFlight(slot)),
-            Submission::Done(result) => (Stage::Ended, Started::Ended(Done { slot, result })),
-        };
-        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
-            s.stage = stage;
-        }
-        started
-    }
-
-    /// Begins a plan. Busy means that the storage took nothing of it.
-    #[inline(never)]
-    fn begin<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        slot: u16,
-        plan: &Plan,
-        segments: &[Segment],
-    ) -> Result<Reached, Busy> {
-        let op = plan.op;
-        if op == Op::Flush && self.drops_flush(plan.exclusive) {
-            return Ok((Stage::AckEarly, Ok(())));
-        }
-        self.run(memory, storage, slot, Rest::of(plan).next(), Some(segments))
-    }
-
-    /// Goes on with a plan from `next` on, as far as the storage does its operations at once. Busy means that it took nothing.
-    #[inline(never)]
-    fn run<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        slot: u16,
-        mut next: Next,
-        segments: Option<&[Segment]>,
-    ) -> Result<Reached, Busy> {
-        let mut began = false;
-        loop {
-            let (op, with, in_flight) = match (&next, segments) {
-                (Next::PreFlush(rest), _) => (Op::Flush, &[][..], Stage::PreFlush(*rest)),
-                (Next::Data(rest), None) => return Ok((Stage::NeedsSegments(*rest), Ok(()))),
-                (Next::Data(rest), Some(segments)) => {
-                    (rest.op, segments, Self::acked_at_submission(rest.op, rest.flush_after))
-                }
-                (Next::PostFlush, _) => (Op::Flush, &[][..], Stage::PostFlush),
-            };
-            let submission = match (self.give(memory, storage, slot, op, with), &next) {
-                (Ok(submission), _) => submission,
-                (Err(Busy), Next::PostFlush) => return Ok((Stage::PostFlushRetry, Ok(()))),
-                (Err(Busy), Next::Data(rest)) if began => return Ok((Stage::NeedsSegments(*rest), Ok(()))),
-                (Err(Busy), _) => return Err(Busy),
-            };
-            if let Next::Data(Rest { flush_after: true, .. }) = next {
-                Self::flush_beside(memory, storage, slot);
-            }
-            let result = match submission {
-                Submission::Pending => return Ok((in_flight, Ok(()))),
-                Submission::Done(result) => result,
-            };
-            next = match (next, result) {
-                (Next::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
-                (Next::Data(Rest { flush_after: true, .. }), Ok(())) if !self.skips_flush(true) => {
-                    Next::PostFlush
-                }
-                _ => return Ok((Stage::Ended, result)),
-            };
-            began = true;
-        }
-    }
-
-    /// Goes on with the plan of a slot whose operation has completed. Returns the slot if that was the last one.
-    #[inline(never)]
-    fn completed<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        slot: u16,
-        result: Result<(), IoError>,
-    ) -> Option<Done> {
-        if self.resetting {
-            self.free(slot);
-            return None;
-        }
-        let stage = self.stage(slot)?;
-        let next = match (stage, result) {
-            (Stage::PreFlush(rest), Ok(())) => Next::Data(Rest { flush_before: false, ..rest }),
-            (Stage::Data { flush_after: true }, Ok(())) if !self.skips_flush(false) => Next::PostFlush,
-            _ => return self.reach(slot, Stage::Ended, result).done(),
-        };
-        // Of these two neither is refused: one waits for segments, the other to be tried again.
-        let (stage, result) = self.run(memory, storage, slot, next, None).ok()?;
-        self.reach(slot, stage, result).done()
-    }
-
-    /// Submits again the flushes that the storage refused as busy, until one of them ends a request.
+    /// [`Self::start`], in general.
     #[cold]
-    fn retry_refused<M: ?Sized, S: Storage<M> + ?Sized>(
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments, reason = "as for `start`")]
+    fn start_in_slot<M: ?Sized, S: Storage<M> + ?Sized>(
         &mut self,
         memory: &M,
         storage: &mut S,
-    ) -> Option<Done> {
-        while let Some(slot) = self.refused.lowest() {
-            let (stage, result) = self.run(memory, storage, slot, Next::PostFlush, None).ok()?;
-            if stage == Stage::PostFlushRetry {
-                return None;
-            }
-            if let Some(done) = self.reach(slot, stage, result).done() {
-                return Some(done);
-            }
-        }
-        None
-    }
-
-    /// Submits one operation of a slot.
-    #[inline(always)]
-    fn give<M: ?Sized, S: Storage<M> + ?Sized>(
-        &mut self,
-        memory: &M,
-        storage: &mut S,
-        slot: u16,
-        op: Op,
+        request: Request,
+        cache: GuestCache,
         segments: &[Segment],
-    ) -> Result<Submission, Busy> {
-        let tag = Tag { slot, generation: self.generation.wrapping_add(1) & 0x7fff };
-        let submission = if cfg!(feature = "mutants") && active(Mutant::HalfWrite) {
-            let (op, half) = Self::first_half(op, segments);
-            storage.submit(memory, tag, op, half.as_ref().map_or(segments, core::slice::from_ref))?
-        } else {
-            storage.submit(memory, tag, op, segments)?
-        };
-        self.generation = tag.generation;
-        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return Ok(submission) };
-        s.generation = tag.generation;
-        Ok(s.given(op, submission))
+        payload: T,
+    ) -> Result<Submission, Deferred> {
+        let started = self.submit(memory, storage, &request, cache, segments, payload)?;
+        Ok(match started {
+            Started::InFlight(_) => Submission::Pending,
+            Started::Ended(Done { slot, result }) => {
+                if let Some(s) = self.slots.get(usize::from(slot)) {
+                    self.defects.released(s.noted);
+                }
+                self.free(slot);
+                Submission::Done(result)
+            }
+        })
     }
 
-    fn stage(&self, slot: u16) -> Option<Stage> {
-        self.slots.get(usize::from(slot)).map(|s| s.stage)
-    }
-
-    /// A slot has come to `stage`.
-    #[inline(always)]
-    fn reach(&mut self, slot: u16, stage: Stage, result: Result<(), IoError>) -> Started {
-        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
-            s.stage = stage;
-        }
-        self.settle(slot);
-        match stage {
-            Stage::Ended => return Started::Ended(Done { slot, result }),
-            Stage::NeedsSegments(_) => self.needs_segments.insert(slot),
-            Stage::PostFlushRetry => self.refused.insert(slot),
-            _ => {}
-        }
-        Started::InFlight(slot)
-    }
-
-    /// The slot needs nothing for the moment.
+    /// A request of one operation, which is in flight, has the slot of its tag.
     #[inline]
-    fn settle(&mut self, slot: u16) {
-        if !(self.needs_segments.is_empty() && self.refused.is_empty()) {
-            self.needs_segments.remove(slot);
-            self.refused.remove(slot);
-        }
-    }
-
-    #[inline]
-    fn free(&mut self, slot: u16) {
-        self.used.remove(slot);
-        self.settle(slot);
-        if self.barrier == Some(slot) {
-            self.barrier = None;
-        }
-        if let Some(s) = self.slots.get_mut(usize::from(slot)) {
-            s.stage = Stage::Free;
-            s.payload = None;
-        }
+    fn occupy(&mut self, Tag { slot, generation }: Tag, op: Op, payload: T) {
+        self.used.insert(slot);
+        let Some(s) = self.slots.get_mut(usize::from(slot)) else { return };
+        let _ = s.given(op, Submission::Pending);
+        s.stage = Self::acked_at_submission(op, false);
+        s.generation = generation;
+        s.payload = Some(payload);
     }
 
     #[cold]

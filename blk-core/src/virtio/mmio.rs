@@ -222,13 +222,15 @@ impl<D> Mmio<D> {
             register::QUEUE_RESET if value & 1 != 0 => {
                 return self.device.stop_queue(self.selectors.queue, memory, storage);
             }
-            register::QUEUE_DESC_LOW => self.set_up(|setup| set_low(&mut setup.descriptors, value)),
-            register::QUEUE_DESC_HIGH => self.set_up(|setup| set_high(&mut setup.descriptors, value)),
-            register::QUEUE_DRIVER_LOW => self.set_up(|setup| set_low(&mut setup.driver, value)),
-            register::QUEUE_DRIVER_HIGH => self.set_up(|setup| set_high(&mut setup.driver, value)),
-            register::QUEUE_DEVICE_LOW => self.set_up(|setup| set_low(&mut setup.device, value)),
-            register::QUEUE_DEVICE_HIGH => self.set_up(|setup| set_high(&mut setup.device, value)),
-            _ => {}
+            _ => self.set_up(|setup| match offset {
+                register::QUEUE_DESC_LOW => set_low(&mut setup.descriptors, value),
+                register::QUEUE_DESC_HIGH => set_high(&mut setup.descriptors, value),
+                register::QUEUE_DRIVER_LOW => set_low(&mut setup.driver, value),
+                register::QUEUE_DRIVER_HIGH => set_high(&mut setup.driver, value),
+                register::QUEUE_DEVICE_LOW => set_low(&mut setup.device, value),
+                register::QUEUE_DEVICE_HIGH => set_high(&mut setup.device, value),
+                _ => {}
+            }),
         }
         WriteStatus::Done
     }

@@ -15,10 +15,16 @@
 mod inflight;
 mod queue;
 mod ring;
+mod running;
 mod split;
+mod table;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use inflight::InflightTracker;
 pub use queue::Queue;
 pub use ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
+pub use running::RunningRing;
+pub use table::{Descriptor, Table};
+pub use walk::Walk;

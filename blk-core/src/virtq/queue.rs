@@ -2,7 +2,9 @@
 
 use super::inflight::InflightTracker;
 use super::ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
+use super::running::RunningRing;
 use super::split;
+use super::walk::Walk;
 use crate::memory::GuestMemory;
 use crate::units::GuestAddr;
 
@@ -72,6 +74,15 @@ impl Queue {
     #[inline]
     pub const fn is_running(&self) -> bool {
         matches!(self.state, State::Split(_))
+    }
+
+    /// The ring, if the queue is enabled and not broken: for a poll that makes many calls.
+    #[inline]
+    pub const fn running(&mut self) -> Option<RunningRing<'_>> {
+        match &mut self.state {
+            State::Split(ring) => Some(RunningRing { ring }),
+            State::Off | State::Broken(_) => None,
+        }
     }
 
     /// The error that broke the queue, if it is broken.
@@ -156,22 +167,18 @@ impl Queue {
         memory: &M,
         log: &impl InflightTracker,
     ) -> Result<Option<u16>, QueueError> {
-        let State::Split(ring) = &mut self.state else { return Ok(None) };
-        if let Some(head) = log.next_unfinished() {
-            return Ok(Some(head));
-        }
-        ring.peek(memory).map_err(|error| self.break_with(error))
+        let Some(mut ring) = self.running() else { return Ok(None) };
+        let fetched = if log.next_unfinished().is_some() { Ok(true) } else { ring.fetch_avail_idx(memory) };
+        fetched.and_then(|_| ring.next_fetched(memory, log)).map_err(|error| self.break_with(error))
     }
 
     /// Takes the chain at `head`, which was peeked last. The device must return it by [`Self::add_used`].
     #[inline]
     pub fn pop(&mut self, log: &mut impl InflightTracker, head: u16) {
-        let State::Split(ring) = &mut self.state else { return };
-        if log.next_unfinished() == Some(head) {
-            log.resubmitted();
-        } else {
-            ring.pop();
-            log.record_taken(head);
+        if self.has_fetched(log)
+            && let Some(mut ring) = self.running()
+        {
+            ring.pop(log, head);
         }
     }
 
@@ -185,10 +192,17 @@ impl Queue {
         &mut self,
         memory: &M,
         head: u16,
-        visit: impl FnMut(Buffer),
+        mut visit: impl FnMut(Buffer),
     ) -> Result<(), QueueError> {
         let State::Split(ring) = &self.state else { return Ok(()) };
-        ring.walk(memory, head, visit).map_err(|error| self.break_with(error))
+        let mut walk = Walk::new(ring.table(), head);
+        loop {
+            match walk.next(memory) {
+                Ok(Some(buffer)) => visit(buffer),
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(self.break_with(error)),
+            }
+        }
     }
 
     /// Adds the chain at `head` to the used ring, with `written` bytes written into it. The driver sees it after the next
@@ -206,12 +220,8 @@ impl Queue {
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
-        let State::Split(ring) = &mut self.state else { return Ok(()) };
-        if let Err(error) = ring.add_used(memory, head, written) {
-            return Err(self.break_with(error));
-        }
-        log.record_used(head);
-        Ok(())
+        let Some(mut ring) = self.running() else { return Ok(()) };
+        ring.add_used(memory, log, head, written).map_err(|error| self.break_with(error))
     }
 
     /// Stores the used index, which shows the driver all chains added since the last time. Returns whether the driver wants an

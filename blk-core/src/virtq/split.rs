@@ -1,35 +1,14 @@
 //! Split rings (VIRTIO 1.3, 2.7).
 
-use zerocopy::{FromBytes, IntoBytes, little_endian as le};
-
 use super::inflight::InflightTracker;
-use super::ring::{Buffer, QueueError, RingFeatures, RingPosition, RingSetup, SIZE_MAX};
+use super::ring::{QueueError, RingFeatures, RingPosition, RingSetup};
+use super::table::Table;
 use crate::memory::GuestMemory;
 use crate::units::GuestAddr;
-
-/// 2.7.5: `struct virtq_desc`.
-#[derive(FromBytes, IntoBytes)]
-#[repr(C)]
-struct Descriptor {
-    addr: le::U64,
-    len: le::U32,
-    flags: le::U16,
-    next: le::U16,
-}
-
-const _: () = assert!(size_of::<Descriptor>() == 16);
-
-/// VIRTQ_DESC_F_NEXT: `next` is valid.
-const NEXT: u16 = 1;
-/// VIRTQ_DESC_F_WRITE: the device writes the buffer.
-const WRITE: u16 = 2;
-/// VIRTQ_DESC_F_INDIRECT: the buffer is a table of descriptors.
-const INDIRECT: u16 = 4;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6).
 const NO_INTERRUPT: u16 = 1;
 
-const DESCRIPTOR_BYTES: u64 = 16;
 /// Offset of `idx` in both rings, after `flags`.
 const INDEX: u64 = 2;
 /// Offset of the entries in both rings.
@@ -88,6 +67,11 @@ impl Ring {
         })
     }
 
+    #[inline]
+    pub(super) const fn size(&self) -> u16 {
+        self.size
+    }
+
     pub(super) const fn position(&self) -> RingPosition {
         RingPosition { next_avail: self.next_available, next_used: self.next_used }
     }
@@ -105,65 +89,24 @@ impl Ring {
         Ok(self.has_fetched() || self.read_available_index(memory)?)
     }
 
+    /// The head of the next chain, which was fetched.
     #[inline(always)]
-    pub(super) fn peek<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
-        if !self.fetch_avail_idx(memory)? {
-            return Ok(None);
+    pub(super) fn head<M: GuestMemory + ?Sized>(&self, memory: &M) -> Result<u16, QueueError> {
+        match memory.load_u16_acquire(self.entry(self.available, self.next_available, 2)) {
+            Ok(head) if head < self.size => Ok(head),
+            Ok(_) => Err(QueueError::Head),
+            Err(error) => Err(error.into()),
         }
-        let mut entry = [0; 2];
-        memory.read(self.entry(self.available, self.next_available, 2), &mut entry)?;
-        let head = u16::from_le_bytes(entry);
-        if head < self.size { Ok(Some(head)) } else { Err(QueueError::Head) }
     }
 
     #[inline]
     pub(super) const fn pop(&mut self) {
-        if self.has_fetched() {
-            self.next_available = self.next_available.wrapping_add(1);
-        }
+        self.next_available = self.next_available.wrapping_add(1);
     }
 
     #[inline]
-    pub(super) fn walk<M: GuestMemory + ?Sized>(
-        &self,
-        memory: &M,
-        head: u16,
-        mut visit: impl FnMut(Buffer),
-    ) -> Result<(), QueueError> {
-        let mut table = self.descriptors;
-        let mut entries = u32::from(self.size);
-        let mut in_table = false;
-        let mut index = head;
-        let mut left = entries;
-        let mut writable_seen = false;
-        loop {
-            if u32::from(index) >= entries {
-                return Err(QueueError::Next);
-            }
-            left = left.checked_sub(1).ok_or(QueueError::TooLong)?;
-            let Descriptor { addr, len, flags, next } = descriptor(memory, table, index)?;
-            let (addr, len, flags) = (GuestAddr(addr.get()), len.get(), flags.get());
-            if flags & INDIRECT != 0 {
-                // 2.7.5.3.2: WRITE is ignored here, and direct descriptors may come before.
-                entries = self.table_entries(addr, len, flags, in_table)?;
-                left = entries.min(u32::from(SIZE_MAX));
-                (table, index, in_table) = (addr, 0, true);
-                continue;
-            }
-            if len != 0 {
-                addr.checked_add(u64::from(len)).ok_or(QueueError::Wraps)?;
-                let writable = flags & WRITE != 0;
-                if writable_seen && !writable {
-                    return Err(QueueError::Order);
-                }
-                writable_seen = writable;
-                visit(Buffer { addr, len, writable });
-            }
-            if flags & NEXT == 0 {
-                return Ok(());
-            }
-            index = next.get();
-        }
+    pub(super) const fn table(&self) -> Table {
+        Table::of_ring(self.descriptors, self.size, self.features.indirect)
     }
 
     #[inline]
@@ -173,9 +116,8 @@ impl Ring {
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
-        // 2.7.8: `id` and `len`, both 32 bits, written in one copy.
-        let element = u64::from(written) << 32 | u64::from(head);
-        memory.write(self.entry(self.used, self.next_used, 8), &element.to_le_bytes())?;
+        // 2.7.8: `id` and `len`.
+        memory.write_u32_pair(self.entry(self.used, self.next_used, 8), [head.into(), written])?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }
@@ -219,7 +161,6 @@ impl Ring {
     }
 
     /// Reads the available index, and returns whether there is anything new.
-    #[inline]
     fn read_available_index<M: GuestMemory + ?Sized>(&mut self, memory: &M) -> Result<bool, QueueError> {
         let index = memory.load_u16_acquire(offset(self.available, INDEX))?;
         let in_flight = self.next_available.wrapping_sub(self.next_used);
@@ -229,25 +170,6 @@ impl Ring {
         }
         self.seen_available = index;
         Ok(waiting != 0)
-    }
-
-    /// The entries of an indirect table, once its descriptor is found to be in order.
-    #[cold]
-    fn table_entries(&self, addr: GuestAddr, len: u32, flags: u16, nested: bool) -> Result<u32, QueueError> {
-        if !self.features.indirect {
-            return Err(QueueError::IndirectNotNegotiated);
-        }
-        if nested {
-            return Err(QueueError::IndirectNested);
-        }
-        if flags & NEXT != 0 {
-            return Err(QueueError::IndirectChained);
-        }
-        if len == 0 || !len.is_multiple_of(16) {
-            return Err(QueueError::IndirectLength);
-        }
-        addr.checked_add(u64::from(len)).ok_or(QueueError::Wraps)?;
-        Ok(len / 16)
     }
 
     /// The address of the entry for the free-running `index` of `ring`.
@@ -270,20 +192,8 @@ impl Ring {
     }
 }
 
-/// `base + bytes`; `Ring::new` and `table_entries` have checked that nothing within a ring or table wraps.
+/// `base + bytes`; `Ring::new` has checked that nothing within a ring wraps.
 #[inline]
 const fn offset(base: GuestAddr, bytes: u64) -> GuestAddr {
     GuestAddr(base.0.wrapping_add(bytes))
-}
-
-/// Copies a descriptor.
-#[inline]
-fn descriptor<M: GuestMemory + ?Sized>(
-    memory: &M,
-    table: GuestAddr,
-    index: u16,
-) -> Result<Descriptor, QueueError> {
-    let mut bytes = [0; DESCRIPTOR_BYTES as usize];
-    memory.read(offset(table, u64::from(index).wrapping_mul(DESCRIPTOR_BYTES)), &mut bytes)?;
-    Ok(zerocopy::transmute!(bytes))
 }

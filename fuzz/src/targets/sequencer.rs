@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use blk_core::op::{Op, Segment};
 use blk_core::order::{Deferred, Done, GuestCache, Order, Request, Sequencer, Started, plan};
 use blk_core::snapshot;
-use blk_core::storage::{Cache, Storage as _};
+use blk_core::storage::{Cache, Storage as _, Submission};
 use blk_core::units::{GuestAddr, SECTOR_BYTES};
 
 use crate::choices;
@@ -129,8 +129,13 @@ impl Rig {
         let segments = foretold.map_or(Vec::new(), |slot| self.fill(slot, request.op));
         let (busy, latched) = (self.disk.disk().is_busy(), self.disk.disk().is_latched());
         let (memory, disk, id) = (&self.memory, &mut self.disk, self.taken);
-        let result = if ask.in_two_steps() {
-            self.queue.start(memory, disk, &request, cache, &segments)
+        let result = if ask.by_other_call() {
+            let slot = foretold.unwrap_or(0);
+            let started = self.queue.start(memory, disk, request, cache, &segments, id);
+            started.map(|submission| match submission {
+                Submission::Pending => Started::InFlight(slot),
+                Submission::Done(result) => Started::Ended(Done { slot, result }),
+            })
         } else {
             self.queue.submit(memory, disk, &request, cache, &segments, id)
         };
@@ -141,9 +146,14 @@ impl Rig {
                 assert!(!self.resetting && !busy && barrier.is_none(), "{request:?} was taken");
                 assert!(request.order == Order::Free || in_use == 0, "a barrier passed older requests");
                 let slot = foretold.expect("a slot was foretold");
-                self.begin(slot, (id, !ask.in_two_steps()), (request, cache), latched);
+                self.begin(slot, id, (request, cache), latched);
                 self.taken += 1;
                 self.started(slot, started);
+                if ask.by_other_call() && self.reported.remove(&slot).is_some() {
+                    // It has no slot any more.
+                    self.live.remove(&slot);
+                    self.ended += 1;
+                }
             }
             Err(Deferred::Busy) => assert!(busy),
             Err(Deferred::Full) => assert_eq!(in_use, SLOTS),
@@ -159,7 +169,7 @@ impl Rig {
     fn begin(
         &mut self,
         slot: u16,
-        (id, attached): (u32, bool),
+        id: u32,
         (request, cache): (Request, GuestCache),
         latched: bool,
     ) {
@@ -175,7 +185,7 @@ impl Rig {
         let stable = request.fua || request.op.mutates() && (cache == GuestCache::WriteThrough || exclusive);
         let ticket = self.oracle.submit(act);
         let plan = plan(&request, cache, self.disk.info());
-        self.live.insert(slot, Known { id, attached, request, plan, given: 0, stable, ticket, latched });
+        self.live.insert(slot, Known { id, request, plan, given: 0, stable, ticket, latched });
     }
 
     /// Checks where the request of a slot stands now that the disk was given what it takes.
@@ -186,8 +196,6 @@ impl Rig {
             Started::InFlight(_) => {
                 let disk = self.disk.disk();
                 assert!(disk.has_operation(0, slot) || disk.is_busy(), "{slot} waits for nothing");
-                drop(disk);
-                self.attach(slot);
             }
             Started::Ended(done) => {
                 self.reported.insert(slot, done.result.is_ok());
@@ -202,15 +210,6 @@ impl Rig {
             let known = self.live.get_mut(&slot).expect("a request is in the slot");
             assert_eq!(Some(op), known.left().next(), "the next operation of {known:?}");
             known.given += 1;
-        }
-    }
-
-    /// What goes on has its payload.
-    fn attach(&mut self, slot: u16) {
-        let known = self.live.get_mut(&slot).expect("a request is in the slot");
-        if !known.attached {
-            known.attached = true;
-            self.queue.attach(slot, known.id);
         }
     }
 
@@ -241,16 +240,15 @@ impl Rig {
         let segments = self.fill(slot, request.op);
         let latched = self.disk.disk().is_latched();
         let (memory, disk) = (&self.memory, &mut self.disk);
-        let started = if ask.in_two_steps() {
+        let started = if ask.by_other_call() {
             self.queue.advance_later::<Memory, _>(disk, slot, &request, cache);
             None
         } else {
             Some(self.queue.advance(memory, disk, slot, &request, cache, &segments))
         };
-        self.begin(slot, (known.id, known.attached), (request, cache), latched);
-        match started {
-            Some(started) => self.started(slot, started),
-            None => self.attach(slot),
+        self.begin(slot, known.id, (request, cache), latched);
+        if let Some(started) = started {
+            self.started(slot, started);
         }
         assert!(self.disk.given.is_empty(), "nothing is submitted before the segments are supplied");
     }
@@ -284,7 +282,7 @@ impl Rig {
 
     fn release(&mut self, slot: u16) {
         let known = self.live.remove(&slot);
-        let payload = known.and_then(|known| known.payload());
+        let payload = known.map(|known| known.id);
         assert_eq!(self.queue.release(slot), payload, "released once, with its payload");
         assert_eq!(self.queue.release(slot), None);
         self.ended += 1;
@@ -328,8 +326,7 @@ impl Rig {
         assert_eq!(self.queue.strays(), 0);
         if !self.resetting {
             let payloads = self.queue.payloads().map(|(slot, id)| (slot, *id));
-            let attached = self.live.iter().filter_map(|(slot, known)| Some((*slot, known.payload()?)));
-            assert!(payloads.eq(attached));
+            assert!(payloads.eq(self.live.iter().map(|(slot, known)| (*slot, known.id))));
             assert_eq!(self.queue.in_use() as usize, self.live.len());
         }
         let safe = disk.info().cache != Cache::Unsafe;

@@ -3,7 +3,7 @@
 use blk_core::op::Op;
 use blk_core::ram::plain_info;
 use blk_core::storage::{Cache, Info};
-use virtio_blk_model::command::{Command, RANGES_MAX, decode, features, ranges, transfer};
+use virtio_blk_model::command::{Command, RANGES_MAX, decode, features, range, ranges, transfer};
 use virtio_blk_model::wire::{Features, RequestHeader, Status};
 use zerocopy::FromBytes as _;
 
@@ -72,7 +72,8 @@ pub fn run(data: &[u8]) {
 }
 
 fn check_ranges(command: Command, bytes: &[u8], info: &Info) {
-    let decoded = ranges(command, bytes, info);
+    let operation = |segment| range(command, segment, info).expect("it was checked");
+    let decoded = ranges(command, bytes, info).map(|list| list.iter().map(operation).collect::<Vec<Op>>());
     let whole = bytes.len().is_multiple_of(16) && (1..=RANGES_MAX).contains(&(bytes.len() / 16));
     let Ok(ops) = decoded else {
         let flags = bytes.chunks_exact(16).any(|segment| segment[12..] != [0; 4]);

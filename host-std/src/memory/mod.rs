@@ -214,15 +214,42 @@ impl MappedMemory {
         self.largest.rest(addr).or_else(|| self.regions.rest(addr))
     }
 
+    /// [`SMALL_BYTES`] bytes from `addr` on, if the largest region has them and they are aligned for `T`.
+    #[inline(always)]
+    fn near<T>(&self, addr: GuestAddr) -> Option<NonNull<T>> {
+        let offset = addr.0.wrapping_sub(self.largest.start);
+        if offset >= self.small_end {
+            return None;
+        }
+        // SAFETY: the offset lies within the region, which is mapped.
+        let at = unsafe { self.largest.host.add(offset as usize) }.cast::<T>();
+        if at.is_aligned() { Some(at) } else { None }
+    }
+
     /// `len` bytes from `addr` on, if one region has them all: nearly always.
     #[inline]
     fn whole(&self, addr: GuestAddr, len: usize) -> Option<NonNull<u8>> {
-        let offset = addr.0.wrapping_sub(self.largest.start);
-        if len <= SMALL_BYTES && offset < self.small_end {
-            // SAFETY: the offset lies within the region, which is mapped.
-            return Some(unsafe { self.largest.host.add(offset as usize) });
+        if len <= SMALL_BYTES
+            && let Some(at) = self.near(addr)
+        {
+            return Some(at);
         }
         self.whole_elsewhere(addr, len)
+    }
+
+    /// Not in the largest region, or not aligned. Out of line, and without a buffer of the caller's.
+    #[cold]
+    #[inline(never)]
+    fn read_u64_pair_elsewhere(&self, addr: GuestAddr) -> Result<[u64; 2], MemoryError> {
+        let mut bytes = [[0; 8]; 2];
+        self.read(addr, bytes.as_flattened_mut())?;
+        Ok(bytes.map(u64::from_le_bytes))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_u32_pair_elsewhere(&self, addr: GuestAddr, words: [u32; 2]) -> Result<(), MemoryError> {
+        self.write(addr, words.map(u32::to_le_bytes).as_flattened())
     }
 
     /// Longer, or not in the largest region. Out of line, so that what is inlined into a ring's code is short.
@@ -256,22 +283,41 @@ impl MappedMemory {
         Ok(())
     }
 
-    /// Who has an aligned u16, if it is not mapped.
+    /// An aligned u16 in any region.
+    #[inline]
+    fn u16_at(&self, addr: GuestAddr) -> Option<&AtomicU16> {
+        let at = self.whole(addr, 2)?.cast::<AtomicU16>();
+        // SAFETY: two mapped bytes, and aligned, that live as long as `self`. Rust code accesses them only atomically or volatile
+        // as memory shared with others; an atomic has interior mutability, so the reference asserts nothing about them.
+        at.is_aligned().then(|| unsafe { at.as_ref() })
+    }
+
     #[cold]
+    #[inline(never)]
+    fn load_u16_elsewhere(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        if let Some(at) = self.u16_at(addr) {
+            return Ok(u16::from_le(at.load(Ordering::Acquire)));
+        }
+        // Messages are taken in order.
+        let mut bytes = [0; 2];
+        self.remote_u16(addr)?.read(addr, &mut bytes)?;
+        Ok(u16::from_le_bytes(bytes))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_u16_elsewhere(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
+        if let Some(at) = self.u16_at(addr) {
+            at.store(value.to_le(), Ordering::Release);
+            return Ok(());
+        }
+        self.remote_u16(addr)?.write(addr, &value.to_le_bytes())
+    }
+
+    /// Who has an aligned u16, if it is not mapped.
     fn remote_u16(&self, addr: GuestAddr) -> Result<&dyn RemoteMemory, MemoryError> {
         let (memory, left) = self.regions.remote(addr).ok_or(MemoryError)?;
         if left >= 2 && addr.0.is_multiple_of(2) { Ok(memory) } else { Err(MemoryError) }
-    }
-
-    #[inline]
-    fn u16_at(&self, addr: GuestAddr) -> Result<&AtomicU16, MemoryError> {
-        let at = self.whole(addr, 2).ok_or(MemoryError)?.cast::<AtomicU16>();
-        if !at.is_aligned() {
-            return Err(MemoryError);
-        }
-        // SAFETY: two mapped, aligned bytes that live as long as `self`. Rust code accesses them only atomically or volatile
-        // as memory shared with others; an atomic has interior mutability, so the reference asserts nothing about them.
-        Ok(unsafe { at.as_ref() })
     }
 }
 
@@ -311,23 +357,38 @@ impl GuestMemory for MappedMemory {
     }
 
     #[inline]
-    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
-        if let Ok(at) = self.u16_at(addr) {
-            return Ok(u16::from_le(at.load(Ordering::Acquire)));
+    fn read_u64_pair(&self, addr: GuestAddr) -> Result<[u64; 2], MemoryError> {
+        let Some(at) = self.near::<u64>(addr) else { return self.read_u64_pair_elsewhere(addr) };
+        // SAFETY: `at` is aligned, and `near` has found more than 16 mapped bytes from it on; `self` keeps them so.
+        let words = unsafe { [at.read_volatile(), at.add(1).read_volatile()] };
+        Ok(words.map(u64::from_le))
+    }
+
+    #[inline]
+    fn write_u32_pair(&self, addr: GuestAddr, words: [u32; 2]) -> Result<(), MemoryError> {
+        let Some(at) = self.near::<u32>(addr) else { return self.write_u32_pair_elsewhere(addr, words) };
+        let [first, second] = words.map(u32::to_le);
+        // SAFETY: `at` is aligned, and `near` has found more than 8 mapped, writable bytes from it on; `self` keeps them so.
+        unsafe {
+            at.write_volatile(first);
+            at.add(1).write_volatile(second);
         }
-        // Messages are taken in order.
-        let mut bytes = [0; 2];
-        self.remote_u16(addr)?.read(addr, &mut bytes)?;
-        Ok(u16::from_le_bytes(bytes))
+        Ok(())
+    }
+
+    #[inline]
+    fn load_u16_acquire(&self, addr: GuestAddr) -> Result<u16, MemoryError> {
+        let Some(at) = self.near::<AtomicU16>(addr) else { return self.load_u16_elsewhere(addr) };
+        // SAFETY: as in `u16_at`.
+        Ok(u16::from_le(unsafe { at.as_ref() }.load(Ordering::Acquire)))
     }
 
     #[inline]
     fn store_u16_release(&self, addr: GuestAddr, value: u16) -> Result<(), MemoryError> {
-        if let Ok(at) = self.u16_at(addr) {
-            at.store(value.to_le(), Ordering::Release);
-            return Ok(());
-        }
-        self.remote_u16(addr)?.write(addr, &value.to_le_bytes())
+        let Some(at) = self.near::<AtomicU16>(addr) else { return self.store_u16_elsewhere(addr, value) };
+        // SAFETY: as in `u16_at`.
+        unsafe { at.as_ref() }.store(value.to_le(), Ordering::Release);
+        Ok(())
     }
 
     #[inline]

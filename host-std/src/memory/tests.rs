@@ -49,6 +49,29 @@ fn indices_are_little_endian_aligned_and_inside_one_region() {
 }
 
 #[test]
+fn words_are_the_bytes_that_a_copy_has_wherever_they_are() {
+    let memory = two_regions();
+    let data: Vec<u8> = (0..=255).cycle().take(0x2000).collect();
+    memory.write(A, &data).unwrap();
+    // Aligned or not, near the end of a region, across two, at a hole and beyond everything.
+    let ends = [0x1000, 0x1f80, 0x2f80, 0x8000, u64::MAX - 32];
+    for addr in ends.into_iter().flat_map(|end| end..end.saturating_add(0x88)).map(GuestAddr) {
+        let mut bytes = [0; 16];
+        let copied = memory.read(addr, &mut bytes).map(|()| u128::from_le_bytes(bytes));
+        let words = memory.read_u64_pair(addr).map(|[low, high]| u128::from(low) | u128::from(high) << 64);
+        assert_eq!(words, copied, "{addr:?}");
+
+        let mut bytes = [0; 8];
+        let written = memory.write_u32_pair(addr, [0x0403_0201, 0x0807_0605]);
+        assert_eq!(written.is_ok(), memory.contains(addr, 8), "{addr:?}");
+        if written.is_ok() {
+            memory.read(addr, &mut bytes).unwrap();
+            assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8], "{addr:?}");
+        }
+    }
+}
+
+#[test]
 fn an_anchor_outlives_the_memory_that_gave_it() {
     let memory = MappedMemory::shared(&[(A, 0x1000)]).unwrap();
     memory.write(A, b"kept").unwrap();

@@ -147,7 +147,7 @@ impl Started {
             let (memory, list) = (io.guest.memory, &*io.guest.list);
             stage
                 .sequencer
-                .start(memory, io.storage, &request, self.cache, list)
+                .submit(memory, io.storage, &request, self.cache, list, ())
                 .map_err(|_| Standing::Deferred)?
         } else {
             let again = matches!(step, Step::Again);

@@ -5,7 +5,7 @@ use super::{Done, Sequencer};
 use crate::mutant::{Mutant, active};
 use crate::op::{Op, Segment};
 use crate::order::plan::{Order, Plan, Request};
-use crate::storage::{IoError, Storage, Submission};
+use crate::storage::{Busy, IoError, Storage, Submission};
 use crate::units::{Extent, SECTOR_BYTES, Tag};
 
 impl<T> Slot<T> {
@@ -15,8 +15,8 @@ impl<T> Slot<T> {
         #[cfg(feature = "mutants")]
         {
             // A flush belongs to the operation that it follows.
-            self.op =
-                if _op == Op::Flush && self.stage != Stage::Free { self.op.or(Some(_op)) } else { Some(_op) };
+            let op = &mut self.noted.op;
+            *op = if _op == Op::Flush && self.stage != Stage::Free { op.or(Some(_op)) } else { Some(_op) };
             if _op == Op::Flush
                 && matches!(submission, Submission::Done(Err(_)))
                 && active(Mutant::FlushErrorSwallowed)
@@ -32,7 +32,7 @@ impl<T> Slot<T> {
     pub(super) fn reported(&self, result: Result<(), IoError>) -> Result<(), IoError> {
         #[cfg(feature = "mutants")]
         {
-            let flush = !matches!(self.stage, Stage::Data { .. }) || self.op == Some(Op::Flush);
+            let flush = !matches!(self.stage, Stage::Data { .. }) || self.noted.op == Some(Op::Flush);
             if flush && active(Mutant::FlushErrorSwallowed) {
                 return Ok(());
             }
@@ -69,7 +69,7 @@ impl<T, const N: usize> Sequencer<T, N> {
                 return true;
             }
             if active(Mutant::FlushSkippedByGeneration) {
-                return !core::mem::take(&mut self.dirty);
+                return !core::mem::take(&mut self.defects.dirty);
             }
         }
         false
@@ -95,7 +95,7 @@ impl<T, const N: usize> Sequencer<T, N> {
     pub(super) fn acked_early(&mut self) -> Option<Done> {
         let slot = self.slots.iter().position(|s| s.stage == Stage::AckEarly)?;
         let slot = u16::try_from(slot).ok()?;
-        self.reach(slot, Stage::Ended, Ok(())).done()
+        self.ended(slot, Ok(())).done()
     }
 
     /// Whether a mutant lets an exclusive request start beside older ones.
@@ -106,8 +106,24 @@ impl<T, const N: usize> Sequencer<T, N> {
         }
     }
 
+    /// Gives the storage an operation, or the mutant's half of it.
+    #[inline(always)]
+    pub(super) fn hand_over<M: ?Sized, S: Storage<M> + ?Sized>(
+        memory: &M,
+        storage: &mut S,
+        tag: Tag,
+        op: Op,
+        segments: &[Segment],
+    ) -> Result<Submission, Busy> {
+        if cfg!(feature = "mutants") && active(Mutant::HalfWrite) {
+            let (op, half) = Self::first_half(op, segments);
+            return storage.submit(memory, tag, op, half.as_ref().map_or(segments, core::slice::from_ref));
+        }
+        storage.submit(memory, tag, op, segments)
+    }
+
     /// The mutant's write: the first of two sectors, and the segment that holds it.
-    pub(super) fn first_half(op: Op, segments: &[Segment]) -> (Op, Option<Segment>) {
+    fn first_half(op: Op, segments: &[Segment]) -> (Op, Option<Segment>) {
         match (op, segments.first()) {
             (Op::Write { extent, fua }, Some(&first)) if extent.sectors == 2 => {
                 let half = match first {

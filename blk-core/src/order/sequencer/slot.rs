@@ -1,8 +1,8 @@
 //! Slot of a sequencer: a request, and how far its plan is.
 
+use super::noted::Noted;
 use crate::op::Op;
 use crate::order::plan::Plan;
-use crate::storage::IoError;
 
 /// Stage of a slot in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,26 +62,25 @@ pub(super) enum Next {
     PostFlush,
 }
 
-/// How far a plan went: a stage, with the result if that is [`Stage::Ended`].
-pub(super) type Reached = (Stage, Result<(), IoError>);
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Slot<T> {
     pub(super) stage: Stage,
     pub(super) generation: u16,
     pub(super) payload: Option<T>,
-    /// The operation, for the mutants that need to know it.
-    #[cfg(feature = "mutants")]
-    pub(super) op: Option<Op>,
+    pub(super) noted: Noted,
 }
 
 impl<T> Slot<T> {
-    pub(super) const FREE: Self = Self {
-        stage: Stage::Free,
-        generation: 0,
-        payload: None,
-        #[cfg(feature = "mutants")]
-        op: None,
-    };
+    pub(super) const FREE: Self =
+        Self { stage: Stage::Free, generation: 0, payload: None, noted: Noted::NOTHING };
+
+    /// Makes the slot free, of its payload apart. Nothing is left of what it did: neither a snapshot nor a completion that comes too
+    /// late can tell.
+    #[inline]
+    pub(super) const fn clear(&mut self) {
+        self.stage = Stage::Free;
+        self.generation = 0;
+        self.noted = Noted::NOTHING;
+    }
 }

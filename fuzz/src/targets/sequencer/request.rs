@@ -15,7 +15,7 @@ record! {
     pub struct Ask {
         /// Operation, FUA, order, the cache as the guest was told: see [`Ask::request`].
         pub what: u8,
-        /// First sector and length. Bit 5: in two steps, by `start` and `attach`, or by `advance_later`.
+        /// First sector and length. Bit 5: by `start` instead of `submit`, or by `advance_later`.
         pub at: u8,
     }
 }
@@ -26,8 +26,8 @@ impl Ask {
         Extent::new(start, (1 + u64::from(self.at >> 3) % 4).min(SECTORS - start))
     }
 
-    /// Whether the owner first does half of it: see `at`.
-    pub const fn in_two_steps(self) -> bool {
+    /// Whether the owner makes the other one of two calls: see `at`.
+    pub const fn by_other_call(self) -> bool {
         self.at & 0x20 != 0
     }
 
@@ -52,8 +52,6 @@ impl Ask {
 pub struct Known {
     /// The payload.
     pub id: u32,
-    /// Whether the slot has it: what `start` began and ended at once has none.
-    pub attached: bool,
     /// What was asked.
     pub request: Request,
     /// What the disk has to do for it.
@@ -74,10 +72,5 @@ impl Known {
         let Plan { flush_before, op, flush_after, .. } = self.plan;
         let flush = |flush: bool| flush.then_some(Op::Flush);
         [flush(flush_before), Some(op), flush(flush_after)].into_iter().flatten().skip(self.given)
-    }
-
-    /// The payload that the slot has.
-    pub const fn payload(&self) -> Option<u32> {
-        if self.attached { Some(self.id) } else { None }
     }
 }
