@@ -78,7 +78,8 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) const fn new(controller: &'static Controller, bytes: u64) -> Self {
         let info = plain_info(bytes, Cache::WriteBack);
-        Self { controller, info: Info { segments_max: SEGMENTS as u16, ..info }, tags: [None; SLOTS] }
+        let info = Info { segments_max: SEGMENTS as u16, holds: false, ..info };
+        Self { controller, info, tags: [None; SLOTS] }
     }
 }
 
@@ -97,7 +98,7 @@ impl<M: GuestMemory + ?Sized> Storage<M> for Driver {
             Op::Read { .. } => READ,
             Op::Write { .. } => WRITE,
             Op::Flush => FLUSH,
-            Op::WriteZeroes { .. } | Op::Discard { .. } => return refuse(IoErrorKind::Unsupported.into()),
+            _ => return refuse(IoErrorKind::Unsupported.into()),
         };
         let slot = self.tags.iter().position(Option::is_none).ok_or(Busy)?;
         let block = &self.controller.blocks[slot];
