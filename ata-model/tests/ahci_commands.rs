@@ -15,7 +15,7 @@ mod rig;
 
 use ata_model::Hba;
 use blk_core::op::Op;
-use blk_core::snapshot::{SnapshotError, load, save};
+use blk_core::snapshot::{Snapshot, SnapshotError, load, save};
 use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::Extent;
 use rig::ahci::*;
@@ -418,7 +418,7 @@ fn an_hba_with_a_command_in_execution_is_not_saved() {
     rig.disk().hold = true;
     rig.prepare(0, 0, cmd(0x35).lba(1).count(1), &[(DATA, 512)]);
     rig.go(1);
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = [0; Hba::<2>::BYTES_MAX];
     assert_eq!(save(rig.hba(), &mut buffer), Err(SnapshotError::NotQuiet));
     let memory = rig.memory;
     rig.disk().release(&memory);

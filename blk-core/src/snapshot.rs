@@ -9,6 +9,7 @@
 use core::fmt;
 
 use crc::{CRC_32_ISCSI, Crc};
+use postcard::experimental::max_size::MaxSize;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::bus::Quiet;
@@ -16,13 +17,19 @@ use crate::bus::Quiet;
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// A device whose state can be saved and restored.
-pub trait Snapshot: Quiet + Serialize + DeserializeOwned {
+pub trait Snapshot: Quiet + Serialize + DeserializeOwned + MaxSize {
     /// What kind of device it is. A snapshot of another kind is refused.
     const KIND: Kind;
+
+    /// Bytes of a snapshot at most: a buffer that is as long never is [too short](SnapshotError::BufferTooShort).
+    const BYTES_MAX: usize = {
+        let frame = Kind::POSTCARD_MAX_SIZE.saturating_add(size_of::<u32>());
+        frame.saturating_add(Self::POSTCARD_MAX_SIZE)
+    };
 }
 
 /// Kind of a snapshot: a device type's name, the version of its state's layout, and the sizes in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, MaxSize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Kind {
     /// Four letters that name the device type.
@@ -172,7 +179,7 @@ mod tests {
         assert_eq!(encode(KIND, &sequencer, &mut [0; 8]), Err(SnapshotError::BufferTooShort));
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize, MaxSize)]
     struct Busy(bool);
 
     impl Quiet for Busy {
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     fn only_a_quiet_device_is_saved_and_only_one_comes_back() {
-        let mut buffer = [0; 32];
+        let mut buffer = [0; Busy::BYTES_MAX];
         assert_eq!(save(&Busy(true), &mut buffer), Err(SnapshotError::NotQuiet));
         let saved = save(&Busy(false), &mut buffer).unwrap();
         assert_eq!(load(saved), Ok(Busy(false)));

@@ -8,13 +8,19 @@ pub const SECTOR_BYTES: u32 = 512;
 /// One fixed unit, as in Linux's `sector_t`, keeps divisions by a guest-chosen block size out of every
 /// path behind the command decoders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Lba(pub u64);
 
 /// A run of 512-byte sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Extent {
     /// First sector.
@@ -69,7 +75,10 @@ impl Extent {
 
 /// A guest-physical address. An allegation until [`GuestMemory`](crate::memory::GuestMemory) has checked it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct GuestAddr(pub u64);
 
@@ -89,7 +98,10 @@ impl GuestAddr {
 /// All handles of a storage have the same records. The lower 16 bits say what a device keeps there. The upper 16 are the embedder's:
 /// two units over one storage that are to remember different things have different ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct StateKey(pub u32);
 
@@ -98,7 +110,10 @@ pub struct StateKey(pub u32);
 /// `slot` is smaller than the depth that the submitter keeps; `generation` changes with every submission, so
 /// that a completion delivered twice or too late is seen for what it is. It catches bugs and excuses none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Tag {
     /// Index of the submitter's slot, which also names the staging buffer.

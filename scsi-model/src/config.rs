@@ -2,7 +2,10 @@
 
 /// The identity of a logical unit: what INQUIRY and its pages 80h and 83h say. ASCII, padded with spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     /// T10 VENDOR IDENTIFICATION.

@@ -14,6 +14,15 @@ use heapless::Deque;
 )]
 pub(crate) struct Fifo<T, const N: usize>(Deque<T, N>);
 
+/// A length and the items.
+#[cfg(feature = "snapshot")]
+impl<T: postcard::experimental::max_size::MaxSize, const N: usize> postcard::experimental::max_size::MaxSize
+    for Fifo<T, N>
+{
+    const POSTCARD_MAX_SIZE: usize =
+        usize::POSTCARD_MAX_SIZE.saturating_add(N.saturating_mul(T::POSTCARD_MAX_SIZE));
+}
+
 impl<T, const N: usize> Fifo<T, N> {
     pub(crate) const fn new() -> Self {
         Self(Deque::new())

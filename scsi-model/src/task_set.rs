@@ -10,7 +10,10 @@ use crate::fifo::Fifo;
 /// A task attribute: SAM-5, task attributes. ACA is not among them: a unit that says NORMACA=0 has no ACA condition, and a
 /// transport refuses tasks with that attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Attribute {
     /// Starts when no older ORDERED and no HEAD OF QUEUE task is left.
@@ -25,14 +28,20 @@ pub enum Attribute {
 /// The I_T nexus that a task came through: a pair of an initiator port and a target port (SAM-5, I_T nexus). The transport
 /// numbers its nexuses as it likes; one with a single initiator has [`Nexus::default`] only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Nexus(pub u16);
 
 /// A command on its way: what the guest sent, and how much memory it gave for the data. Where that memory is
 /// stays with the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Task {
     /// The transport's name for it, unique among the tasks in the set, of whatever nexus.
@@ -64,7 +73,10 @@ impl core::error::Error for TaskSetFull {}
 
 /// Class of a task in the rules of which may run together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(crate) enum Gate {
     Simple,
     HeadOfQueue,
@@ -118,7 +130,10 @@ pub(crate) struct Front<'a> {
 /// Tasks start strictly in this order. That is all the clause asks for: whatever runs is then older than whatever waits,
 /// or HEAD OF QUEUE, so that "everything older has ended" reads "nothing runs".
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(crate) struct TaskSet<const N: usize> {
     waiting: Fifo<Task, N>,
     running: Running,
@@ -129,7 +144,10 @@ pub(crate) struct TaskSet<const N: usize> {
 
 /// Number of running tasks of each class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 struct Running {
     simple: u16,
     head_of_queue: u16,

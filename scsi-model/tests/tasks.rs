@@ -12,7 +12,7 @@
 mod rig;
 
 use blk_core::op::Op;
-use blk_core::snapshot::{SnapshotError, load, save};
+use blk_core::snapshot::{Snapshot, SnapshotError, load, save};
 use blk_core::storage::{Cache, IoError, IoErrorKind};
 use blk_core::units::Lba;
 use rig::{BLOCK, Disk, Rig, TAGS};
@@ -466,7 +466,7 @@ fn the_state_survives_save_and_restore_in_mid_flight() {
 fn a_unit_with_a_task_or_a_reset_under_way_is_not_saved() {
     let mut rig = Rig::new();
     rig.disk.held = true;
-    let mut buffer = vec![0; 1 << 14];
+    let mut buffer = [0; LogicalUnit::<TAGS>::BYTES_MAX];
     rig.enqueue(0, Attribute::Simple, &write(0), &[1; BLOCK], 0);
     assert_eq!(save(&rig.unit, &mut buffer), Err(SnapshotError::NotQuiet), "it waits");
     rig.poll();

@@ -14,7 +14,10 @@ use crate::wire::{ConfigSpace, DeviceStatus, Features};
 
 /// Interface of the device, one of the two of VIRTIO 1.3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Interface {
     /// With VERSION_1.
@@ -29,7 +32,10 @@ pub enum Interface {
 
 /// Configuration that an embedder chooses. The rest follows from the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     /// The serial that GET_ID returns, padded with zeroes.
@@ -67,7 +73,10 @@ impl Default for Config {
 
 /// A change that waits for every queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(crate) enum Change {
     /// None.
     None,
@@ -81,7 +90,10 @@ pub(crate) enum Change {
 
 /// The part of a device that its queues only see as a [`DeviceView`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Control {
     pub(crate) config: Config,
     status: DeviceStatus,

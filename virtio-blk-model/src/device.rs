@@ -20,7 +20,10 @@ pub use blk_core::virtio::Polled;
 ///
 /// Queue `n` works on storage handle `n`; handles without a queue and queues without a handle are left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Blk<const Q: usize, const N: usize> {
     control: Control,
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]

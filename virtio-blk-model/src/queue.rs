@@ -25,7 +25,10 @@ use self::requests::Requests;
 ///
 /// It is polled by whoever owns it, with the storage handle that is its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Queue<const N: usize> {
     ring: virtq::Queue,
     requests: Requests<N>,

@@ -7,7 +7,7 @@ mod common;
 
 use blk_core::bus::WriteStatus;
 use blk_core::op::Op;
-use blk_core::snapshot::{SnapshotError, load, save};
+use blk_core::snapshot::{Snapshot, SnapshotError, load, save};
 use blk_core::storage::{Cache, IoErrorKind};
 use blk_core::units::Extent;
 use common::*;
@@ -385,7 +385,7 @@ fn a_device_with_a_request_in_flight_is_not_saved_and_one_without_goes_on_elsewh
     machine.disks[0].eager = false;
     machine.send(IN, 2, &[(DATA, 512, WRITE)]);
     machine.poll();
-    let mut buffer = vec![0; 1 << 14];
+    let mut buffer = [0; Mmio::<1, 8>::BYTES_MAX];
     assert_eq!(save(&machine.device, &mut buffer), Err(SnapshotError::NotQuiet));
     let reset = machine.device.device_mut().reset(&machine.memory, &mut machine.disks);
     assert_eq!(reset, WriteStatus::Pending);

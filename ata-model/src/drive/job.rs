@@ -19,7 +19,10 @@ pub enum Taken {
 
 /// Effect of a completed flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Then {
     Nothing,
     CacheOff,
@@ -28,7 +31,10 @@ pub(super) enum Then {
 
 /// The command in execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Job {
     Idle,
     /// `moving` sectors of `left` are with the storage.
@@ -61,7 +67,10 @@ pub(super) enum Job {
 
 /// Whose an operation in flight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Owner {
     /// The command in execution.
     NonQueued,

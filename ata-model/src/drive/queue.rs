@@ -12,7 +12,10 @@ use crate::command::Direction;
 
 /// The queued commands, by tag.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Queue<const N: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     entries: [Entry; N],
@@ -25,7 +28,10 @@ pub(super) struct Queue<const N: usize> {
 
 /// A queued command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Entry {
     Free,
     /// A read with FUA: what others have written is to be made stable first.
@@ -79,7 +85,10 @@ impl Entry {
 
 /// What is left of a queued command. Its length has 32 bits: that is 2 TiB, and 65,536 blocks are the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Transfer {
     start: Lba,
     sectors: u32,
@@ -100,7 +109,10 @@ impl Transfer {
 
 /// Whether commands are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum State {
     Open,
     /// The queue ends when nothing of it is with the storage any more.
@@ -111,7 +123,10 @@ pub(super) enum State {
 
 /// Why the queue ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct QueueError {
     /// The queued command that failed; `None` for a command that was not a queued one.
@@ -135,7 +150,10 @@ impl core::error::Error for QueueError {}
 
 /// Way in which a host is told that a queue has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Reply {
     /// As the answer to the command that has just come.

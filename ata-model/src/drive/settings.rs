@@ -4,7 +4,10 @@ use crate::command::Geometry;
 
 /// The transfer mode that SET FEATURES 03h selected. A model transfers at the same speed in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum TransferMode {
     /// PIO only.
@@ -35,7 +38,10 @@ impl TransferMode {
 
 /// The settings that power-on and a hardware reset give their defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Settings {
     /// SET FEATURES 02h and 82h. Counts only where the storage has a volatile cache.

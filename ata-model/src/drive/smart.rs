@@ -11,7 +11,10 @@ const SELF_TESTS: usize = 21;
 
 /// SMART state. It outlives resets, as it does in a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Smart {
     /// SMART ENABLE / DISABLE OPERATIONS.
     pub enabled: bool,

@@ -18,7 +18,10 @@ use crate::command::{Interface, Power, Protocol, Row};
 /// A drive whose commands use up to `N` slots of the storage's handle: one by one, or, behind [`Interface::Serial`] and with more
 /// than one slot, up to `N` queued ones (32 at most).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Drive<const N: usize> {
     pub(super) config: DriveConfig,
     pub(super) interface: Interface,

@@ -19,7 +19,10 @@ const CAPABLE: u8 = 0x60;
 
 /// The registers of one channel, eight bytes of I/O space, and the transfer that Start began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct BusMaster {
     /// Whether memory may be accessed.
     permitted: bool,
@@ -151,7 +154,10 @@ impl BusMaster {
 /// A table ends with the entry that says so, or at the 64 KiB boundary that it may not cross: 8,192 entries bound
 /// every walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Cursor {
     entry: u32,
     last: bool,

@@ -19,7 +19,10 @@ use crate::drive::DriveConfig;
 ///
 /// Interrupt line n and storage handles 2n and 2n+1 are channel n's; a missing drive's handle is not used.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct IdeController {
     channels: [Channel; 2],
 }

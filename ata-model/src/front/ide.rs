@@ -57,7 +57,10 @@ const DIAGNOSED: u8 = 0x01;
 /// assert_eq!(disks[0].medium().bytes()[7 * 512..8 * 512], [0x5a; 512]);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Channel {
     pub(super) units: [Option<Unit>; 2],
     /// The DEV bit: device 1 is selected.
@@ -79,7 +82,10 @@ pub struct Staged {
 
 /// A drive with its registers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Unit {
     pub(super) drive: Drive<1>,
     task: TaskFile,
@@ -92,7 +98,10 @@ pub(super) struct Unit {
 
 /// Phase of the selected drive's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Phase {
     /// There is none.
     Idle,

@@ -59,7 +59,10 @@ const PAIR: u32 = 4 << 4 | 8;
 /// assert_eq!(ports.value, 0b11, "PI");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct PciAhci<const P: usize> {
     hba: Hba<P>,
     index: u32,

@@ -24,7 +24,10 @@ const UDMA_SETTINGS: u32 = 0x3333_000f;
 
 /// Model of the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeChip {
     /// 8086:7010, whose drives go to multiword DMA mode 2.
@@ -35,7 +38,10 @@ pub enum PciIdeChip {
 
 /// Address mode of both channels: where they are found, and how they interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum PciIdeMode {
     /// Where their BARs are (class 010185h), by INTA.
@@ -83,7 +89,10 @@ pub enum PciIdeMode {
 /// assert_eq!(status.value, 0x50);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct PciIde {
     controller: IdeController,
     chip: PciIdeChip,

@@ -22,6 +22,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Status {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for Status {
     fn format(&self, formatter: defmt::Formatter<'_>) {
@@ -45,6 +51,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for ErrorBits {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for ErrorBits {
     fn format(&self, formatter: defmt::Formatter<'_>) {
@@ -64,6 +76,12 @@ bitflags! {
         /// Of a queued command: Force Unit Access. Obsolete and a one in others.
         const FUA = 0x80;
     }
+}
+
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for DeviceBits {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
 }
 
 #[cfg(feature = "defmt")]
@@ -87,6 +105,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Control {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for Control {
     fn format(&self, formatter: defmt::Formatter<'_>) {
@@ -96,7 +120,10 @@ impl defmt::Format for Control {
 
 /// A register that is two deep: 48-bit commands use both bytes, 28-bit commands the current one only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Pair {
     /// The byte written last.
@@ -127,7 +154,10 @@ impl Pair {
 
 /// The registers that make up a command, and those that its outcome is reported in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TaskFile {
     /// Features.

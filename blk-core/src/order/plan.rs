@@ -7,7 +7,10 @@ use crate::storage::{Cache, Info};
 
 /// Order of a request among the others of its device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Order {
     /// May run in any order with others in flight.
@@ -20,7 +23,10 @@ pub enum Order {
 
 /// A guest's request, decoded: what to do, whether it must be stable when it is done, and in which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Request {
     /// What to do.
@@ -53,7 +59,10 @@ impl Request {
 
 /// Write cache setting that the guest was told when it made a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum GuestCache {
     /// Completed writes are stable: the guest need not flush, and will not.
@@ -64,7 +73,10 @@ pub enum GuestCache {
 
 /// The host operations that keep a request's promise, in this order, each submitted after the one before completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Plan {
     /// Wait until nothing older is in flight, and hold what is younger.

@@ -2,7 +2,10 @@
 
 /// A set of the slots below `N`, which is 1 to 128. Up to 64 it costs what one word costs: the compiler leaves the other out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct SlotSet<const N: usize> {
     low: u64,
     high: u64,

@@ -2,7 +2,10 @@
 
 /// A message that signals an interrupt: a write of `data` to `address` (PCI 3.0, 6.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Message {
     /// Where to; dword-aligned.
@@ -13,7 +16,10 @@ pub struct Message {
 
 /// A capability of a function. The order in [`Function::capabilities`](super::Function::capabilities) is the order of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Capability {
     /// Power management with D0 and D3hot (PCI Power Management 1.2, 3.2). State is kept in D3hot: No_Soft_Reset is set.

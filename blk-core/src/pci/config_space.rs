@@ -70,7 +70,10 @@ pub(super) struct Window {
 
 /// A function's configuration space.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct ConfigSpace {
     function: Function,
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
@@ -82,7 +85,10 @@ pub struct ConfigSpace {
 
 /// Where the capabilities are that an access may depend on; 0 for one that is not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 struct Places {
     msi: u8,
     msix: u8,

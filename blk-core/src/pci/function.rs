@@ -11,7 +11,10 @@ const HEADER_END: u8 = 0x40;
 
 /// Identity of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Identity {
     /// Vendor.
@@ -49,7 +52,10 @@ impl Identity {
 
 /// A base address register (PCI 3.0, 6.2.5.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Bar {
     /// None: reads as zeroes.
@@ -76,7 +82,10 @@ pub enum Bar {
 
 /// Description of a function by its front.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Function {
     /// Identity.
     pub identity: Identity,

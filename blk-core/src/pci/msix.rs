@@ -13,7 +13,10 @@ const MASKED: u32 = 1;
 /// All vectors are masked after a reset (6.8.2.9). A masked vector's interrupt is kept as a pending bit, and its message
 /// is due when it is unmasked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct MsixTable<const V: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     entries: [Entry; V],
@@ -21,7 +24,10 @@ pub struct MsixTable<const V: usize> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 struct Entry {
     message: Message,
     control: u32,

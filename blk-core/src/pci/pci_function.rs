@@ -11,7 +11,10 @@ use crate::bus::{
 
 /// Permissions that configuration space gives the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Permissions {
     /// It may access memory. Without it nothing new may be begun that does; what is in flight ends.
@@ -50,7 +53,10 @@ pub trait Endpoint {
 
 /// Owner of the MSI-X table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum MsixOwner {
     /// The function: it masks, keeps pending bits, and knows the messages.
@@ -86,7 +92,10 @@ pub enum MsixOwner {
 /// Interrupt line 0 is the INTx pin, by level. Line `1 + v` is message `v`: each change of it, always to high, is one to
 /// be sent, as [`Self::message`] says where to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct PciFunction<D, const V: usize> {
     config: ConfigSpace,
     msix: MsixTable<V>,

@@ -84,7 +84,10 @@ const VENDOR: u32 = u32::from_le_bytes(*b"blkm");
 ///
 /// Registers are 32 bits wide and taken by [`Width::Dword`] only (4.2.2.2); configuration space takes any width.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Mmio<D> {
     device: D,
     selectors: Selectors,
@@ -94,7 +97,10 @@ pub struct Mmio<D> {
 
 /// Registers of the legacy interface only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 struct LegacyRegisters {
     page_bytes: u32,
     /// Alignment of the used ring. One for all queues: drivers write it before each `QUEUE_PFN`.

@@ -30,6 +30,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for DeviceStatus {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for DeviceStatus {
     fn format(&self, formatter: defmt::Formatter<'_>) {

@@ -104,7 +104,10 @@ const RING_RESET: u64 = 1 << 40;
 /// answered when bus mastering is on again. Only a reset goes on. Writes are then never [`WriteStatus::Pending`], so that
 /// no vCPU waits for what another one has to allow.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct VirtioPci<D> {
     device: D,
     selectors: Selectors,
@@ -121,7 +124,10 @@ pub struct VirtioPci<D> {
 /// The configuration's generation as a driver sees it, 8 bits wide: it moves on when the driver reads what has changed since it
 /// read last, and not with every change, so that it cannot come round in between (4.1.4.3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 struct Generation {
     shown: u8,
     /// The device's, as it was when the driver read last, if it has.

@@ -6,7 +6,10 @@ use crate::virtq::{Queue, RingSetup};
 
 /// The registers that say which half of the features, and which queue, the others are about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Selectors {
     pub(super) device_features: u32,
     pub(super) driver_features: u32,

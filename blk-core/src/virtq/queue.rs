@@ -9,7 +9,10 @@ use crate::memory::GuestMemory;
 use crate::units::GuestAddr;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 enum State {
     /// Not enabled, or reset.
     Off,
@@ -21,7 +24,10 @@ enum State {
 
 /// One virtqueue, seen by the device: its registers, and the ring once it is enabled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Queue {
     size_max: u16,
     setup: RingSetup,

@@ -11,7 +11,10 @@ pub const SIZE_MAX: u16 = 1024;
 
 /// Error of the driver that broke the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum QueueError {
     /// The size is no power of two, 0, or larger than offered (2.7).
@@ -95,7 +98,10 @@ pub struct Buffer {
 
 /// Size and addresses of a ring, as the driver wrote them into registers. [`Queue::enable`](super::Queue::enable) checks them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct RingSetup {
     /// Entries.
@@ -110,7 +116,10 @@ pub struct RingSetup {
 
 /// Position up to which a ring has been processed: free-running indices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct RingPosition {
     /// The next available entry to be taken.
@@ -121,7 +130,10 @@ pub struct RingPosition {
 
 /// The negotiated features that matter to a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct RingFeatures {
     /// VIRTIO_F_INDIRECT_DESC (28).

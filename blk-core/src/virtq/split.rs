@@ -16,7 +16,10 @@ const ENTRIES: u64 = 4;
 
 /// A split ring that is set up. Nothing in it but the guest's addresses and free-running indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Ring {
     descriptors: GuestAddr,
     available: GuestAddr,

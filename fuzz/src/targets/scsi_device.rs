@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use blk_core::bus::Quiet as _;
 use blk_core::op::{Op, Segment};
 use blk_core::storage::{Cache, Storage as _};
 use blk_core::units::GuestAddr;

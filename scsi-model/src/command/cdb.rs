@@ -4,7 +4,10 @@ use zerocopy::FromBytes;
 
 /// A command descriptor block as the guest gave it: its first 16 bytes, and how many were given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Cdb {
     bytes: [u8; 16],

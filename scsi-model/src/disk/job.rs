@@ -15,7 +15,10 @@ use crate::transport::Transport;
 
 /// Effect on the unit when a job has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum After {
     Nothing,
     /// MODE SELECT: these are in force.
@@ -26,7 +29,10 @@ pub(super) enum After {
 
 /// A command's work.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Job {
     /// Moves blocks.
     Transfer(Transfer),

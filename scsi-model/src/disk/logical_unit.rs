@@ -85,7 +85,10 @@ impl core::error::Error for Unsupported {}
 /// # Ok::<(), scsi_model::Unsupported>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct LogicalUnit<const N: usize> {
     pub(super) unit: Unit,
     pub(super) tasks: TaskSet<N>,

@@ -4,7 +4,10 @@ use crate::config::Config;
 
 /// The mode parameters that can be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Settings {
     /// WCE.
     pub(super) write_cache: bool,

@@ -15,7 +15,10 @@ use crate::transport::Transport;
 
 /// A task that runs, in a slot of the sequencer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Started {
     pub(super) tag: u64,
     pub(super) nexus: Nexus,

@@ -13,7 +13,10 @@ use crate::transport::{CHUNK_BYTES, DataError, Direction, Guest, SegmentList, Tr
 
 /// Kind of a block transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Verb {
     Read,
     Write,
@@ -27,7 +30,10 @@ pub(super) enum Verb {
 
 /// Moves blocks in chunks: as many at a time as the guest's segments, the storage and the staging buffer allow.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Transfer {
     verb: Verb,
     extent: Extent,
@@ -40,7 +46,10 @@ pub(super) struct Transfer {
 
 /// Which of a verb's operations it is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 enum Phase {
     /// Keeping others from the blocks that are read, and written as they were found.
     Hold,

@@ -94,6 +94,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Attentions {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
+}
+
 bitflags! {
     /// Settings that a guest has made in a unit. A byte that another process can keep.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +114,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Setting {
+    const POSTCARD_MAX_SIZE: usize = u8::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for Setting {
     fn format(&self, formatter: defmt::Formatter<'_>) {
@@ -117,7 +129,10 @@ impl defmt::Format for Setting {
 
 /// The state of a unit, without its tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Unit {
     pub(super) config: Config,
     /// Mode parameters in force.

@@ -12,7 +12,10 @@ use {
 
 /// What a reset executes once more of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Noted {
     #[cfg(feature = "mutants")]
     op: Option<(Op, Segment)>,
@@ -36,7 +39,10 @@ impl Noted {
 
 /// What the reset that is under way executes once more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Again {
     #[cfg(feature = "mutants")]
     ops: Vec<(Op, Segment), 4>,

@@ -13,7 +13,10 @@ const SEGMENT_BYTES: usize = size_of::<RangeSegment>();
 
 /// A discard or write-zeroes of several segments, of which some are left.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Ranges {
     pub(super) slot: u16,
     /// The request's order, for each range: in a barrier every range has to be stable.

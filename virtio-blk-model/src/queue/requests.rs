@@ -17,7 +17,10 @@ use crate::wire::Status;
 
 /// The requests in flight of a queue, at most `N`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Requests<const N: usize> {
     pub(super) slots: Sequencer<Owner, N>,
     /// One request of several ranges at a time; the next one waits in the ring.
@@ -348,7 +351,10 @@ impl<const N: usize> Requests<N> {
 
 /// A request in flight: what is left to do once the storage is done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Owner {
     /// The driver's, in a chain.
     Driver {

@@ -10,7 +10,10 @@ use crate::wire::{Features, Status};
 /// Where queues have threads of their own, the device publishes a new snapshot with a higher epoch. The change is complete when
 /// every queue [is quiet](super::Queue::is_quiet) in that epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DeviceView {
     /// The negotiated features.

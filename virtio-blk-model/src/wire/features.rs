@@ -46,6 +46,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Features {
+    const POSTCARD_MAX_SIZE: usize = u64::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for Features {
     fn format(&self, formatter: defmt::Formatter<'_>) {

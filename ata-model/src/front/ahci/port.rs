@@ -14,7 +14,10 @@ use crate::wire::{Status, TaskFile};
 
 /// A port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Port {
     pub(super) clb: u64,
     pub(super) fb: u64,
@@ -44,7 +47,10 @@ pub(super) struct Port {
 
 /// The engine that processes the command list (AHCI 1.3.1, 5.3, HBA Port State Machine).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Engine {
     /// CR is clear.
     Stopped,
@@ -58,7 +64,10 @@ pub(super) enum Engine {
 
 /// Where a drive is, if there is one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[allow(
     clippy::large_enum_variant,
     reason = "a device is plain data of a fixed size, and a bay is rarely empty"
@@ -74,7 +83,10 @@ pub(super) enum Bay {
 
 /// A drive with its registers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Unit {
     pub(super) drive: Drive<SLOTS>,
     pub(super) task: TaskFile,
@@ -86,7 +98,10 @@ pub(super) struct Unit {
 
 /// Phase of the drive's commands that are not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Phase {
     /// Nothing: BSY is clear, or the command that set it ends the queue.
     Ready,
@@ -100,7 +115,10 @@ pub(super) enum Phase {
 
 /// A command that is not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Executing {
     pub(super) slot: u8,
     /// Its command header.

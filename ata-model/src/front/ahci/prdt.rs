@@ -9,7 +9,10 @@ use crate::wire::ahci::PrdEntry;
 
 /// A place in a PRD table. Each entry is read once, when its turn comes; 65,535 of them bound every walk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Prdt {
     table: u64,
     entries: u16,

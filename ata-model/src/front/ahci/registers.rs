@@ -49,6 +49,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Interrupts {
+    const POSTCARD_MAX_SIZE: usize = u32::POSTCARD_MAX_SIZE;
+}
+
 /// The bits of PxIE that can be set: those that PxIS has (3.3.6).
 pub(super) const IE_MASK: u32 = 0xfdc0_00ff;
 
@@ -80,6 +86,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Cmd {
+    const POSTCARD_MAX_SIZE: usize = u32::POSTCARD_MAX_SIZE;
+}
+
 impl Cmd {
     /// What software writes and reads back.
     pub(super) const WRITABLE: Self = Self::ST.union(Self::FRE).union(Self::ATAPI).union(Self::DLAE);
@@ -99,6 +111,12 @@ bitflags! {
         /// A device appeared.
         const X = 1 << 26;
     }
+}
+
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Serr {
+    const POSTCARD_MAX_SIZE: usize = u32::POSTCARD_MAX_SIZE;
 }
 
 /// PxTFD.STS of a port without a device, and before one has answered (3.3.8).

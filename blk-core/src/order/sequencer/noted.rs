@@ -4,7 +4,10 @@ use crate::op::Op;
 
 /// What mutants have to know of a slot: its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Noted {
     #[cfg(feature = "mutants")]
     pub(super) op: Option<Op>,
@@ -19,7 +22,10 @@ impl Noted {
 
 /// What mutants have to know of a sequencer: whether anything was changed since the last flush, as QEMU once counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Defects {
     #[cfg(feature = "mutants")]
     pub(super) dirty: bool,

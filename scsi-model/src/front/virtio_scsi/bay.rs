@@ -8,7 +8,10 @@ use crate::disk::{LogicalUnit, Unsupported};
 
 /// A unit and the requests that it has: its tasks are named by their places in the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Attached<const N: usize> {
     pub(super) unit: LogicalUnit<N>,
     pub(super) requests: PendingTable<N>,
@@ -16,7 +19,10 @@ pub(super) struct Attached<const N: usize> {
 
 /// The place of a unit. It is used as an `Option` is, but nothing is moved into it or out of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Bay<const N: usize> {
     occupied: bool,
     attached: Attached<N>,

@@ -20,7 +20,10 @@ use crate::task_set::Nexus;
 
 /// Configuration that an embedder chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     /// Request queues, at most as many as the controller's type has; one at least.
@@ -69,7 +72,10 @@ pub(super) const NEXUS: Nexus = Nexus(0);
 
 /// A task management function that waits for what it aborts. One at a time: the next one stays in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Function {
     pub(super) head: u16,
 }
@@ -84,7 +90,10 @@ pub(super) struct Function {
 ///                     insert, remove, setting, resume: between polls
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Controller<const Q: usize, const L: usize, const N: usize> {
     pub(super) config: Config,
     pub(super) rings: Rings<Q>,

@@ -52,7 +52,10 @@ pub type Pci<const Q: usize, const L: usize, const N: usize> =
 /// # Ok::<(), scsi_model::front::virtio_scsi::NotInserted>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub struct Scsi<const Q: usize, const L: usize, const N: usize> {
     controller: Controller<Q, L, N>,
     status: DeviceStatus,

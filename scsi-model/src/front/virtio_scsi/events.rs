@@ -16,7 +16,10 @@ const EVENT_BYTES: u64 = size_of::<EventData>() as u64;
 
 /// Something that happened to a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Happened {
     /// It appeared.
     Appeared,
@@ -47,7 +50,10 @@ impl Happened {
 
 /// Events that the driver has not been told yet, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Events {
     waiting: Fifo<(Address, Happened), EVENTS_MAX>,
     /// Some were lost for want of buffers.

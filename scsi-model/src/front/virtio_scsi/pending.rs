@@ -8,7 +8,10 @@ use super::wire::Response;
 
 /// Origin of a request, and where its response goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Place {
     /// Index of the ring.
     pub(super) ring: u16,
@@ -20,7 +23,10 @@ pub(super) struct Place {
 
 /// The data of a request: one way or none, for INOUT is not offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) enum Data {
     Out { bytes: u64 },
     In { bytes: u64 },
@@ -50,7 +56,10 @@ impl Data {
 
 /// A request that a logical unit has: the transport's side of a task, whose tag is the place in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Pending {
     pub(super) chain: Place,
     /// The driver's name for it.
@@ -64,7 +73,10 @@ pub(super) struct Pending {
 
 /// The requests of a unit, by their tags.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct PendingTable<const N: usize> {
     #[cfg_attr(feature = "snapshot", serde(with = "serde_big_array::BigArray"))]
     places: [Option<Pending>; N],

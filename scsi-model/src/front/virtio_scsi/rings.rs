@@ -17,7 +17,10 @@ pub const REQUEST: usize = 2;
 
 /// The control queue, the event queue, and `Q` request queues.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Rings<const Q: usize> {
     control: Queue,
     event: Queue,

@@ -9,7 +9,10 @@ const CDB_BYTES_MAX: u16 = 260;
 
 /// Sizes of the parts of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 pub(super) struct Sizes {
     pub(super) sense_bytes: u16,
     pub(super) cdb_bytes: u16,

@@ -28,6 +28,12 @@ bitflags! {
     }
 }
 
+/// Its encoding is its bits.
+#[cfg(feature = "snapshot")]
+impl postcard::experimental::max_size::MaxSize for Features {
+    const POSTCARD_MAX_SIZE: usize = u64::POSTCARD_MAX_SIZE;
+}
+
 #[cfg(feature = "defmt")]
 impl defmt::Format for Features {
     fn format(&self, formatter: defmt::Formatter<'_>) {
@@ -85,7 +91,10 @@ const _: () = assert!(size_of::<ResponseHead>() == 12);
 
 /// Response code of a request: 5.6.6.1 and 5.6.6.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "snapshot", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "snapshot",
+    derive(serde::Serialize, serde::Deserialize, postcard::experimental::max_size::MaxSize)
+)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(u8)]
 pub enum Response {
