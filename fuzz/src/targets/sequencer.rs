@@ -166,20 +166,16 @@ impl Rig {
         assert!(self.disk.given.is_empty(), "the disk was given an operation of a request that was refused");
     }
 
-    fn begin(
-        &mut self,
-        slot: u16,
-        id: u32,
-        (request, cache): (Request, GuestCache),
-        latched: bool,
-    ) {
+    fn begin(&mut self, slot: u16, id: u32, (request, cache): (Request, GuestCache), latched: bool) {
         let act = match request.op {
             Op::Write { extent, .. } => Act::Write(extent, self.oracle.next_value()),
             Op::Read { extent } => Act::Read(extent),
             Op::WriteZeroes { extent, .. } => Act::Zero(extent),
             Op::Discard { extent } => Act::Discard(extent),
             Op::Flush => Act::Flush,
-            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => unreachable!("none is asked for"),
+            Op::Hold { .. } | Op::LoadState { .. } | Op::StoreState { .. } => {
+                unreachable!("none is asked for")
+            }
         };
         let exclusive = request.order == Order::Barrier;
         let stable = request.fua || request.op.mutates() && (cache == GuestCache::WriteThrough || exclusive);

@@ -287,9 +287,12 @@ impl MappedMemory {
     #[inline]
     fn u16_at(&self, addr: GuestAddr) -> Option<&AtomicU16> {
         let at = self.whole(addr, 2)?.cast::<AtomicU16>();
+        if !at.is_aligned() {
+            return None;
+        }
         // SAFETY: two mapped bytes, and aligned, that live as long as `self`. Rust code accesses them only atomically or volatile
         // as memory shared with others; an atomic has interior mutability, so the reference asserts nothing about them.
-        at.is_aligned().then(|| unsafe { at.as_ref() })
+        Some(unsafe { at.as_ref() })
     }
 
     #[cold]

@@ -7,7 +7,6 @@ use blk_core::storage::Storage;
 use {
     blk_core::mutant::{Mutant, active},
     blk_core::units::Tag,
-    heapless::Vec,
 };
 
 /// What a reset executes once more of a request in flight.
@@ -45,27 +44,28 @@ impl Noted {
 )]
 pub(super) struct Again {
     #[cfg(feature = "mutants")]
-    ops: Vec<(Op, Segment), 4>,
+    ops: [Option<(Op, Segment)>; 4],
 }
 
 impl Again {
     pub(super) const NOTHING: Self = Self {
         #[cfg(feature = "mutants")]
-        ops: Vec::new(),
+        ops: [None; 4],
     };
 
     /// A reset begins, with these in flight.
     pub(super) fn note(&mut self, _in_flight: impl Iterator<Item = Noted>) {
         #[cfg(feature = "mutants")]
         if active(Mutant::ResetReexecutes) {
-            self.ops = _in_flight.filter_map(|noted| noted.op).take(4).collect();
+            let ops = _in_flight.filter_map(|noted| noted.op);
+            self.ops.iter_mut().zip(ops).for_each(|(place, op)| *place = Some(op));
         }
     }
 
     /// The reset is over.
     pub(super) fn execute<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, _memory: &M, _storage: &mut S) {
         #[cfg(feature = "mutants")]
-        for (op, segment) in core::mem::take(&mut self.ops) {
+        for (op, segment) in core::mem::take(&mut self.ops).into_iter().flatten() {
             let stray = Tag { slot: 0, generation: u16::MAX };
             let _ = _storage.submit(_memory, stray, op, &[segment]);
         }
