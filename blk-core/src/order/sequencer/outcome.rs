@@ -37,7 +37,8 @@ impl From<Busy> for Deferred {
     }
 }
 
-/// A request has ended. Its slot and payload stay until [`Sequencer::release`] or [`Sequencer::advance`].
+/// A request has ended. Its slot and payload stay until [`release`](super::Sequencer::release) or
+/// [`advance`](super::Sequencer::advance).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Done {
@@ -52,9 +53,10 @@ pub struct Done {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Started {
-    /// It goes on in this slot: [`Sequencer::poll`] or [`Sequencer::needs_segments`] names it.
+    /// It goes on in this slot: [`poll`](super::Sequencer::poll) or
+    /// [`needs_segments`](super::Sequencer::needs_segments) names it.
     InFlight(u16),
-    /// The storage did all of it at once. It is as if [`Sequencer::poll`] had reported it.
+    /// The storage did all of it at once. It is as if [`Sequencer::poll`](super::Sequencer::poll) had reported it.
     Ended(Done),
 }
 
