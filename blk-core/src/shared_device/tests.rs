@@ -67,7 +67,12 @@ fn shared(below: &'static Below) -> Shared {
 }
 
 fn below() -> &'static Below {
-    std::boxed::Box::leak(std::boxed::Box::new(Below { ended: AtomicU32::new(0), within: || {} }))
+    // Kept where it can be found: nothing is leaked.
+    static ALL: Mutex<Vec<&'static Below>> = Mutex::new(Vec::new());
+    let below: &Below =
+        std::boxed::Box::leak(std::boxed::Box::new(Below { ended: AtomicU32::new(0), within: || {} }));
+    ALL.lock().unwrap().push(below);
+    below
 }
 
 #[test]
