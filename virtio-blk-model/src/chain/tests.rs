@@ -100,7 +100,12 @@ fn program() -> impl Strategy<Value = (Vec<Raw>, Vec<Raw>, bool)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    // Miri takes a second for each.
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        cases: if cfg!(miri) { 4 } else { 256 },
+        ..ProptestConfig::default()
+    })]
     #[test]
     fn what_is_usual_is_sorted_the_same_in_general((ring, table, indirect) in program()) {
         if let (Some(usual), sorted) = sort(&ring, &table, indirect) {
