@@ -103,4 +103,16 @@ mod tests {
             assert!(fifo.is_empty() && fifo.front().is_none());
         }
     }
+
+    /// Full of what takes most room.
+    #[cfg(feature = "snapshot")]
+    #[test]
+    fn no_encoding_is_longer_than_the_longest() {
+        use blk_core::snapshot::{Kind, encode};
+        use postcard::experimental::max_size::MaxSize as _;
+        const MOST: usize = Kind::POSTCARD_MAX_SIZE + Fifo::<u64, 200>::POSTCARD_MAX_SIZE + size_of::<u32>();
+        let mut fifo = Fifo::<u64, 200>::new();
+        while fifo.push_back(u64::MAX) {}
+        assert!(encode(Kind::new(*b"FIFO", 1), &fifo, &mut [0; MOST]).is_ok());
+    }
 }

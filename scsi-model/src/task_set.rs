@@ -252,8 +252,7 @@ impl<const N: usize> TaskSet<N> {
         let _ = self.aborted.push_back(tag);
     }
 
-    /// The mutant [`Mutant::ResetReexecutes`]: a running task that a reset drops waits again.
-    #[cfg(feature = "mutants")]
+    /// A running task waits again. Only under a mutant.
     pub(crate) fn run_again(&mut self, task: Task, gate: Gate) {
         self.stopped(gate);
         let _ = self.waiting.push_back(task);

@@ -150,10 +150,7 @@ impl<const N: usize> Drive<N> {
             Direction::Write => Op::Write { extent, fua: false },
         };
         let started = self.submit(memory, storage, &Request::new(op).with_fua(fua), segments)?;
-        #[cfg(feature = "mutants")]
-        if direction == Direction::Write {
-            self.retry = segments.first().map(|&segment| (extent, segment));
-        }
+        self.noted.submitted(direction, extent, segments);
         self.job = Job::Transfer { direction, left, fua, moving: sectors };
         self.settle(started);
         Ok(())
@@ -194,10 +191,7 @@ impl<const N: usize> Drive<N> {
 
     /// An operation of the command in execution has ended.
     fn complete(&mut self, result: Result<(), IoError>) {
-        #[cfg(feature = "mutants")]
-        {
-            self.retry = None;
-        }
+        self.noted.ended();
         self.job = match (self.job, result) {
             (Job::Idle | Job::Ended(_), _) => self.job,
             (job, Err(error)) => {

@@ -20,6 +20,8 @@ mod identify;
 mod job;
 mod limits;
 mod log;
+mod mutants;
+mod noted;
 mod queue;
 mod queued;
 mod reset;

@@ -6,8 +6,8 @@
 //! is aborted. From then on the drive takes nothing but READ LOG EXT of log 10h, which opens the queue again, or a reset.
 
 use blk_core::op::{Op, Segment};
-use blk_core::order::{Deferred, Done, Request, Started};
-use blk_core::storage::{Info, Storage};
+use blk_core::order::{Deferred, Done, Request};
+use blk_core::storage::{Info, IoError, Storage};
 use blk_core::units::Extent;
 use zerocopy::transmute_mut;
 
@@ -20,9 +20,6 @@ use super::state::Drive;
 use super::tags::Tags;
 use crate::command::{Command, Direction, Interface, Power, Queued, Row};
 use crate::wire::{QueueErrorLog, Status};
-
-/// No slot: that of an operation that was done at once is free again.
-const FREE: u16 = u16::MAX;
 
 impl<const N: usize> Drive<N> {
     /// Whether a command that is not a queued one is admitted.
@@ -180,29 +177,24 @@ impl<const N: usize> Drive<N> {
         let (cache, owner) = (self.guest_cache(storage.info()), Owner::Queued(tag));
         // What is in the staging buffer keeps its slot once the operation has ended.
         let submitted = if staged {
-            self.sequencer.submit(memory, storage, &request, cache, segments, owner).map(Started::done)
+            let submitted = self.sequencer.submit(memory, storage, &request, cache, segments, owner);
+            submitted.map(|started| started.done().map(|done| (Some(done.slot), done.result)))
         } else {
             let submitted = self.sequencer.start(memory, storage, request, cache, segments, owner);
-            submitted.map(|submission| submission.done().map(|result| Done { slot: FREE, result }))
+            submitted.map(|submission| submission.done().map(|result| (None, result)))
         };
         let done = submitted.inspect_err(|_| self.queue.turn = tag)?;
-        #[cfg(feature = "mutants")]
-        if transfer.direction == Direction::Write {
-            self.retry = segments.first().map(|&segment| (extent, segment));
-        }
+        self.noted.submitted(transfer.direction, extent, segments);
         let entry = Entry::Moving { transfer, sectors: moving, staged };
         let entry = match done {
             None => entry,
             // Nearly always all of the command, and not through the staging buffer.
-            Some(Done { result: Ok(()), .. }) if !staged && sectors == left.sectors => {
-                #[cfg(feature = "mutants")]
-                {
-                    self.retry = None;
-                }
+            Some((_, Ok(()))) if !staged && sectors == left.sectors => {
+                self.noted.ended();
                 Entry::Ended
             }
-            Some(done) => {
-                self.end_operation(tag, entry, done);
+            Some((slot, result)) => {
+                self.end_operation(tag, entry, slot, result);
                 return Ok(());
             }
         };
@@ -212,21 +204,21 @@ impl<const N: usize> Drive<N> {
 
     /// The operation of a queued command that the storage had has ended.
     pub(super) fn complete_queued(&mut self, tag: u8, done: Done) {
-        self.end_operation(tag, self.queue.entry(tag), done);
+        self.end_operation(tag, self.queue.entry(tag), Some(done.slot), done.result);
     }
 
-    /// The operation that `entry` tells of has ended.
+    /// The operation that `entry` tells of has ended, in `slot` if it still has one: what was done at once has none.
     #[inline(never)]
-    fn end_operation(&mut self, tag: u8, entry: Entry, done: Done) {
-        #[cfg(feature = "mutants")]
+    fn end_operation(&mut self, tag: u8, entry: Entry, slot: Option<u16>, result: Result<(), IoError>) {
+        self.noted.ended();
+        if let (Entry::Moving { transfer, sectors, staged: true }, Some(slot), Ok(())) = (entry, slot, result)
         {
-            self.retry = None;
+            return self.queue.set(tag, Entry::Staged { transfer, sectors, slot });
         }
-        if let (Entry::Moving { transfer, sectors, staged: true }, Ok(())) = (entry, done.result) {
-            return self.queue.set(tag, Entry::Staged { transfer, sectors, slot: done.slot });
+        if let Some(slot) = slot {
+            self.release(slot);
         }
-        self.release(done.slot);
-        let next = match (entry, done.result) {
+        let next = match (entry, result) {
             (Entry::Moving { transfer, sectors, .. }, Ok(())) => moved(transfer, sectors),
             (Entry::Flushing(transfer), Ok(())) => Entry::Due(transfer),
             (entry, Ok(())) => entry,
@@ -263,7 +255,7 @@ impl<const N: usize> Drive<N> {
                 let entry = Entry::Flushing(transfer);
                 match submission.done() {
                     None => self.queue.set(tag, entry),
-                    Some(result) => self.end_operation(tag, entry, Done { slot: FREE, result }),
+                    Some(result) => self.end_operation(tag, entry, None, result),
                 }
                 submitted = true;
             }

@@ -3,8 +3,6 @@
 use blk_core::log;
 use blk_core::mutant::{Mutant, active};
 use blk_core::storage::Storage;
-#[cfg(feature = "mutants")]
-use blk_core::{op::Op, order::Request};
 
 use super::job::Job;
 use super::settings::Settings;
@@ -53,7 +51,6 @@ impl<const N: usize> Drive<N> {
             return false;
         }
         log!(info, "ata: reset is over: {}", reset);
-        #[cfg(feature = "mutants")]
         self.reexecute(memory, storage);
         self.job = Job::Idle;
         self.queue.drop_all(reset == Reset::Stop);
@@ -73,14 +70,5 @@ impl<const N: usize> Drive<N> {
             power => power,
         };
         true
-    }
-
-    /// The mutant that does once more what a reset took away (CVE-2023-5088).
-    #[cfg(feature = "mutants")]
-    fn reexecute<M: ?Sized, S: Storage<M> + ?Sized>(&mut self, memory: &M, storage: &mut S) {
-        if let (true, Some((extent, segment))) = (active(Mutant::ResetReexecutes), self.retry.take()) {
-            let request = Request::new(Op::Write { extent, fua: false });
-            let _ = self.submit(memory, storage, &request, &[segment]);
-        }
     }
 }

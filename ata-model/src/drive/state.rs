@@ -3,13 +3,12 @@
 use blk_core::op::Segment;
 use blk_core::order::{Deferred, GuestCache, Request, Sequencer, Started};
 use blk_core::storage::{Info, Storage};
-#[cfg(feature = "mutants")]
-use blk_core::units::Extent;
 
 use super::config::DriveConfig;
 use super::identify::Identity;
 use super::job::{Job, Owner};
 use super::log::Page;
+use super::noted::Noted;
 use super::queue::Queue;
 use super::settings::Settings;
 use super::smart::Smart;
@@ -31,8 +30,7 @@ pub struct Drive<const N: usize> {
     pub(super) job: Job,
     pub(super) queue: Queue<N>,
     pub(super) sequencer: Sequencer<Owner, N>,
-    #[cfg(feature = "mutants")]
-    pub(super) retry: Option<(Extent, Segment)>,
+    pub(super) noted: Noted,
 }
 
 impl<const N: usize> Drive<N> {
@@ -51,8 +49,7 @@ impl<const N: usize> Drive<N> {
             job: Job::Idle,
             queue: Queue::new(),
             sequencer: Sequencer::new(),
-            #[cfg(feature = "mutants")]
-            retry: None,
+            noted: Noted::NOTHING,
         }
     }
 

@@ -6,6 +6,7 @@ use blk_core::storage::Storage;
 use super::io::Io;
 use super::job::Begun;
 use super::logical_unit::LogicalUnit;
+use super::noted::Noted;
 use super::outcome::{Ended, Outcome};
 use super::started::{End, Stage, Standing, Started, Step};
 use super::unit::Unit;
@@ -200,8 +201,7 @@ impl<const N: usize> LogicalUnit<N> {
                         aborted: false,
                         parameter_bytes: moved_bytes,
                         job,
-                        #[cfg(feature = "mutants")]
-                        task: *task,
+                        noted: Noted::of(task),
                     });
                     match self.step(slot, Step::First, turn, io) {
                         Progress::None => break,

@@ -4,8 +4,6 @@ use core::fmt;
 
 use blk_core::bus::Quiet;
 use blk_core::log;
-#[cfg(feature = "mutants")]
-use blk_core::mutant::{Mutant, active};
 use blk_core::order::Sequencer;
 use blk_core::storage::{Info, IoError};
 
@@ -228,12 +226,10 @@ impl<const N: usize> LogicalUnit<N> {
         log!(info, "scsi: reset of a unit, {} operations in flight: {}", self.sequencer.in_use(), cause);
         self.tasks.abort(Chosen::All);
         for started in self.started.iter_mut().filter_map(Option::take) {
-            #[cfg(feature = "mutants")]
-            if active(Mutant::ResetReexecutes) {
-                self.tasks.run_again(started.task, started.gate);
-                continue;
+            match started.noted.again() {
+                Some(task) => self.tasks.run_again(task, started.gate),
+                None => self.tasks.drop_running(started.tag, started.gate),
             }
-            self.tasks.drop_running(started.tag, started.gate);
         }
         self.due.clear();
         self.sequencer.reset();

@@ -18,6 +18,7 @@ mod job;
 mod limits;
 mod logical_unit;
 mod mode;
+mod noted;
 mod opcodes;
 mod outcome;
 mod reply;

@@ -6,10 +6,9 @@ use blk_core::storage::{Busy, IoError, Storage};
 
 use super::io::{Io, Refusal};
 use super::job::{After, Job};
+use super::noted::Noted;
 use super::unit::Unit;
 use crate::sense::Sense;
-#[cfg(feature = "mutants")]
-use crate::task_set::Task;
 use crate::task_set::{Gate, Nexus};
 use crate::transport::Transport;
 
@@ -29,9 +28,7 @@ pub(super) struct Started {
     /// Bytes that the guest's buffer gave before the job began.
     pub(super) parameter_bytes: u64,
     pub(super) job: Job,
-    /// The task as it came, for the mutant that starts it again.
-    #[cfg(feature = "mutants")]
-    pub(super) task: Task,
+    pub(super) noted: Noted,
 }
 
 /// Where a task stands.
